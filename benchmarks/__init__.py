@@ -1,0 +1,1 @@
+"""Benchmarks: runtimes' sessions, measuring, statistics, the host, the report."""

@@ -1,0 +1,1 @@
+"""Search for gates, and training: the supernet, budgets, fine-tuning."""

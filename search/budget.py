@@ -1,0 +1,200 @@
+"""Budgets: what was asked, what a step of the search expects to cost, and the plan that fits.
+
+A search leaves probabilities; :func:`project` turns them into the plan that meets the budget,
+opening or closing first the gates that were least sure.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from spvit_deploy.cost import CostTable
+from spvit_deploy.errors import BudgetError
+from spvit_deploy.plan import AttentionKind
+from spvit_deploy.search.gates import cumulative
+from spvit_deploy.search.supernet import GateProbabilities
+
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+TOLERANCE = 0.01
+
+
+def parse_budget(text: str, dense: int) -> int:
+    """MACs asked by ``50%`` (of the dense model), ``3.2G``, ``800M`` or a plain number.
+
+    Raises:
+        BudgetError: neither, or not between nothing and the dense model.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([%KMGT]?)\s*", text, re.IGNORECASE)
+    if not match:
+        raise BudgetError(f"Budget '{text}' is not understood.", "Give 50% or 3.2G (MACs).")
+    number, unit = float(match.group(1)), match.group(2).upper()
+    macs = round(dense * number / 100) if unit == "%" else round(number * _UNITS[unit])
+    if not 0 < macs <= dense:
+        raise BudgetError(
+            f"Budget {text} is {format_macs(macs)}; the dense model has {format_macs(dense)}.",
+            "Ask for less than the dense model and more than nothing.",
+        )
+    return macs
+
+
+def format_macs(macs: float) -> str:
+    """Three digits and a unit: ``3.21 GMACs``."""
+    for unit in ("T", "G", "M", "K"):
+        if abs(macs) >= _UNITS[unit]:
+            return f"{macs / _UNITS[unit]:.3g} {unit}MACs"
+    return f"{macs:.0f} MACs"
+
+
+class ExpectedCost:
+    """Expected MACs of a draw as a share of the dense model's, differentiable in the logits."""
+
+    def __init__(self, table: CostTable, device: torch.device) -> None:
+        kinds = tuple(AttentionKind)
+        rows = [[site.attention[kind] for kind in kinds] for site in table.sites]
+        costs = torch.tensor(rows, dtype=torch.float64) / table.dense
+        self._steps = (costs[:, 1:] - costs[:, :-1]).float().to(device)
+        self._units = [site.mlp_unit / table.dense for site in table.sites]
+        self._fixed = table.fixed / table.dense
+
+    def __call__(self, gates: Sequence[Tensor], units: Sequence[Tensor]) -> Tensor:
+        """Gate logits [3] and unit logits [hidden] of each block → scalar."""
+        attention = (cumulative(torch.sigmoid(torch.stack(list(gates)))) * self._steps).sum()
+        shares = zip(units, self._units, strict=True)
+        mlp = torch.stack([torch.sigmoid(logits).sum() * unit for logits, unit in shares]).sum()
+        return attention + mlp + self._fixed
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One block of a plan: open attention gates, and the hidden units kept."""
+
+    kind: AttentionKind
+    keep: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Projection:
+    """The plan that fits, and how far it lies from what the gates said."""
+
+    choices: tuple[Choice, ...]
+    macs: int
+    macs_before: int
+    flipped: int
+
+
+def project(probabilities: Sequence[GateProbabilities], table: CostTable, target: int) -> Projection:
+    """The most probable plan of at most ``target`` MACs, and of at least 99% of it.
+
+    Gates are taken in order of probability, those of attention after the cheaper ones of their
+    block, as long as they fit. Attention gates come in lumps; hidden units fill up the rest.
+
+    Raises:
+        BudgetError: no plan of this model costs that little.
+    """
+    ranks = [_ranked(p) for p in probabilities]
+    before = [_said(p) for p in probabilities]
+    items = sorted(
+        (-rank, block, order, index)
+        for block, row in enumerate(ranks)
+        for order, (rank, index) in enumerate(row)
+    )
+    opened: list[set[int]] = [set() for _ in probabilities]
+    gates = [0] * len(opened)
+    spent = table.fixed
+    if spent > target:
+        raise BudgetError(
+            f"A budget of {format_macs(target)} is below the {format_macs(table.fixed)} of what "
+            "is never trimmed (patch embedding, head).",
+            "Ask for more.",
+        )
+    for _, block, _, index in items:
+        price = _price(table, block, index, gates[block])
+        if price is None or spent + price > target:
+            continue
+        spent += price
+        if index < 0:
+            gates[block] += 1
+        else:
+            opened[block].add(index)
+    choices = tuple(
+        Choice(AttentionKind.of_gates(count), tuple(sorted(units)))
+        for count, units in zip(gates, opened, strict=True)
+    )
+    if spent < (1 - TOLERANCE) * target:
+        raise BudgetError(
+            f"The nearest plan to {format_macs(target)} costs {format_macs(spent)}.",
+            "Ask for a budget further from the dense model's cost.",
+        )
+    flipped = sum(_distance(old, new) for old, new in zip(before, choices, strict=True))
+    return Projection(choices, spent, _macs(table, before), flipped)
+
+
+def _ranked(p: GateProbabilities) -> list[tuple[float, int]]:
+    """(probability, item); attention gates are items -1, -2, -3, each no surer than the last."""
+    ranked, lowest = [], 1.0
+    for index, probability in enumerate(p.attention):
+        lowest = min(lowest, probability)
+        ranked.append((lowest, -1 - index))
+    return ranked + [(probability, index) for index, probability in enumerate(p.units)]
+
+
+def _price(table: CostTable, block: int, index: int, open_gates: int) -> int | None:
+    """MACs of opening an item, or None where a cheaper gate of its block stayed closed."""
+    site = table.sites[block]
+    if index >= 0:
+        return site.mlp_unit
+    if -1 - index != open_gates:
+        return None
+    kinds = tuple(AttentionKind)
+    return site.attention[kinds[open_gates + 1]] - site.attention[kinds[open_gates]]
+
+
+def _said(p: GateProbabilities) -> Choice:
+    count = 0
+    while count < 3 and p.attention[count] > 0.5:
+        count += 1
+    keep = tuple(index for index, value in enumerate(p.units) if value > 0.5)
+    return Choice(AttentionKind.of_gates(count), keep)
+
+
+def _distance(old: Choice, new: Choice) -> int:
+    return abs(old.kind.gates - new.kind.gates) + len(set(old.keep) ^ set(new.keep))
+
+
+def _macs(table: CostTable, choices: Sequence[Choice]) -> int:
+    return table.of([c.kind for c in choices], [len(c.keep) for c in choices])
+
+
+def align_widths(
+    probabilities: Sequence[tuple[float, ...]], keeps: Sequence[tuple[int, ...]], step: int
+) -> list[tuple[int, ...]]:
+    """Round MLP widths to multiples of ``step``, chosen by gate probability.
+
+    The number of kept units over all blocks does not grow: as many blocks are rounded up as the
+    units of those rounded down pay for, first those that lose least.
+
+    Args:
+        probabilities: of each hidden unit, one row a block.
+        keeps: kept units of each block.
+        step: such as 8.
+    """
+    rows = [sorted(range(len(p)), key=lambda i, p=p: (-p[i], i)) for p in probabilities]  # type: ignore[misc]
+    widths = [len(keep) // step * step for keep in keeps]
+    spare = sum(len(keep) for keep in keeps) - sum(widths)
+    order = sorted(range(len(keeps)), key=lambda b: (-(len(keeps[b]) - widths[b]), b))
+    for block in order:
+        room = widths[block] + step <= len(probabilities[block])
+        if len(keeps[block]) % step and spare >= step and room:
+            widths[block] += step
+            spare -= step
+    result = []
+    for row, keep, width in zip(rows, keeps, widths, strict=True):
+        kept = set(keep)
+        ranked = [i for i in row if i in kept] + [i for i in row if i not in kept]
+        result.append(tuple(sorted(ranked[:width])))
+    return result

@@ -1,0 +1,139 @@
+"""Training of dense and lean models, with or without a teacher."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional
+
+from spvit_deploy.data import Batches
+from spvit_deploy.errors import ModelError
+from spvit_deploy.lean.folder import SavedModel
+from spvit_deploy.search.training import TrainSettings, train
+
+
+class FinetuneSettings(TrainSettings):
+    """How a model is fine-tuned.
+
+    Attributes:
+        distillation: ``soft`` (KL of softened scores) or ``hard`` (the teacher's class).
+        distill_weight: share of the teacher in the loss.
+        distill_temperature: softening of ``soft``.
+    """
+
+    distillation: str = Field(default="soft", pattern="^(soft|hard)$")
+    distill_weight: float = Field(default=0.5, ge=0, le=1)
+    distill_temperature: float = Field(default=2.0, gt=0)
+
+
+class DistillationLoss:
+    """Cross-entropy, mixed with agreement with a teacher (DeiT, arXiv 2012.12877, section 4).
+
+    Args:
+        settings: shares and temperature.
+        teacher: on the device of the images, or None.
+    """
+
+    def __init__(self, settings: FinetuneSettings, teacher: nn.Module | None) -> None:
+        self._settings = settings
+        self._teacher = teacher.eval() if teacher is not None else None
+
+    def __call__(self, output: Any, images: Tensor, labels: Tensor) -> Tensor:
+        """Scores [B, classes] (or a pair of class and distillation scores) → scalar."""
+        scores, distilled = output if isinstance(output, tuple) else (output, output)
+        task = functional.cross_entropy(
+            scores, labels, label_smoothing=self._settings.label_smoothing
+        )
+        if self._teacher is None or not self._settings.distill_weight:
+            return task
+        with torch.no_grad():
+            taught = self._teacher(images)
+        weight = self._settings.distill_weight
+        return (1 - weight) * task + weight * self._agreement(distilled, taught)
+
+    def _agreement(self, scores: Tensor, taught: Tensor) -> Tensor:
+        if self._settings.distillation == "hard":
+            return functional.cross_entropy(scores, taught.argmax(1))
+        heat = self._settings.distill_temperature
+        return heat**2 * functional.kl_div(
+            functional.log_softmax(scores / heat, 1),
+            functional.log_softmax(taught / heat, 1),
+            reduction="batchmean",
+            log_target=True,
+        )
+
+
+def check_teacher(student: SavedModel, teacher: SavedModel) -> None:
+    """Refuse a teacher that sees or says something else.
+
+    Raises:
+        ModelError: another input size or other classes.
+    """
+    ours, theirs = student.preprocessing, teacher.preprocessing
+    if ours.input_size != theirs.input_size:
+        raise ModelError(
+            f"The teacher takes images of {theirs.input_size}, the student of {ours.input_size}.",
+            "Choose a teacher of the same input.",
+        )
+    counts = [getattr(saved.module, "num_classes", None) for saved in (student, teacher)]
+    if counts[0] != counts[1]:
+        raise ModelError(
+            f"The teacher has {counts[1]} outputs, the student {counts[0]}.",
+            "Choose a teacher of the same classes.",
+        )
+
+
+def finetune_model(
+    saved: SavedModel,
+    batches: Batches,
+    settings: FinetuneSettings,
+    teacher: SavedModel | None,
+    device: torch.device,
+    label: str = "fine-tune",
+) -> SavedModel:
+    """Train a dense or lean model in place.
+
+    Args:
+        saved: what to train.
+        batches: training split, on ``device``.
+        settings: see :class:`FinetuneSettings`.
+        teacher: model to agree with, or None.
+        device: where to compute.
+        label: name of the progress bar.
+
+    Returns:
+        The model back on the CPU, with the settings and losses added to its history.
+
+    Raises:
+        ModelError: the teacher does not fit.
+        JobError, DataError: as :func:`train`.
+    """
+    if teacher is not None:
+        check_teacher(saved, teacher)
+        teacher.module.to(device).requires_grad_(False)
+    loss = DistillationLoss(settings, teacher.module if teacher else None)
+    module = saved.module.to(device)
+    epochs = train(module, batches, loss, settings, label)
+    done = {
+        "stage": "finetune",
+        "data": batches.settings.spec,
+        "settings": settings.model_dump(),
+        "batch_size": batches.settings.batch_size,
+        "teacher": teacher.title if teacher else None,
+        "loss": [round(epoch.loss, 5) for epoch in epochs],
+    }
+    prep = saved.preprocessing
+    if batches.whole:
+        prep = prep.model_copy(update={"crop_pct": 1.0})
+    return replace(
+        saved,
+        module=module.cpu().eval(),
+        preprocessing=prep,
+        class_names=batches.class_names or saved.class_names,
+        data=batches.settings.spec,
+        history=(*saved.history, done),
+    )

@@ -1,0 +1,152 @@
+"""The search: train a supernet and its gates, then choose the plan that meets the budget."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional
+
+from spvit_deploy.cost import CostTable, cost_table
+from spvit_deploy.data import Batches
+from spvit_deploy.models import input_size
+from spvit_deploy.plan import BlockPlan, Budget, PrunePlan
+from spvit_deploy.search.budget import ExpectedCost, Projection, parse_budget, project
+from spvit_deploy.search.supernet import Supernet
+from spvit_deploy.search.training import TrainSettings, train
+
+# How far Adam can move a gate's logit in one search: from 1.5 to firmly closed and back.
+_GATE_TRAVEL = 12.0
+
+
+class SearchSettings(TrainSettings):
+    """How gates are searched.
+
+    Attributes:
+        budget: ``50%`` or ``3.2G`` MACs.
+        cost_weight: λ of λ·(cost − target)², costs as shares of the dense model's.
+        gate_lr: learning rate of the gates; None for what lets a gate close and reopen
+            within the search.
+    """
+
+    budget: str = "50%"
+    cost_weight: float = Field(default=20.0, ge=0)
+    gate_lr: float | None = Field(default=None, gt=0)
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """A searched supernet, its gates fixed to the plan.
+
+    Attributes:
+        plan: what was chosen.
+        projection: how far the plan is from what the gates said.
+        loss: mean training loss, one an epoch.
+    """
+
+    plan: PrunePlan
+    projection: Projection
+    loss: tuple[float, ...]
+
+
+class SearchLoss:
+    """Task loss + λ·(cost − target)² (arXiv 2111.11802, section 3), cost being expected MACs."""
+
+    def __init__(
+        self, supernet: Supernet, table: CostTable, target: int, settings: SearchSettings
+    ) -> None:
+        self._supernet = supernet
+        self._settings = settings
+        self._target = target / table.dense
+        device = supernet.attentions[0].gate_logits.device
+        self._cost = ExpectedCost(table, device)
+
+    def expected(self) -> Tensor:
+        """Expected MACs as a share of the dense model's."""
+        return self._cost(
+            [attention.gate_logits for attention in self._supernet.attentions],
+            [mlp.unit_logits for mlp in self._supernet.mlps],
+        )
+
+    def __call__(self, output: Any, images: Tensor, labels: Tensor) -> Tensor:
+        """Scores [B, classes] → scalar."""
+        scores = output[0] if isinstance(output, tuple) else output
+        task = functional.cross_entropy(
+            scores, labels, label_smoothing=self._settings.label_smoothing
+        )
+        excess = self.expected() - self._target
+        return task + self._settings.cost_weight * excess**2
+
+
+def run_search(supernet: Supernet, batches: Batches, settings: SearchSettings) -> SearchResult:
+    """Train weights and gates together, and fix the gates to the plan that meets the budget.
+
+    Args:
+        supernet: on the device of the batches; trained in place.
+        batches: training split.
+        settings: see :class:`SearchSettings`.
+
+    Raises:
+        BudgetError: no plan meets the budget; said before training where it can be.
+        JobError, DataError: as :func:`train`.
+    """
+    table = cost_table_of(supernet)
+    target = parse_budget(settings.budget, table.dense)
+    project(supernet.probabilities(), table, target)
+    loss = SearchLoss(supernet, table, target, settings)
+    steps = max(1, settings.epochs * max(1, len(batches)))
+    gate_lr = settings.gate_lr or _GATE_TRAVEL / steps
+    gates = {"params": list(supernet.gate_parameters()), "lr": gate_lr, "weight_decay": 0.0}
+    epochs = train(
+        supernet,
+        batches,
+        loss,
+        settings,
+        "search",
+        groups=[gates],
+        note=lambda: f"expected cost {100 * float(loss.expected()):.0f}%",
+    )
+    projection = project(supernet.probabilities(), table, target)
+    plan = _plan(supernet, projection, table, settings, target)
+    supernet.fix(plan)
+    return SearchResult(plan, projection, tuple(epoch.loss for epoch in epochs))
+
+
+def cost_table_of(supernet: Supernet) -> CostTable:
+    """Cost of every choice; the wrapped blocks are counted as dense."""
+    kept = [(site.block.attn, site.block.mlp) for site in supernet.sites]
+    originals = [(a.msa, m.inner) for a, m in zip(supernet.attentions, supernet.mlps, strict=True)]
+    try:
+        for site, (attn, mlp) in zip(supernet.sites, originals, strict=True):
+            site.block.attn, site.block.mlp = attn, mlp
+        return cost_table(supernet.model, supernet.sites, input_size(supernet.model))
+    finally:
+        for site, (attn, mlp) in zip(supernet.sites, kept, strict=True):
+            site.block.attn, site.block.mlp = attn, mlp
+
+
+def _plan(
+    supernet: Supernet,
+    projection: Projection,
+    table: CostTable,
+    settings: SearchSettings,
+    target: int,
+) -> PrunePlan:
+    blocks = tuple(
+        BlockPlan(path=site.path, attention=choice.kind, mlp_keep=choice.keep)
+        for site, choice in zip(supernet.sites, projection.choices, strict=True)
+    )
+    return PrunePlan(
+        model=supernet.spec,
+        blocks=blocks,
+        semantics=supernet.semantics,
+        budget=Budget(
+            asked=settings.budget,
+            asked_macs=target,
+            met_macs=projection.macs,
+            dense_macs=table.dense,
+        ),
+    )

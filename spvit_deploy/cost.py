@@ -1,0 +1,113 @@
+"""MACs and parameters.
+
+Convention: one MAC is one multiply-add of a matrix product or convolution, for one image;
+papers on ViT, SPViT's among them, call this a FLOP. Zero padding counts like data. Left out,
+here as in the papers: :data:`OMITTED`.
+
+Models are counted by torch's FlopCounterMode, which counts two operations a multiply-add, and
+nothing for a fused scaled_dot_product_attention on a CPU: so the count runs on a copy without
+data (device ``meta``) whose attention is spelled out as two matrix products.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from spvit_deploy.families import BlockSite
+from spvit_deploy.plan import AttentionKind, PrunePlan
+
+OMITTED = (
+    "softmax", "LayerNorm", "BatchNorm (folded at export)", "activations", "bias and residual "
+    "additions", "LayerScale", "position embeddings", "pooling",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one image costs, and how many parameters the model has."""
+
+    macs: int
+    params: int
+
+
+def count_cost(model: nn.Module, input_size: tuple[int, int, int]) -> Cost:
+    """Count a model by running it on a copy without data.
+
+    Args:
+        model: left as it was.
+        input_size: (channels, height, width).
+    """
+    params = sum(parameter.numel() for parameter in model.parameters())
+    shadow = copy.deepcopy(model).to("meta").eval()
+    for module in shadow.modules():
+        if hasattr(module, "fused_attn"):
+            module.fused_attn = False
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        shadow(torch.empty(1, *input_size, device="meta"))
+    return Cost(counter.get_total_flops() // 2, params)
+
+
+@dataclass(frozen=True)
+class SiteCost:
+    """MACs that one block's choices cost."""
+
+    attention: dict[AttentionKind, int]
+    mlp_unit: int
+    hidden: int
+
+    @property
+    def dense(self) -> int:
+        """With attention and all hidden units."""
+        return self.attention[AttentionKind.MSA] + self.mlp_unit * self.hidden
+
+
+@dataclass(frozen=True)
+class CostTable:
+    """MACs of a model as a function of its plan."""
+
+    fixed: int
+    sites: tuple[SiteCost, ...]
+
+    @property
+    def dense(self) -> int:
+        """MACs of the dense model."""
+        return self.fixed + sum(site.dense for site in self.sites)
+
+    def of(self, kinds: Sequence[AttentionKind], widths: Sequence[int]) -> int:
+        """MACs of a plan with these operations and MLP widths."""
+        return self.fixed + sum(
+            site.attention[kind] + site.mlp_unit * width
+            for site, kind, width in zip(self.sites, kinds, widths, strict=True)
+        )
+
+    def of_plan(self, plan: PrunePlan) -> int:
+        """MACs of a plan."""
+        kinds = [block.attention for block in plan.blocks]
+        return self.of(kinds, [len(block.mlp_keep) for block in plan.blocks])
+
+
+def cost_table(
+    model: nn.Module, sites: Sequence[BlockSite], input_size: tuple[int, int, int]
+) -> CostTable:
+    """The cost of every choice in a dense model."""
+    costs = tuple(_site_cost(site) for site in sites)
+    total = count_cost(model, input_size).macs
+    return CostTable(total - sum(cost.dense for cost in costs), costs)
+
+
+def _site_cost(site: BlockSite) -> SiteCost:
+    inner, tokens, grid = site.heads * site.head_dim, site.tokens, site.grid_tokens
+    bottleneck = site.dim * site.head_dim
+    attention = {
+        AttentionKind.SKIP: 0,
+        AttentionKind.CONV1X1: grid * 2 * bottleneck,
+        AttentionKind.CONV3X3: grid * 10 * bottleneck,
+        AttentionKind.MSA: tokens * 4 * site.dim * inner + 2 * tokens * tokens * inner,
+    }
+    return SiteCost(attention, 2 * site.dim * tokens, site.hidden)

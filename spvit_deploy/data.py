@@ -1,0 +1,236 @@
+"""Batches of images as a model wants them: its size, its channels, its normalization.
+
+Images that fit in memory are decoded and resized once; normalization and translations run on
+whole batches, on the device.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from timm.data import create_transform
+from torch import Tensor
+from torch.nn import functional
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+from spvit_deploy.errors import DataError
+from spvit_deploy.models import Preprocessing
+from spvit_deploy.sources import DataSettings, Source, open_source
+
+_IN_MEMORY_BYTES = 256 * 2**20
+
+__all__ = ["Batches", "DataSettings", "open_batches"]
+
+
+@dataclass(frozen=True)
+class _ToChannels:
+    """A PIL image or uint8 tensor as uint8 [channels, H, W]; grey is repeated."""
+
+    channels: int
+
+    def __call__(self, image: Any) -> Tensor:
+        if isinstance(image, Image.Image):
+            image = torch.from_numpy(np.array(image)).reshape(*image.size[::-1], -1).permute(2, 0, 1)
+        if image.shape[0] != self.channels:
+            image = image.float().mean(0, keepdim=True).round().to(torch.uint8)
+            image = image.expand(self.channels, -1, -1)
+        return image.contiguous()
+
+
+class _Prepared(Dataset[tuple[Tensor, int]]):
+    """Images of a source as uint8 tensors of the model's size."""
+
+    def __init__(self, source: Source, prep: Preprocessing, augment: bool) -> None:
+        self._images = source.images
+        self._prepare = _image_transform(prep, augment, source.whole)
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        image, label = self._images[index]
+        return self._prepare(image), int(label)
+
+
+class _PreparedStream(IterableDataset[tuple[Tensor, int]]):
+    def __init__(self, source: Source, prep: Preprocessing, augment: bool) -> None:
+        self._images = source.images
+        self._prepare = _image_transform(prep, augment, source.whole)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, int]]:
+        for image, label in self._images:
+            yield self._prepare(image), int(label)
+
+
+def _image_transform(prep: Preprocessing, augment: bool, whole: bool) -> Any:
+    channels, height, width = prep.input_size
+    pil_mode = "L" if channels == 1 else "RGB"
+    resize = create_transform(
+        input_size=(channels, height, width),
+        is_training=augment,
+        interpolation=prep.interpolation,
+        crop_pct=1.0 if whole else prep.crop_pct,
+        crop_mode=prep.crop_mode,
+        normalize=False,
+    )
+    to_channels = _ToChannels(channels)
+
+    def prepare(image: Image.Image) -> Tensor:
+        return to_channels(resize(image.convert(pil_mode)))
+
+    return prepare
+
+
+class Batches:
+    """Normalized batches of one split, as often as it is iterated.
+
+    Yields (images [B, C, H, W] float32, labels [B] int64) on ``device``.
+
+    Attributes:
+        class_names: one a class, or empty.
+        size: number of images, or None.
+        settings: what was asked.
+        whole: whether images must not be cropped; see :class:`Source`.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        prep: Preprocessing,
+        settings: DataSettings,
+        train: bool,
+        device: torch.device | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.class_names = source.class_names
+        self.size = source.size
+        self.settings = settings
+        self.whole = source.whole
+        self.prep = prep
+        self._device = device or torch.device("cpu")
+        self._train = train
+        self._generator = torch.Generator().manual_seed(seed)
+        one = int(np.prod(prep.input_size))
+        fits = source.size is not None and source.size * one <= _IN_MEMORY_BYTES
+        augment = settings.augment
+        if augment == "auto":
+            augment = "shift" if fits else "timm"
+        self._augment = augment if train else "none"
+        timm_augment = self._augment == "timm"
+        self._cache = self._fill(source) if fits and not timm_augment else None
+        self._loader = None if self._cache else self._make_loader(source, timm_augment)
+        self._scale = 255 * torch.tensor(prep.std, device=self._device).reshape(-1, 1, 1)
+        self._shift = 255 * torch.tensor(prep.mean, device=self._device).reshape(-1, 1, 1)
+
+    def __len__(self) -> int:
+        """Number of batches; 0 when the data stream and do not say."""
+        if self.size is None:
+            return 0
+        count, batch = self.size, self.settings.batch_size
+        return max(1, count // batch) if self._train else -(-count // batch)
+
+    def _fill(self, source: Source) -> tuple[Tensor, Tensor]:
+        prepared = _Prepared(source, self.prep, augment=False)
+        samples = [_sample(prepared, index) for index in range(len(prepared))]
+        return torch.stack([s[0] for s in samples]), torch.tensor([s[1] for s in samples])
+
+    def _make_loader(self, source: Source, augment: bool) -> DataLoader[Any]:
+        batch = self.settings.batch_size
+        stream = source.size is None
+        dataset = (_PreparedStream if stream else _Prepared)(source, self.prep, augment)
+        drop = self._train and not stream and batch <= (source.size or 0)
+        return DataLoader(
+            dataset,
+            batch_size=batch,
+            shuffle=self._train and not stream,
+            drop_last=drop,
+            num_workers=min(self.settings.workers, os.cpu_count() or 1),
+            generator=self._generator,
+            pin_memory=self._device.type == "cuda",
+        )
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        raw = self._from_cache(*self._cache) if self._cache else iter(self._loader or ())
+        while True:
+            try:
+                images, labels = next(raw)
+            except StopIteration:
+                return
+            except (OSError, RuntimeError) as error:
+                raise _unreadable(self.settings, error) from error
+            images = images.to(self._device, non_blocking=True)
+            if self._augment == "shift":
+                images = _translate(images, self._generator)
+            yield (images - self._shift) / self._scale, labels.to(self._device)
+
+    def _from_cache(self, images: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        count, batch = len(labels), self.settings.batch_size
+        if not self._train:
+            for start in range(0, count, batch):
+                yield images[start : start + batch], labels[start : start + batch]
+            return
+        order = torch.randperm(count, generator=self._generator)
+        for start in range(0, max(1, count - batch + 1), batch):
+            part = order[start : start + batch]
+            yield images[part], labels[part]
+
+
+def _sample(prepared: _Prepared, index: int) -> tuple[Tensor, int]:
+    try:
+        return prepared[index]
+    except (OSError, RuntimeError) as error:
+        raise DataError(f"Image {index} cannot be read: {error}.", "Remove or mend it.") from error
+
+
+def _unreadable(settings: DataSettings, error: Exception) -> DataError:
+    text = " ".join(str(error).split())[-160:]
+    return DataError(f"--data {settings.spec} cannot be read: {text}", "Remove or mend the images.")
+
+
+def _translate(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Move a batch by up to an eighth of its size in each direction, edges repeated."""
+    reach = [max(1, side // 8) for side in images.shape[-2:]]
+    down, right = (int(torch.randint(0, 2 * r + 1, (), generator=generator)) for r in reach)
+    padded = functional.pad(
+        images.float(), (reach[1], reach[1], reach[0], reach[0]), mode="replicate"
+    )
+    height, width = images.shape[-2:]
+    return padded[..., down : down + height, right : right + width]
+
+
+def open_batches(
+    settings: DataSettings,
+    prep: Preprocessing,
+    train: bool,
+    device: torch.device | None = None,
+    seed: int = 0,
+    classes: tuple[str, ...] = (),
+) -> Batches:
+    """Open one split for a model.
+
+    Args:
+        settings: which data.
+        prep: the model's preprocessing.
+        train: shuffled and augmented training split, or the validation split in order.
+        device: where batches are put.
+        seed: order and augmentation.
+        classes: class names of the model; data with names of their own must agree.
+
+    Raises:
+        DataError: as :func:`open_source`, or other classes than the model's.
+    """
+    source = open_source(settings, train)
+    if classes and source.class_names and tuple(classes) != source.class_names:
+        odd = sorted(set(source.class_names) ^ set(classes))[:3]
+        raise DataError(
+            f"--data {settings.spec} has {len(source.class_names)} classes, the model knows "
+            f"{len(classes)}; first that differ: {', '.join(odd) or 'their order'}.",
+            "Use the data that the model was trained for.",
+        )
+    return Batches(source, prep, settings, train, device, seed)

@@ -1,0 +1,84 @@
+"""What can go wrong, and the exit code of each.
+
+SpvitError
+├── InputError            exit 2: the call or a file given is wrong
+│   ├── ModelError            unknown model, or one that no family takes
+│   ├── CheckpointError       weights that do not fit, or are not weights
+│   ├── CorruptFileError      a file that is not what its record says
+│   ├── PlanError             gates that do not fit the model
+│   ├── DataError             no images, one class, unreadable images
+│   ├── BudgetError           a budget that no plan can meet
+│   ├── OutputExistsError     would overwrite something
+│   └── RuntimeMissingError   a runtime or device that is not here
+└── JobError              exit 1: the call was right, the work failed
+    ├── ParityError           the exported model answers differently
+    └── StorageError          the disk is full or not writable
+"""
+
+from __future__ import annotations
+
+
+class SpvitError(Exception):
+    """Base of all errors that a user can cause or meet.
+
+    Args:
+        message: one sentence: what was asked and what was found.
+        hint: one sentence: what to do. Printed after the message.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(f"{message} {hint}".strip())
+        self.message = message
+        self.hint = hint
+
+
+class InputError(SpvitError):
+    """The call, or a file that it names, is wrong."""
+
+    exit_code = 2
+
+
+class ModelError(InputError):
+    """The model is unknown, or no family takes it."""
+
+
+class CheckpointError(InputError):
+    """The weights do not fit the model, or the file holds no weights."""
+
+
+class CorruptFileError(InputError):
+    """A file differs from what was written, or cannot be parsed."""
+
+
+class PlanError(InputError):
+    """The gates do not fit the model."""
+
+
+class DataError(InputError):
+    """The data cannot be used."""
+
+
+class BudgetError(InputError):
+    """No plan of this model meets the budget."""
+
+
+class OutputExistsError(InputError):
+    """The output is there already."""
+
+
+class RuntimeMissingError(InputError):
+    """The runtime or the device is not on this host."""
+
+
+class JobError(SpvitError):
+    """The call was right, and the work failed."""
+
+
+class ParityError(JobError):
+    """Two forms of one model answer differently."""
+
+
+class StorageError(JobError):
+    """The output cannot be written."""

@@ -1,0 +1,83 @@
+"""Modules that stand where attention or an MLP was.
+
+All take and return tokens [B, N, C], and accept the mask arguments that timm's blocks pass on.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spvit_deploy.plan import AttentionKind
+
+
+def to_grid(x: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Tokens [B, H·W, C] as an image [B, C, H, W]; a view, channels last in memory."""
+    return x.unflatten(1, grid).permute(0, 3, 1, 2)
+
+
+def to_tokens(x: Tensor) -> Tensor:
+    """An image [B, C, H, W] as tokens [B, H·W, C]."""
+    return x.permute(0, 2, 3, 1).flatten(1, 2)
+
+
+class Skip(nn.Module):
+    """Returns its input: the block computes x + norm1(x)."""
+
+    def forward(self, x: Tensor, **_: Any) -> Tensor:
+        """[B, N, C] → [B, N, C]."""
+        return x
+
+
+class ConvAttention(nn.Module):
+    """Bottleneck convolution read out of attention: conv C→d, BatchNorm, ReLU, linear d→C.
+
+    Prefix tokens pass unchanged.
+
+    Args:
+        kind: CONV1X1 or CONV3X3.
+        dim: channels C of a token.
+        head_dim: channels d of a head, the width of the bottleneck.
+        grid: rows and columns of the grid tokens.
+        prefix: tokens before the grid ones.
+        bias: whether conv and linear have a bias.
+    """
+
+    def __init__(
+        self,
+        kind: AttentionKind,
+        dim: int,
+        head_dim: int,
+        grid: tuple[int, int],
+        prefix: int,
+        bias: tuple[bool, bool] = (True, True),
+    ) -> None:
+        super().__init__()
+        size = 3 if kind is AttentionKind.CONV3X3 else 1
+        self.grid = grid
+        self.prefix = prefix
+        self.conv = nn.Conv2d(dim, head_dim, size, padding=size // 2, bias=bias[0])
+        self.bn: nn.Module = nn.BatchNorm2d(head_dim)
+        self.act = nn.ReLU()
+        self.proj = nn.Linear(head_dim, dim, bias=bias[1])
+
+    def forward(self, x: Tensor, **_: Any) -> Tensor:
+        """[B, N, C] → [B, N, C]."""
+        image = to_grid(x[:, self.prefix :], self.grid)
+        y = self.proj(to_tokens(self.act(self.bn(self.conv(image)))))
+        return torch.cat((x[:, : self.prefix], y), dim=1) if self.prefix else y
+
+
+class BiasMlp(nn.Module):
+    """What is left of an MLP without hidden units: its output bias."""
+
+    def __init__(self, dim: int, bias: bool = True) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(dim)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, N, C] → [B, N, C]."""
+        zero = torch.zeros_like(x)
+        return zero if self.bias is None else zero + self.bias

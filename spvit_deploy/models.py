@@ -1,0 +1,195 @@
+"""timm models by name, and weights from outside."""
+
+from __future__ import annotations
+
+import difflib
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from pydantic import BaseModel, ConfigDict
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from spvit_deploy.errors import CheckpointError, InputError, ModelError
+from spvit_deploy.plan import ModelSpec
+
+_WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
+
+
+class Preprocessing(BaseModel):
+    """How an image becomes the model's input; travels with every model that we write."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    input_size: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str = "bicubic"
+    crop_pct: float = 1.0
+    crop_mode: str = "center"
+
+
+def create_model(spec: ModelSpec, pretrained: bool = False) -> nn.Module:
+    """Build a timm model.
+
+    Args:
+        spec: name (``hf-hub:`` ids too) and arguments of ``timm.create_model``.
+        pretrained: load timm's pretrained weights, which needs a network or a filled cache.
+
+    Raises:
+        ModelError: unknown name, arguments that timm refuses, or no way to the weights.
+    """
+    hub = ":" in spec.name or spec.name.startswith("local-dir")
+    if not hub and not timm.is_model(spec.name.split(".")[0]):
+        close = difflib.get_close_matches(spec.name, timm.list_models(), n=3)
+        known = f"Did you mean {', '.join(close)}?" if close else "`timm.list_models()` has them."
+        raise ModelError(f"timm {timm.__version__} knows no model '{spec.name}'.", known)
+    try:
+        model: nn.Module = timm.create_model(spec.name, pretrained=pretrained, **spec.args)
+    except (KeyboardInterrupt, MemoryError):
+        raise
+    except Exception as error:
+        if hub or (pretrained and not _is_argument_error(error)):
+            raise ModelError(
+                f"The weights of {spec.name} cannot be had ({_line(error)}).",
+                "Connect to the network, or give --checkpoint FILE.",
+            ) from error
+        raise ModelError(
+            f"timm cannot build {spec}: {_line(error)}.", "Check the --model-arg values."
+        ) from error
+    return model
+
+
+def _is_argument_error(error: Exception) -> bool:
+    return isinstance(error, (TypeError, AssertionError, AttributeError, ZeroDivisionError))
+
+
+def _line(error: BaseException) -> str:
+    text = re.sub(r"\s+", " ", str(error)).strip() or type(error).__name__
+    return text[:200].rstrip(". ")
+
+
+def create_empty(spec: ModelSpec) -> nn.Module:
+    """The same model without data, on device ``meta``: quick, to be shaped and then filled."""
+    with torch.device("meta"):
+        return create_model(spec)
+
+
+def input_size(model: nn.Module) -> tuple[int, int, int]:
+    """(channels, height, width) that the model was built for."""
+    embed = getattr(model, "patch_embed", None)
+    default = getattr(model, "pretrained_cfg", None) or {}
+    channels, height, width = default.get("input_size", (3, 224, 224))
+    size = getattr(embed, "img_size", None)
+    if size is not None:
+        height, width = size
+    channels = getattr(model, "in_chans", None) or channels
+    return int(channels), int(height), int(width)
+
+
+def preprocessing_of(model: nn.Module, crop_pct: float | None = None) -> Preprocessing:
+    """What timm says of the model, with mean and std brought to its number of channels."""
+    size = input_size(model)
+    config = timm.data.resolve_data_config({"input_size": size}, model=model)
+    mean, std = list(config["mean"]), list(config["std"])
+    if len(mean) != size[0]:
+        mean, std = [sum(mean) / len(mean)] * size[0], [sum(std) / len(std)] * size[0]
+    return Preprocessing(
+        input_size=size,
+        mean=tuple(mean),
+        std=tuple(std),
+        interpolation=config["interpolation"],
+        crop_pct=config["crop_pct"] if crop_pct is None else crop_pct,
+        crop_mode=config["crop_mode"],
+    )
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """Read weights from a ``.safetensors`` or torch file; no code in it is ever run.
+
+    Raises:
+        CheckpointError: no weights in it, damaged, or a pickle that wants to run code.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such file.", "Check the path.")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        asked = re.search(r"(?:GLOBAL|function|class) ([\w.]+)", str(error))
+        what = f" ({asked.group(1)})" if asked else ""
+        if "Weights only load failed" in str(error) and asked:
+            raise CheckpointError(
+                f"{path}: a pickle that wants to run code{what}; it was not loaded.",
+                "Save the bare state dict, best as .safetensors.",
+            ) from None
+        raise CheckpointError(f"{path}: damaged, or not a checkpoint.", "Get it again.") from None
+    except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        raise CheckpointError(
+            f"{path}: damaged, or not a checkpoint ({_line(error)}).", "Get it again."
+        ) from None
+    return _unwrap(content, path)
+
+
+def _unwrap(content: Any, path: Path) -> dict[str, Tensor]:
+    for key in _WRAPPERS:
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+            break
+    if not isinstance(content, Mapping) or not any(isinstance(v, Tensor) for v in content.values()):
+        raise CheckpointError(f"{path}: holds no state dict.", "Save `model.state_dict()`.")
+    tensors = {key: value for key, value in content.items() if isinstance(value, Tensor)}
+    if all(key.startswith("module.") for key in tensors):
+        tensors = {key[len("module.") :]: value for key, value in tensors.items()}
+    return tensors
+
+
+def load_weights(model: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
+    """Load weights that must fit exactly.
+
+    Args:
+        model: on a real device, or on ``meta``, where the tensors are taken over.
+        state: the weights.
+        where: what to call them in an error.
+
+    Raises:
+        CheckpointError: names the first keys that are missing, unexpected or misshapen.
+    """
+    own = model.state_dict()
+    missing = [key for key in own if key not in state]
+    unexpected = [key for key in state if key not in own]
+    misshapen = [
+        f"{key} {list(state[key].shape)} for {list(own[key].shape)}"
+        for key in own
+        if key in state and state[key].shape != own[key].shape
+    ]
+    found = {"missing": missing, "unexpected": unexpected, "misshapen": misshapen}
+    problems = [
+        f"{len(keys)} {label}: {', '.join(keys[:3])}{' …' if len(keys) > 3 else ''}"
+        for label, keys in found.items()
+        if keys
+    ]
+    if problems:
+        raise CheckpointError(
+            f"{where} does not fit the model: {'; '.join(problems)}.",
+            "Check --model and --model-arg against what was trained.",
+        )
+    assign = any(tensor.is_meta for tensor in own.values())
+    model.load_state_dict(dict(state), assign=assign)
+    if assign:
+        _own_parameters(model)
+
+
+def _own_parameters(model: nn.Module) -> None:
+    stuck = [name for name, tensor in model.named_buffers() if tensor.is_meta]
+    if stuck:
+        raise CheckpointError(f"Buffer {stuck[0]} is in no checkpoint and cannot be rebuilt.")
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)

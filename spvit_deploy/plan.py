@@ -1,0 +1,154 @@
+"""What a search decides: one operation a block, and the hidden units that each MLP keeps.
+
+Written as ``gates.json``. Stands on pydantic alone, so that a plan can be read, checked and
+edited where there is no torch.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from spvit_deploy.errors import PlanError
+from spvit_deploy.store import read_record, record_digest, write_record
+
+SCHEMA_VERSION = 1
+GATES_FILE = "gates.json"
+
+
+class AttentionKind(str, Enum):
+    """The operations that one set of attention weights holds, in order of cost."""
+
+    SKIP = "skip"
+    CONV1X1 = "conv1x1"
+    CONV3X3 = "conv3x3"
+    MSA = "msa"
+
+    @property
+    def gates(self) -> int:
+        """How many of the three gates are open: the cheaper ones first (arXiv 2111.11802, section 3)."""
+        return list(AttentionKind).index(self)
+
+    @staticmethod
+    def of_gates(count: int) -> AttentionKind:
+        """The kind that ``count`` open gates stand for."""
+        return list(AttentionKind)[count]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelSpec(_Record):
+    """A timm model by name, and the arguments of ``timm.create_model`` that change its shape."""
+
+    name: str
+    args: dict[str, Any] = Field(default_factory=dict)
+
+    def __str__(self) -> str:
+        args = " ".join(f"{key}={value}" for key, value in self.args.items())
+        return f"{self.name} {args}".strip()
+
+
+class BlockPlan(_Record):
+    """One block: its operation, and the indices of the hidden units that its MLP keeps."""
+
+    path: str
+    attention: AttentionKind
+    mlp_keep: tuple[Annotated[int, Field(ge=0)], ...]
+
+    @field_validator("mlp_keep")
+    @classmethod
+    def _ascending(cls, keep: tuple[int, ...]) -> tuple[int, ...]:
+        if any(b <= a for a, b in zip(keep, keep[1:], strict=False)):
+            raise ValueError("mlp_keep must ascend without repeats")
+        return keep
+
+
+class Budget(_Record):
+    """What was asked and what the plan costs, in MACs for one image."""
+
+    asked: str
+    asked_macs: int
+    met_macs: int
+    dense_macs: int
+
+
+class Semantics(_Record):
+    """How gates turn into operations; the published models differ in these."""
+
+    head_temperature: float = Field(default=0.01, gt=0)
+    kernel_order: Literal["row-major"] = "row-major"
+
+
+class PrunePlan(_Record):
+    """All that is needed, beside dense or supernet weights, to build the lean model."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    kind: Literal["gates"] = "gates"
+    model: ModelSpec
+    blocks: tuple[BlockPlan, ...]
+    semantics: Semantics = Semantics()
+    budget: Budget | None = None
+    sources: dict[str, str] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _distinct_blocks(self) -> PrunePlan:
+        paths = [block.path for block in self.blocks]
+        if not paths:
+            raise ValueError("a plan needs blocks")
+        if len(set(paths)) != len(paths):
+            raise ValueError("two entries name the same block")
+        return self
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the plan as written."""
+        return record_digest(self.model_dump(mode="json"))
+
+
+def save_plan(plan: PrunePlan, folder: Path) -> Path:
+    """Write ``gates.json`` into ``folder``."""
+    path = folder / GATES_FILE
+    write_record(path, plan.model_dump(mode="json"))
+    return path
+
+
+def load_plan(path: Path) -> PrunePlan:
+    """Read and validate a plan.
+
+    Args:
+        path: a ``gates.json``, or a folder that holds one.
+
+    Raises:
+        PlanError: an unknown schema version, or fields that do not make a plan.
+        CorruptFileError: not JSON, or changed since it was written.
+    """
+    file = path / GATES_FILE if path.is_dir() else path
+    return parse_plan(read_record(file, kind="gates"), str(file))
+
+
+def parse_plan(record: dict[str, Any], where: str) -> PrunePlan:
+    """Validate a record that was read from ``where``."""
+    version = record.get("schema_version")
+    if version != SCHEMA_VERSION:
+        raise PlanError(
+            f"{where}: schema version {version!r}; this version reads {SCHEMA_VERSION}.",
+            "Upgrade spvit-deploy, or search again.",
+        )
+    try:
+        return PrunePlan.model_validate(record)
+    except ValueError as error:
+        raise PlanError(f"{where}: {first_line(error)}", "Search again, or mend the file.") from None
+
+
+def first_line(error: ValueError) -> str:
+    """The first complaint of a pydantic error as ``field: message``."""
+    details = error.errors() if hasattr(error, "errors") else []
+    if not details:
+        return str(error)
+    where = ".".join(str(part) for part in details[0]["loc"]) or "record"
+    return f"{where}: {details[0]['msg']}."

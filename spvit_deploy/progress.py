@@ -1,0 +1,55 @@
+"""Progress bars on standard error, silent where nobody looks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+
+def stderr_console() -> Console:
+    """A console on standard error."""
+    return Console(stderr=True)
+
+
+class Bar:
+    """One running task of a progress display."""
+
+    def __init__(self, progress: Progress, total: float | None, label: str) -> None:
+        self._progress = progress
+        self._task = progress.add_task(label, total=total, note="")
+
+    def advance(self, steps: float = 1, note: str | None = None) -> None:
+        """Move on by ``steps``; ``note`` is shown at the end of the line."""
+        if note is None:
+            self._progress.update(self._task, advance=steps)
+        else:
+            self._progress.update(self._task, advance=steps, note=note)
+
+    def log(self, text: str) -> None:
+        """A line above the bar."""
+        self._progress.console.print(text, highlight=False)
+
+
+@contextmanager
+def progress_bar(label: str, total: float | None = None) -> Iterator[Bar]:
+    """A bar of ``total`` steps, or a spinner when ``total`` is None."""
+    console = stderr_console()
+    columns = [SpinnerColumn(), TextColumn("{task.description}")]
+    if total is not None:
+        columns += [BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(compact=True)]
+    columns += [TimeElapsedColumn(), TextColumn("[dim]{task.fields[note]}")]
+    if not console.is_terminal:
+        console.print(f"{label} …", highlight=False)
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        yield Bar(progress, total, label)

@@ -1,0 +1,205 @@
+"""Where images come from: scikit-learn's digits, and every dataset that timm names."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field
+from timm.data import create_dataset
+from torch.utils.data import Dataset, Subset
+
+from spvit_deploy.errors import DataError
+
+_HOLD_OUT = 0.2
+_TRAIN_NAMES = ("train", "training")
+_VAL_NAMES = ("val", "valid", "validation", "eval", "test")
+
+
+class DataSettings(BaseModel):
+    """Which images, and how they are read.
+
+    Attributes:
+        spec: ``digits``, or a timm dataset name: ``folder/PATH``, ``torch/fashion_mnist``,
+            ``hfds/…``, ``wds/…``.
+        root: folder that the spec is looked up in.
+        train_split: name of the split to train on.
+        val_split: name of the split to evaluate on.
+        batch_size: images a step.
+        workers: loading processes; none for data that fit in memory.
+        augment: ``none``; ``shift``, random translations; ``timm``, random crops, flips and
+            colour; ``auto``, which takes ``shift`` where data fit in memory and else ``timm``.
+        download: let torchvision or the hub download what is missing.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    spec: str
+    root: str | None = None
+    train_split: str = "train"
+    val_split: str = "validation"
+    batch_size: int = Field(default=64, ge=1)
+    workers: int = Field(default=2, ge=0)
+    augment: str = Field(default="auto", pattern="^(auto|none|shift|timm)$")
+    download: bool = False
+
+
+@dataclass(frozen=True)
+class Source:
+    """Images of one split.
+
+    Attributes:
+        images: yields (PIL image, class index); its length may be unknown.
+        class_names: one a class, or empty when the data do not say.
+        whole: whether images show their object in full, so that cropping would cut it.
+        size: number of images, or None when the data stream.
+    """
+
+    images: Any
+    class_names: tuple[str, ...]
+    whole: bool
+    size: int | None
+
+
+class DigitImages(Dataset[tuple[Image.Image, int]]):
+    """scikit-learn's digits: 1797 scans of 8×8 pixels, every fifth of a class held out."""
+
+    def __init__(self, train: bool) -> None:
+        from sklearn.datasets import load_digits
+
+        bunch = load_digits()
+        keep = _fifth_of_each_class(bunch.target) != train
+        self._pixels = np.rint(bunch.images[keep] * (255 / 16)).astype(np.uint8)
+        self._labels = bunch.target[keep]
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        return Image.fromarray(self._pixels[index]), int(self._labels[index])
+
+
+def _fifth_of_each_class(labels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    seen: dict[int, int] = {}
+    mask = np.zeros(len(labels), dtype=bool)
+    for index, label in enumerate(labels):
+        count = seen.get(int(label), 0)
+        mask[index] = count % 5 == 4
+        seen[int(label)] = count + 1
+    return mask
+
+
+def open_source(settings: DataSettings, train: bool) -> Source:
+    """Open one split.
+
+    Raises:
+        DataError: unknown name, nothing found, no images, or fewer than two classes.
+    """
+    if settings.spec == "digits":
+        images = DigitImages(train)
+        return Source(images, tuple(str(digit) for digit in range(10)), True, len(images))
+    source = _folder_source(settings, train) if _is_folder(settings) else _named(settings, train)
+    if source.size == 0:
+        raise DataError(f"{_name(settings)}: no images.", "Check --data and --data-dir.")
+    if source.class_names and len(source.class_names) < 2:
+        raise DataError(
+            f"{_name(settings)}: one class alone ({source.class_names[0]}); two are needed.",
+            "Put the images of each class in a folder of its name.",
+        )
+    return source
+
+
+def _name(settings: DataSettings) -> str:
+    return f"--data {settings.spec}" + (f" --data-dir {settings.root}" if settings.root else "")
+
+
+def _is_folder(settings: DataSettings) -> bool:
+    return settings.spec.partition("/")[0] in ("folder", "") or Path(settings.spec).is_dir()
+
+
+def _named(settings: DataSettings, train: bool) -> Source:
+    known = ("torch/", "hfds/", "hfids/", "tfds/", "wds/")
+    if not settings.spec.lower().startswith(known):
+        raise DataError(
+            f"--data {settings.spec} is unknown.",
+            f"Give digits, folder/PATH, or a timm name ({', '.join(known)}…).",
+        )
+    split = settings.train_split if train else settings.val_split
+    images = _create(settings, settings.spec, settings.root, split, train)
+    return _source(images)
+
+
+def _create(
+    settings: DataSettings, name: str, root: str | None, split: str, train: bool
+) -> Dataset[Any]:
+    try:
+        dataset: Dataset[Any] = create_dataset(
+            name,
+            root=root,
+            split=split,
+            is_training=train,
+            download=settings.download,
+            batch_size=settings.batch_size,
+        )
+        return dataset
+    except (KeyboardInterrupt, MemoryError):
+        raise
+    except Exception as error:
+        text = " ".join(str(error).split())[:160].rstrip(". ") or type(error).__name__
+        raise DataError(
+            f"{_name(settings)}, split '{split}': {text}.",
+            "Check --data-dir; --data-download lets torchvision or the hub fetch it.",
+        ) from error
+
+
+def _folder_source(settings: DataSettings, train: bool) -> Source:
+    top = _folder_root(settings)
+    chosen = _split_folder(top, train, settings)
+    other = _split_folder(top, not train, settings)
+    if chosen is not None and other is not None:
+        return _source(_create(settings, "", str(chosen), "", train))
+    whole = _source(_create(settings, "", str(chosen or other or top), "", train))
+    return _hold_out(whole, train)
+
+
+def _folder_root(settings: DataSettings) -> Path:
+    path = Path(settings.spec)
+    if settings.spec.partition("/")[0] == "folder" and not path.is_dir():
+        path = Path(settings.spec.partition("/")[2])
+    top = Path(settings.root, path) if settings.root else path
+    if not top.is_dir():
+        raise DataError(f"{_name(settings)}: {top} is no folder.", "Check --data and --data-dir.")
+    return top
+
+
+def _split_folder(top: Path, train: bool, settings: DataSettings) -> Path | None:
+    asked = settings.train_split if train else settings.val_split
+    for name in (asked, *(_TRAIN_NAMES if train else _VAL_NAMES)):
+        if (top / name).is_dir():
+            return top / name
+    return None
+
+
+def _hold_out(source: Source, train: bool) -> Source:
+    """A fixed fifth for evaluation, where a folder has no split of its own."""
+    order = list(range(source.size or 0))
+    random.Random(0).shuffle(order)
+    cut = max(1, int(len(order) * _HOLD_OUT)) if order else 0
+    part: Sequence[int] = sorted(order[cut:] if train else order[:cut])
+    return Source(Subset(source.images, part), source.class_names, source.whole, len(part))
+
+
+def _source(images: Any) -> Source:
+    try:
+        size: int | None = len(images) if hasattr(images, "__getitem__") else None
+    except TypeError:
+        size = None
+    reader = getattr(images, "reader", images)
+    mapping = getattr(reader, "class_to_idx", None) or {}
+    names = tuple(str(name) for name in sorted(mapping, key=mapping.__getitem__))
+    return Source(images, names or tuple(getattr(images, "classes", ())), False, size)
