@@ -61,6 +61,11 @@ class ExpectedCost:
         self._units = [site.mlp_unit / table.dense for site in table.sites]
         self._fixed = table.fixed / table.dense
 
+    def shares(self, units: Sequence[Tensor]) -> list[Tensor]:
+        """Share of the cost behind each gate, as logits are ordered: [3], [hidden], [3], …"""
+        pairs = zip(self._steps, units, self._units, strict=True)
+        return [t for step, row, unit in pairs for t in (step, torch.full_like(row, unit))]
+
     def __call__(self, gates: Sequence[Tensor], units: Sequence[Tensor]) -> Tensor:
         """Gate logits [3] and unit logits [hidden] of each block → scalar."""
         attention = (cumulative(torch.sigmoid(torch.stack(list(gates)))) * self._steps).sum()

@@ -6,10 +6,11 @@ gradient straight through; evaluation opens it at σ(z) > 0.5.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
 
@@ -61,3 +62,56 @@ class ChooseBranch(torch.autograd.Function):
         steps = [after - before for before, after in zip(dots, dots[1:], strict=False)]
         steps += [torch.zeros_like(dots[0])] * (ctx.gates - len(steps))
         return grad, torch.stack(steps), *([None] * len(ctx.saved_tensors))
+
+
+class GateOptimizer:
+    """Momentum descent on gate logits, each gate judged by its gradient per MAC.
+
+    Adam would divide the differences between gates away, and an attention gate costs hundreds
+    of times what a hidden unit does. Per MAC, every gate meets the price 2λ(cost − target), so
+    those open that are worth their cost. One scale for all gates, the running root mean square
+    of the units' gradients, keeps steps independent of the loss's scale.
+
+    Args:
+        parameters: logits, attention's [3] and units' [hidden].
+        macs: share of the dense cost that each of them decides, same shapes.
+        lr: step in logits at unit gradient.
+        momentum: weight of the past.
+        clip: longest normalized gradient.
+    """
+
+    def __init__(
+        self,
+        parameters: Sequence[nn.Parameter],
+        macs: Sequence[Tensor],
+        lr: float,
+        momentum: float = 0.9,
+        clip: float = 4.0,
+    ) -> None:
+        self.parameters = list(parameters)
+        self._macs = list(macs)
+        self._lr, self._momentum, self._clip = lr, momentum, clip
+        self._velocity = [torch.zeros_like(p) for p in self.parameters]
+        self._square = 0.0
+        self._steps = 0
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Move the logits along their gradients, and clear these."""
+        per_mac = [
+            torch.zeros_like(p) if p.grad is None else p.grad / m
+            for p, m in zip(self.parameters, self._macs, strict=True)
+        ]
+        square = torch.cat([g.flatten() for g in per_mac if g.numel() > 3]).square().mean()
+        self._steps += 1
+        self._square += 0.1 * (float(square) - self._square)
+        scale = max((self._square / (1 - 0.9**self._steps)) ** 0.5, 1e-12)
+        for parameter, velocity, grad in zip(
+            self.parameters, self._velocity, per_mac, strict=True
+        ):
+            bounded = (grad / scale).clamp(-self._clip, self._clip)
+            velocity.mul_(self._momentum).add_(bounded, alpha=1 - self._momentum)
+            parameter.sub_(self._lr * velocity)
+            # A logit far out would never come back: its draws, and so its gradients, vanish.
+            parameter.clamp_(-4, 4)
+            parameter.grad = None

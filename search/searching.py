@@ -15,10 +15,11 @@ from spvit_deploy.data import Batches
 from spvit_deploy.models import input_size
 from spvit_deploy.plan import BlockPlan, Budget, PrunePlan
 from spvit_deploy.search.budget import ExpectedCost, Projection, parse_budget, project
+from spvit_deploy.search.gates import GateOptimizer
 from spvit_deploy.search.supernet import Supernet
 from spvit_deploy.search.training import TrainSettings, train
 
-# How far Adam can move a gate's logit in one search: from 1.5 to firmly closed and back.
+# How far a gate's logit can move in one search: from 1.5 to firmly closed and back.
 _GATE_TRAVEL = 12.0
 
 
@@ -71,6 +72,10 @@ class SearchLoss:
             [mlp.unit_logits for mlp in self._supernet.mlps],
         )
 
+    def shares(self) -> list[Tensor]:
+        """Share of the cost behind each of the supernet's gate parameters."""
+        return self._cost.shares([mlp.unit_logits.detach() for mlp in self._supernet.mlps])
+
     def __call__(self, output: Any, images: Tensor, labels: Tensor) -> Tensor:
         """Scores [B, classes] → scalar."""
         scores = output[0] if isinstance(output, tuple) else output
@@ -99,15 +104,15 @@ def run_search(supernet: Supernet, batches: Batches, settings: SearchSettings) -
     loss = SearchLoss(supernet, table, target, settings)
     steps = max(1, settings.epochs * max(1, len(batches)))
     gate_lr = settings.gate_lr or _GATE_TRAVEL / steps
-    gates = {"params": list(supernet.gate_parameters()), "lr": gate_lr, "weight_decay": 0.0}
+    gates = GateOptimizer(list(supernet.gate_parameters()), loss.shares(), gate_lr)
     epochs = train(
         supernet,
         batches,
         loss,
         settings,
         "search",
-        groups=[gates],
-        note=lambda: f"expected cost {100 * float(loss.expected()):.0f}%",
+        gates=gates,
+        note=lambda: f"expected cost {100 * float(loss.expected().detach()):.0f}%",
     )
     projection = project(supernet.probabilities(), table, target)
     plan = _plan(supernet, projection, table, settings, target)

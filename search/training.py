@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from spvit_deploy.data import Batches
 from spvit_deploy.errors import DataError, JobError
 from spvit_deploy.progress import progress_bar
+from spvit_deploy.search.gates import GateOptimizer
 
 
 class TrainSettings(BaseModel):
@@ -66,7 +67,7 @@ def train(
     loss_function: LossFunction,
     settings: TrainSettings,
     label: str,
-    groups: list[dict[str, Any]] | None = None,
+    gates: GateOptimizer | None = None,
     note: Callable[[], str] | None = None,
 ) -> list[Epoch]:
     """Train in place.
@@ -77,8 +78,7 @@ def train(
         loss_function: (output, images, labels) → scalar.
         settings: see :class:`TrainSettings`.
         label: name of the progress bar.
-        groups: further parameter groups (``params``, ``lr``, ``weight_decay``); what they hold
-            is taken out of the model's own.
+        gates: steps the gates of a supernet; AdamW leaves these alone.
         note: what to show beside the loss.
 
     Raises:
@@ -86,7 +86,7 @@ def train(
         DataError: no batch, or labels that the model has no output for.
     """
     torch.manual_seed(settings.seed)
-    optimizer, schedule = _optimizer(model, batches, settings, groups)
+    optimizer, schedule = _optimizer(model, batches, settings, gates)
     history: list[Epoch] = []
     step = 0
     total = settings.epochs * len(batches) or None
@@ -96,6 +96,8 @@ def train(
             seen = _Mean()
             for images, labels in batches:
                 loss, output = _step(model, optimizer, loss_function, images, labels, settings)
+                if gates is not None:
+                    gates.step()
                 seen.add(loss, output, labels)
                 step += 1
                 schedule.step_update(step)
@@ -115,9 +117,9 @@ def _optimizer(
     model: nn.Module,
     batches: Batches,
     settings: TrainSettings,
-    groups: list[dict[str, Any]] | None,
+    gates: GateOptimizer | None,
 ) -> tuple[torch.optim.Optimizer, CosineLRScheduler]:
-    elsewhere = {id(p) for group in groups or [] for p in group["params"]}
+    elsewhere = {id(p) for p in gates.parameters} if gates else set()
     no_decay = set(getattr(model, "no_weight_decay", set)())
     decayed, plain = [], []
     for name, parameter in model.named_parameters():
@@ -129,7 +131,7 @@ def _optimizer(
         {"params": decayed, "lr": settings.lr, "weight_decay": settings.weight_decay},
         {"params": plain, "lr": settings.lr, "weight_decay": 0.0},
     ]
-    optimizer = create_optimizer_v2([*own, *(groups or [])], opt="adamw", lr=settings.lr)
+    optimizer = create_optimizer_v2(own, opt="adamw", lr=settings.lr)
     steps = max(1, settings.epochs * max(1, len(batches)))
     schedule = CosineLRScheduler(
         optimizer,
@@ -158,7 +160,8 @@ def _step(
     optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
     if settings.clip:
-        nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
+        owned = [p for group in optimizer.param_groups for p in group["params"]]
+        nn.utils.clip_grad_norm_(owned, settings.clip)
     optimizer.step()
     logits = output[0] if isinstance(output, tuple) else output
     return loss.detach(), logits.detach()

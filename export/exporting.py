@@ -1,0 +1,190 @@
+"""Export of a saved model to a folder with artefact and proof."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from spvit_deploy._version import __version__
+from spvit_deploy.cost import count_cost
+from spvit_deploy.errors import InputError
+from spvit_deploy.export import onnxrt
+from spvit_deploy.export.parity import Array, ParityReport, Runner, compare, random_inputs, require
+from spvit_deploy.export.record import RECORD_FILE, ExportRecord, TensorInfo
+from spvit_deploy.lean.folder import SavedModel
+from spvit_deploy.progress import Bar, progress_bar
+from spvit_deploy.store import new_folder, sha256_file, write_record
+
+OpenRunner = Callable[[Path], tuple[Runner, Callable[[], None]]]
+FORMATS = ("onnx",)
+_TOOLS = ("torch", "timm", "onnx", "onnxscript", "onnxslim", "onnxruntime")
+
+
+@dataclass(frozen=True)
+class ExportSettings:
+    """What to write.
+
+    Attributes:
+        format: ``onnx``.
+        batch: ``dynamic``, or a fixed number of images.
+        opset: ONNX operator set.
+    """
+
+    format: str = "onnx"
+    batch: str = "dynamic"
+    opset: int = onnxrt.DEFAULT_OPSET
+
+    @property
+    def fixed_batch(self) -> int | None:
+        """The batch, or None for a dynamic one.
+
+        Raises:
+            InputError: neither ``dynamic`` nor a positive number.
+        """
+        if self.batch == "dynamic":
+            return None
+        if not self.batch.isdigit() or int(self.batch) < 1:
+            raise InputError(
+                f"Batch '{self.batch}' is not understood.", "Give dynamic or a number of images."
+            )
+        return int(self.batch)
+
+
+@dataclass
+class ExportJob:
+    """One export.
+
+    Attributes:
+        saved: what to export.
+        settings: how.
+        open_runner: opens the written file in its runtime, and says how to close it.
+        real: real images, [B, C, H, W] float32, normalized.
+        parent: SHA-256 of what it was made from.
+        earlier: parity of earlier links of the chain.
+    """
+
+    saved: SavedModel
+    settings: ExportSettings
+    open_runner: OpenRunner
+    real: Array
+    parent: str = ""
+    earlier: Sequence[ParityReport] = field(default_factory=tuple)
+
+
+def run_export(job: ExportJob, output: Path, force: bool = False) -> ExportRecord:
+    """Write the artefact, if it answers as the module does.
+
+    Raises:
+        ParityError: it does not; nothing is left behind.
+        JobError: the exporter or checker fails.
+        OutputExistsError, StorageError: as :func:`new_folder`.
+    """
+    if job.settings.format not in FORMATS:
+        raise InputError(
+            f"Format '{job.settings.format}' is unknown.", f"Choose {', '.join(FORMATS)}."
+        )
+    batch = job.settings.fixed_batch
+    size = job.saved.preprocessing.input_size
+    with new_folder(output, force) as staging, progress_bar("export", 5) as bar:
+        bar.advance(0, "trace")
+        proto = onnxrt.trace(onnxrt.prepare(job.saved.module), size, batch, job.settings.opset)
+        onnxrt.name_nodes(proto)
+        bar.advance(note="optimize")
+        proto = onnxrt.optimize(proto)
+        bar.advance(note="check")
+        onnxrt.stamp(proto, _metadata(job), __version__)
+        names = onnxrt.write(proto, staging)
+        bar.advance(note="parity")
+        parity = _prove(job, staging, bar)
+        record = _record(job, staging, names, (*job.earlier, parity))
+        write_record(staging / RECORD_FILE, record.model_dump(mode="json"))
+        bar.advance(note="done")
+    return record
+
+
+def _prove(job: ExportJob, staging: Path, bar: Bar) -> ParityReport:
+    """Random and real images; batches of 1, 2 and 5 where the batch is free."""
+    fixed = job.settings.fixed_batch
+    sizes = [fixed] if fixed else [1, 2, 5]
+    inputs = random_inputs(job.saved.preprocessing.input_size, sizes)
+    for size in sizes:
+        repeats = -(-size // len(job.real))
+        inputs.append(torch.from_numpy(job.real).repeat(repeats, 1, 1, 1)[:size].numpy())
+    runner, close = job.open_runner(staging)
+    try:
+        link = f"{job.saved.kind} → {job.settings.format}"
+        report = compare(link, module_runner(job.saved.module), runner, inputs)
+    finally:
+        close()
+    bar.advance(note="write")
+    return require(report)
+
+
+def module_runner(module: nn.Module) -> Runner:
+    """A module as a function of arrays."""
+
+    def run(images: Array) -> Array:
+        with torch.inference_mode():
+            scores: Array = module(torch.from_numpy(images)).numpy()
+        return scores
+
+    return run
+
+
+def _metadata(job: ExportJob) -> dict[str, str]:
+    saved = job.saved
+    return {
+        "spvit_deploy.model": str(saved.spec),
+        "spvit_deploy.kind": saved.kind,
+        "spvit_deploy.plan_sha256": saved.plan.digest if saved.plan else "",
+        "spvit_deploy.preprocessing": json.dumps(saved.preprocessing.model_dump(mode="json")),
+        "spvit_deploy.class_names": json.dumps(saved.class_names),
+        "spvit_deploy.tools": json.dumps(tools(), sort_keys=True),
+    }
+
+
+def tools() -> dict[str, str]:
+    """Versions of what takes part in an export."""
+    found = {"spvit-deploy": __version__}
+    for name in _TOOLS:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _record(
+    job: ExportJob, staging: Path, names: list[str], parity: tuple[ParityReport, ...]
+) -> ExportRecord:
+    saved, batch = job.saved, job.settings.fixed_batch
+    cost = count_cost(saved.module, saved.preprocessing.input_size)
+    classes: Any = getattr(saved.module, "num_classes", None)
+    return ExportRecord(
+        format=job.settings.format,
+        opset=job.settings.opset,
+        batch=batch or "dynamic",
+        inputs=(
+            TensorInfo(name=onnxrt.INPUT_NAME, shape=(batch, *saved.preprocessing.input_size)),
+        ),
+        outputs=(TensorInfo(name=onnxrt.OUTPUT_NAME, shape=(batch, classes)),),
+        preprocessing=saved.preprocessing,
+        class_names=saved.class_names,
+        model=saved.spec,
+        model_kind=saved.kind,
+        plan_sha256=saved.plan.digest if saved.plan else "",
+        macs=cost.macs,
+        params=cost.params,
+        parent=job.parent,
+        files={name: sha256_file(staging / name) for name in names},
+        tools=tools(),
+        parity=parity,
+        history=saved.history,
+    )

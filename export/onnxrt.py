@@ -1,0 +1,203 @@
+"""ONNX: from a trained module to one checked file whose nodes know their blocks."""
+
+from __future__ import annotations
+
+import ast
+import copy
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import onnx
+import onnxslim
+import torch
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from spvit_deploy.errors import InputError, JobError
+from spvit_deploy.lean.blocks import ConvAttention
+from spvit_deploy.store import write_bytes
+
+INPUT_NAME, OUTPUT_NAME = "images", "logits"
+MODEL_FILE = "model.onnx"
+DEFAULT_OPSET = 20
+# protobuf's limit is 2 GiB for a whole message.
+_ONE_FILE_BYTES = 2_000_000_000
+_SCOPES = "pkg.torch.onnx.name_scopes"
+
+
+def prepare(module: nn.Module) -> nn.Module:
+    """A copy for inference: BatchNorm folded into convolutions, attention spelled out.
+
+    Runtimes fuse the spelled-out attention; torch's own decomposition of the fused one carries
+    shape arithmetic into the graph.
+    """
+    ready = copy.deepcopy(module).cpu().eval()
+    for part in ready.modules():
+        if hasattr(part, "fused_attn"):
+            part.fused_attn = False
+        if isinstance(part, ConvAttention) and isinstance(part.bn, nn.BatchNorm2d):
+            part.conv = fuse_conv_bn_eval(part.conv, part.bn)
+            part.bn = nn.Identity()
+    return ready
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """torch.onnx and onnxslim talk about things that no user can act on."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+
+
+def trace(
+    module: nn.Module, size: tuple[int, int, int], batch: int | None, opset: int
+) -> onnx.ModelProto:
+    """The graph of a prepared module.
+
+    Args:
+        module: from :func:`prepare`.
+        size: (channels, height, width).
+        batch: fixed batch, or None for a free one.
+        opset: ONNX operator set.
+
+    Raises:
+        JobError: torch cannot export it.
+        InputError: it cannot be brought to this opset.
+    """
+    # A trace at batch 1 would freeze the batch.
+    example = torch.zeros(batch or 2, *size)
+    shapes = ({0: torch.export.Dim("batch")},) if batch is None else None
+    try:
+        with _quiet(), torch.no_grad():
+            program = torch.onnx.export(
+                _ImagesOnly(module),
+                (example,),
+                dynamo=True,
+                dynamic_shapes=shapes,
+                input_names=[INPUT_NAME],
+                output_names=[OUTPUT_NAME],
+                opset_version=opset,
+                optimize=True,
+                verbose=False,
+            )
+    except (KeyboardInterrupt, MemoryError):
+        raise
+    except Exception as error:
+        text = " ".join(str(error).split())[:200]
+        raise JobError(f"torch cannot export this model: {text}.", "See --debug.") from error
+    assert program is not None
+    proto: onnx.ModelProto = program.model_proto
+    found = next(o.version for o in proto.opset_import if o.domain in ("", "ai.onnx"))
+    if found != opset:
+        raise InputError(
+            f"Opset {opset} was asked for; this model can be written in {found}.",
+            f"Choose --opset {found}.",
+        )
+    return proto
+
+
+class _ImagesOnly(nn.Module):
+    """Hides the optional mask arguments of timm models from the exporter."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.net = module
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.net(images)
+        return result
+
+
+def name_nodes(proto: onnx.ModelProto) -> None:
+    """Name each node after the module that it comes from: ``blocks.3.attn.qkv/MatMul_12``."""
+    scope = ""
+    for index, node in enumerate(proto.graph.node):
+        scope = _scope(node) or scope
+        node.name = f"{scope or 'model'}/{node.op_type}_{index}"
+        del node.metadata_props[:]
+        node.doc_string = ""
+
+
+def _scope(node: onnx.NodeProto) -> str:
+    for entry in node.metadata_props:
+        if entry.key == _SCOPES:
+            scopes = [part for part in ast.literal_eval(entry.value)[:-1] if part]
+            return str(scopes[-1]).removeprefix("net").removeprefix(".") if scopes else ""
+    return ""
+
+
+def optimize(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """onnxslim's constant folding, shape inference and fusions; names are kept."""
+    with _quiet():
+        slim: onnx.ModelProto = onnxslim.slim(proto)
+    for index, node in enumerate(slim.graph.node):
+        if "/" not in node.name:
+            node.name = f"{_neighbour(slim, index)}/{node.op_type}_s{index}"
+    _rename_parameters(slim)
+    return slim
+
+
+def _neighbour(proto: onnx.ModelProto, index: int) -> str:
+    for node in reversed(proto.graph.node[:index]):
+        if "/" in node.name:
+            return node.name.split("/")[0]
+    return "model"
+
+
+def _rename_parameters(proto: onnx.ModelProto) -> None:
+    """Drop the wrapper's name from those of the weights."""
+    names = {t.name: t.name.removeprefix("net.") for t in proto.graph.initializer}
+    for tensor in proto.graph.initializer:
+        tensor.name = names[tensor.name]
+    for node in proto.graph.node:
+        for position, name in enumerate(node.input):
+            node.input[position] = names.get(name, name)
+
+
+def stamp(proto: onnx.ModelProto, metadata: dict[str, str], version: str) -> None:
+    """Put what the file is into the file; nothing that changes from one run to the next."""
+    proto.producer_name, proto.producer_version = "spvit-deploy", version
+    proto.doc_string = proto.graph.doc_string = ""
+    del proto.metadata_props[:]
+    for key in sorted(metadata):
+        entry = proto.metadata_props.add()
+        entry.key, entry.value = key, metadata[key]
+    for value in (*proto.graph.input, *proto.graph.output):
+        del value.metadata_props[:]
+
+
+def write(proto: onnx.ModelProto, folder: Path) -> list[str]:
+    """Write and check the file; weights go beside it when it would pass 2 GB.
+
+    Returns:
+        Names of the files written.
+
+    Raises:
+        JobError: the checker refuses the file.
+        StorageError: no space, or not writable.
+    """
+    names = [MODEL_FILE]
+    if proto.ByteSize() > _ONE_FILE_BYTES:
+        names.append(f"{MODEL_FILE}.data")
+        onnx.save_model(
+            proto, folder / MODEL_FILE, save_as_external_data=True, location=names[1]
+        )
+    else:
+        write_bytes(folder / MODEL_FILE, proto.SerializeToString(deterministic=True))
+    try:
+        onnx.checker.check_model(str(folder / MODEL_FILE), full_check=True)
+    except (onnx.checker.ValidationError, RuntimeError, ValueError) as error:
+        text = " ".join(str(error).split())[:200]
+        raise JobError(f"onnx.checker refuses the graph: {text}.", "Please report it.") from error
+    return names

@@ -1,0 +1,141 @@
+"""Proof that two forms of one model answer the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+
+from spvit_deploy.errors import ParityError
+
+Array = NDArray[Any]
+Runner = Callable[[Array], Array]
+
+
+class Tolerance(BaseModel):
+    """How far answers may differ.
+
+    Attributes:
+        absolute: largest difference of a score, as a share of the largest score (at least 1).
+        cosine: smallest cosine of two score vectors.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    absolute: float = 1e-4
+    cosine: float = 0.9999
+
+
+class ParityReport(BaseModel):
+    """How two forms of one model compare.
+
+    Attributes:
+        link: what was compared with what.
+        samples: number of images.
+        batches: batch sizes that were run.
+        max_abs: largest absolute difference of a score.
+        max_rel: the same relative to the larger of the score and 1e-3 of the largest score.
+        cosine: smallest cosine of two score vectors.
+        top1: share of images with the same best class, those aside whose two best classes lie
+            closer than the tolerance.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    link: str
+    samples: int
+    batches: tuple[int, ...]
+    max_abs: float
+    max_rel: float
+    cosine: float
+    top1: float
+    tolerance: Tolerance
+    passed: bool
+
+    def line(self) -> str:
+        """One line for a person."""
+        verdict = "equal" if self.passed else "DIFFERENT"
+        return (
+            f"{self.link}: {verdict} on {self.samples} images, max abs {self.max_abs:.2e}, "
+            f"max rel {self.max_rel:.2e}, cosine {self.cosine:.6f}, top-1 {100 * self.top1:.1f}%"
+        )
+
+
+def compare(
+    link: str,
+    reference: Runner,
+    candidate: Runner,
+    inputs: Sequence[Array],
+    tolerance: Tolerance | None = None,
+) -> ParityReport:
+    """Run both on the same batches.
+
+    Args:
+        link: what is compared with what, such as ``lean → onnx``.
+        reference, candidate: [B, C, H, W] float32 → scores [B, classes].
+        inputs: batches.
+
+    Returns:
+        The report, whether they agree or not.
+    """
+    limits = tolerance or Tolerance()
+    expected = [np.asarray(reference(batch), dtype=np.float64) for batch in inputs]
+    found = [np.asarray(candidate(batch), dtype=np.float64) for batch in inputs]
+    same_shape = all(a.shape == b.shape for a, b in zip(expected, found, strict=True))
+    batches = tuple(len(batch) for batch in inputs)
+    if not same_shape or not all(np.isfinite(b).all() for b in found):
+        return ParityReport(
+            link=link, samples=sum(batches), batches=batches, max_abs=float("inf"),
+            max_rel=float("inf"), cosine=0, top1=0, tolerance=limits, passed=False,
+        )  # fmt: skip
+    a = np.concatenate([part.reshape(len(part), -1) for part in expected])
+    b = np.concatenate([part.reshape(len(part), -1) for part in found])
+    scale = max(1.0, float(np.abs(a).max()))
+    gap = np.abs(a - b)
+    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    cosine = float(((a * b).sum(1) / np.maximum(norms, 1e-30)).min()) if norms.all() else 1.0
+    top1 = _agreement(a, b, limits.absolute * scale)
+    return ParityReport(
+        link=link,
+        samples=len(a),
+        batches=batches,
+        max_abs=float(gap.max()),
+        max_rel=float((gap / np.maximum(np.abs(a), 1e-3 * scale)).max()),
+        cosine=min(cosine, 1.0),
+        top1=top1,
+        tolerance=limits,
+        passed=bool(gap.max() <= limits.absolute * scale and cosine >= limits.cosine and top1 == 1),
+    )
+
+
+def _agreement(a: Array, b: Array, margin: float) -> float:
+    if a.shape[1] < 2:
+        return 1.0
+    best = np.sort(a, axis=1)
+    clear = best[:, -1] - best[:, -2] > 2 * margin
+    same = a.argmax(1) == b.argmax(1)
+    return float((same | ~clear).mean())
+
+
+def require(report: ParityReport) -> ParityReport:
+    """Pass a report on.
+
+    Raises:
+        ParityError: it says that the answers differ.
+    """
+    if not report.passed:
+        raise ParityError(
+            f"Parity failed at the link {report.line()}.", "Nothing was written; please report it."
+        )
+    return report
+
+
+def random_inputs(
+    size: tuple[int, int, int], batches: Sequence[int], seed: int = 0
+) -> list[Array]:
+    """Normal noise of these batch sizes, [B, C, H, W] float32."""
+    rng = np.random.default_rng(seed)
+    return [rng.standard_normal((batch, *size), dtype=np.float32) for batch in batches]

@@ -1,0 +1,69 @@
+"""``export.json``: what an exported artefact is and was made from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from spvit_deploy.errors import CorruptFileError
+from spvit_deploy.export.parity import ParityReport
+from spvit_deploy.models import Preprocessing
+from spvit_deploy.plan import ModelSpec, first_line
+from spvit_deploy.store import check_files, read_record
+
+RECORD_FILE = "export.json"
+
+
+class TensorInfo(BaseModel):
+    """Name, shape (None where free) and element type of an input or output."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    shape: tuple[int | None, ...]
+    dtype: str = "float32"
+
+
+class ExportRecord(BaseModel):
+    """``export.json`` beside an artefact."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    schema_version: Literal[1] = 1
+    kind: Literal["exported"] = "exported"
+    format: str
+    precision: str = "fp32"
+    opset: int
+    batch: int | Literal["dynamic"]
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+    preprocessing: Preprocessing
+    class_names: tuple[str, ...] = ()
+    model: ModelSpec
+    model_kind: Literal["dense", "lean"]
+    plan_sha256: str = ""
+    macs: int
+    params: int
+    parent: str = ""
+    files: dict[str, str] = Field(default_factory=dict)
+    tools: dict[str, str] = Field(default_factory=dict)
+    parity: tuple[ParityReport, ...] = ()
+    history: tuple[dict[str, Any], ...] = ()
+
+
+def load_export(folder: Path) -> ExportRecord:
+    """Read ``export.json`` and check the files that it names.
+
+    Raises:
+        InputError: none there.
+        CorruptFileError: damaged.
+    """
+    record = read_record(folder / RECORD_FILE, kind="exported")
+    try:
+        parsed = ExportRecord.model_validate(record)
+    except ValueError as error:
+        raise CorruptFileError(f"{folder / RECORD_FILE}: {first_line(error)}") from None
+    check_files(folder, parsed.files)
+    return parsed

@@ -1,0 +1,173 @@
+"""The folder that a search writes: plan, supernet weights, and how they came about."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import safetensors.torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from spvit_deploy.errors import CorruptFileError, InputError
+from spvit_deploy.lean.folder import SavedModel, tool_versions
+from spvit_deploy.lean.materialize import EXTRAS_PREFIX, materialize_weights
+from spvit_deploy.models import (
+    Preprocessing,
+    create_empty,
+    create_model,
+    load_weights,
+    read_state_dict,
+)
+from spvit_deploy.plan import GATES_FILE, PrunePlan, first_line, load_plan, save_plan
+from spvit_deploy.search.budget import align_widths
+from spvit_deploy.search.supernet import Supernet
+from spvit_deploy.store import (
+    check_files,
+    new_folder,
+    read_record,
+    sha256_file,
+    write_bytes,
+    write_record,
+)
+
+RECORD_FILE = "search.json"
+WEIGHTS_FILE = "supernet.safetensors"
+
+
+class SearchRecord(BaseModel):
+    """``search.json``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    schema_version: Literal[1] = 1
+    kind: Literal["search"] = "search"
+    preprocessing: Preprocessing
+    class_names: tuple[str, ...] = ()
+    data: str = ""
+    sources: dict[str, str] = Field(default_factory=dict)
+    tools: dict[str, str] = Field(default_factory=dict)
+    files: dict[str, str] = Field(default_factory=dict)
+    history: tuple[dict[str, Any], ...] = ()
+
+
+@dataclass
+class SavedSearch:
+    """A search folder, read and checked.
+
+    Attributes:
+        plan: the gates.
+        record: preprocessing, classes and history.
+        dense: supernet weights under timm's own names.
+        extras: ``spvit.*``: head maps, BatchNorms, gate logits.
+        digest: SHA-256 of ``search.json``.
+    """
+
+    plan: PrunePlan
+    record: SearchRecord
+    dense: dict[str, Tensor]
+    extras: dict[str, Tensor]
+    digest: str
+
+    def dense_module(self) -> nn.Module:
+        """The timm model with the supernet's weights."""
+        module = create_empty(self.plan.model)
+        load_weights(module, self.dense, WEIGHTS_FILE)
+        return module
+
+    def supernet(self) -> Supernet:
+        """The supernet with its gates hard as planned, in evaluation mode."""
+        module = create_model(self.plan.model)
+        load_weights(module, self.dense, WEIGHTS_FILE)
+        net = Supernet(module, self.plan.model, self.plan.semantics)
+        net.load_extras(self.extras)
+        net.fix(self.plan)
+        return net.eval()
+
+    def aligned_plan(self, step: int) -> PrunePlan:
+        """The plan with MLP widths rounded to multiples of ``step``."""
+        if step <= 1:
+            return self.plan
+        probabilities = [
+            tuple(self.extras[f"{EXTRAS_PREFIX}{block.path}.unit_logits"].sigmoid().tolist())
+            for block in self.plan.blocks
+        ]
+        keeps = align_widths(probabilities, [block.mlp_keep for block in self.plan.blocks], step)
+        blocks = tuple(
+            block.model_copy(update={"mlp_keep": keep})
+            for block, keep in zip(self.plan.blocks, keeps, strict=True)
+        )
+        return self.plan.model_copy(update={"blocks": blocks})
+
+
+def save_search(
+    supernet: Supernet, plan: PrunePlan, record: SearchRecord, folder: Path, force: bool = False
+) -> None:
+    """Write a search folder, whole or not at all.
+
+    Raises:
+        OutputExistsError, StorageError: as :func:`new_folder`.
+    """
+    with new_folder(folder, force) as staging:
+        dense, extras = supernet.dense_and_extras()
+        tensors = {k: v.detach().cpu().contiguous() for k, v in {**dense, **extras}.items()}
+        write_bytes(staging / WEIGHTS_FILE, safetensors.torch.save(tensors, {"format": "pt"}))
+        save_plan(plan, staging)
+        files = {name: sha256_file(staging / name) for name in (WEIGHTS_FILE, GATES_FILE)}
+        full = record.model_copy(update={"files": files, "tools": tool_versions()})
+        write_record(staging / RECORD_FILE, full.model_dump(mode="json"))
+
+
+def is_search_folder(path: Path) -> bool:
+    """Whether ``path`` looks like a search folder."""
+    return (path / RECORD_FILE).is_file()
+
+
+def load_search(folder: Path) -> SavedSearch:
+    """Read a search folder.
+
+    Raises:
+        InputError: none.
+        CorruptFileError: a file is missing, truncated or changed.
+        PlanError: gates of an unknown version.
+    """
+    if not is_search_folder(folder):
+        raise InputError(
+            f"{folder}: not a search folder (no {RECORD_FILE}).",
+            "`spvit-deploy inspect PATH` says what a path is.",
+        )
+    try:
+        record = SearchRecord.model_validate(read_record(folder / RECORD_FILE, kind="search"))
+    except ValueError as error:
+        raise CorruptFileError(f"{folder / RECORD_FILE}: {first_line(error)}") from None
+    plan = load_plan(folder)
+    # Gates may be edited by hand; weights may not.
+    check_files(folder, {k: v for k, v in record.files.items() if k != GATES_FILE})
+    tensors = read_state_dict(folder / WEIGHTS_FILE)
+    extras = {k: v for k, v in tensors.items() if k.startswith(EXTRAS_PREFIX)}
+    dense = {k: v for k, v in tensors.items() if not k.startswith(EXTRAS_PREFIX)}
+    return SavedSearch(plan, record, dense, extras, sha256_file(folder / RECORD_FILE))
+
+
+def materialize_search(saved: SavedSearch, align: int = 1) -> SavedModel:
+    """The lean model of a search folder.
+
+    Args:
+        saved: what was searched.
+        align: MLP widths become multiples of this, chosen by gate probability.
+
+    Raises:
+        PlanError, CheckpointError: as :func:`materialize_weights`.
+    """
+    plan = saved.aligned_plan(align)
+    return SavedModel(
+        module=materialize_weights(saved.dense_module(), saved.extras, plan),
+        spec=plan.model,
+        preprocessing=saved.record.preprocessing,
+        class_names=saved.record.class_names,
+        plan=plan,
+        data=saved.record.data,
+        sources={"search": saved.digest},
+        history=(*saved.record.history, {"stage": "materialize", "align": align}),
+    )

@@ -1,0 +1,349 @@
+"""The stages as functions. Paths in, folders out; the command line is a thin skin over these."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from spvit_deploy.benchmarks.evaluate import Evaluation, evaluate_artefact
+from spvit_deploy.benchmarks.measure import run_benchmark
+from spvit_deploy.benchmarks.results import ResultsFile, Workload
+from spvit_deploy.benchmarks.runtimes import open_session
+from spvit_deploy.data import Batches, DataSettings, open_batches
+from spvit_deploy.device import pick_device
+from spvit_deploy.errors import DataError, InputError, SpvitError
+from spvit_deploy.export.exporting import ExportJob, ExportSettings, module_runner, run_export
+from spvit_deploy.export.parity import Array, ParityReport, compare, random_inputs, require
+from spvit_deploy.export.record import ExportRecord
+from spvit_deploy.lean.folder import SavedModel, load_saved, save_model
+from spvit_deploy.loading import ModelRequest, load_model
+from spvit_deploy.models import Preprocessing
+from spvit_deploy.plan import PrunePlan
+from spvit_deploy.search.finetuning import FinetuneSettings, finetune_model
+from spvit_deploy.search.folder import (
+    SearchRecord,
+    is_search_folder,
+    load_search,
+    materialize_search,
+    save_search,
+)
+from spvit_deploy.search.searching import SearchResult, SearchSettings, run_search
+from spvit_deploy.search.supernet import Supernet
+from spvit_deploy.sources import open_source
+from spvit_deploy.store import ensure_free
+
+Pathish = str | Path
+
+
+def search_gates(
+    model: str,
+    data: DataSettings | str,
+    output: Pathish,
+    budget: str = "50%",
+    model_args: dict[str, Any] | None = None,
+    checkpoint: Pathish | None = None,
+    pretrained: bool = False,
+    settings: SearchSettings | None = None,
+    device: str = "auto",
+    force: bool = False,
+) -> SearchResult:
+    """Train a supernet and its gates (arXiv 2111.11802), and write a search folder.
+
+    Args:
+        model: timm name, or a dense folder.
+        data: training data.
+        output: folder to write.
+        budget: ``50%`` of the dense MACs, or ``3.2G``; takes the place of the settings' own.
+        model_args: arguments of ``timm.create_model``.
+        checkpoint: dense weights, file or folder.
+        pretrained: start from timm's pretrained weights.
+        settings: see :class:`SearchSettings`.
+        device: ``auto|cpu|cuda|cuda:N|mps``.
+        force: replace an old output.
+
+    Raises:
+        InputError: a wrong model, checkpoint, budget or data, or an output that exists.
+        JobError: training failed, or the disk is full.
+    """
+    target = Path(output)
+    ensure_free(target, force)
+    where = pick_device(device)
+    chosen = (settings or SearchSettings()).model_copy(update={"budget": budget})
+    torch.manual_seed(chosen.seed)
+    request = _request(model, model_args, checkpoint, pretrained)
+    saved, digest = load_model(request, _classes(_data(data)))
+    if saved.kind != "dense":
+        raise InputError(f"{model} is lean already.", "Search from a dense model.")
+    supernet = Supernet(saved.module.to(where), saved.spec).to(where)
+    batches = _open(data, saved, where, chosen.seed)
+    result = run_search(supernet, batches, chosen)
+    history = {
+        "stage": "search",
+        "data": batches.settings.spec,
+        "settings": chosen.model_dump(),
+        "loss": [round(loss, 5) for loss in result.loss],
+        "gates_flipped_by_projection": result.projection.flipped,
+    }
+    plan = result.plan.model_copy(update={"sources": {"checkpoint": digest} if digest else {}})
+    record = SearchRecord(
+        preprocessing=_whole(saved.preprocessing, batches),
+        class_names=batches.class_names or saved.class_names,
+        data=batches.settings.spec,
+        sources=plan.sources,
+        history=(*saved.history, history),
+    )
+    save_search(supernet.cpu(), plan, record, target, force)
+    return replace(result, plan=plan)
+
+
+def _whole(prep: Preprocessing, batches: Batches) -> Preprocessing:
+    return prep.model_copy(update={"crop_pct": 1.0}) if batches.whole else prep
+
+
+def materialize(
+    search: Pathish, output: Pathish, align: int = 1, force: bool = False
+) -> SavedModel:
+    """Turn a search folder into a lean one: real convolutions, trimmed MLPs, no gates.
+
+    Args:
+        search: folder of :func:`search_gates`.
+        output: lean folder to write.
+        align: MLP widths become multiples of this, chosen by gate probability.
+        force: replace an old output.
+
+    Raises:
+        InputError: no search folder, damaged, or gates that do not fit.
+        JobError: the disk is full.
+    """
+    ensure_free(Path(output), force)
+    saved = materialize_search(load_search(Path(search)), align)
+    save_model(saved, Path(output), force)
+    return saved
+
+
+def finetune(
+    model: str,
+    data: DataSettings | str,
+    output: Pathish,
+    teacher: str | None = None,
+    model_args: dict[str, Any] | None = None,
+    checkpoint: Pathish | None = None,
+    pretrained: bool = False,
+    settings: FinetuneSettings | None = None,
+    device: str = "auto",
+    force: bool = False,
+) -> SavedModel:
+    """Train a lean folder, a dense folder or a timm model, with or without a teacher.
+
+    Args:
+        model: a folder, or a timm name.
+        data: training data.
+        output: folder to write.
+        teacher: a dense or lean folder, or a timm name (pretrained), to distil from.
+        model_args, checkpoint, pretrained: as in :func:`search_gates`, with a timm name.
+        settings: see :class:`FinetuneSettings`.
+        device: ``auto|cpu|cuda|cuda:N|mps``.
+        force: replace an old output.
+
+    Raises:
+        InputError, JobError: as :func:`search_gates`.
+    """
+    target = Path(output)
+    ensure_free(target, force)
+    where = pick_device(device)
+    chosen = settings or FinetuneSettings()
+    torch.manual_seed(chosen.seed)
+    request = _request(model, model_args, checkpoint, pretrained)
+    saved, digest = load_model(request, _classes(_data(data)))
+    taught = None
+    sources = {"model": digest} if digest else {}
+    if teacher is not None:
+        is_folder = Path(teacher).exists()
+        taught, sources["teacher"] = load_model(ModelRequest(teacher, pretrained=not is_folder))
+    batches = _open(data, saved, where, chosen.seed)
+    trained = finetune_model(saved, batches, chosen, taught, where)
+    trained = replace(trained, sources=sources)
+    save_model(trained, target, force)
+    return trained
+
+
+def export_model(
+    model: str,
+    output: Pathish,
+    format: str = "onnx",
+    batch: str | int = "dynamic",
+    opset: int | None = None,
+    data: DataSettings | str | None = None,
+    model_args: dict[str, Any] | None = None,
+    checkpoint: Pathish | None = None,
+    pretrained: bool = False,
+    force: bool = False,
+) -> ExportRecord:
+    """Export, and prove that the result answers as the model does.
+
+    Args:
+        model: a lean, dense or search folder, or a timm name. With a search folder the chain is
+            proven link by link: hard gates against lean, lean against the artefact.
+        output: folder to write.
+        format: ``onnx``.
+        batch: ``dynamic``, or a fixed number of images.
+        opset: ONNX operator set; None for the default.
+        data: real images for the proof; None for those that the model was trained on.
+        model_args, checkpoint, pretrained: as in :func:`search_gates`, with a timm name.
+        force: replace an old output.
+
+    Raises:
+        ParityError: the answers differ; nothing is written.
+        InputError, JobError: as :func:`search_gates`.
+    """
+    target = Path(output)
+    ensure_free(target, force)
+    chosen = ExportSettings(format=format, batch=str(batch))
+    if opset is not None:
+        chosen = replace(chosen, opset=opset)
+    _ = chosen.fixed_batch
+    earlier: tuple[ParityReport, ...] = ()
+    if is_search_folder(Path(model)):
+        saved, digest, earlier = _lean_of_search(Path(model))
+    else:
+        saved, digest = load_model(_request(model, model_args, checkpoint, pretrained))
+    real = _real_images(data or saved.data, saved.preprocessing, strict=data is not None)
+    job = ExportJob(saved, chosen, _open_runner(), real, digest, earlier)
+    return run_export(job, target, force)
+
+
+def _lean_of_search(folder: Path) -> tuple[SavedModel, str, tuple[ParityReport, ...]]:
+    search = load_search(folder)
+    saved = materialize_search(search)
+    link = "hard gates → lean"
+    inputs = random_inputs(saved.preprocessing.input_size, [1, 2])
+    hard, lean = module_runner(search.supernet()), module_runner(saved.module)
+    return saved, search.digest, (require(compare(link, hard, lean, inputs)),)
+
+
+def _open_runner() -> Callable[[Path], tuple[Callable[[Array], Array], Callable[[], None]]]:
+    def open_artefact(folder: Path) -> tuple[Callable[[Array], Array], Callable[[], None]]:
+        session = open_session(folder / "model.onnx", "onnxruntime")
+        return session.run, session.close
+
+    return open_artefact
+
+
+def _real_images(data: DataSettings | str, prep: Preprocessing, strict: bool) -> Array:
+    """Five photographs or validation images, [5, C, H, W]."""
+    if data:
+        with suppress(*(() if strict else (SpvitError,))):
+            images, _ = next(iter(open_batches(_small(_data(data)), prep, train=False)))
+            array: Array = images.numpy()
+            return array
+    from PIL import Image
+    from sklearn.datasets import load_sample_images
+
+    from spvit_deploy.sources import Source
+
+    photos = [(Image.fromarray(photo), 0) for photo in load_sample_images().images]
+    source = Source(photos, (), False, len(photos))
+    images, _ = next(iter(Batches(source, prep, DataSettings(spec="photographs"), train=False)))
+    photographs: Array = images.numpy()
+    return photographs
+
+
+def _small(data: DataSettings) -> DataSettings:
+    return data.model_copy(update={"batch_size": 5, "workers": 0})
+
+
+def evaluate(
+    artefact: Pathish,
+    data: DataSettings | str,
+    runtime: str | None = None,
+    device: str = "auto",
+) -> Evaluation:
+    """Accuracy of a lean, dense or exported folder in its own runtime.
+
+    Raises:
+        InputError: nothing that can be evaluated, or data that do not fit.
+    """
+    return evaluate_artefact(Path(artefact), _data(data), runtime, device)
+
+
+def benchmark(
+    artefacts: Sequence[Pathish],
+    runtimes: Sequence[str] | None = None,
+    workloads: Sequence[Workload] | None = None,
+    device: str = "cpu",
+) -> ResultsFile:
+    """Latency of every artefact on every runtime that takes it, interleaved.
+
+    Raises:
+        InputError: a runtime that is not here, or takes none of the artefacts.
+    """
+    paths = [Path(artefact) for artefact in artefacts]
+    return run_benchmark(paths, runtimes, workloads or [Workload()], device)
+
+
+def load_lean(path: Pathish) -> nn.Module:
+    """The network of a lean (or dense) folder, in evaluation mode on the CPU.
+
+    Takes images [B, C, H, W], normalized as the folder's ``config.json`` says; gives scores.
+    The dense weights behind a lean folder are not needed.
+
+    Raises:
+        InputError: no such folder, or damaged.
+    """
+    return load_saved(Path(path)).module
+
+
+def _request(
+    model: str,
+    args: dict[str, Any] | None,
+    checkpoint: Pathish | None,
+    pretrained: bool,
+) -> ModelRequest:
+    weights = Path(checkpoint) if checkpoint is not None else None
+    return ModelRequest(str(model), dict(args or {}), weights, pretrained)
+
+
+def _data(data: DataSettings | str) -> DataSettings:
+    return data if isinstance(data, DataSettings) else DataSettings(spec=data)
+
+
+def _classes(data: DataSettings) -> int | None:
+    return len(open_source(data, train=True).class_names) or None
+
+
+def _open(data: DataSettings | str, saved: SavedModel, device: torch.device, seed: int) -> Batches:
+    batches = open_batches(
+        _data(data), saved.preprocessing, True, device, seed, saved.class_names
+    )
+    outputs = getattr(saved.module, "num_classes", None)
+    if batches.class_names and outputs is not None and len(batches.class_names) > outputs:
+        raise DataError(
+            f"--data {batches.settings.spec} has {len(batches.class_names)} classes; the model "
+            f"has {outputs} outputs.",
+            f"Set --model-arg num_classes={len(batches.class_names)}.",
+        )
+    return batches
+
+
+def read_plan(folder: Path) -> PrunePlan | None:
+    """The plan of a lean or search folder, or None."""
+    from spvit_deploy.plan import GATES_FILE, load_plan
+
+    return load_plan(folder) if (folder / GATES_FILE).is_file() else None
+
+
+__all__ = [
+    "benchmark",
+    "evaluate",
+    "export_model",
+    "finetune",
+    "load_lean",
+    "materialize",
+    "search_gates",
+]
