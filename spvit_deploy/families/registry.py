@@ -44,8 +44,12 @@ def find_sites(model: nn.Module, name: str) -> list[BlockSite]:
 
 def _why_not(model: nn.Module) -> str:
     parts = {name.rsplit(".", 1)[-1] for name, _ in model.named_parameters()}
-    if any("relative_position_bias" in part or "rel_pos" in part for part in parts):
+    kinds = {type(module).__name__ for module in model.modules()}
+    relative = any("relative_position_bias" in part or "rel_pos" in part for part in parts)
+    if relative or any("RelPos" in kind for kind in kinds):
         return "It has a relative position bias, which a convolution cannot hold."
+    if any("Parallel" in kind for kind in kinds):
+        return "Its blocks run attention and MLP in parallel."
     if not any(hasattr(module, "qkv") for module in model.modules()):
         return "It has no multi-head attention with a fused qkv projection."
-    return ""
+    return "Its attention is not plain global multi-head attention."

@@ -1,0 +1,39 @@
+# Each target makes the environment that it needs; nothing has to be installed before.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready-$(shell cat setup.cfg spvit_deploy/_version.py | cksum | cut -d' ' -f1)
+
+.PHONY: demo test lint bench clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo   train, search, export and benchmark a small model; writes demo/report.html"
+	@echo "make test   run the whole test suite"
+	@echo "make lint   ruff, mypy, import-linter"
+	@echo "make bench  comparisons against peers; rewrites benchmarks/suites/results"
+
+$(READY):
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet -e ".[test]"
+	@rm -f $(VENV)/.ready-*
+	@touch $@
+
+demo: $(READY)
+	$(BIN)/spvit-deploy demo -o demo/
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/mypy -p spvit_deploy
+
+bench: $(READY)
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet -e ".[bench]"
+	$(BIN)/python -m spvit_deploy.benchmarks.suites
+
+clean:
+	rm -rf $(VENV) demo build dist *.egg-info

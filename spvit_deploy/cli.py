@@ -1,0 +1,235 @@
+"""The command line. Every command parses, calls one function, and prints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from spvit_deploy._version import __version__
+from spvit_deploy.options import (
+    DATA_HELP,
+    Folder,
+    Main,
+    data_source_options,
+    device_option,
+    force_option,
+    json_option,
+    model_options,
+    output_option,
+    take_data,
+    take_training,
+    train_options,
+)
+
+
+@click.group(cls=Main, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="spvit-deploy")
+@click.option("-v", "--verbose", is_flag=True, help="Say more about what is done.")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def main(verbose: bool, debug: bool) -> None:
+    """Take a trained Vision Transformer to the fastest engine that still answers right.
+
+    \b
+    The way of a model:
+      search → materialize → finetune → export → benchmark → report
+    `spvit-deploy demo -o demo` walks it on a small model; `run` does so from one file.
+    """
+    import logging
+
+    level = logging.DEBUG if debug else logging.INFO if verbose else logging.WARNING
+    logging.basicConfig(level=level, format="%(name)s: %(message)s")
+
+
+@main.command()
+@click.option("--model", required=True, help="timm model name, or a dense folder.")
+@model_options
+@train_options
+@click.option("--budget", required=True, help="MACs of the lean model: 50% or 3.2G.")
+@click.option("--cost-weight", type=click.FloatRange(0), default=20.0, show_default=True,
+              help="λ of λ·(cost − target)², costs as shares of the dense model's.")
+@click.option("--gate-lr", type=click.FloatRange(0, min_open=True),
+              help="Learning rate of the gates; chosen from the number of steps by default.")
+@device_option
+@output_option("Search folder to write.")
+@force_option
+def search(**options: Any) -> None:
+    """Train a supernet and its gates; choose one operation a block and the MLP widths.
+
+    \b
+    Example: spvit-deploy search --model deit_small_patch16_224 --pretrained \\
+               --data folder/imagenet --budget 50% -o search/
+    """
+    from spvit_deploy import api, show
+    from spvit_deploy.search.searching import SearchSettings
+
+    data, training = take_data(options), take_training(options)
+    training.update(cost_weight=options.pop("cost_weight"), gate_lr=options.pop("gate_lr"))
+    result = api.search_gates(data=data, settings=SearchSettings(**training), **options)
+    show.search(result, options["output"])
+
+
+@main.command()
+@click.argument("search_folder", metavar="DIR", type=Folder)
+@click.option("--align", type=click.IntRange(1), default=1, show_default=True,
+              help="Round MLP widths to multiples of N, by gate probability.")
+@output_option("Lean folder to write.")
+@force_option
+def materialize(search_folder: Path, align: int, output: Path, force: bool) -> None:
+    """Turn a search folder into a lean model: real convolutions, trimmed MLPs, no gates."""
+    from spvit_deploy import api, show
+
+    show.model(api.materialize(search_folder, output, align, force), output)
+
+
+@main.command()
+@click.argument("model", metavar="LEAN_OR_MODEL")
+@model_options
+@train_options
+@click.option("--teacher", metavar="MODEL", help="Dense folder or timm name to distil from.")
+@click.option("--distillation", type=click.Choice(["soft", "hard"]), default="soft",
+              show_default=True)
+@click.option("--distill-weight", type=click.FloatRange(0, 1), default=0.5, show_default=True,
+              help="Share of the teacher in the loss.")
+@click.option("--distill-temperature", type=click.FloatRange(0, min_open=True), default=2.0,
+              show_default=True)
+@device_option
+@output_option("Model folder to write.")
+@force_option
+def finetune(**options: Any) -> None:
+    """Train a lean folder, a dense folder, or a timm model by name; distil with --teacher.
+
+    \b
+    Example: spvit-deploy finetune lean/ --data folder/imagenet --teacher deit_small_patch16_224 \\
+               --epochs 30 -o tuned/
+    """
+    from spvit_deploy import api, show
+    from spvit_deploy.search.finetuning import FinetuneSettings
+
+    data, training = take_data(options), take_training(options)
+    for key in ("distillation", "distill_weight", "distill_temperature"):
+        training[key] = options.pop(key)
+    saved = api.finetune(data=data, settings=FinetuneSettings(**training), **options)
+    show.model(saved, options["output"])
+
+
+@main.command()
+@click.argument("model", metavar="LEAN")
+@model_options
+@click.option("--format", type=click.Choice(["onnx"]), default="onnx", show_default=True)
+@click.option("--batch", default="dynamic", show_default=True, metavar="dynamic|N")
+@click.option("--opset", type=click.IntRange(13, 25), help="ONNX operator set.")
+@click.option("--data", metavar="SPEC", help="Real images for the proof. " + DATA_HELP)
+@data_source_options
+@output_option("Folder to write: the artefact and export.json.")
+@force_option
+def export(**options: Any) -> None:
+    """Export a model and prove that the result answers as it does.
+
+    LEAN is a lean, dense or search folder, or a timm model name. Where the answers differ,
+    nothing is written and the exit code is 1.
+
+    \b
+    Example: spvit-deploy export tuned/ --format onnx -o engine/
+    """
+    from spvit_deploy import api, show
+
+    named = options["data"] is not None
+    options["data"] = options["data"] or ""
+    data = take_data(options)
+    show.export(api.export_model(data=data if named else None, **options), options["output"])
+
+
+@main.command()
+@click.argument("artefact", type=Folder)
+@click.option("--data", required=True, metavar="SPEC", help=DATA_HELP)
+@data_source_options
+@click.option("--runtime", help="onnxruntime or torch; the artefact's own by default.")
+@device_option
+@json_option
+def evaluate(artefact: Path, runtime: str | None, device: str, as_json: bool, **data: Any) -> None:
+    """Accuracy, MACs and parameters of a lean, dense or exported folder."""
+    from spvit_deploy import api, show
+
+    show.evaluation(api.evaluate(artefact, take_data(data), runtime, device), as_json)
+
+
+@main.command()
+@click.argument("artefacts", metavar="ARTEFACT…", type=Folder, nargs=-1, required=True)
+@click.option("--runtime", "runtimes", multiple=True, help="Repeat it; all that fit by default.")
+@click.option("--batch", "batches", type=click.IntRange(1), multiple=True, default=(1,),
+              show_default=True, help="Images a call; repeat it for several.")
+@click.option("--duration", type=click.FloatRange(0.01), default=2.0, show_default=True,
+              help="Seconds of measuring, for each artefact, runtime and batch.")
+@click.option("--threads", type=click.IntRange(1), help="Threads of the runtime.")
+@click.option("--device", default="cpu", show_default=True)
+@output_option("results.json to write.")
+@force_option
+def benchmark(**options: Any) -> None:
+    """Measure latency and throughput of every artefact on every runtime, interleaved."""
+    from spvit_deploy import show
+    from spvit_deploy.bench import bench_to_file
+
+    show.results(bench_to_file(**options), options["output"])
+
+
+@main.command()
+@click.argument("results", metavar="results.json…", type=Folder, nargs=-1, required=True)
+@click.option("--plan", type=Folder, help="Lean folder or gates.json whose plan to draw.")
+@click.option("--png", is_flag=True, help="Write a picture too, with an installed Chromium.")
+@output_option("report.html to write.")
+@force_option
+def report(results: tuple[Path, ...], plan: Path | None, png: bool, output: Path,
+           force: bool) -> None:
+    """Write one self-contained HTML page from results."""
+    from spvit_deploy.bench import report_to_file
+
+    for path in report_to_file(results, output, plan, png, force):
+        click.echo(f"wrote {path}")
+
+
+@main.command()
+@click.argument("path", metavar="PATH_OR_MODEL")
+@model_options
+@json_option
+def inspect(path: str, as_json: bool, **model: Any) -> None:
+    """Say what a file, a folder or a timm model is, and whether it can be searched."""
+    from spvit_deploy import inspection, show
+
+    show.facts(inspection.inspect_anything(path, model["model_args"]), as_json)
+
+
+@main.command()
+@json_option
+def doctor(as_json: bool) -> None:
+    """Say which runtimes, devices and versions are here, and how to get what is missing."""
+    from spvit_deploy import inspection, show
+
+    show.facts(inspection.doctor(), as_json)
+
+
+@main.command()
+@click.argument("recipe", type=Folder, required=False)
+@click.option("--init", is_flag=True, help="Write a commented recipe (recipe.yaml by default).")
+@click.option("--force", is_flag=True, help="Do every stage again.")
+def run(recipe: Path | None, init: bool, force: bool) -> None:
+    """Walk the whole way from one file; stages whose inputs are unchanged are skipped."""
+    from spvit_deploy import recipe as recipes
+
+    if init:
+        click.echo(f"wrote {recipes.write_template(recipe or Path('recipe.yaml'), force)}")
+    else:
+        recipes.run_file(recipe, force)
+
+
+@main.command()
+@output_option("Folder to write.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--png", is_flag=True, help="Write a picture of the report, with Chromium.")
+@force_option
+def demo(output: Path, seed: int, png: bool, force: bool) -> None:
+    """Walk the whole way with a small model on real images, in about two minutes."""
+    from spvit_deploy.demo import run_demo
+
+    run_demo(output, seed, png, force)

@@ -1,0 +1,211 @@
+"""What a path, a model name or this host is."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+
+from spvit_deploy._version import __version__
+from spvit_deploy.benchmarks.results import load_results
+from spvit_deploy.cost import count_cost
+from spvit_deploy.errors import CorruptFileError, InputError
+from spvit_deploy.export.record import RECORD_FILE as EXPORT_FILE
+from spvit_deploy.export.record import load_export
+from spvit_deploy.families import inspect_family
+from spvit_deploy.lean.folder import CONFIG_FILE, folder_digest, load_saved
+from spvit_deploy.models import create_empty, input_size, read_state_dict
+from spvit_deploy.plan import ModelSpec, PrunePlan, load_plan
+from spvit_deploy.search.folder import RECORD_FILE as SEARCH_FILE
+from spvit_deploy.search.folder import load_search
+from spvit_deploy.store import read_record, sha256_file
+
+
+def inspect_anything(target: str, model_args: dict[str, Any]) -> dict[str, Any]:
+    """Facts about one of our files or folders, a checkpoint, an ONNX file or a timm model.
+
+    Raises:
+        InputError: damaged, or nothing that we know.
+    """
+    path = Path(target)
+    if not path.exists():
+        return _model(ModelSpec(name=target, args=model_args))
+    if path.is_dir():
+        return _folder(path)
+    if path.suffix == ".onnx":
+        return _onnx(path)
+    if path.suffix == ".json":
+        return _json(path)
+    state = read_state_dict(path)
+    return {
+        "kind": "checkpoint",
+        "tensors": len(state),
+        "params": sum(tensor.numel() for tensor in state.values()),
+        "sha256": sha256_file(path),
+        "first": ", ".join(f"{k} {list(v.shape)}" for k, v in list(state.items())[:4]),
+    }
+
+
+def _model(spec: ModelSpec) -> dict[str, Any]:
+    model = create_empty(spec)
+    family, refusal = inspect_family(model)
+    size = input_size(model)
+    cost = count_cost(model, size)
+    facts: dict[str, Any] = {
+        "kind": "timm model",
+        "model": str(spec),
+        "class": type(model).__name__,
+        "searchable": refusal is None,
+        "family": family.name if family else None,
+        "input": list(size),
+        "macs": cost.macs,
+        "params": cost.params,
+    }
+    if refusal is not None:
+        facts["reason"] = f"{refusal.reason}. {refusal.hint}".strip()
+    elif family is not None:
+        sites = family.sites(model)
+        first = sites[0]
+        facts["blocks"] = len(sites)
+        facts["heads"] = first.heads
+        facts["mlp width"] = first.hidden
+        facts["tokens"] = f"{first.grid[0]}×{first.grid[1]} grid + {first.prefix} prefix"
+    return facts
+
+
+def _folder(path: Path) -> dict[str, Any]:
+    if (path / CONFIG_FILE).is_file():
+        return _saved(path)
+    if (path / SEARCH_FILE).is_file():
+        saved = load_search(path)
+        facts = {"kind": "search", "sha256": saved.digest, "data": saved.record.data}
+        return {**facts, **_plan(saved.plan), "classes": len(saved.record.class_names)}
+    if (path / EXPORT_FILE).is_file():
+        record = load_export(path)
+        return {
+            "kind": "exported",
+            **record.model_dump(mode="json", include={"format", "precision", "opset", "batch"}),
+            "model": f"{record.model} ({record.model_kind})",
+            "macs": record.macs,
+            "params": record.params,
+            "input": list(record.preprocessing.input_size),
+            "classes": len(record.class_names),
+            "parity": "; ".join(report.line() for report in record.parity),
+            "tools": record.tools,
+            "files": record.files,
+            "made from": record.parent,
+        }
+    raise InputError(
+        f"{path}: none of our folders (no {CONFIG_FILE}, {SEARCH_FILE} or {EXPORT_FILE}).",
+        "Check the path.",
+    )
+
+
+def _saved(path: Path) -> dict[str, Any]:
+    saved = load_saved(path)
+    cost = count_cost(saved.module, saved.preprocessing.input_size)
+    facts: dict[str, Any] = {
+        "kind": saved.kind,
+        "model": str(saved.spec),
+        "sha256": folder_digest(path),
+        "input": list(saved.preprocessing.input_size),
+        "classes": len(saved.class_names),
+        "data": saved.data,
+        "macs": cost.macs,
+        "params": cost.params,
+        "made from": saved.sources,
+    }
+    return {**facts, **_plan(saved.plan)} if saved.plan else facts
+
+
+def _plan(plan: PrunePlan) -> dict[str, Any]:
+    facts: dict[str, Any] = {"model": str(plan.model), "plan sha256": plan.digest}
+    if plan.budget:
+        facts["budget"] = plan.budget.model_dump()
+    facts["blocks"] = [
+        {"block": b.path, "attention": b.attention.value, "mlp width": len(b.mlp_keep)}
+        for b in plan.blocks
+    ]
+    return facts
+
+
+def _onnx(path: Path) -> dict[str, Any]:
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except Exception as error:
+        raise CorruptFileError(f"{path}: damaged, or not ONNX.", "Get it again.") from error
+    facts: dict[str, Any] = {
+        "kind": "onnx",
+        "sha256": sha256_file(path),
+        "opset": model.opset_import[0].version if model.opset_import else None,
+        "nodes": len(model.graph.node),
+        "producer": f"{model.producer_name} {model.producer_version}".strip(),
+    }
+    return {**facts, **{entry.key: entry.value for entry in model.metadata_props}}
+
+
+def _json(path: Path) -> dict[str, Any]:
+    record = read_record(path)
+    kind = record.get("kind")
+    if kind == "gates":
+        return {"kind": "gates", **_plan(load_plan(path))}
+    if kind == "results":
+        results = load_results(path)
+        rows = [
+            {"artefact": r.title, "runtime": r.runtime, "batch": r.workload.batch,
+             "p50_ms": round(1000 * r.p50, 4), "flagged": r.flagged}
+            for r in results.results
+        ]  # fmt: skip
+        return {"kind": "results", "created": str(results.created), "results": rows}
+    if path.name in (CONFIG_FILE, SEARCH_FILE, EXPORT_FILE):
+        return _folder(path.parent)
+    raise InputError(f"{path}: a JSON file that is none of ours.", "Check the path.")
+
+
+_PACKAGES = {
+    "torch": "", "torchvision": "", "timm": "", "onnx": "", "onnxruntime": "",
+    "onnxscript": "", "onnxslim": "", "safetensors": "", "scikit-learn": "", "plotly": "",
+    "torch-pruning": "pip install 'spvit-deploy[bench]' (only to repeat the comparisons)",
+}  # fmt: skip
+
+
+def doctor() -> dict[str, Any]:
+    """Runtimes, devices and versions of this host."""
+    packages = [
+        {"package": name, "version": _version(name) or "missing",
+         "how to get it": "" if _version(name) else how or f"pip install {name}"}
+        for name, how in _PACKAGES.items()
+    ]  # fmt: skip
+    cuda = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "spvit-deploy": __version__,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "cpu threads": torch.get_num_threads(),
+        "cuda": ", ".join(cuda) or "no device (torch was built "
+        + (f"for CUDA {torch.version.cuda})" if torch.version.cuda else "without CUDA)"),
+        "mps": torch.backends.mps.is_available(),
+        "onnxruntime providers": ", ".join(_providers()),
+        "packages": packages,
+    }
+
+
+def _providers() -> list[str]:
+    try:
+        import onnxruntime
+    except ImportError:
+        return ["none: pip install onnxruntime"]
+    return list(onnxruntime.get_available_providers())
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+

@@ -1,0 +1,161 @@
+"""Options that commands share, and how errors leave the program. Loads click alone."""
+
+from __future__ import annotations
+
+import ast
+import errno
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from spvit_deploy.errors import JobError, SpvitError
+
+if TYPE_CHECKING:
+    from spvit_deploy.sources import DataSettings
+
+Decorator = Callable[[Any], Any]
+Folder = click.Path(path_type=Path)
+
+
+def _stack(*decorators: Decorator) -> Decorator:
+    def apply(function: Any) -> Any:
+        for decorator in reversed(decorators):
+            function = decorator(function)
+        return function
+
+    return apply
+
+
+def _model_args(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> dict[str, Any]:
+    args: dict[str, Any] = {}
+    for value in values:
+        key, equals, text = value.partition("=")
+        if not equals or not key.isidentifier():
+            raise click.BadParameter(f"'{value}': write KEY=VALUE, such as img_size=32.")
+        try:
+            parsed = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            parsed = text
+        if isinstance(parsed, tuple):
+            parsed = list(parsed)
+        if not isinstance(parsed, (str, int, float, bool, list, type(None))):
+            raise click.BadParameter(f"'{value}': a number, text, True, False, None or (a, b).")
+        args[key] = parsed
+    return args
+
+
+model_options = _stack(
+    click.option(
+        "--model-arg", "model_args", metavar="K=V", multiple=True, callback=_model_args,
+        help="Argument of timm.create_model: img_size=32, depth=6, … Repeat it for more.",
+    ),
+    click.option(
+        "--checkpoint", type=Folder, metavar="FILE",
+        help="Dense weights: .safetensors, .pth (never run as code), or a dense folder.",
+    ),
+    click.option("--pretrained", is_flag=True, help="Start from timm's pretrained weights."),
+)  # fmt: skip
+
+data_source_options = _stack(
+    click.option("--data-dir", metavar="ROOT", help="Folder that --data is looked up in."),
+    click.option("--val-split", default="validation", show_default=True, help="Split to evaluate."),
+    click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True),
+    click.option(
+        "--workers", type=click.IntRange(0), default=2, show_default=True,
+        help="Loading processes.",
+    ),
+    click.option("--data-download", is_flag=True, help="Let timm fetch data that are missing."),
+)  # fmt: skip
+
+DATA_HELP = "digits, folder/PATH, or a timm dataset: torch/fashion_mnist, hfds/…, wds/…"
+
+train_options = _stack(
+    click.option("--data", required=True, metavar="SPEC", help=DATA_HELP),
+    data_source_options,
+    click.option("--train-split", default="train", show_default=True, help="Split to train on."),
+    click.option(
+        "--augment", type=click.Choice(["auto", "none", "shift", "timm"]), default="auto",
+        show_default=True, help="shift: translations; timm: crops, flips, colour.",
+    ),
+    click.option("--epochs", type=click.IntRange(0), default=10, show_default=True),
+    click.option("--lr", type=click.FloatRange(0, min_open=True), default=5e-4, show_default=True),
+    click.option("--weight-decay", type=click.FloatRange(0), default=0.05, show_default=True),
+    click.option("--label-smoothing", type=click.FloatRange(0, 1), default=0.0, show_default=True),
+    click.option("--amp", is_flag=True, help="bfloat16 autocast, for GPUs."),
+    click.option("--seed", type=int, default=0, show_default=True),
+)  # fmt: skip
+
+device_option = click.option(
+    "--device", default="auto", show_default=True, metavar="auto|cpu|cuda|cuda:N|mps"
+)
+force_option = click.option("--force", is_flag=True, help="Replace the output if it exists.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+
+
+def output_option(what: str) -> Decorator:
+    """``-o``: the folder or file to write."""
+    return click.option("-o", "--output", type=Folder, required=True, help=what)
+
+
+_DATA_KEYS = {
+    "data": "spec", "data_dir": "root", "train_split": "train_split", "val_split": "val_split",
+    "batch_size": "batch_size", "workers": "workers", "augment": "augment",
+    "data_download": "download",
+}  # fmt: skip
+_TRAIN_KEYS = ("epochs", "lr", "weight_decay", "label_smoothing", "amp", "seed")
+
+
+def take_data(options: dict[str, Any]) -> DataSettings:
+    """Take the data options out of a command's options."""
+    from spvit_deploy.sources import DataSettings
+
+    found = {field: options.pop(key) for key, field in _DATA_KEYS.items() if key in options}
+    return DataSettings(**found)
+
+
+def take_training(options: dict[str, Any]) -> dict[str, Any]:
+    """Take the training options out of a command's options."""
+    return {key: options.pop(key) for key in _TRAIN_KEYS if key in options}
+
+
+class Main(click.Group):
+    """Turns errors into one line and an exit code; a traceback only with ``--debug``."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command."""
+        try:
+            return super().invoke(ctx)
+        except (click.exceptions.Exit, click.ClickException):
+            raise
+        except KeyboardInterrupt:
+            _fail(ctx, JobError("Interrupted; outputs that were there before are as they were."))
+        except SpvitError as error:
+            _fail(ctx, error)
+        except OSError as error:
+            if error.errno == errno.EPIPE:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                ctx.exit(0)
+            _fail(ctx, JobError(f"{error.filename or 'A file'}: {error.strerror or error}."))
+        except MemoryError:
+            _fail(ctx, JobError("Out of memory.", "Try a smaller --batch-size."))
+        except Exception as error:
+            _fail(ctx, _unexpected(error))
+
+
+def _unexpected(error: Exception) -> JobError:
+    text = " ".join(str(error).split())[:300]
+    return JobError(
+        f"Unexpected {type(error).__name__}: {text}.", "Run it with --debug, and report it."
+    )
+
+
+def _fail(ctx: click.Context, error: SpvitError) -> None:
+    if ctx.params.get("debug"):
+        raise error
+    line = " ".join(f"{error.message} {error.hint}".split())
+    click.echo(f"Error: {line}", err=True)
+    ctx.exit(error.exit_code)

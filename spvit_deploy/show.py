@@ -1,0 +1,135 @@
+"""What commands print."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from spvit_deploy.benchmarks.evaluate import Evaluation
+from spvit_deploy.benchmarks.results import ResultsFile
+from spvit_deploy.cost import count_cost
+from spvit_deploy.export.record import ExportRecord
+from spvit_deploy.lean.folder import SavedModel
+from spvit_deploy.plan import PrunePlan
+from spvit_deploy.search.budget import format_macs
+from spvit_deploy.search.searching import SearchResult
+
+
+def console() -> Console:
+    """Standard output, never narrower than a table needs."""
+    out = Console(highlight=False, soft_wrap=True)
+    return out if out.width >= 100 or out.is_terminal else Console(highlight=False, width=120)
+
+
+def plan_table(plan: PrunePlan) -> Table:
+    """Operation and MLP width of each block."""
+    table = Table(title=f"{plan.model}", title_justify="left")
+    for heading in ("block", "attention", "MLP width"):
+        table.add_column(heading, justify="left" if heading != "MLP width" else "right")
+    for block in plan.blocks:
+        table.add_row(block.path, block.attention.value, str(len(block.mlp_keep)))
+    return table
+
+
+def search(result: SearchResult, output: Path) -> None:
+    """After a search: the plan, and how its budget was met."""
+    out, projection, budget = console(), result.projection, result.plan.budget
+    out.print(plan_table(result.plan))
+    if budget is not None:
+        share = 100 * budget.met_macs / budget.dense_macs
+        out.print(
+            f"budget {budget.asked} = {format_macs(budget.asked_macs)}; the plan costs "
+            f"{format_macs(budget.met_macs)}, {share:.1f}% of the dense model's "
+            f"{format_macs(budget.dense_macs)}"
+        )
+    out.print(
+        f"the gates alone said {format_macs(projection.macs_before)}; {projection.flipped} of "
+        "them, the least sure, were turned to meet the budget"
+    )
+    out.print(f"wrote {output}")
+
+
+def model(saved: SavedModel, output: Path) -> None:
+    """After materialize or finetune."""
+    out = console()
+    if saved.plan is not None:
+        out.print(plan_table(saved.plan))
+    cost = count_cost(saved.module, saved.preprocessing.input_size)
+    out.print(f"{saved.title}: {format_macs(cost.macs)}, {cost.params:,} parameters")
+    out.print(f"wrote {output}")
+
+
+def export(record: ExportRecord, output: Path) -> None:
+    """After an export: every link of the proof."""
+    out = console()
+    for report in record.parity:
+        out.print(report.line())
+    out.print(f"wrote {output} (opset {record.opset}, batch {record.batch})")
+
+
+def evaluation(result: Evaluation, as_json: bool) -> None:
+    """After an evaluation."""
+    facts(
+        {
+            "path": str(result.path),
+            "kind": result.kind,
+            "runtime": result.runtime,
+            "images": result.images,
+            "top1": round(result.top1, 3),
+            "top5": round(result.top5, 3),
+            "macs": result.macs,
+            "params": result.params,
+        },
+        as_json,
+    )
+
+
+def results(file: ResultsFile, output: Path) -> None:
+    """After a benchmark."""
+    table = Table(title="latency of one call", title_justify="left")
+    for heading in ("artefact", "runtime", "batch", "p50 ms", "p90 ms", "p99 ms", "images/s", ""):
+        left = heading in ("artefact", "runtime", "")
+        table.add_column(heading, justify="left" if left else "right")
+    for result in file.results:
+        table.add_row(
+            result.title,
+            result.runtime,
+            str(result.workload.batch),
+            *(f"{1000 * value:.3f}" for value in (result.p50, result.p90, result.p99)),
+            f"{result.throughput:,.0f}",
+            f"unsteady: alone and interleaved differ by {100 * result.drift:.0f}%"
+            if result.flagged
+            else "",
+        )
+    out = console()
+    out.print(table)
+    out.print(f"wrote {output}")
+
+
+def facts(content: dict[str, Any], as_json: bool) -> None:
+    """Names and values, as JSON or for a person."""
+    out = console()
+    if as_json:
+        print(json.dumps(content, indent=1))
+        return
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    rows: list[dict[str, Any]] = []
+    for key, value in content.items():
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            rows = value
+        elif isinstance(value, int) and not isinstance(value, bool):
+            table.add_row(key, f"{value:,}")
+        elif isinstance(value, dict):
+            table.add_row(key, ", ".join(f"{k} {v}" for k, v in value.items()))
+        else:
+            table.add_row(key, str(value))
+    out.print(table)
+    if rows:
+        listing = Table(*rows[0])
+        for row in rows:
+            listing.add_row(*(str(value) for value in row.values()))
+        out.print(listing)
