@@ -90,10 +90,17 @@ def evaluation(result: Evaluation, as_json: bool) -> None:
 
 def results(file: ResultsFile, output: Path) -> None:
     """After a benchmark."""
+    summary(file)
+    console().print(f"wrote {output}")
+
+
+def summary(file: ResultsFile) -> None:
+    """Every artefact on every runtime."""
     table = Table(title="latency of one call", title_justify="left")
-    for heading in ("artefact", "runtime", "batch", "p50 ms", "p90 ms", "p99 ms", "images/s", ""):
-        left = heading in ("artefact", "runtime", "")
-        table.add_column(heading, justify="left" if left else "right")
+    heads = ("artefact", "runtime", "batch", "p50 ms", "p90 ms", "p99 ms", "images/s", "MMACs",
+             "params", "top-1 %", "")  # fmt: skip
+    for heading in heads:
+        table.add_column(heading, justify="left" if heading in heads[:2] else "right")
     for result in file.results:
         table.add_row(
             result.title,
@@ -101,13 +108,14 @@ def results(file: ResultsFile, output: Path) -> None:
             str(result.workload.batch),
             *(f"{1000 * value:.3f}" for value in (result.p50, result.p90, result.p99)),
             f"{result.throughput:,.0f}",
-            f"unsteady: alone and interleaved differ by {100 * result.drift:.0f}%"
-            if result.flagged
-            else "",
+            f"{result.macs / 1e6:,.1f}",
+            f"{result.params:,}",
+            "" if result.top1 is None else f"{result.top1:.2f}",
+            f"unsteady {100 * result.drift:.0f}%" if result.flagged else "",
         )
-    out = console()
-    out.print(table)
-    out.print(f"wrote {output}")
+    console().print(table)
+    if any(result.flagged for result in file.results):
+        console().print("unsteady: medians alone and interleaved differ by 3% or more")
 
 
 def facts(content: dict[str, Any], as_json: bool) -> None:

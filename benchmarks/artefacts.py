@@ -1,0 +1,81 @@
+"""Facts about an artefact that results carry."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from spvit_deploy.benchmarks.runtimes import artefact_format
+from spvit_deploy.cost import count_cost
+from spvit_deploy.errors import CorruptFileError
+from spvit_deploy.lean.folder import folder_digest, load_saved
+from spvit_deploy.models import Preprocessing
+from spvit_deploy.store import read_record, sha256_file
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """What a dense, lean or exported folder, or a bare ONNX file, is.
+
+    Attributes:
+        title: for tables.
+        kind: ``dense`` or ``lean``; of an exported model, what it was exported from.
+        preprocessing: None for a bare ONNX file that says nothing.
+        macs, params: 0 where unknown.
+    """
+
+    title: str
+    kind: str
+    digest: str
+    preprocessing: Preprocessing | None
+    class_names: tuple[str, ...]
+    macs: int
+    params: int
+    size_bytes: int
+
+
+def describe(path: Path) -> Artefact:
+    """Read an artefact's record.
+
+    Raises:
+        InputError: nothing that we know, or damaged.
+    """
+    if path.is_file():
+        return _bare_onnx(path)
+    size = sum(file.stat().st_size for file in path.iterdir() if file.suffix != ".json")
+    if artefact_format(path) in ("dense", "lean"):
+        saved = load_saved(path)
+        cost = count_cost(saved.module, saved.preprocessing.input_size)
+        title = f"{path.name} ({saved.kind})" if path.name != saved.kind else path.name
+        return Artefact(
+            title, saved.kind, folder_digest(path), saved.preprocessing, saved.class_names,
+            cost.macs, cost.params, size,
+        )  # fmt: skip
+    record = read_record(path / "export.json", kind="exported")
+    try:
+        prep = Preprocessing.model_validate(record["preprocessing"])
+        title = f"{path.name} ({record['model_kind']})"
+        return Artefact(
+            title, record["model_kind"], sha256_file(path / "export.json"), prep,
+            tuple(record["class_names"]), record["macs"], record["params"], size,
+        )  # fmt: skip
+    except (KeyError, ValueError) as error:
+        raise CorruptFileError(f"{path / 'export.json'}: {error}.", "Export it again.") from None
+
+
+def _bare_onnx(path: Path) -> Artefact:
+    metadata: dict[str, Any] = {}
+    try:
+        model = onnx.load(path, load_external_data=False)
+        metadata = {entry.key: entry.value for entry in model.metadata_props}
+        prep = metadata.get("spvit_deploy.preprocessing")
+        parsed = Preprocessing.model_validate_json(prep) if prep else None
+    except Exception as error:
+        raise CorruptFileError(f"{path}: damaged, or not ONNX.", "Export it again.") from error
+    kind = metadata.get("spvit_deploy.kind", "onnx")
+    return Artefact(
+        path.stem, kind, sha256_file(path), parsed, (), 0, 0, path.stat().st_size
+    )

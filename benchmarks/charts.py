@@ -1,0 +1,114 @@
+"""Figures of the report, as plotly figures in one style."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import plotly.graph_objects as go
+
+from spvit_deploy.benchmarks.results import BenchmarkResult
+from spvit_deploy.plan import AttentionKind, PrunePlan
+
+DENSE, LEAN, OTHER = "#94a3b8", "#4f46e5", "#0d9488"
+_KINDS = {
+    AttentionKind.SKIP: ("skip", "#e2e8f0"),
+    AttentionKind.CONV1X1: ("1×1 conv", "#a5b4fc"),
+    AttentionKind.CONV3X3: ("3×3 conv", "#6366f1"),
+    AttentionKind.MSA: ("attention", "#312e81"),
+}
+
+
+def _style(figure: Any, height: int, **layout: Any) -> Any:
+    figure.update_layout(
+        height=height,
+        margin={"l": 60, "r": 20, "t": 10, "b": 50},
+        paper_bgcolor="white",
+        plot_bgcolor="white",
+        font={"family": "system-ui, sans-serif", "size": 13, "color": "#1e293b"},
+        legend={"orientation": "h", "y": 1.12, "x": 0},
+        **layout,
+    )
+    figure.update_xaxes(showline=True, linecolor="#cbd5e1")
+    figure.update_yaxes(gridcolor="#e2e8f0", zerolinecolor="#cbd5e1")
+    return figure
+
+
+def colour(kind: str) -> str:
+    """Colour of a kind of model."""
+    return {"dense": DENSE, "lean": LEAN}.get(kind, OTHER)
+
+
+def latency_bars(results: Sequence[BenchmarkResult]) -> Any:
+    """Median latency with a whisker to the 90th percentile."""
+    figure = go.Figure()
+    for title in dict.fromkeys(result.title for result in results):
+        own = [result for result in results if result.title == title]
+        figure.add_bar(
+            name=title,
+            x=[f"{r.runtime}, batch {r.workload.batch}" for r in own],
+            y=[1000 * r.p50 for r in own],
+            error_y={"type": "data", "array": [1000 * (r.p90 - r.p50) for r in own],
+                     "arrayminus": [0] * len(own), "color": "#475569", "thickness": 1.2},
+            text=[f"{1000 * r.p50:.2f}" for r in own],
+            textposition="inside",
+            insidetextanchor="start",
+            marker_color=colour(own[0].kind),
+        )  # fmt: skip
+    return _style(figure, 360, barmode="group", yaxis_title="ms a call")
+
+
+def sample_boxes(results: Sequence[BenchmarkResult]) -> Any:
+    """All samples as boxes, so that tails show."""
+    figure = go.Figure()
+    for result in results:
+        step = max(1, len(result.samples) // 400)
+        figure.add_box(
+            name=f"{result.title}<br>{result.runtime}, batch {result.workload.batch}",
+            y=[round(1000 * s, 4) for s in result.samples[::step]],
+            marker_color=colour(result.kind),
+            boxpoints="outliers",
+            marker_size=3,
+            showlegend=False,
+        )
+    return _style(figure, 380, yaxis_title="ms a call")
+
+
+def plan_bars(plan: PrunePlan, hidden: Sequence[int]) -> Any:
+    """MLP width of each block, coloured by the operation that took attention's place."""
+    figure = go.Figure()
+    names = [block.path for block in plan.blocks]
+    if hidden:
+        figure.add_bar(name="dense MLP width", x=names, y=list(hidden), marker_color="#f1f5f9",
+                       marker_line={"color": "#cbd5e1", "width": 1})  # fmt: skip
+    for kind, (label, shade) in _KINDS.items():
+        own = [block for block in plan.blocks if block.attention is kind]
+        if own:
+            figure.add_bar(
+                name=label,
+                x=[block.path for block in own],
+                y=[len(block.mlp_keep) for block in own],
+                text=[f"{len(block.mlp_keep)}" for block in own],
+                textposition="outside",
+                marker_color=shade,
+                marker_line={"color": "#6366f1", "width": 1},
+            )
+    figure.update_xaxes(categoryorder="array", categoryarray=names)
+    return _style(figure, 340, barmode="overlay", yaxis_title="hidden units kept")
+
+
+def accuracy_scatter(results: Sequence[BenchmarkResult]) -> Any:
+    """Accuracy against MACs, one point a model."""
+    figure = go.Figure()
+    for result in {r.title: r for r in results if r.top1 is not None and r.macs}.values():
+        figure.add_scatter(
+            x=[result.macs / 1e9],
+            y=[result.top1],
+            mode="markers+text",
+            text=[result.title],
+            textposition="top center",
+            marker={"size": 14, "color": colour(result.kind)},
+            showlegend=False,
+        )
+    figure.update_xaxes(title="GMACs an image", rangemode="tozero")
+    return _style(figure, 340, yaxis_title="top-1 accuracy, %")

@@ -1,0 +1,93 @@
+"""Accuracy of an artefact in its own runtime."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from spvit_deploy.benchmarks.artefacts import describe
+from spvit_deploy.benchmarks.runtimes import Array, Session, open_session, runtimes_for
+from spvit_deploy.data import open_batches
+from spvit_deploy.errors import DataError, InputError
+from spvit_deploy.progress import progress_bar
+from spvit_deploy.sources import DataSettings
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an artefact gets right; accuracies in percent."""
+
+    path: Path
+    kind: str
+    runtime: str
+    images: int
+    top1: float
+    top5: float
+    macs: int
+    params: int
+
+
+def evaluate_artefact(
+    path: Path, data: DataSettings, runtime: str | None = None, device: str = "auto"
+) -> Evaluation:
+    """Run the validation split through an artefact.
+
+    Args:
+        path: dense, lean or exported folder, or an ``.onnx`` file that we wrote.
+        data: which images.
+        runtime: None for the artefact's own.
+        device: ``auto|cpu|cuda|cuda:N|mps``.
+
+    Raises:
+        InputError: nothing that can be evaluated, or a runtime that does not take it.
+        DataError: no images, or classes that are not the model's.
+    """
+    artefact = describe(path)
+    if artefact.preprocessing is None:
+        raise InputError(f"{path} does not say how images are prepared.", "Evaluate its folder.")
+    names = runtimes_for(path)
+    session = open_session(path, runtime or names[0], device)
+    batches = open_batches(data, artefact.preprocessing, False, classes=artefact.class_names)
+    right = np.zeros(2, dtype=np.int64)
+    images = 0
+    with progress_bar(f"evaluate {path.name}", len(batches) or None) as bar:
+        for batch, labels in batches:
+            scores = _scores(session, batch.numpy())
+            right += _right(scores, labels.numpy())
+            images += len(labels)
+            bar.advance()
+    session.close()
+    if images == 0:
+        raise DataError(f"--data {data.spec}: no images to evaluate.", "Check the split.")
+    top1, top5 = (100 * right / images).tolist()
+    return Evaluation(
+        path, artefact.kind, session.name, images, top1, top5, artefact.macs, artefact.params
+    )
+
+
+def _scores(session: Session, images: Array) -> Array:
+    """Scores of any number of images, also where the session's batch is fixed."""
+    if session.batch is None:
+        return session.run(images)
+    parts = []
+    for start in range(0, len(images), session.batch):
+        part = images[start : start + session.batch]
+        padding = np.zeros((session.batch - len(part), *part.shape[1:]), dtype=part.dtype)
+        parts.append(session.run(np.concatenate([part, padding]))[: len(part)])
+    scores: Array = np.concatenate(parts)
+    return scores
+
+
+def _right(scores: Array, labels: Array) -> Array:
+    if scores.ndim != 2:
+        raise DataError("The model gives no class scores.", "Evaluate a classifier.")
+    if int(labels.max()) >= scores.shape[1]:
+        raise DataError(
+            f"An image has class {int(labels.max())}; the model has {scores.shape[1]} outputs.",
+            "Use the data that the model was trained for.",
+        )
+    best = np.argsort(-scores, axis=1)[:, :5]
+    hits = best == labels[:, None]
+    return np.array([hits[:, 0].sum(), hits.any(axis=1).sum()])

@@ -1,0 +1,68 @@
+"""What a benchmark ran on; no names of hosts or people."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import psutil
+import torch
+from pydantic import BaseModel, ConfigDict
+
+_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimd")
+_PACKAGES = ("spvit-deploy", "torch", "timm", "onnx", "onnxruntime", "numpy")
+
+
+class HostRecord(BaseModel):
+    """Processor, memory, system and versions."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    cpu: str
+    cores: int
+    threads: int
+    flags: tuple[str, ...]
+    memory_bytes: int
+    system: str
+    python: str
+    load: float
+    gpus: tuple[str, ...]
+    versions: dict[str, str | None]
+
+
+def read_host() -> HostRecord:
+    """This host, now."""
+    name, flags = _cpu()
+    return HostRecord(
+        cpu=name,
+        cores=psutil.cpu_count(logical=False) or 0,
+        threads=psutil.cpu_count() or 0,
+        flags=tuple(flag for flag in _FLAGS if flag in flags),
+        memory_bytes=psutil.virtual_memory().total,
+        system=f"{platform.system()} {platform.release()} {platform.machine()}",
+        python=platform.python_version(),
+        load=round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else 0.0,
+        gpus=tuple(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())),
+        versions={name: _version(name) for name in _PACKAGES},
+    )
+
+
+def _cpu() -> tuple[str, set[str]]:
+    info = Path("/proc/cpuinfo")
+    if not info.is_file():
+        return platform.processor() or platform.machine(), set()
+    fields: dict[str, str] = {}
+    for line in info.read_text().splitlines():
+        key, _, value = line.partition(":")
+        fields.setdefault(key.strip(), value.strip())
+    flags = set(fields.get("flags", fields.get("Features", "")).split())
+    return fields.get("model name", platform.machine()), flags
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
