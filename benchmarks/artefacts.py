@@ -49,7 +49,7 @@ def describe(path: Path) -> Artefact:
     if artefact_format(path) in ("dense", "lean"):
         saved = load_saved(path)
         cost = count_cost(saved.module, saved.preprocessing.input_size)
-        title = f"{path.name} ({saved.kind})" if path.name != saved.kind else path.name
+        title = _title(path, saved.kind)
         return Artefact(
             title, saved.kind, folder_digest(path), saved.preprocessing, saved.class_names,
             cost.macs, cost.params, size,
@@ -57,13 +57,18 @@ def describe(path: Path) -> Artefact:
     record = read_record(path / "export.json", kind="exported")
     try:
         prep = Preprocessing.model_validate(record["preprocessing"])
-        title = f"{path.name} ({record['model_kind']})"
+        title = _title(path, record["model_kind"])
         return Artefact(
             title, record["model_kind"], sha256_file(path / "export.json"), prep,
             tuple(record["class_names"]), record["macs"], record["params"], size,
         )  # fmt: skip
     except (KeyError, ValueError) as error:
         raise CorruptFileError(f"{path / 'export.json'}: {error}.", "Export it again.") from None
+
+
+def _title(path: Path, kind: str) -> str:
+    name = path.absolute().name
+    return name if kind in name else f"{name} ({kind})"
 
 
 def _bare_onnx(path: Path) -> Artefact:
@@ -76,6 +81,4 @@ def _bare_onnx(path: Path) -> Artefact:
     except Exception as error:
         raise CorruptFileError(f"{path}: damaged, or not ONNX.", "Export it again.") from error
     kind = metadata.get("spvit_deploy.kind", "onnx")
-    return Artefact(
-        path.stem, kind, sha256_file(path), parsed, (), 0, 0, path.stat().st_size
-    )
+    return Artefact(path.stem, kind, sha256_file(path), parsed, (), 0, 0, path.stat().st_size)

@@ -42,10 +42,13 @@ def colour(kind: str) -> str:
 def latency_bars(results: Sequence[BenchmarkResult]) -> Any:
     """Median latency with a whisker to the 90th percentile."""
     figure = go.Figure()
-    for title in dict.fromkeys(result.title for result in results):
-        own = [result for result in results if result.title == title]
+    places = [(r.kind, r.runtime, r.workload.batch) for r in results]
+    by_kind = len(set(places)) == len(places)
+    names = [result.kind if by_kind else result.title for result in results]
+    for name in dict.fromkeys(names):
+        own = [result for result, label in zip(results, names, strict=True) if label == name]
         figure.add_bar(
-            name=title,
+            name=name,
             x=[f"{r.runtime}, batch {r.workload.batch}" for r in own],
             y=[1000 * r.p50 for r in own],
             error_y={"type": "data", "array": [1000 * (r.p90 - r.p50) for r in own],

@@ -33,7 +33,9 @@ class OnnxRuntimeSession:
             options.intra_op_num_threads = threads
         provider, settings = _provider(device)
         try:
-            self._session = ort.InferenceSession(str(file), options, providers=[(provider, settings)])
+            self._session = ort.InferenceSession(
+                str(file), options, providers=[(provider, settings)]
+            )
         except Exception as error:
             text = " ".join(str(error).split())[:160]
             raise CorruptFileError(

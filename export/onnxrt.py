@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import onnx
 import onnxslim
@@ -35,6 +36,7 @@ def prepare(module: nn.Module) -> nn.Module:
     shape arithmetic into the graph.
     """
     ready = copy.deepcopy(module).cpu().eval()
+    part: Any
     for part in ready.modules():
         if hasattr(part, "fused_attn"):
             part.fused_attn = False
@@ -190,9 +192,7 @@ def write(proto: onnx.ModelProto, folder: Path) -> list[str]:
     names = [MODEL_FILE]
     if proto.ByteSize() > _ONE_FILE_BYTES:
         names.append(f"{MODEL_FILE}.data")
-        onnx.save_model(
-            proto, folder / MODEL_FILE, save_as_external_data=True, location=names[1]
-        )
+        onnx.save_model(proto, folder / MODEL_FILE, save_as_external_data=True, location=names[1])
     else:
         write_bytes(folder / MODEL_FILE, proto.SerializeToString(deterministic=True))
     try:

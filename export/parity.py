@@ -133,9 +133,7 @@ def require(report: ParityReport) -> ParityReport:
     return report
 
 
-def random_inputs(
-    size: tuple[int, int, int], batches: Sequence[int], seed: int = 0
-) -> list[Array]:
+def random_inputs(size: tuple[int, int, int], batches: Sequence[int], seed: int = 0) -> list[Array]:
     """Normal noise of these batch sizes, [B, C, H, W] float32."""
     rng = np.random.default_rng(seed)
     return [rng.standard_normal((batch, *size), dtype=np.float32) for batch in batches]

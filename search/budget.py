@@ -92,7 +92,9 @@ class Projection:
     flipped: int
 
 
-def project(probabilities: Sequence[GateProbabilities], table: CostTable, target: int) -> Projection:
+def project(
+    probabilities: Sequence[GateProbabilities], table: CostTable, target: int
+) -> Projection:
     """The most probable plan of at most ``target`` MACs, and of at least 99% of it.
 
     Gates are taken in order of probability, those of attention after the cheaper ones of their

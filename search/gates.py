@@ -7,6 +7,7 @@ gradient straight through; evaluation opens it at σ(z) > 0.5.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -59,7 +60,7 @@ class ChooseBranch(torch.autograd.Function):
         (grad,) = grads
         flat = grad.reshape(-1)
         dots = [torch.dot(flat, branch.reshape(-1)) for branch in ctx.saved_tensors]
-        steps = [after - before for before, after in zip(dots, dots[1:], strict=False)]
+        steps = [after - before for before, after in pairwise(dots)]
         steps += [torch.zeros_like(dots[0])] * (ctx.gates - len(steps))
         return grad, torch.stack(steps), *([None] * len(ctx.saved_tensors))
 
@@ -106,9 +107,7 @@ class GateOptimizer:
         self._steps += 1
         self._square += 0.1 * (float(square) - self._square)
         scale = max((self._square / (1 - 0.9**self._steps)) ** 0.5, 1e-12)
-        for parameter, velocity, grad in zip(
-            self.parameters, self._velocity, per_mac, strict=True
-        ):
+        for parameter, velocity, grad in zip(self.parameters, self._velocity, per_mac, strict=True):
             bounded = (grad / scale).clamp(-self._clip, self._clip)
             velocity.mul_(self._momentum).add_(bounded, alpha=1 - self._momentum)
             parameter.sub_(self._lr * velocity)

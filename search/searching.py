@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from pydantic import Field
 from torch import Tensor
 from torch.nn import functional

@@ -44,7 +44,7 @@ class UnifiedAttention(nn.Module):
 
     def __init__(self, site: BlockSite, temperature: float) -> None:
         super().__init__()
-        self.msa = site.attn
+        self.msa: Any = site.attn
         self.grid, self.prefix, self.temperature = site.grid, site.prefix, temperature
         # A spread of α: the softmax over heads starts soft enough to learn.
         self.head_logits = nn.Parameter(torch.randn(site.heads, POSITIONS) * temperature)
@@ -97,9 +97,7 @@ class UnifiedAttention(nn.Module):
         image = to_grid(x[:, self.prefix :], self.grid)
         y = functional.conv2d(image, weights.kernel, weights.bias, padding=size // 2)
         norm = self.bn_1x1 if kind is AttentionKind.CONV1X1 else self.bn_3x3
-        y = functional.linear(
-            to_tokens(functional.relu(norm(y))), weights.proj, weights.proj_bias
-        )
+        y = functional.linear(to_tokens(functional.relu(norm(y))), weights.proj, weights.proj_bias)
         return torch.cat((x[:, : self.prefix], y), dim=1) if self.prefix else y
 
 
@@ -125,7 +123,7 @@ class GatedMlp(nn.Module):
 
     def __init__(self, site: BlockSite) -> None:
         super().__init__()
-        self.inner = site.mlp
+        self.inner: Any = site.mlp
         self.unit_logits = nn.Parameter(torch.full((site.hidden,), START_LOGIT))
         self.register_buffer("fixed", None, persistent=False)
         self.fixed: Tensor | None

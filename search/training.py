@@ -121,7 +121,8 @@ def _optimizer(
 ) -> tuple[torch.optim.Optimizer, CosineLRScheduler]:
     elsewhere = {id(p) for p in gates.parameters} if gates else set()
     no_decay = set(getattr(model, "no_weight_decay", set)())
-    decayed, plain = [], []
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if id(parameter) in elsewhere or not parameter.requires_grad:
             continue
@@ -201,8 +202,6 @@ class _Mean:
         return 100 * float(self._right) / max(1, self.count)
 
 
-def _note(
-    epoch: int, settings: TrainSettings, seen: _Mean, note: Callable[[], str] | None
-) -> str:
+def _note(epoch: int, settings: TrainSettings, seen: _Mean, note: Callable[[], str] | None) -> str:
     text = f"epoch {epoch + 1}/{settings.epochs}, loss {seen.loss:.3f}"
     return f"{text}, {note()}" if note else text

@@ -318,9 +318,7 @@ def _classes(data: DataSettings) -> int | None:
 
 
 def _open(data: DataSettings | str, saved: SavedModel, device: torch.device, seed: int) -> Batches:
-    batches = open_batches(
-        _data(data), saved.preprocessing, True, device, seed, saved.class_names
-    )
+    batches = open_batches(_data(data), saved.preprocessing, True, device, seed, saved.class_names)
     outputs = getattr(saved.module, "num_classes", None)
     if batches.class_names and outputs is not None and len(batches.class_names) > outputs:
         raise DataError(

@@ -47,10 +47,18 @@ def main(verbose: bool, debug: bool) -> None:
 @model_options
 @train_options
 @click.option("--budget", required=True, help="MACs of the lean model: 50% or 3.2G.")
-@click.option("--cost-weight", type=click.FloatRange(0), default=20.0, show_default=True,
-              help="λ of λ·(cost − target)², costs as shares of the dense model's.")
-@click.option("--gate-lr", type=click.FloatRange(0, min_open=True),
-              help="Learning rate of the gates; chosen from the number of steps by default.")
+@click.option(
+    "--cost-weight",
+    type=click.FloatRange(0),
+    default=20.0,
+    show_default=True,
+    help="λ of λ·(cost − target)², costs as shares of the dense model's.",
+)
+@click.option(
+    "--gate-lr",
+    type=click.FloatRange(0, min_open=True),
+    help="Learning rate of the gates; chosen from the number of steps by default.",
+)
 @device_option
 @output_option("Search folder to write.")
 @force_option
@@ -72,8 +80,13 @@ def search(**options: Any) -> None:
 
 @main.command()
 @click.argument("search_folder", metavar="DIR", type=Folder)
-@click.option("--align", type=click.IntRange(1), default=1, show_default=True,
-              help="Round MLP widths to multiples of N, by gate probability.")
+@click.option(
+    "--align",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Round MLP widths to multiples of N, by gate probability.",
+)
 @output_option("Lean folder to write.")
 @force_option
 def materialize(search_folder: Path, align: int, output: Path, force: bool) -> None:
@@ -88,12 +101,19 @@ def materialize(search_folder: Path, align: int, output: Path, force: bool) -> N
 @model_options
 @train_options
 @click.option("--teacher", metavar="MODEL", help="Dense folder or timm name to distil from.")
-@click.option("--distillation", type=click.Choice(["soft", "hard"]), default="soft",
-              show_default=True)
-@click.option("--distill-weight", type=click.FloatRange(0, 1), default=0.5, show_default=True,
-              help="Share of the teacher in the loss.")
-@click.option("--distill-temperature", type=click.FloatRange(0, min_open=True), default=2.0,
-              show_default=True)
+@click.option(
+    "--distillation", type=click.Choice(["soft", "hard"]), default="soft", show_default=True
+)
+@click.option(
+    "--distill-weight",
+    type=click.FloatRange(0, 1),
+    default=0.5,
+    show_default=True,
+    help="Share of the teacher in the loss.",
+)
+@click.option(
+    "--distill-temperature", type=click.FloatRange(0, min_open=True), default=2.0, show_default=True
+)
 @device_option
 @output_option("Model folder to write.")
 @force_option
@@ -158,10 +178,22 @@ def evaluate(artefact: Path, runtime: str | None, device: str, as_json: bool, **
 @main.command()
 @click.argument("artefacts", metavar="ARTEFACT…", type=Folder, nargs=-1, required=True)
 @click.option("--runtime", "runtimes", multiple=True, help="Repeat it; all that fit by default.")
-@click.option("--batch", "batches", type=click.IntRange(1), multiple=True, default=(1,),
-              show_default=True, help="Images a call; repeat it for several.")
-@click.option("--duration", type=click.FloatRange(0.01), default=2.0, show_default=True,
-              help="Seconds of measuring, for each artefact, runtime and batch.")
+@click.option(
+    "--batch",
+    "batches",
+    type=click.IntRange(1),
+    multiple=True,
+    default=(1,),
+    show_default=True,
+    help="Images a call; repeat it for several.",
+)
+@click.option(
+    "--duration",
+    type=click.FloatRange(0.01),
+    default=2.0,
+    show_default=True,
+    help="Seconds of measuring, for each artefact, runtime and batch.",
+)
 @click.option("--threads", type=click.IntRange(1), help="Threads of the runtime.")
 @click.option("--device", default="cpu", show_default=True)
 @output_option("results.json to write.")
@@ -180,8 +212,9 @@ def benchmark(**options: Any) -> None:
 @click.option("--png", is_flag=True, help="Write a picture too, with an installed Chromium.")
 @output_option("report.html to write.")
 @force_option
-def report(results: tuple[Path, ...], plan: Path | None, png: bool, output: Path,
-           force: bool) -> None:
+def report(
+    results: tuple[Path, ...], plan: Path | None, png: bool, output: Path, force: bool
+) -> None:
     """Write one self-contained HTML page from results."""
     from spvit_deploy.bench import report_to_file
 

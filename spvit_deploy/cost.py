@@ -14,6 +14,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -45,6 +46,7 @@ def count_cost(model: nn.Module, input_size: tuple[int, int, int]) -> Cost:
     """
     params = sum(parameter.numel() for parameter in model.parameters())
     shadow = copy.deepcopy(model).to("meta").eval()
+    module: Any
     for module in shadow.modules():
         if hasattr(module, "fused_attn"):
             module.fused_attn = False

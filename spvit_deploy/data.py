@@ -36,7 +36,9 @@ class _ToChannels:
 
     def __call__(self, image: Any) -> Tensor:
         if isinstance(image, Image.Image):
-            image = torch.from_numpy(np.array(image)).reshape(*image.size[::-1], -1).permute(2, 0, 1)
+            image = (
+                torch.from_numpy(np.array(image)).reshape(*image.size[::-1], -1).permute(2, 0, 1)
+            )
         if image.shape[0] != self.channels:
             image = image.float().mean(0, keepdim=True).round().to(torch.uint8)
             image = image.expand(self.channels, -1, -1)

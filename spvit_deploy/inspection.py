@@ -186,7 +186,8 @@ def doctor() -> dict[str, Any]:
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "cpu threads": torch.get_num_threads(),
-        "cuda": ", ".join(cuda) or "no device (torch was built "
+        "cuda": ", ".join(cuda)
+        or "no device (torch was built "
         + (f"for CUDA {torch.version.cuda})" if torch.version.cuda else "without CUDA)"),
         "mps": torch.backends.mps.is_available(),
         "onnxruntime providers": ", ".join(_providers()),
@@ -207,5 +208,3 @@ def _version(name: str) -> str | None:
         return version(name)
     except PackageNotFoundError:
         return None
-
-

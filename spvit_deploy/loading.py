@@ -7,7 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from spvit_deploy.errors import CheckpointError, InputError
-from spvit_deploy.lean.folder import SavedModel, dense_saved, folder_digest, is_model_folder, load_saved
+from spvit_deploy.lean.folder import (
+    SavedModel,
+    dense_saved,
+    folder_digest,
+    is_model_folder,
+    load_saved,
+)
 from spvit_deploy.models import create_model, load_weights, read_state_dict
 from spvit_deploy.plan import ModelSpec
 from spvit_deploy.store import sha256_file

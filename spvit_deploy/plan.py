@@ -7,6 +7,7 @@ edited where there is no torch.
 from __future__ import annotations
 
 from enum import Enum
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -29,7 +30,7 @@ class AttentionKind(str, Enum):
 
     @property
     def gates(self) -> int:
-        """How many of the three gates are open: the cheaper ones first (arXiv 2111.11802, section 3)."""
+        """How many of the three gates are open, the cheaper ones first (arXiv 2111.11802)."""
         return list(AttentionKind).index(self)
 
     @staticmethod
@@ -63,7 +64,7 @@ class BlockPlan(_Record):
     @field_validator("mlp_keep")
     @classmethod
     def _ascending(cls, keep: tuple[int, ...]) -> tuple[int, ...]:
-        if any(b <= a for a, b in zip(keep, keep[1:], strict=False)):
+        if any(b <= a for a, b in pairwise(keep)):
             raise ValueError("mlp_keep must ascend without repeats")
         return keep
 
@@ -87,7 +88,7 @@ class Semantics(_Record):
 class PrunePlan(_Record):
     """All that is needed, beside dense or supernet weights, to build the lean model."""
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[1] = 1
     kind: Literal["gates"] = "gates"
     model: ModelSpec
     blocks: tuple[BlockPlan, ...]
@@ -142,7 +143,9 @@ def parse_plan(record: dict[str, Any], where: str) -> PrunePlan:
     try:
         return PrunePlan.model_validate(record)
     except ValueError as error:
-        raise PlanError(f"{where}: {first_line(error)}", "Search again, or mend the file.") from None
+        raise PlanError(
+            f"{where}: {first_line(error)}", "Search again, or mend the file."
+        ) from None
 
 
 def first_line(error: ValueError) -> str:

@@ -99,7 +99,9 @@ def read_record(path: Path, kind: str | None = None) -> dict[str, Any]:
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}.", "Check the path.") from None
     except (ValueError, RecursionError):
-        raise CorruptFileError(f"{path}: not JSON.", "The file is damaged; make it again.") from None
+        raise CorruptFileError(
+            f"{path}: not JSON.", "The file is damaged; make it again."
+        ) from None
     if not isinstance(record, dict):
         raise CorruptFileError(f"{path}: not a JSON object.", "The file is damaged; make it again.")
     digest = record.pop("digest", None)

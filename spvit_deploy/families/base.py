@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import nn
 
@@ -33,16 +33,14 @@ class BlockSite:
     prefix: int
 
     @property
-    def attn(self) -> nn.Module:
-        """The block's attention branch."""
-        attn: nn.Module = self.block.get_submodule("attn")
-        return attn
+    def attn(self) -> Any:
+        """The block's attention branch, a timm module with ``qkv`` and ``proj``."""
+        return self.block.get_submodule("attn")
 
     @property
-    def mlp(self) -> nn.Module:
-        """The block's MLP branch."""
-        mlp: nn.Module = self.block.get_submodule("mlp")
-        return mlp
+    def mlp(self) -> Any:
+        """The block's MLP branch, a timm module with ``fc1`` and ``fc2``."""
+        return self.block.get_submodule("mlp")
 
     @property
     def grid_tokens(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -56,7 +57,7 @@ def shape_lean(model: nn.Module, plan: PrunePlan) -> None:
         site.block.mlp = _lean_mlp(site, len(block.mlp_keep))
 
 
-def _lean_attention(site: BlockSite, kind: AttentionKind) -> nn.Module:
+def _lean_attention(site: BlockSite, kind: AttentionKind) -> Any:
     if kind is AttentionKind.MSA:
         return site.attn
     if kind is AttentionKind.SKIP:
@@ -65,7 +66,7 @@ def _lean_attention(site: BlockSite, kind: AttentionKind) -> nn.Module:
     return ConvAttention(kind, site.dim, site.head_dim, site.grid, site.prefix, bias)
 
 
-def _lean_mlp(site: BlockSite, width: int) -> nn.Module:
+def _lean_mlp(site: BlockSite, width: int) -> Any:
     if width == site.hidden:
         return site.mlp
     if width == 0:
@@ -147,7 +148,7 @@ def _attention_with_weights(
 def _mlp_with_weights(site: BlockSite, block: BlockPlan) -> nn.Module:
     if len(block.mlp_keep) == site.hidden:
         return copy.deepcopy(site.mlp)
-    lean = copy.deepcopy(_lean_mlp(site, len(block.mlp_keep)))
+    lean: Any = copy.deepcopy(_lean_mlp(site, len(block.mlp_keep)))
     if isinstance(lean, BiasMlp):
         if lean.bias is not None:
             lean.bias.copy_(site.mlp.fc2.bias)
