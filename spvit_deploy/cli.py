@@ -266,3 +266,7 @@ def demo(output: Path, seed: int, png: bool, force: bool) -> None:
     from spvit_deploy.demo import run_demo
 
     run_demo(output, seed, png, force)
+
+
+if __name__ == "__main__":
+    main()

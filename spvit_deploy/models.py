@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import pickle
+import pickletools
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -123,19 +124,32 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        asked = re.search(r"(?:GLOBAL|function|class) ([\w.]+)", str(error))
-        what = f" ({asked.group(1)})" if asked else ""
-        if "Weights only load failed" in str(error) and asked:
-            raise CheckpointError(
-                f"{path}: a pickle that wants to run code{what}; it was not loaded.",
-                "Save the bare state dict, best as .safetensors.",
-            ) from None
-        raise CheckpointError(f"{path}: damaged, or not a checkpoint.", "Get it again.") from None
+        raise _refused_pickle(path, str(error)) from None
     except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
         raise CheckpointError(
             f"{path}: damaged, or not a checkpoint ({_line(error)}).", "Get it again."
         ) from None
     return _unwrap(content, path)
+
+
+def _refused_pickle(path: Path, text: str) -> CheckpointError:
+    asked = re.search(r"(?:GLOBAL|function|class) ([\w.]+)", text)
+    if asked or _calls_something(path):
+        what = f" ({asked.group(1)})" if asked else ""
+        return CheckpointError(
+            f"{path}: a pickle that wants to run code{what}; it was not loaded.",
+            "Save the bare state dict, best as .safetensors.",
+        )
+    return CheckpointError(f"{path}: damaged, or not a checkpoint.", "Get it again.")
+
+
+def _calls_something(path: Path) -> bool:
+    """Whether the file parses as a pickle with a call in it; parsing runs nothing."""
+    try:
+        with path.open("rb") as stream:
+            return "REDUCE" in {code.name for code, _, _ in pickletools.genops(stream)}
+    except (ValueError, OSError, UnicodeDecodeError):
+        return False
 
 
 def _unwrap(content: Any, path: Path) -> dict[str, Tensor]:

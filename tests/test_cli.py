@@ -1,0 +1,425 @@
+"""The commands as a user runs them: the way through, and every wrong call."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from PIL import Image
+
+from spvit_deploy.cli import main
+from spvit_deploy.store import read_record, write_record
+from tests.conftest import NAME, TINY, TINY_ARGS
+
+
+def call(*args: object) -> Result:
+    return CliRunner().invoke(main, [str(arg) for arg in args])
+
+
+def good(*args: object) -> Result:
+    result = call(*args)
+    assert result.exit_code == 0, result.output + str(result.exception or "")
+    return result
+
+
+def refused(*args: object, code: int = 2, says: str = "") -> None:
+    """One line on standard error, the right exit code, no traceback."""
+    result = call(*args)
+    assert result.exit_code == code, result.output + str(result.exception or "")
+    lines = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
+    assert len(lines) == 1, result.stderr
+    assert says in lines[0], lines[0]
+    assert "Traceback" not in result.output
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """dense → search → lean → tuned → onnx, on digits, with a small model."""
+    root = tmp_path_factory.mktemp("work")
+    quick = ["--data", "digits", "--epochs", "1", "--batch-size", "128"]
+    good("finetune", NAME, *TINY_ARGS, "--data", "digits", "--epochs", "8", "--lr", "2e-3",
+         "-o", root / "dense")  # fmt: skip
+    good("search", "--model", NAME, *TINY_ARGS, "--checkpoint", root / "dense", *quick,
+         "--budget", "50%", "-o", root / "search")  # fmt: skip
+    good("materialize", root / "search", "-o", root / "lean")
+    good("finetune", root / "lean", "--teacher", root / "dense", *quick, "-o", root / "tuned")
+    good("export", root / "tuned", "-o", root / "onnx")
+    return root
+
+
+def test_the_budget_is_met_and_the_lean_model_has_no_gates(work: Path) -> None:
+    plan = read_record(work / "search" / "gates.json")
+    budget = plan["budget"]
+    assert 0.99 * budget["asked_macs"] <= budget["met_macs"] <= budget["asked_macs"]
+    facts = json.loads(good("inspect", work / "lean", "--json").stdout)
+    assert facts["macs"] == budget["met_macs"]
+    from spvit_deploy.models import read_state_dict
+
+    keys = list(read_state_dict(work / "lean" / "model.safetensors"))
+    assert not [key for key in keys if "gate" in key or "logits" in key or "spvit" in key]
+
+
+def test_a_lean_folder_loads_alone_with_the_same_bits(work: Path, tmp_path: Path) -> None:
+    import spvit_deploy
+
+    shutil.copytree(work / "tuned", tmp_path / "alone")
+    images = torch.randn(3, 1, 16, 16)
+    with torch.no_grad():
+        here = spvit_deploy.load_lean(work / "tuned")(images)
+        there = spvit_deploy.load_lean(tmp_path / "alone")(images)
+    assert torch.equal(here, there)
+
+
+def test_evaluate_says_the_same_in_torch_and_onnxruntime(work: Path) -> None:
+    tuned = json.loads(good("evaluate", work / "tuned", "--data", "digits", "--json").stdout)
+    engine = json.loads(good("evaluate", work / "onnx", "--data", "digits", "--json").stdout)
+    assert (tuned["runtime"], engine["runtime"]) == ("torch", "onnxruntime")
+    for key in ("top1", "top5", "macs", "params", "images"):
+        assert tuned[key] == engine[key]
+    assert tuned["images"] == 355
+    assert tuned["top5"] >= tuned["top1"] > 20
+
+
+def test_exports_are_alike_to_the_byte_and_name_their_blocks(work: Path, tmp_path: Path) -> None:
+    good("export", work / "tuned", "-o", tmp_path / "again")
+    first, second = (
+        (work / "onnx" / "model.onnx").read_bytes(),
+        (tmp_path / "again" / "model.onnx").read_bytes(),
+    )
+    assert first == second
+    model = onnx.load(work / "onnx" / "model.onnx")
+    assert not [n.op_type for n in model.graph.node if n.op_type == "BatchNormalization"]
+    scopes = {node.name.split("/")[0] for node in model.graph.node}
+    assert any(scope.startswith("blocks.0.mlp") for scope in scopes)
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    assert metadata["spvit_deploy.kind"] == "lean"
+    assert json.loads(metadata["spvit_deploy.class_names"]) == [str(i) for i in range(10)]
+    assert str(work) not in str(model)
+
+
+def test_export_of_a_search_proves_both_links(work: Path, tmp_path: Path) -> None:
+    output = good("export", work / "search", "-o", tmp_path / "out").stdout
+    assert "hard gates → lean: equal" in output
+    assert "lean → onnx: equal" in output
+
+
+@pytest.mark.parametrize("batch", ["dynamic", "3"])
+def test_export_of_timm_models_with_batch_and_opset(batch: str, tmp_path: Path) -> None:
+    good("export", NAME, *TINY_ARGS, "--batch", batch, "--opset", 18, "-o", tmp_path / "out")
+    model = onnx.load(tmp_path / "out" / "model.onnx")
+    dim = model.graph.input[0].type.tensor_type.shape.dim[0]
+    assert dim.dim_value == (3 if batch == "3" else 0)
+    assert model.opset_import[0].version == 18
+    good("evaluate", tmp_path / "out", "--data", "digits")
+
+
+def test_a_broken_link_is_named_and_leaves_nothing(
+    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An optimizer that changes a weight must be caught by parity."""
+    from spvit_deploy.export import onnxrt
+
+    real = onnxrt.optimize
+
+    def wrong(proto: onnx.ModelProto) -> onnx.ModelProto:
+        proto = real(proto)
+        for tensor in proto.graph.initializer:
+            if tensor.name == "head.bias":
+                values = onnx.numpy_helper.to_array(tensor) + 1
+                tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+        return proto
+
+    monkeypatch.setattr(onnxrt, "optimize", wrong)
+    refused("export", work / "tuned", "-o", tmp_path / "out", code=1, says="lean → onnx: DIFFERENT")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_benchmark_report_and_inspect(work: Path, tmp_path: Path) -> None:
+    results, page = tmp_path / "results.json", tmp_path / "report.html"
+    good("benchmark", work / "dense", work / "tuned", work / "onnx", "--duration", "0.05",
+         "-o", results)  # fmt: skip
+    good("report", results, "--plan", work / "tuned", "-o", page)
+    text = re.sub(r"<script.*?</script>", "", page.read_text(), flags=re.DOTALL)
+    assert "<script src" not in page.read_text()
+    assert "faster than dense" in text
+    assert 'src="http' not in text
+    assert 'href="http' not in text
+    rows = json.loads(good("inspect", results, "--json").stdout)["results"]
+    assert len(rows) == 3
+    assert all(row["p50_ms"] > 0 for row in rows)
+    for target in ("search", "tuned", "onnx", "search/gates.json", "onnx/model.onnx",
+                   "dense/model.safetensors"):  # fmt: skip
+        assert "kind" in good("inspect", work / target).stdout
+    refused("inspect", tmp_path)
+
+
+def test_inspect_of_model_names_and_doctor() -> None:
+    facts = json.loads(good("inspect", "deit_small_patch16_224", "--json").stdout)
+    assert facts["searchable"]
+    assert round(facts["macs"] / 1e9, 1) == 4.6
+    facts = json.loads(good("inspect", "swin_tiny_patch4_window7_224", "--json").stdout)
+    assert not facts["searchable"]
+    assert "relative position bias" in facts["reason"]
+    assert "onnxruntime" in good("doctor").stdout
+
+
+def test_a_recipe_runs_and_skips_what_is_unchanged(tmp_path: Path) -> None:
+    import yaml
+
+    from spvit_deploy import recipe
+
+    file = tmp_path / "recipe.yaml"
+    good("run", "--init", file)
+    refused("run", "--init", file, says="exists")
+    content = yaml.safe_load(file.read_text())
+    content["model"]["args"] = {k: v for k, v in TINY.items()}
+    for stage in ("train", "search", "finetune"):
+        content[stage]["epochs"] = 1
+    content["benchmark"]["duration"] = 0.05
+    file.write_text(yaml.safe_dump(content))
+    assert len(recipe.run_file(file).ran) == 8
+    assert recipe.run_file(file).ran == []
+    content["finetune"]["lr"] = 1e-3
+    file.write_text(yaml.safe_dump(content))
+    assert recipe.run_file(file).ran == ["finetune", "export lean", "benchmark", "report"]
+    content["colour"] = "blue"
+    file.write_text(yaml.safe_dump(content))
+    refused("run", file, says="colour")
+    file.write_text("{")
+    refused("run", file, says="not YAML")
+
+
+def test_unknown_and_unsupported_models(tmp_path: Path) -> None:
+    budget = ["--data", "digits", "--budget", "50%", "-o", tmp_path / "out"]
+    refused("search", "--model", "vit_tiny_patch16_225", *budget, says="vit_tiny_patch16_224")
+    refused("search", "--model", "resnet18", *budget, says="no family takes a ResNet")
+    odd = ["--model-arg", "depth=minus"]
+    refused("search", "--model", NAME, *odd, *budget, says="timm cannot build")
+    bad_heads = ["--model-arg", "num_heads=5"]
+    refused("search", "--model", NAME, *bad_heads, *budget, says="timm cannot build")
+    refused("export", "no/such/folder", "-o", tmp_path / "out", says="no such folder")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_pretrained_weights_without_a_network(tmp_path: Path) -> None:
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "empty")}
+    command = [sys.executable, "-m", "spvit_deploy.cli", "export", NAME, "--pretrained", "-o", "x"]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert f"The weights of {NAME} cannot be had" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_budgets_that_cannot_be(tmp_path: Path) -> None:
+    args = ["search", "--model", NAME, *TINY_ARGS, "--data", "digits", "-o", tmp_path / "out"]
+    refused(*args, "--budget", "200%", says="dense model has")
+    refused(*args, "--budget", "lots", says="not understood")
+    refused(*args, "--budget", "0.1%", says="never trimmed")
+
+
+class Evil:
+    def __reduce__(self) -> tuple[object, ...]:
+        return os.system, ("touch /tmp/spvit-deploy-was-run",)
+
+
+def test_checkpoints_that_do_not_fit_or_bite(work: Path, tmp_path: Path) -> None:
+    def export(file: Path, says: str) -> None:
+        args = ["--checkpoint", file, "-o", tmp_path / "out"]
+        refused("export", NAME, *TINY_ARGS, *args, says=says)
+
+    from spvit_deploy.models import read_state_dict
+
+    state = read_state_dict(work / "dense" / "model.safetensors")
+    short = {key: value for key, value in state.items() if key != "head.bias"}
+    torch.save({**short, "extra": torch.zeros(1), "pos_embed": torch.zeros(2)}, tmp_path / "a.pth")
+    export(tmp_path / "a.pth", "1 missing: head.bias; 1 unexpected: extra; 1 misshapen: pos_embed")
+    (tmp_path / "evil.pth").write_bytes(pickle.dumps({"model": Evil()}))
+    export(tmp_path / "evil.pth", "wants to run code")
+    torch.save({"model": Evil()}, tmp_path / "evil2.pth")
+    export(tmp_path / "evil2.pth", "wants to run code")
+    assert not Path("/tmp/spvit-deploy-was-run").exists()
+    (tmp_path / "noise.pth").write_bytes(b"noise" * 100)
+    export(tmp_path / "noise.pth", "damaged")
+    whole = (work / "dense" / "model.safetensors").read_bytes()
+    (tmp_path / "cut.safetensors").write_bytes(whole[: len(whole) // 2])
+    export(tmp_path / "cut.safetensors", "damaged")
+    export(tmp_path / "absent.pth", "no such file")
+    torch.save({"module." + key: value for key, value in state.items()}, tmp_path / "ddp.pth")
+    good("export", NAME, *TINY_ARGS, "--checkpoint", tmp_path / "ddp.pth", "-o", tmp_path / "out")
+
+
+@pytest.mark.parametrize("harm", ["flip", "cut", "config", "gone"])
+def test_damaged_folders(harm: str, work: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "lean"
+    shutil.copytree(work / "lean", folder)
+    weights = folder / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    if harm == "flip":
+        content[-3] ^= 1
+        weights.write_bytes(content)
+    elif harm == "cut":
+        weights.write_bytes(content[:-10])
+    elif harm == "config":
+        config = folder / "config.json"
+        config.write_text(config.read_text().replace("bicubic", "bilinear"))
+    else:
+        weights.unlink()
+    says = "missing" if harm == "gone" else "hash mismatch"
+    refused("export", folder, "-o", tmp_path / "out", says=says)
+    refused("evaluate", folder, "--data", "digits", says=says)
+    assert not (tmp_path / "out").exists()
+
+
+def test_gates_of_another_model_and_out_of_range(work: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "search"
+    shutil.copytree(work / "search", folder)
+    plan = read_record(folder / "gates.json")
+    write_record(folder / "gates.json", {**plan, "blocks": plan["blocks"][:2]})
+    refused("materialize", folder, "-o", tmp_path / "out", says="for 2 blocks")
+    plan["blocks"][0]["mlp_keep"] = [0, 4096]
+    write_record(folder / "gates.json", plan)
+    refused("materialize", folder, "-o", tmp_path / "out", says="hidden unit 4096")
+    plan["blocks"][0]["mlp_keep"] = [4, 4]
+    write_record(folder / "gates.json", plan)
+    refused("materialize", folder, "-o", tmp_path / "out", says="ascend")
+    write_record(folder / "gates.json", {**plan, "schema_version": 99})
+    refused("materialize", folder, "-o", tmp_path / "out", says="schema version 99")
+    (folder / "gates.json").write_text("{not json")
+    refused("materialize", folder, "-o", tmp_path / "out", says="not JSON")
+
+
+def image_folder(root: Path, classes: list[str], count: int, size: int = 20) -> Path:
+    rng = np.random.default_rng(0)
+    for name in classes:
+        (root / name).mkdir(parents=True)
+        for index in range(count):
+            pixels = rng.integers(0, 255, (size, size + 4, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(root / name / f"{index}.png")
+    return root
+
+
+def test_data_that_cannot_be_used(work: Path, tmp_path: Path) -> None:
+    tune = ["finetune", work / "lean", "--epochs", "1", "-o", tmp_path / "out", "--data"]
+    (tmp_path / "empty").mkdir()
+    refused(*tune, "folder", "--data-dir", tmp_path / "empty", says="empty")
+    one = image_folder(tmp_path / "one", ["cat"], 3)
+    refused(*tune, f"folder/{one}", says="one class alone (cat)")
+    three = image_folder(tmp_path / "three", ["a", "b", "c"], 3)
+    refused(*tune, f"folder/{three}", says="3 classes, the model knows 10")
+    refused(*tune, "no-such-data", says="unknown")
+    refused(*tune, "torch/fashion_mnist", "--data-dir", tmp_path, says="fashion_mnist")
+    refused(*tune, "folder/nowhere", says="no folder")
+    good("finetune", NAME, *TINY_ARGS, "--model-arg", "num_classes=3", "--epochs", "1",
+         "--data", f"folder/{three}", "-o", tmp_path / "out")  # fmt: skip
+    (three / "a" / "0.png").write_bytes(b"no image")
+
+
+def test_images_of_the_wrong_size_are_refused_by_sessions(work: Path) -> None:
+    from spvit_deploy.benchmarks.runtimes import RUNTIMES, open_session
+    from spvit_deploy.errors import InputError
+
+    for runtime, folder in zip(RUNTIMES, ("onnx", "tuned"), strict=True):
+        session = open_session(work / folder, runtime)
+        for shape in ((1, 1, 15, 16), (1, 3, 16, 16), (1, 16, 16)):
+            with pytest.raises(InputError, match="the model takes"):
+                session.run(np.zeros(shape, dtype=np.float32))
+
+
+def test_outputs_that_exist_stay(work: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    good("materialize", work / "search", "-o", out)
+    before = (out / "config.json").read_bytes()
+    refused("materialize", work / "search", "-o", out, "--align", 8, says="--force")
+    assert (out / "config.json").read_bytes() == before
+    good("materialize", work / "search", "-o", out, "--align", 8, "--force")
+    plan = read_record(out / "gates.json")
+    assert all(len(block["mlp_keep"]) % 8 == 0 for block in plan["blocks"])
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_runtimes_and_devices_that_are_not_here(work: Path, tmp_path: Path) -> None:
+    bench = ["benchmark", work / "tuned", "-o", tmp_path / "r.json"]
+    refused(*bench, "--runtime", "abacus", says="unknown")
+    refused(*bench, "--runtime", "onnxruntime", says="takes it")
+    refused(*bench, "--device", "abacus", says="unknown")
+    if not torch.cuda.is_available():
+        refused(*bench, "--device", "cuda", says="0 CUDA devices")
+        onnx_bench = ["benchmark", work / "onnx", "-o", tmp_path / "r.json", "--device", "cuda"]
+        refused(*onnx_bench, says="offers cpu")
+
+
+def run_apart(*args: object, limit: int | None = None) -> subprocess.Popen[str]:
+    def before() -> None:
+        if limit is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    command = [sys.executable, "-m", "spvit_deploy.cli", *map(str, args)]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=before
+    )
+
+
+def test_a_full_disk_leaves_the_old_output(work: Path, tmp_path: Path) -> None:
+    """A limit on the size of files stands in for the full disk: same errors, no root needed."""
+    out = tmp_path / "out"
+    shutil.copytree(work / "lean", out)
+    before = (out / "model.safetensors").read_bytes()
+    process = run_apart("materialize", work / "search", "-o", out, "--force", limit=20_000)
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 1, stderr
+    assert "no space left" in stderr
+    assert "Traceback" not in stderr
+    assert (out / "model.safetensors").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_an_interrupt_leaves_the_old_output(work: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(work / "lean", out)
+    before = (out / "model.safetensors").read_bytes()
+    process = run_apart(
+        "finetune", work / "lean", "--data", "digits", "--epochs", 5000, "-o", out, "--force"
+    )
+    assert process.stderr is not None
+    while "fine-tune" not in process.stderr.readline():
+        assert process.poll() is None
+    time.sleep(2)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 1, stderr
+    assert "Interrupted" in stderr
+    assert "Traceback" not in stderr
+    assert (out / "model.safetensors").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_help_loads_no_torch_and_every_command_has_one() -> None:
+    code = (
+        "import sys, click.testing as t\nimport spvit_deploy\nfrom spvit_deploy.cli import main\n"
+        "for name in ['', *main.commands]:\n"
+        "    r = t.CliRunner().invoke(main, [*name.split(), '--help'])\n"
+        "    assert r.exit_code == 0 and len(r.output) > 150, name\n"
+        "assert not {'torch', 'timm', 'pydantic', 'numpy'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert len(main.commands) == 11
+
+
+def test_debug_shows_the_traceback(tmp_path: Path) -> None:
+    result = call("--debug", "materialize", tmp_path, "-o", tmp_path / "out")
+    assert result.exception is not None
+    assert "search" in str(result.exception)
