@@ -33,7 +33,7 @@ lint: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet -e ".[bench]"
-	$(BIN)/python -m spvit_deploy.benchmarks.suites
+	set -e; for suite in benchmarks/suites/*.py; do echo $$suite; $(BIN)/python $$suite; done
 
 clean:
 	rm -rf $(VENV) demo build dist *.egg-info

@@ -1,0 +1,138 @@
+"""Half the MACs on digits: this tool, and Torch-Pruning with the same budget of fine-tuning.
+
+Usage: python benchmarks/suites/digits_accuracy.py [--seeds 3]
+Torch-Pruning prunes the dense model's heads and hidden units by magnitude to the same MACs, and
+is then fine-tuned for as many epochs as search and fine-tuning take together, with the same
+teacher and settings.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch_pruning
+from torch import nn
+
+from spvit_deploy.benchmarks.host import read_host
+from spvit_deploy.cost import count_cost
+from spvit_deploy.data import Batches, open_batches
+from spvit_deploy.demo import demo_recipe
+from spvit_deploy.lean.folder import SavedModel, dense_saved
+from spvit_deploy.lean.materialize import materialize_weights
+from spvit_deploy.models import create_empty, create_model, load_weights
+from spvit_deploy.plan import ModelSpec
+from spvit_deploy.recipe import Recipe
+from spvit_deploy.search.finetuning import FinetuneSettings, finetune_model
+from spvit_deploy.search.searching import run_search
+from spvit_deploy.search.supernet import Supernet
+
+RESULTS = Path(__file__).parent / "results" / "digits_accuracy.json"
+CPU = torch.device("cpu")
+
+
+def accuracy(module: nn.Module, batches: Batches) -> float:
+    """Top-1 in percent."""
+    right = total = 0
+    module.eval()
+    with torch.inference_mode():
+        for images, labels in batches:
+            right += int((module(images).argmax(1) == labels).sum())
+            total += len(labels)
+    return 100 * right / total
+
+
+def ours(dense: SavedModel, recipe: Recipe, batches: Batches) -> SavedModel:
+    """Search, materialize, fine-tune."""
+    net = Supernet(copy.deepcopy(dense.module), dense.spec)
+    result = run_search(net, batches, recipe.search)
+    weights, extras = net.dense_and_extras()
+    module = create_empty(dense.spec)
+    load_weights(module, weights, "supernet")
+    lean = materialize_weights(module, extras, result.plan)
+    saved = SavedModel(lean, dense.spec, dense.preprocessing, plan=result.plan)
+    return finetune_model(saved, batches, recipe.finetune, copy.deepcopy(dense), CPU)
+
+
+def theirs(dense: SavedModel, recipe: Recipe, batches: Batches, macs: int) -> SavedModel:
+    """Torch-Pruning to at most these MACs, then the same training."""
+    size = dense.preprocessing.input_size
+    for step in range(1, 90):
+        module: Any = copy.deepcopy(dense.module)
+        prune(module, size, step / 100)
+        if count_cost(module, size).macs <= macs:
+            break
+    epochs = recipe.search.epochs + recipe.finetune.epochs
+    settings = recipe.finetune.model_copy(update={"epochs": epochs})
+    saved = SavedModel(module, dense.spec, dense.preprocessing)
+    return finetune_model(saved, batches, settings, copy.deepcopy(dense), CPU)
+
+
+def prune(module: Any, size: tuple[int, int, int], ratio: float) -> None:
+    """Torch-Pruning's recipe for timm's ViT: magnitudes of groups, heads counted."""
+    for part in module.modules():
+        if hasattr(part, "fused_attn"):
+            part.fused_attn = False
+    heads = {block.attn.qkv: block.attn.num_heads for block in module.blocks}
+    pruner = torch_pruning.pruner.BasePruner(
+        module,
+        torch.randn(1, *size),
+        importance=torch_pruning.importance.GroupMagnitudeImportance(),
+        pruning_ratio=ratio,
+        ignored_layers=[module.head],
+        num_heads=heads,
+        prune_head_dims=True,
+        prune_num_heads=False,
+    )
+    pruner.step()
+    for block in module.blocks:
+        block.attn.num_heads = pruner.num_heads[block.attn.qkv]
+        block.attn.head_dim = block.attn.qkv.out_features // (3 * block.attn.num_heads)
+        block.attn.attn_dim = block.attn.qkv.out_features // 3
+        block.attn.scale = block.attn.head_dim**-0.5
+
+
+def one_seed(seed: int) -> dict[str, float]:
+    """Dense, lean and Torch-Pruning for one seed."""
+    recipe = demo_recipe(Path("unused"), seed)
+    torch.manual_seed(seed)
+    spec = ModelSpec(name=recipe.model.name, args=recipe.model.args)
+    dense = dense_saved(create_model(spec), spec)
+    train = open_batches(recipe.data, dense.preprocessing, True, seed=seed)
+    held_out = open_batches(recipe.data, dense.preprocessing, False)
+    dense = finetune_model(dense, train, recipe.train or FinetuneSettings(), None, CPU)
+    size = dense.preprocessing.input_size
+    found = {"dense": accuracy(dense.module, held_out)}
+    found["dense_macs"] = count_cost(dense.module, size).macs
+    lean = ours(dense, recipe, train)
+    found["lean"] = accuracy(lean.module, held_out)
+    found["lean_macs"] = count_cost(lean.module, size).macs
+    peer = theirs(dense, recipe, train, int(found["lean_macs"]))
+    found["torch_pruning"] = accuracy(peer.module, held_out)
+    found["torch_pruning_macs"] = count_cost(peer.module, size).macs
+    print(seed, found, flush=True)
+    return found
+
+
+def main() -> None:
+    """Measure and record."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, default=3)
+    rows = [one_seed(seed) for seed in range(parser.parse_args().seeds)]
+    means = {key: statistics.mean(row[key] for row in rows) for key in rows[0]}
+    record = {"seeds": rows, "mean": means, "host": read_host().model_dump(mode="json")}
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps(record, indent=1) + "\n")
+    print(
+        f"mean top-1: dense {means['dense']:.2f}, lean {means['lean']:.2f}, Torch-Pruning "
+        f"{means['torch_pruning']:.2f}"
+    )
+
+
+if __name__ == "__main__":
+    main()

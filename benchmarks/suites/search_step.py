@@ -1,0 +1,112 @@
+"""A step of the search against a dense training step: DeiT-S, batch 16. Time and peak memory.
+
+Usage: python benchmarks/suites/search_step.py [--model NAME] [--batch N] [--steps N]
+Each side runs in a process of its own for memory; both take turns in one process for time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from timm.optim import create_optimizer_v2
+from torch.nn import functional
+
+from spvit_deploy.benchmarks.host import read_host
+from spvit_deploy.models import create_model, input_size
+from spvit_deploy.plan import ModelSpec
+from spvit_deploy.search.gates import GateOptimizer
+from spvit_deploy.search.searching import SearchLoss, SearchSettings, cost_table_of
+from spvit_deploy.search.supernet import Supernet
+
+RESULTS = Path(__file__).parent / "results" / "search_step.json"
+
+
+def stepper(side: str, name: str, batch: int) -> Callable[[], None]:
+    """A training step of the dense model or of its supernet."""
+    torch.manual_seed(0)
+    spec = ModelSpec(name=name)
+    model = create_model(spec)
+    images = torch.randn(batch, *input_size(model))
+    labels = torch.randint(0, 1000, (batch,))
+    gates = None
+    if side == "search":
+        net = Supernet(model, spec)
+        table = cost_table_of(net)
+        loss_function = SearchLoss(net, table, table.dense // 2, SearchSettings())
+        gates = GateOptimizer(list(net.gate_parameters()), loss_function.shares(), 1e-3)
+        model = net
+    elsewhere = {id(p) for p in gates.parameters} if gates else set()
+    own = [p for p in model.parameters() if id(p) not in elsewhere]
+    optimizer = create_optimizer_v2(own, opt="adamw", lr=1e-4)
+    model.train()
+
+    def step() -> None:
+        output = model(images)
+        if gates is not None:
+            loss = loss_function(output, images, labels)
+        else:
+            loss = functional.cross_entropy(output, labels)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        if gates is not None:
+            gates.step()
+
+    return step
+
+
+def peak(side: str, name: str, batch: int) -> int:
+    """Peak resident bytes of a process that makes three steps."""
+    command = [sys.executable, __file__, "--memory", side, "--model", name, "--batch", str(batch)]
+    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def main() -> None:
+    """Measure and record."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="deit_small_patch16_224")
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--memory", choices=["dense", "search"])
+    asked = parser.parse_args()
+    if asked.memory:
+        step = stepper(asked.memory, asked.model, asked.batch)
+        for _ in range(3):
+            step()
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+        return
+    memory = {side: peak(side, asked.model, asked.batch) for side in ("dense", "search")}
+    steps = {side: stepper(side, asked.model, asked.batch) for side in ("dense", "search")}
+    seconds: dict[str, list[float]] = {side: [] for side in steps}
+    for turn in range(asked.steps + 1):
+        for side, step in steps.items():
+            start = time.perf_counter()
+            step()
+            if turn:
+                seconds[side].append(time.perf_counter() - start)
+    median = {side: statistics.median(values) for side, values in seconds.items()}
+    record = {
+        "model": asked.model,
+        "batch": asked.batch,
+        "median_seconds": median,
+        "peak_bytes": memory,
+        "time_ratio": median["search"] / median["dense"],
+        "memory_ratio": memory["search"] / memory["dense"],
+        "host": read_host().model_dump(mode="json"),
+    }
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps(record, indent=1) + "\n")
+    print(f"time {record['time_ratio']:.3f}×, peak memory {record['memory_ratio']:.3f}×")
+
+
+if __name__ == "__main__":
+    main()
