@@ -92,13 +92,15 @@ def main() -> None:
         print(f"{label}: {ratio.value:.2f}× ({ratio.low:.2f}–{ratio.high:.2f})",
               "unsteady" if flagged else "")  # fmt: skip
     macs = {row.kind: row.macs for row in results.results}
-    ratio = exports["spvit-deploy"] / exports["bare"]
-    print(f"MACs {macs['dense'] / macs['lean']:.2f}×; export {ratio:.2f}× a bare torch.onnx.export")
+    overhead = exports["spvit-deploy"] / exports["bare"]
+    print(
+        f"MACs {macs['dense'] / macs['lean']:.2f}×; export {overhead:.2f}× a bare torch.onnx.export"
+    )
     record = {
         "ratios": ratios,
         "macs": macs,
         "export_seconds": exports,
-        "export_ratio": ratio,
+        "export_ratio": overhead,
         "host": results.host.model_dump(mode="json"),
     }
     RESULTS.parent.mkdir(exist_ok=True)
