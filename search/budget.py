@@ -6,6 +6,7 @@ opening or closing first the gates that were least sure.
 
 from __future__ import annotations
 
+import heapq
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -93,32 +94,57 @@ class Projection:
 
 
 def project(
-    probabilities: Sequence[GateProbabilities], table: CostTable, target: int
+    probabilities: Sequence[GateProbabilities], table: CostTable, target: int, step: int = 1
 ) -> Projection:
     """The most probable plan of at most ``target`` MACs, and of at least 99% of it.
 
     Gates are taken in order of probability, those of attention after the cheaper ones of their
     block, as long as they fit. Attention gates come in lumps; hidden units fill up the rest.
 
+    Args:
+        probabilities: of the gates of each block.
+        table: what they cost.
+        target: MACs.
+        step: MLP widths become multiples of this, or of half of it and so on where the model
+            is too small to meet the budget so.
+
     Raises:
         BudgetError: no plan of this model costs that little.
     """
-    ranks = [_ranked(p) for p in probabilities]
-    before = [_said(p) for p in probabilities]
-    items = sorted(
-        (-rank, block, order, index)
-        for block, row in enumerate(ranks)
-        for order, (rank, index) in enumerate(row)
-    )
-    opened: list[set[int]] = [set() for _ in probabilities]
-    gates = [0] * len(opened)
-    spent = table.fixed
-    if spent > target:
+    if table.fixed > target:
         raise BudgetError(
             f"A budget of {format_macs(target)} is below the {format_macs(table.fixed)} of what "
             "is never trimmed (patch embedding, head).",
             "Ask for more.",
         )
+    forced: list[int] | None = [0] * len(probabilities)
+    while forced is not None:
+        exact = _fill(probabilities, table, target, forced)
+        choices = _aligned_as_far_as_it_fits(exact, probabilities, table, target, step)
+        spent = _macs(table, choices)
+        if spent >= (1 - TOLERANCE) * target:
+            before = [_said(p) for p in probabilities]
+            flipped = sum(_distance(old, new) for old, new in zip(before, choices, strict=True))
+            return Projection(choices, spent, _macs(table, before), flipped)
+        forced = _force_one_more(exact, probabilities, table, target, forced)
+    raise BudgetError(
+        f"The nearest plan to {format_macs(target)} costs {format_macs(spent)}.",
+        "Ask for a little more or less.",
+    )
+
+
+def _fill(
+    probabilities: Sequence[GateProbabilities], table: CostTable, target: int, forced: list[int]
+) -> tuple[Choice, ...]:
+    """Open gates in order of probability while they fit, those of ``forced`` before all."""
+    items = sorted(
+        (-rank, block, order, index)
+        for block, row in enumerate(map(_ranked, probabilities))
+        for order, (rank, index) in enumerate(row)
+    )
+    opened: list[set[int]] = [set() for _ in probabilities]
+    gates = list(forced)
+    spent = table.of([AttentionKind.of_gates(count) for count in gates], [0] * len(gates))
     for _, block, _, index in items:
         price = _price(table, block, index, gates[block])
         if price is None or spent + price > target:
@@ -128,17 +154,45 @@ def project(
             gates[block] += 1
         else:
             opened[block].add(index)
-    choices = tuple(
+    return tuple(
         Choice(AttentionKind.of_gates(count), tuple(sorted(units)))
         for count, units in zip(gates, opened, strict=True)
     )
-    if spent < (1 - TOLERANCE) * target:
-        raise BudgetError(
-            f"The nearest plan to {format_macs(target)} costs {format_macs(spent)}.",
-            "Ask for a budget further from the dense model's cost.",
-        )
-    flipped = sum(_distance(old, new) for old, new in zip(before, choices, strict=True))
-    return Projection(choices, spent, _macs(table, before), flipped)
+
+
+def _force_one_more(
+    choices: Sequence[Choice],
+    probabilities: Sequence[GateProbabilities],
+    table: CostTable,
+    target: int,
+    forced: list[int],
+) -> list[int] | None:
+    """Hidden units are all taken and the next attention does not fit: let it come before them."""
+    counts = [choice.kind.gates for choice in choices]
+    closed = [(min(p.attention[: n + 1]), -b) for b, (p, n) in
+              enumerate(zip(probabilities, counts, strict=True)) if n < 3]  # fmt: skip
+    for _, minus in sorted(closed, reverse=True):
+        more = [n + 1 if b == -minus else max(n, f) for b, (n, f) in
+                enumerate(zip(counts, forced, strict=True))]  # fmt: skip
+        if table.of([AttentionKind.of_gates(n) for n in more], [0] * len(more)) <= target:
+            return more
+    return None
+
+
+def _aligned_as_far_as_it_fits(
+    exact: tuple[Choice, ...],
+    probabilities: Sequence[GateProbabilities],
+    table: CostTable,
+    target: int,
+    step: int,
+) -> tuple[Choice, ...]:
+    units = [p.units for p in probabilities]
+    while step > 1:
+        choices = align(exact, units, table, target, step)
+        if _macs(table, choices) >= (1 - TOLERANCE) * target:
+            return choices
+        step //= 2
+    return exact
 
 
 def _ranked(p: GateProbabilities) -> list[tuple[float, int]]:
@@ -177,31 +231,61 @@ def _macs(table: CostTable, choices: Sequence[Choice]) -> int:
     return table.of([c.kind for c in choices], [len(c.keep) for c in choices])
 
 
-def align_widths(
-    probabilities: Sequence[tuple[float, ...]], keeps: Sequence[tuple[int, ...]], step: int
-) -> list[tuple[int, ...]]:
+def align(
+    choices: Sequence[Choice],
+    units: Sequence[Sequence[float]],
+    table: CostTable,
+    target: int,
+    step: int,
+) -> tuple[Choice, ...]:
     """Round MLP widths to multiples of ``step``, chosen by gate probability.
 
-    The number of kept units over all blocks does not grow: as many blocks are rounded up as the
-    units of those rounded down pay for, first those that lose least.
+    Every width is rounded down; then, while the target allows, the MLP whose next ``step``
+    units are the most probable gets them. A width that is not on the grid is left alone where
+    it is the whole MLP.
 
     Args:
-        probabilities: of each hidden unit, one row a block.
-        keeps: kept units of each block.
+        choices: operations and kept units of each block; operations stay.
+        units: gate probability of each hidden unit, one row a block.
+        table: what units cost.
+        target: MACs that the result must not pass.
         step: such as 8.
     """
-    rows = [sorted(range(len(p)), key=lambda i, p=p: (-p[i], i)) for p in probabilities]  # type: ignore[misc]
-    widths = [len(keep) // step * step for keep in keeps]
-    spare = sum(len(keep) for keep in keeps) - sum(widths)
-    order = sorted(range(len(keeps)), key=lambda b: (-(len(keeps[b]) - widths[b]), b))
-    for block in order:
-        room = widths[block] + step <= len(probabilities[block])
-        if len(keeps[block]) % step and spare >= step and room:
-            widths[block] += step
-            spare -= step
-    result = []
-    for row, keep, width in zip(rows, keeps, widths, strict=True):
-        kept = set(keep)
-        ranked = [i for i in row if i in kept] + [i for i in row if i not in kept]
-        result.append(tuple(sorted(ranked[:width])))
-    return result
+    ranked = [_by_keep_then_probability(c.keep, row) for c, row in zip(choices, units, strict=True)]
+    widths = [
+        len(c.keep) if len(c.keep) == len(row) else len(c.keep) // step * step
+        for c, row in zip(choices, units, strict=True)
+    ]
+    spent = table.of([c.kind for c in choices], widths)
+    queue = [
+        (*_next_units(ranked[block], units[block], width, step), block)
+        for block, width in enumerate(widths)
+    ]
+    heapq.heapify(queue)
+    while queue:
+        _, more, block = heapq.heappop(queue)
+        price = more * table.sites[block].mlp_unit
+        if not more or spent + price > target:
+            continue
+        spent += price
+        widths[block] += more
+        heapq.heappush(
+            queue, (*_next_units(ranked[block], units[block], widths[block], step), block)
+        )
+    return tuple(
+        Choice(c.kind, tuple(sorted(row[:width])))
+        for c, row, width in zip(choices, ranked, widths, strict=True)
+    )
+
+
+def _by_keep_then_probability(keep: Sequence[int], row: Sequence[float]) -> list[int]:
+    kept = set(keep)
+    return sorted(range(len(row)), key=lambda i: (i not in kept, -row[i], i))
+
+
+def _next_units(
+    ranked: Sequence[int], row: Sequence[float], width: int, step: int
+) -> tuple[float, int]:
+    """(minus the mean probability, number) of the units that would be added next."""
+    more = ranked[width : width + step]
+    return (-sum(row[i] for i in more) / max(1, len(more)), len(more))

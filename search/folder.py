@@ -10,18 +10,21 @@ import safetensors.torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from spvit_deploy.cost import cost_table
 from spvit_deploy.errors import CorruptFileError, InputError
+from spvit_deploy.families import find_sites
 from spvit_deploy.lean.folder import SavedModel, tool_versions
 from spvit_deploy.lean.materialize import EXTRAS_PREFIX, materialize_weights
 from spvit_deploy.models import (
     Preprocessing,
     create_empty,
     create_model,
+    input_size,
     load_weights,
     read_state_dict,
 )
 from spvit_deploy.plan import GATES_FILE, PrunePlan, first_line, load_plan, save_plan
-from spvit_deploy.search.budget import align_widths
+from spvit_deploy.search.budget import Choice, align
 from spvit_deploy.search.supernet import Supernet
 from spvit_deploy.store import (
     check_files,
@@ -86,19 +89,26 @@ class SavedSearch:
         return net.eval()
 
     def aligned_plan(self, step: int) -> PrunePlan:
-        """The plan with MLP widths rounded to multiples of ``step``."""
+        """The plan at no higher cost, with MLP widths rounded to multiples of ``step``."""
         if step <= 1:
             return self.plan
-        probabilities = [
-            tuple(self.extras[f"{EXTRAS_PREFIX}{block.path}.unit_logits"].sigmoid().tolist())
+        module = create_empty(self.plan.model)
+        table = cost_table(module, find_sites(module, str(self.plan.model)), input_size(module))
+        units = [
+            self.extras[f"{EXTRAS_PREFIX}{block.path}.unit_logits"].sigmoid().tolist()
             for block in self.plan.blocks
         ]
-        keeps = align_widths(probabilities, [block.mlp_keep for block in self.plan.blocks], step)
+        choices = [Choice(block.attention, block.mlp_keep) for block in self.plan.blocks]
+        aligned = align(choices, units, table, table.of_plan(self.plan), step)
         blocks = tuple(
-            block.model_copy(update={"mlp_keep": keep})
-            for block, keep in zip(self.plan.blocks, keeps, strict=True)
+            block.model_copy(update={"mlp_keep": choice.keep})
+            for block, choice in zip(self.plan.blocks, aligned, strict=True)
         )
-        return self.plan.model_copy(update={"blocks": blocks})
+        plan = self.plan.model_copy(update={"blocks": blocks})
+        if plan.budget is None:
+            return plan
+        met = plan.budget.model_copy(update={"met_macs": table.of_plan(plan)})
+        return plan.model_copy(update={"budget": met})
 
 
 def save_search(

@@ -30,11 +30,13 @@ class SearchSettings(TrainSettings):
         cost_weight: λ of λ·(cost − target)², costs as shares of the dense model's.
         gate_lr: learning rate of the gates; None for what lets a gate close and reopen
             within the search.
+        align: MLP widths become multiples of this.
     """
 
     budget: str = "50%"
     cost_weight: float = Field(default=20.0, ge=0)
     gate_lr: float | None = Field(default=None, gt=0)
+    align: int = Field(default=8, ge=1)
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ def run_search(supernet: Supernet, batches: Batches, settings: SearchSettings) -
     """
     table = cost_table_of(supernet)
     target = parse_budget(settings.budget, table.dense)
-    project(supernet.probabilities(), table, target)
+    project(supernet.probabilities(), table, target, settings.align)
     loss = SearchLoss(supernet, table, target, settings)
     steps = max(1, settings.epochs * max(1, len(batches)))
     gate_lr = settings.gate_lr or _GATE_TRAVEL / steps
@@ -113,7 +115,7 @@ def run_search(supernet: Supernet, batches: Batches, settings: SearchSettings) -
         gates=gates,
         note=lambda: f"expected cost {100 * float(loss.expected().detach()):.0f}%",
     )
-    projection = project(supernet.probabilities(), table, target)
+    projection = project(supernet.probabilities(), table, target, settings.align)
     plan = _plan(supernet, projection, table, settings, target)
     supernet.fix(plan)
     return SearchResult(plan, projection, tuple(epoch.loss for epoch in epochs))

@@ -59,6 +59,13 @@ def main(verbose: bool, debug: bool) -> None:
     type=click.FloatRange(0, min_open=True),
     help="Learning rate of the gates; chosen from the number of steps by default.",
 )
+@click.option(
+    "--align",
+    type=click.IntRange(1),
+    default=8,
+    show_default=True,
+    help="MLP widths in multiples of N, which runtimes multiply faster.",
+)
 @device_option
 @output_option("Search folder to write.")
 @force_option
@@ -73,7 +80,7 @@ def search(**options: Any) -> None:
     from spvit_deploy.search.searching import SearchSettings
 
     data, training = take_data(options), take_training(options)
-    training.update(cost_weight=options.pop("cost_weight"), gate_lr=options.pop("gate_lr"))
+    training.update({key: options.pop(key) for key in ("cost_weight", "gate_lr", "align")})
     result = api.search_gates(data=data, settings=SearchSettings(**training), **options)
     show.search(result, options["output"])
 
@@ -85,7 +92,7 @@ def search(**options: Any) -> None:
     type=click.IntRange(1),
     default=1,
     show_default=True,
-    help="Round MLP widths to multiples of N, by gate probability.",
+    help="Round MLP widths to multiples of N, by gate probability; a search did so already.",
 )
 @output_option("Lean folder to write.")
 @force_option

@@ -75,7 +75,6 @@ class Recipe(_Section):
     data: DataSettings
     train: FinetuneSettings | None = None
     search: SearchSettings = SearchSettings()
-    align: int = Field(default=1, ge=1)
     finetune: FinetuneSettings = FinetuneSettings()
     export: ExportSection = ExportSection()
     benchmark: BenchmarkSection = BenchmarkSection()
@@ -103,7 +102,7 @@ search:
   budget: 50%            # of the dense MACs, or 3.2G
   epochs: 10
   lr: 0.0005
-align: 1                 # MLP widths in multiples of this
+  align: 8               # MLP widths in multiples of this
 finetune:
   epochs: 10
   lr: 0.0005
@@ -233,8 +232,8 @@ def run_recipe(recipe: Recipe, force: bool = False, png: bool = False) -> Runner
         ),
     )  # fmt: skip
     lean = runner.stage(
-        "materialize", recipe.align, [search], root / "lean",
-        lambda: api.materialize(search, root / "lean", recipe.align, force=True),
+        "materialize", None, [search], root / "lean",
+        lambda: api.materialize(search, root / "lean", force=True),
     )  # fmt: skip
     tuned = runner.stage(
         "finetune", [recipe.finetune.model_dump(), recipe.data.model_dump()], [lean, dense],

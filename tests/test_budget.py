@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from spvit_deploy.cost import CostTable, SiteCost
 from spvit_deploy.errors import BudgetError
 from spvit_deploy.plan import AttentionKind
-from spvit_deploy.search.budget import align_widths, parse_budget, project
+from spvit_deploy.search.budget import Choice, align, parse_budget, project
 from spvit_deploy.search.supernet import GateProbabilities
 
 COSTS = dict(zip(AttentionKind, (0, 300, 1500, 9000), strict=True))
@@ -26,8 +26,8 @@ def gates(pick: st.DrawFn) -> list[GateProbabilities]:
     return [GateProbabilities(tuple(pick(probability) for _ in range(3)), u) for u in units]
 
 
-@settings(max_examples=25, deadline=None)
-@given(gates(), st.floats(0.2, 0.9))
+@settings(max_examples=60, deadline=None)
+@given(gates(), st.floats(0.2, 0.99))
 def test_projection_meets_the_budget(said: list[GateProbabilities], share: float) -> None:
     target = round(TABLE.dense * share)
     projection = project(said, TABLE, target)
@@ -73,14 +73,37 @@ def test_a_budget_below_the_fixed_cost_is_refused() -> None:
         project([GateProbabilities((0.9,) * 3, (0.9,) * 500)] * 4, TABLE, 900)
 
 
+@settings(max_examples=60, deadline=None)
+@given(gates(), st.floats(0.3, 0.99), st.sampled_from([2, 4, 8]))
+def test_aligned_widths_meet_the_budget(
+    said: list[GateProbabilities], share: float, step: int
+) -> None:
+    target = round(TABLE.dense * share)
+    projection = project(said, TABLE, target, step)
+    assert 0.99 * target <= projection.macs <= target
+    for choice, gate in zip(projection.choices, said, strict=True):
+        assert len(choice.keep) % step == 0 or len(choice.keep) == 500
+        best = sorted(range(500), key=lambda i: -gate.units[i])
+        assert set(choice.keep) == set(best[: len(choice.keep)])
+
+
+def test_a_model_too_small_for_the_grid_meets_its_budget_all_the_same() -> None:
+    small = CostTable(0, (SiteCost(dict.fromkeys(AttentionKind, 0), 10, 20),))
+    gates = [GateProbabilities((0.9,) * 3, tuple(i / 20 for i in range(20)))]
+    assert len(project(gates, small, 110, step=16).choices[0].keep) == 11
+
+
 @settings(deadline=None)
 @given(st.integers(2, 16), st.lists(st.integers(0, 64), min_size=1, max_size=6))
-def test_aligned_widths(step: int, widths: list[int]) -> None:
-    probabilities = [tuple(((i * 37) % 64) / 64 for i in range(64)) for _ in widths]
-    order = sorted(range(64), key=lambda i: -probabilities[0][i])
-    keeps = [tuple(sorted(order[:width])) for width in widths]
-    aligned = align_widths(probabilities, keeps, step)
-    assert all(len(keep) % step == 0 for keep in aligned if len(keep) != 64)
-    assert sum(map(len, aligned)) <= sum(widths)
-    assert all(abs(len(a) - len(b)) < step for a, b in zip(aligned, keeps, strict=True))
-    assert all(keep == tuple(sorted(order[: len(keep)])) for keep in aligned)
+def test_alignment_never_costs_more(step: int, widths: list[int]) -> None:
+    sites = tuple(SiteCost(COSTS, 40 + 10 * i, 64) for i in range(len(widths)))
+    table = CostTable(0, sites)
+    row = [((i * 37) % 64) / 64 for i in range(64)]
+    order = sorted(range(64), key=lambda i: -row[i])
+    choices = [Choice(AttentionKind.MSA, tuple(sorted(order[:width]))) for width in widths]
+    target = table.of([AttentionKind.MSA] * len(widths), widths)
+    aligned = align(choices, [row] * len(widths), table, target, step)
+    kept = [len(choice.keep) for choice in aligned]
+    assert all(width % step == 0 or width == 64 for width in kept)
+    assert table.of([AttentionKind.MSA] * len(widths), kept) <= target
+    assert all(set(c.keep) == set(order[: len(c.keep)]) for c in aligned)
