@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,7 +79,10 @@ def _bare_onnx(path: Path) -> Artefact:
         metadata = {entry.key: entry.value for entry in model.metadata_props}
         prep = metadata.get("spvit_deploy.preprocessing")
         parsed = Preprocessing.model_validate_json(prep) if prep else None
+        classes = tuple(json.loads(metadata.get("spvit_deploy.class_names", "[]")))
+        macs, params = (int(metadata.get(f"spvit_deploy.{key}", 0)) for key in ("macs", "params"))
     except Exception as error:
         raise CorruptFileError(f"{path}: damaged, or not ONNX.", "Export it again.") from error
     kind = metadata.get("spvit_deploy.kind", "onnx")
-    return Artefact(path.stem, kind, sha256_file(path), parsed, (), 0, 0, path.stat().st_size)
+    size = path.stat().st_size
+    return Artefact(path.stem, kind, sha256_file(path), parsed, classes, macs, params, size)

@@ -140,7 +140,10 @@ def module_runner(module: nn.Module) -> Runner:
 
 def _metadata(job: ExportJob) -> dict[str, str]:
     saved = job.saved
+    cost = count_cost(saved.module, saved.preprocessing.input_size)
     return {
+        "spvit_deploy.macs": str(cost.macs),
+        "spvit_deploy.params": str(cost.params),
         "spvit_deploy.model": str(saved.spec),
         "spvit_deploy.kind": saved.kind,
         "spvit_deploy.plan_sha256": saved.plan.digest if saved.plan else "",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from spvit_deploy.data import Batches
 from spvit_deploy.errors import DataError, JobError
 from spvit_deploy.progress import progress_bar
 from spvit_deploy.search.gates import GateOptimizer
+
+_log = logging.getLogger(__name__)
 
 
 class TrainSettings(BaseModel):
@@ -105,6 +108,7 @@ def train(
             if not seen.count:
                 raise DataError(f"--data {batches.settings.spec}: no images to train on.")
             history.append(Epoch(seen.loss, seen.accuracy))
+            _log.info("%s: %s", label, _note(epoch, settings, seen, note))
             if not math.isfinite(seen.loss):
                 raise JobError(
                     f"The loss became {seen.loss} in epoch {epoch + 1}.", "Try a smaller --lr."

@@ -266,7 +266,9 @@ def run(recipe: Path | None, init: bool, force: bool) -> None:
 @main.command()
 @output_option("Folder to write.")
 @click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--png", is_flag=True, help="Write a picture of the report, with Chromium.")
+@click.option(
+    "--png/--no-png", default=True, help="Picture of the report, where Chromium is installed."
+)
 @force_option
 def demo(output: Path, seed: int, png: bool, force: bool) -> None:
     """Walk the whole way with a small model on real images, in about two minutes."""

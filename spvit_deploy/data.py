@@ -7,7 +7,7 @@ whole batches, on the device.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -109,8 +109,9 @@ class Batches:
         train: bool,
         device: torch.device | None = None,
         seed: int = 0,
+        classes: Sequence[str] = (),
     ) -> None:
-        self.class_names = source.class_names
+        self.class_names = tuple(classes) or source.class_names
         self.size = source.size
         self.settings = settings
         self.whole = source.whole
@@ -118,6 +119,7 @@ class Batches:
         self._device = device or torch.device("cpu")
         self._train = train
         self._generator = torch.Generator().manual_seed(seed)
+        self._index = _index_of(source.class_names, self.class_names)
         one = int(np.prod(prep.input_size))
         fits = source.size is not None and source.size * one <= _IN_MEMORY_BYTES
         augment = settings.augment
@@ -169,6 +171,7 @@ class Batches:
             images = images.to(self._device, non_blocking=True)
             if self._augment == "shift":
                 images = _translate(images, self._generator)
+            labels = labels if self._index is None else self._index[labels]
             yield (images - self._shift) / self._scale, labels.to(self._device)
 
     def _from_cache(self, images: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
@@ -181,6 +184,13 @@ class Batches:
         for start in range(0, max(1, count - batch + 1), batch):
             part = order[start : start + batch]
             yield images[part], labels[part]
+
+
+def _index_of(data: Sequence[str], model: Sequence[str]) -> Tensor | None:
+    """Index of each of the data's classes in the model's, or None where they are the same."""
+    if not data or tuple(data) == tuple(model):
+        return None
+    return torch.tensor([list(model).index(name) for name in data])
 
 
 def _sample(prepared: _Prepared, index: int) -> tuple[Tensor, int]:
@@ -225,14 +235,15 @@ def open_batches(
         classes: class names of the model; data with names of their own must agree.
 
     Raises:
-        DataError: as :func:`open_source`, or other classes than the model's.
+        DataError: as :func:`open_source`, or classes that the model does not know. Data with
+            some of the model's classes are taken, by name.
     """
     source = open_source(settings, train)
-    if classes and source.class_names and tuple(classes) != source.class_names:
-        odd = sorted(set(source.class_names) ^ set(classes))[:3]
+    odd = [name for name in source.class_names if classes and name not in classes]
+    if odd:
         raise DataError(
             f"--data {settings.spec} has {len(source.class_names)} classes, the model knows "
-            f"{len(classes)}; first that differ: {', '.join(odd) or 'their order'}.",
+            f"{len(classes)}; first that it does not know: {', '.join(odd[:3])}.",
             "Use the data that the model was trained for.",
         )
-    return Batches(source, prep, settings, train, device, seed)
+    return Batches(source, prep, settings, train, device, seed, classes)

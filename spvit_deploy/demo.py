@@ -22,7 +22,7 @@ def demo_recipe(output: Path, seed: int) -> Recipe:
     return Recipe.model_validate(content)
 
 
-def run_demo(output: Path, seed: int = 0, png: bool = False, force: bool = False) -> None:
+def run_demo(output: Path, seed: int = 0, png: bool = True, force: bool = False) -> None:
     """Train, search, materialize, fine-tune, export, prove, benchmark and report.
 
     A demo that was cut short goes on where it stopped.

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from spvit_deploy.errors import CheckpointError, InputError
 from spvit_deploy.lean.folder import (
     SavedModel,
@@ -16,6 +18,7 @@ from spvit_deploy.lean.folder import (
 )
 from spvit_deploy.models import create_model, load_weights, read_state_dict
 from spvit_deploy.plan import ModelSpec
+from spvit_deploy.progress import progress_bar
 from spvit_deploy.store import sha256_file
 
 
@@ -72,12 +75,19 @@ def load_model(request: ModelRequest, num_classes: int | None = None) -> tuple[S
     if num_classes is not None:
         args.setdefault("num_classes", num_classes)
     spec = ModelSpec(name=request.name, args=args)
-    module = create_model(spec, request.pretrained)
+    module = _created(spec, request.pretrained)
     digest = ""
     if request.checkpoint is not None:
         load_weights(module, read_state_dict(request.checkpoint), str(request.checkpoint))
         digest = sha256_file(request.checkpoint)
     return dense_saved(module, spec), digest
+
+
+def _created(spec: ModelSpec, pretrained: bool) -> nn.Module:
+    if not pretrained:
+        return create_model(spec)
+    with progress_bar(f"weights of {spec.name}"):
+        return create_model(spec, pretrained=True)
 
 
 def _from_dense_folder(request: ModelRequest, folder: Path) -> tuple[SavedModel, str]:

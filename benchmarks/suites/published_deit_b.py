@@ -1,5 +1,7 @@
 """The published plan of DeiT-B with random weights: lean against dense, and the time to export.
 
+``lean`` has the MLP widths as published; ``lean8`` has each rounded up to a multiple of 8.
+
 Usage: python benchmarks/suites/published_deit_b.py [--duration SECONDS]
 """
 
@@ -12,12 +14,12 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from spvit_deploy.benchmarks.measure import run_benchmark
-from spvit_deploy.benchmarks.report import speedups
-from spvit_deploy.benchmarks.results import Workload
+from spvit_deploy.benchmarks.results import ResultsFile, Workload
 from spvit_deploy.benchmarks.statistics import median_ratio
 from spvit_deploy.lean.folder import SavedModel, dense_saved, save_model
 from spvit_deploy.lean.materialize import shape_lean
@@ -38,20 +40,26 @@ torch.onnx.export(model, (torch.randn(2, 3, 224, 224),), sys.argv[2], dynamo=Tru
 """
 
 
+def published_plan(step: int) -> PrunePlan:
+    """The plan, its widths rounded up to multiples of ``step``."""
+    widths = [-(-width // step) * step for width in WIDTHS]
+    blocks = tuple(
+        BlockPlan(path=f"blocks.{i}", attention=AttentionKind(kind), mlp_keep=tuple(range(width)))
+        for i, (kind, width) in enumerate(zip(KINDS, widths, strict=True))
+    )
+    return PrunePlan(model=SPEC, blocks=blocks)
+
+
 def build(root: Path) -> dict[str, Path]:
     """Dense and lean folders with random weights."""
     torch.manual_seed(0)
-    folders = {"dense": root / "dense", "lean": root / "lean"}
-    model = create_model(SPEC)
-    save_model(dense_saved(model, SPEC), folders["dense"])
-    blocks = tuple(
-        BlockPlan(path=f"blocks.{i}", attention=AttentionKind(kind), mlp_keep=tuple(range(width)))
-        for i, (kind, width) in enumerate(zip(KINDS, WIDTHS, strict=True))
-    )
-    plan = PrunePlan(model=SPEC, blocks=blocks)
-    prep = preprocessing_of(model)
-    shape_lean(model, plan)
-    save_model(SavedModel(model.eval(), SPEC, prep, plan=plan), folders["lean"])
+    folders = {name: root / name for name in ("dense", "lean", "lean8")}
+    save_model(dense_saved(create_model(SPEC), SPEC), folders["dense"])
+    for name, step in (("lean", 1), ("lean8", 8)):
+        model, plan = create_model(SPEC), published_plan(step)
+        prep = preprocessing_of(model)
+        shape_lean(model, plan)
+        save_model(SavedModel(model.eval(), SPEC, prep, plan=plan), folders[name])
     return folders
 
 
@@ -71,6 +79,24 @@ def export_times(root: Path, folders: dict[str, Path], rounds: int = 2) -> dict[
     return {label: min(values) for label, values in seconds.items()}
 
 
+def compare(results: ResultsFile) -> dict[str, Any]:
+    """Dense over lean, for each runtime and batch."""
+    rows = {(r.path.removeprefix("onnx-"), r.runtime, r.workload.batch): r for r in results.results}
+    ratios = {}
+    for (name, runtime, batch), lean in sorted(rows.items(), key=lambda item: str(item[0])):
+        if name == "dense":
+            continue
+        dense = rows["dense", runtime, batch]
+        ratio = median_ratio(dense.samples, lean.samples)
+        flagged = dense.flagged or lean.flagged
+        label = f"{runtime}, batch {batch}, {name}"
+        ratios[label] = {**ratio.__dict__, "dense_s": dense.p50, "lean_s": lean.p50,
+                         "flagged": flagged}  # fmt: skip
+        print(f"{label}: {ratio.value:.2f}× ({ratio.low:.2f}–{ratio.high:.2f})",
+              "unsteady" if flagged else "")  # fmt: skip
+    return ratios
+
+
 def main() -> None:
     """Measure and record."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -80,21 +106,15 @@ def main() -> None:
         root = Path(scratch)
         folders = build(root)
         exports = export_times(root, folders)
-        artefacts = [*folders.values(), root / "onnx-dense", root / "onnx-lean"]
+        artefacts = [*folders.values(), *(root / f"onnx-{name}" for name in folders)]
         workloads = [Workload(batch=b, duration=asked.duration, pause=0.2) for b in (1, 8)]
         results = run_benchmark(artefacts, None, workloads)
-    ratios = {}
-    for label, dense, lean in speedups(results.results):
-        ratio = median_ratio(dense.samples, lean.samples)
-        flagged = dense.flagged or lean.flagged
-        ratios[label] = {**ratio.__dict__, "dense_s": dense.p50, "lean_s": lean.p50,
-                         "flagged": flagged}  # fmt: skip
-        print(f"{label}: {ratio.value:.2f}× ({ratio.low:.2f}–{ratio.high:.2f})",
-              "unsteady" if flagged else "")  # fmt: skip
-    macs = {row.kind: row.macs for row in results.results}
+    ratios = compare(results)
+    macs = {row.path: row.macs for row in results.results if not row.path.startswith("onnx")}
     overhead = exports["spvit-deploy"] / exports["bare"]
     print(
-        f"MACs {macs['dense'] / macs['lean']:.2f}×; export {overhead:.2f}× a bare torch.onnx.export"
+        f"MACs {macs['dense'] / macs['lean']:.2f}× (lean), {macs['dense'] / macs['lean8']:.2f}× "
+        f"(lean8); export {overhead:.2f}× a bare torch.onnx.export"
     )
     record = {
         "ratios": ratios,

@@ -1,0 +1,1 @@
+"""What every runtime, and every family, must pass."""

@@ -1,0 +1,76 @@
+"""What every runtime must do. A new one adds a line to ``MAKERS``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from spvit_deploy.api import export_model
+from spvit_deploy.benchmarks.runtimes import RUNTIMES, Session, open_session
+from spvit_deploy.errors import InputError
+from spvit_deploy.lean.folder import load_saved
+
+Maker = Callable[[Path, Path], Path]
+
+
+def _same(folder: Path, scratch: Path) -> Path:
+    return folder
+
+
+def _onnx(folder: Path, scratch: Path) -> Path:
+    export_model(str(folder), scratch / "onnx")
+    return scratch / "onnx"
+
+
+MAKERS: dict[str, Maker] = {"onnxruntime": _onnx, "torch": _same}
+
+
+@pytest.fixture(params=RUNTIMES)
+def session(
+    request: pytest.FixtureRequest, dense_folder: Path, tmp_path: Path
+) -> Iterator[Session]:
+    opened = open_session(MAKERS[request.param](dense_folder, tmp_path), request.param)
+    yield opened
+    opened.close()
+
+
+def images(session: Session, batch: int) -> np.ndarray:
+    rng = np.random.default_rng(batch)
+    return rng.standard_normal((batch, *session.input_size), dtype=np.float32)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5])
+def test_answers_are_those_of_the_module(session: Session, dense_folder: Path, batch: int) -> None:
+    sample = images(session, batch)
+    with torch.inference_mode():
+        wanted = load_saved(dense_folder).module(torch.from_numpy(sample)).numpy()
+    np.testing.assert_allclose(session.run(sample), wanted, atol=1e-4)
+
+
+def test_other_memory_layouts_are_taken(session: Session) -> None:
+    sample = images(session, 2)
+    strided = np.asfortranarray(sample.astype(np.float64))
+    np.testing.assert_allclose(session.run(strided), session.run(sample), atol=1e-5)
+
+
+def test_images_of_another_size_are_refused(session: Session) -> None:
+    channels, height, width = session.input_size
+    for shape in ((1, channels, height + 1, width), (1, channels + 1, height, width), (height,)):
+        with pytest.raises(InputError, match="the model takes"):
+            session.run(np.zeros(shape, dtype=np.float32))
+
+
+def test_a_call_says_how_long_it_took(session: Session) -> None:
+    call = session.prepare(images(session, 1))
+    assert all(0 < call() < 10 for _ in range(3))
+
+
+def test_a_session_says_what_it_is(session: Session) -> None:
+    assert session.name in RUNTIMES
+    assert session.version[0].isdigit()
+    assert session.device == "cpu" or not torch.cuda.is_available()
+    assert session.batch is None

@@ -1,0 +1,132 @@
+"""Statistics, and the harness that proves itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from spvit_deploy.benchmarks import measure
+from spvit_deploy.benchmarks.host import read_host
+from spvit_deploy.benchmarks.measure import run_benchmark
+from spvit_deploy.benchmarks.report import speedups, write_report
+from spvit_deploy.benchmarks.results import (
+    BenchmarkResult,
+    ResultsFile,
+    Workload,
+    load_results,
+    save_results,
+)
+from spvit_deploy.benchmarks.statistics import median_ratio, percentile
+from spvit_deploy.errors import CorruptFileError, InputError
+
+
+def row(kind: str, seconds: list[float], solo: list[float]) -> BenchmarkResult:
+    return BenchmarkResult(
+        title=kind,
+        path=kind,
+        kind=kind,
+        model_hash="",
+        runtime="torch",
+        runtime_version="2",
+        device="cpu",
+        workload=Workload(),
+        samples=tuple(seconds),
+        solo=tuple(solo),
+        macs=10,
+        params=10,
+        size_bytes=10,
+    )
+
+
+@given(st.lists(st.floats(1e-6, 10), min_size=1, max_size=50), st.floats(0, 100))
+def test_percentiles_lie_between_the_extremes(samples: list[float], share: float) -> None:
+    assert min(samples) <= percentile(samples, share) <= max(samples) * (1 + 1e-12)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.floats(1.1, 5), st.integers(20, 60))
+def test_the_interval_of_a_ratio_holds_the_ratio(factor: float, count: int) -> None:
+    fast = np.random.default_rng(count).lognormal(0, 0.05, count)
+    ratio = median_ratio(list(fast * factor), list(fast))
+    assert ratio.value == pytest.approx(factor)
+    assert ratio.low <= ratio.value <= ratio.high
+
+
+@pytest.mark.parametrize(("solo", "flagged"), [(1.0, False), (1.02, False), (0.9, True)])
+def test_results_are_flagged_when_neighbours_disturb(solo: float, flagged: bool) -> None:
+    assert row("dense", [1.0, 1.0, 1.0], [solo] * 3).flagged is flagged
+
+
+def test_units_of_a_result() -> None:
+    result = row("dense", [0.2, 0.1, 0.3], []).model_copy(update={"workload": Workload(batch=4)})
+    assert result.p50 == pytest.approx(0.2)
+    assert result.throughput == pytest.approx(20)
+
+
+def test_artefacts_take_turns_in_an_order_that_changes(
+    dense_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[str, float, float]] = []
+    times = {"a": iter([1e-3] * 10**6), "b": iter([2e-3] * 10**6)}
+
+    def burst(call: object, seconds: float, pause: float) -> list[float]:
+        name = names[id(call)]
+        seen.append((name, seconds, pause))
+        return [next(times[name]) for _ in range(3)]
+
+    names: dict[int, str] = {}
+    opened = measure._open
+
+    def remember(*args: object) -> measure._Entry:
+        entry = opened(*args)  # type: ignore[arg-type]
+        names[id(entry.call)] = "ab"[len(names)]
+        return entry
+
+    monkeypatch.setattr(measure, "_open", remember)
+    monkeypatch.setattr(measure, "_burst", burst)
+    workload = Workload(duration=1.0, warmup=0, pause=0.25)
+    results = run_benchmark([dense_folder, dense_folder], ["torch"], [workload]).results
+    turns = "".join(name for name, _, _ in seen)
+    assert turns[:2] == turns[-2:] == "ab"
+    rounds = [turns[i : i + 2] for i in range(2, len(turns) - 2, 2)]
+    assert {"ab", "ba"} == set(rounds)
+    assert {pause for _, _, pause in seen} == {0.25}
+    assert [result.p50 for result in results] == [1e-3, 2e-3]
+    assert sum(seconds for name, seconds, _ in seen[2:-2] if name == "a") == pytest.approx(1.0)
+
+
+def test_a_runtime_that_takes_nothing_is_refused(dense_folder: Path) -> None:
+    with pytest.raises(InputError, match="none of the runtimes"):
+        run_benchmark([dense_folder], ["onnxruntime"], [Workload()])
+
+
+@pytest.fixture
+def results() -> ResultsFile:
+    rows = (row("dense", [0.02] * 5, [0.02] * 5), row("lean", [0.01] * 5, [0.012] * 5))
+    return ResultsFile(created="2026-01-01T00:00:00+00:00", host=read_host(), results=rows)
+
+
+def test_results_are_read_as_written(results: ResultsFile, tmp_path: Path) -> None:
+    save_results(results, tmp_path / "r.json")
+    assert load_results(tmp_path / "r.json") == results
+    text = (tmp_path / "r.json").read_text()
+    (tmp_path / "r.json").write_text(text.replace("0.02", "0.01", 1))
+    with pytest.raises(CorruptFileError, match="hash mismatch"):
+        load_results(tmp_path / "r.json")
+
+
+def test_the_page_needs_nothing_from_elsewhere(results: ResultsFile, tmp_path: Path) -> None:
+    save_results(results, tmp_path / "r.json")
+    write_report([tmp_path / "r.json"], tmp_path / "r.html", None, [])
+    page = (tmp_path / "r.html").read_text()
+    assert 'src="http' not in page
+    assert "<link" not in page
+    assert "2.00×" in page
+    assert "class=flag" in page
+    (label, dense, lean) = speedups(results.results)[0]
+    assert (dense.kind, lean.kind) == ("dense", "lean")
+    assert "torch" in label
