@@ -26,6 +26,7 @@ MODEL_FILE = "model.onnx"
 DEFAULT_OPSET = 20
 # protobuf's limit is 2 GiB for a whole message.
 _ONE_FILE_BYTES = 2_000_000_000
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 _SCOPES = "pkg.torch.onnx.name_scopes"
 
 
@@ -40,7 +41,7 @@ def prepare(module: nn.Module) -> nn.Module:
     for part in ready.modules():
         if hasattr(part, "fused_attn"):
             part.fused_attn = False
-        if isinstance(part, ConvAttention) and isinstance(part.bn, nn.BatchNorm2d):
+        if isinstance(part, ConvAttention) and isinstance(part.bn, _BATCH_NORMS):
             part.conv = fuse_conv_bn_eval(part.conv, part.bn)
             part.bn = nn.Identity()
     return ready

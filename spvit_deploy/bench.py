@@ -62,7 +62,9 @@ def report_to_file(
     picture = output.with_suffix(".png")
     if render_png(output, picture):
         return [output, picture]
-    stderr_console().print("no picture of the report: that takes an installed Chromium or Chrome", highlight=False)
+    stderr_console().print(
+        "no picture of the report: that takes an installed Chromium or Chrome", highlight=False
+    )
     return [output]
 
 

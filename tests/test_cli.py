@@ -111,6 +111,43 @@ def test_exports_are_alike_to_the_byte_and_name_their_blocks(work: Path, tmp_pat
     assert str(work) not in str(model)
 
 
+def test_weights_beside_the_graph_when_one_file_is_too_small(
+    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("spvit_deploy.export.onnxrt._ONE_FILE_BYTES", 1000)
+    good("export", work / "tuned", "-o", tmp_path / "two")
+    names = {file.name for file in (tmp_path / "two").iterdir()}
+    assert names == {"model.onnx", "model.onnx.data", "export.json"}
+    assert (tmp_path / "two" / "model.onnx").stat().st_size < 200_000
+    good("evaluate", tmp_path / "two", "--data", "digits")
+    (tmp_path / "two" / "model.onnx.data").write_bytes(b"")
+    refused("evaluate", tmp_path / "two", "--data", "digits", says="hash mismatch")
+
+
+def test_a_bare_onnx_file_says_how_it_is_used(work: Path) -> None:
+    folder, file = (
+        json.loads(good("evaluate", path, "--data", "digits", "--json").stdout)
+        for path in (work / "onnx", work / "onnx" / "model.onnx")
+    )
+    del folder["path"], file["path"]
+    assert file == folder
+
+
+def test_some_of_the_classes_are_taken_by_name(work: Path, tmp_path: Path) -> None:
+    from spvit_deploy.sources import DigitImages
+
+    counts = {2: 0, 0: 0}
+    for image, label in DigitImages(train=False):
+        if label in counts and counts[label] < 30:
+            target = tmp_path / "val" / str(label) / f"{counts[label]}.png"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            image.resize((16, 16), Image.Resampling.BICUBIC).save(target)
+            counts[label] += 1
+    shutil.copytree(tmp_path / "val", tmp_path / "train")
+    found = good("evaluate", work / "dense", "--data", f"folder/{tmp_path}", "--json")
+    assert json.loads(found.stdout)["top1"] > 60
+
+
 def test_export_of_a_search_proves_both_links(work: Path, tmp_path: Path) -> None:
     output = good("export", work / "search", "-o", tmp_path / "out").stdout
     assert "hard gates → lean: equal" in output

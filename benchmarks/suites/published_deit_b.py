@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from spvit_deploy.benchmarks.measure import run_benchmark
 from spvit_deploy.benchmarks.results import ResultsFile, Workload
@@ -50,16 +51,25 @@ def published_plan(step: int) -> PrunePlan:
     return PrunePlan(model=SPEC, blocks=blocks)
 
 
+def with_biases(model: nn.Module) -> nn.Module:
+    """Random biases, as a trained model has them: an optimizer drops the addition of zeros."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                parameter.normal_(0, 0.02)
+    return model.eval()
+
+
 def build(root: Path) -> dict[str, Path]:
     """Dense and lean folders with random weights."""
     torch.manual_seed(0)
     folders = {name: root / name for name in ("dense", "lean", "lean8")}
-    save_model(dense_saved(create_model(SPEC), SPEC), folders["dense"])
+    save_model(dense_saved(with_biases(create_model(SPEC)), SPEC), folders["dense"])
     for name, step in (("lean", 1), ("lean8", 8)):
         model, plan = create_model(SPEC), published_plan(step)
         prep = preprocessing_of(model)
         shape_lean(model, plan)
-        save_model(SavedModel(model.eval(), SPEC, prep, plan=plan), folders[name])
+        save_model(SavedModel(with_biases(model), SPEC, prep, plan=plan), folders[name])
     return folders
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from spvit_deploy.plan import AttentionKind
 
@@ -34,7 +35,8 @@ class Skip(nn.Module):
 class ConvAttention(nn.Module):
     """Bottleneck convolution read out of attention: conv C→d, BatchNorm, ReLU, linear d→C.
 
-    Prefix tokens pass unchanged.
+    Prefix tokens pass unchanged. A 1×1 convolution is computed where the tokens lie, as a matrix
+    product: to move them onto a grid and back costs more than it.
 
     Args:
         kind: CONV1X1 or CONV3X3.
@@ -55,19 +57,30 @@ class ConvAttention(nn.Module):
         bias: tuple[bool, bool] = (True, True),
     ) -> None:
         super().__init__()
-        size = 3 if kind is AttentionKind.CONV3X3 else 1
+        self.pointwise = kind is AttentionKind.CONV1X1
         self.grid = grid
         self.prefix = prefix
+        size = 1 if self.pointwise else 3
         self.conv = nn.Conv2d(dim, head_dim, size, padding=size // 2, bias=bias[0])
-        self.bn: nn.Module = nn.BatchNorm2d(head_dim)
+        self.bn: nn.Module = (nn.BatchNorm1d if self.pointwise else nn.BatchNorm2d)(head_dim)
         self.act = nn.ReLU()
         self.proj = nn.Linear(head_dim, dim, bias=bias[1])
 
     def forward(self, x: Tensor, **_: Any) -> Tensor:
         """[B, N, C] → [B, N, C]."""
-        image = to_grid(x[:, self.prefix :], self.grid)
-        y = self.proj(to_tokens(self.act(self.bn(self.conv(image)))))
+        tokens = x[:, self.prefix :]
+        y = self.proj(self.act(self._mix_points(tokens) if self.pointwise else self._mix(tokens)))
         return torch.cat((x[:, : self.prefix], y), dim=1) if self.prefix else y
+
+    def _mix(self, tokens: Tensor) -> Tensor:
+        return to_tokens(self.bn(self.conv(to_grid(tokens, self.grid))))
+
+    def _mix_points(self, tokens: Tensor) -> Tensor:
+        y = functional.linear(tokens, self.conv.weight.flatten(1), self.conv.bias)
+        if isinstance(self.bn, nn.Identity):
+            return y
+        normed: Tensor = self.bn(y.flatten(0, 1))
+        return normed.unflatten(0, y.shape[:2])
 
 
 class BiasMlp(nn.Module):
