@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import safetensors.torch
+import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
@@ -14,11 +15,12 @@ from spvit_deploy.cost import cost_table
 from spvit_deploy.errors import CorruptFileError, InputError
 from spvit_deploy.families import find_sites
 from spvit_deploy.lean.folder import SavedModel, tool_versions
-from spvit_deploy.lean.materialize import EXTRAS_PREFIX, materialize_weights
+from spvit_deploy.lean.materialize import EXTRAS_PREFIX, check_plan, materialize_weights
 from spvit_deploy.models import (
     Preprocessing,
     create_empty,
     create_model,
+    create_shell,
     input_size,
     load_weights,
     read_state_dict,
@@ -75,7 +77,7 @@ class SavedSearch:
 
     def dense_module(self) -> nn.Module:
         """The timm model with the supernet's weights."""
-        module = create_empty(self.plan.model)
+        module = create_shell(self.plan.model)
         load_weights(module, self.dense, WEIGHTS_FILE)
         return module
 
@@ -181,3 +183,36 @@ def materialize_search(saved: SavedSearch, align: int = 1) -> SavedModel:
         sources={"search": saved.digest},
         history=(*saved.record.history, {"stage": "materialize", "align": align}),
     )
+
+
+def materialize_plan(plan: PrunePlan, dense: SavedModel, digest: str, align: int = 1) -> SavedModel:
+    """A lean model from gates and a dense model that never was a supernet.
+
+    Convolutions start from a head map and BatchNorms that nobody trained: fine-tune the result.
+
+    Args:
+        plan: gates, for the dense model's blocks; its model's name and size give way to these.
+        dense: the weights.
+        digest: SHA-256 of what they were loaded from.
+        align: as in :func:`materialize_search`.
+
+    Raises:
+        PlanError: gates of another model.
+    """
+    plan = plan.model_copy(update={"model": dense.spec})
+    net = Supernet(dense.module, dense.spec, plan.semantics)
+    check_plan(plan, net.sites)
+    weights, extras = net.dense_and_extras()
+    for block in plan.blocks:
+        kept = set(block.mlp_keep)
+        key = f"{EXTRAS_PREFIX}{block.path}.unit_logits"
+        extras[key] = torch.tensor([1.0 if i in kept else -1.0 for i in range(len(extras[key]))])
+    record = SearchRecord(
+        preprocessing=dense.preprocessing,
+        class_names=dense.class_names,
+        data=dense.data,
+        history=dense.history,
+    )
+    saved = SavedSearch(plan, record, weights, extras, plan.digest)
+    lean = materialize_search(saved, align)
+    return replace(lean, sources={"gates": plan.digest, "checkpoint": digest})

@@ -100,10 +100,11 @@ class GateOptimizer:
     def step(self) -> None:
         """Move the logits along their gradients, and clear these."""
         per_mac = [
-            torch.zeros_like(p) if p.grad is None else p.grad / m
+            torch.zeros_like(p) if p.grad is None else torch.where(m > 0, p.grad / m, 0.0)
             for p, m in zip(self.parameters, self._macs, strict=True)
         ]
-        square = torch.cat([g.flatten() for g in per_mac if g.numel() > 3]).square().mean()
+        units = [grad.flatten() for grad in per_mac if grad.numel() > 3]
+        square = torch.cat(units or per_mac).square().mean()
         self._steps += 1
         self._square += 0.1 * (float(square) - self._square)
         scale = max((self._square / (1 - 0.9**self._steps)) ** 0.5, 1e-12)

@@ -123,15 +123,15 @@ def run_search(supernet: Supernet, batches: Batches, settings: SearchSettings) -
 
 def cost_table_of(supernet: Supernet) -> CostTable:
     """Cost of every choice; the wrapped blocks are counted as dense."""
-    kept = [(site.block.attn, site.block.mlp) for site in supernet.sites]
+    kept = [(site.attn, site.mlp) for site in supernet.sites]
     originals = [(a.msa, m.inner) for a, m in zip(supernet.attentions, supernet.mlps, strict=True)]
     try:
         for site, (attn, mlp) in zip(supernet.sites, originals, strict=True):
-            site.block.attn, site.block.mlp = attn, mlp
+            site.replace(attn, mlp)
         return cost_table(supernet.model, supernet.sites, input_size(supernet.model))
     finally:
         for site, (attn, mlp) in zip(supernet.sites, kept, strict=True):
-            site.block.attn, site.block.mlp = attn, mlp
+            site.replace(attn, mlp)
 
 
 def _plan(
@@ -142,7 +142,7 @@ def _plan(
     target: int,
 ) -> PrunePlan:
     blocks = tuple(
-        BlockPlan(path=site.path, attention=choice.kind, mlp_keep=choice.keep)
+        BlockPlan(path=site.path, attention=site.taken(choice.kind), mlp_keep=choice.keep)
         for site, choice in zip(supernet.sites, projection.choices, strict=True)
     )
     return PrunePlan(

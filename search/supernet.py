@@ -13,12 +13,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional
 
 from spvit_deploy.families import BlockSite, find_sites
 from spvit_deploy.lean.blocks import to_grid, to_tokens
 from spvit_deploy.lean.kernels import POSITIONS, conv_weights
 from spvit_deploy.lean.materialize import EXTRAS_PREFIX, check_plan
+from spvit_deploy.lean.mlps import gated_output
 from spvit_deploy.plan import AttentionKind, BlockPlan, ModelSpec, PrunePlan, Semantics
 from spvit_deploy.search.gates import ChooseBranch, cumulative, draw
 
@@ -42,15 +44,20 @@ class GateProbabilities:
 class UnifiedAttention(nn.Module):
     """Skip, 1×1 conv, 3×3 conv and attention, on one set of weights, chosen by three gates."""
 
-    def __init__(self, site: BlockSite, temperature: float) -> None:
+    def __init__(self, site: BlockSite, semantics: Semantics) -> None:
         super().__init__()
         self.msa: Any = site.attn
-        self.grid, self.prefix, self.temperature = site.grid, site.prefix, temperature
-        # A spread of α: the softmax over heads starts soft enough to learn.
-        self.head_logits = nn.Parameter(torch.randn(site.heads, POSITIONS) * temperature)
+        self.site, self.semantics = site, semantics
         self.gate_logits = nn.Parameter(torch.full((3,), START_LOGIT))
-        self.bn_1x1 = nn.BatchNorm2d(site.head_dim)
-        self.bn_3x3 = nn.BatchNorm2d(site.head_dim)
+        if AttentionKind.CONV1X1 in site.kinds:
+            # A spread of α: the softmax over heads starts soft enough to learn.
+            spread = semantics.head_temperature
+            self.head_logits = nn.Parameter(torch.randn(site.heads, POSITIONS) * spread)
+            self.bn_1x1 = nn.BatchNorm2d(site.head_dim)
+        if AttentionKind.CONV3X3 in site.kinds:
+            self.bn_3x3 = nn.BatchNorm2d(site.head_dim)
+        for name in site.exposed:
+            setattr(self, name, getattr(site.attn, name))
         self.fixed: AttentionKind | None = None
         self._drawn: tuple[Tensor, list[float]] | None = None
 
@@ -63,15 +70,16 @@ class UnifiedAttention(nn.Module):
         if self.fixed is not None:
             return self.fixed
         is_open = cumulative((self.gate_logits.detach() > 0).float())
-        return AttentionKind.of_gates(int(is_open.sum()))
+        return self.site.taken(AttentionKind.of_gates(int(is_open.sum())))
 
-    def forward(self, x: Tensor, **mask: Any) -> Tensor:
-        """[B, N, C] → [B, N, C]."""
-        if not self.training or self._drawn is None or self.fixed is not None:
-            return self._branch(self.kind(), x, mask)
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """[B, N, C] → [B, N, C]; the other arguments are the attention's own."""
+        choice = not (self.fixed is not None or len(self.site.kinds) == 1)
+        if not self.training or self._drawn is None or not choice:
+            return self._branch(self.kind(), x, args, kwargs)
         (gates, values), self._drawn = self._drawn, None
         chosen = _count_open(values)
-        output = self._branch(_KINDS[chosen], x, mask)
+        output = self._branch(_KINDS[chosen], x, args, kwargs)
         outputs = [x]
         # Opening a second gate changes nothing while a first stays closed: nobody asks
         # for branches beyond that.
@@ -80,25 +88,33 @@ class UnifiedAttention(nn.Module):
                 outputs.append(output.detach())
                 continue
             with torch.no_grad():
-                outputs.append(self._branch(_KINDS[index], x, mask))
+                outputs.append(self._branch(_KINDS[index], x, args, kwargs))
         result: Tensor = ChooseBranch.apply(output, cumulative(gates), *outputs)
         return result
 
-    def _branch(self, kind: AttentionKind, x: Tensor, mask: dict[str, Any]) -> Tensor:
+    def _branch(
+        self, asked: AttentionKind, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Tensor:
+        kind = self.site.taken(asked)
         if kind is AttentionKind.SKIP:
             return x
         if kind is AttentionKind.MSA:
-            attended: Tensor = self.msa(x, **mask)
+            attended: Tensor = self.msa(x, *args, **kwargs)
             return attended
-        weights = conv_weights(
-            kind, self.head_logits, self.temperature, self.msa.qkv, self.msa.proj
-        )
+        regroup = self.site.regroup
+        if regroup is None:
+            return self._convolve(kind, x)
+        return regroup.split(self._convolve(kind, regroup.merge(x)))
+
+    def _convolve(self, kind: AttentionKind, x: Tensor) -> Tensor:
+        prefix, values = self.site.prefix, self.site.values(self.msa)
+        weights = conv_weights(kind, self.head_logits, self.semantics, values, self.msa.proj)
         size = weights.kernel.shape[-1]
-        image = to_grid(x[:, self.prefix :], self.grid)
+        image = to_grid(x[:, prefix:], self.site.grid)
         y = functional.conv2d(image, weights.kernel, weights.bias, padding=size // 2)
         norm = self.bn_1x1 if kind is AttentionKind.CONV1X1 else self.bn_3x3
         y = functional.linear(to_tokens(functional.relu(norm(y))), weights.proj, weights.proj_bias)
-        return torch.cat((x[:, : self.prefix], y), dim=1) if self.prefix else y
+        return torch.cat((x[:, :prefix], y), dim=1) if prefix else y
 
 
 def _count_open(values: list[float]) -> int:
@@ -115,31 +131,30 @@ def _reach(values: list[float]) -> int:
 
 
 class GatedMlp(nn.Module):
-    """A two-layer MLP with one gate a hidden unit.
-
-    Gates multiply the columns of the second layer's weight, which is the same as multiplying
-    the hidden units, and costs nothing per token.
-    """
+    """An MLP with one gate a hidden unit."""
 
     def __init__(self, site: BlockSite) -> None:
         super().__init__()
         self.inner: Any = site.mlp
+        self.site = site
         self.unit_logits = nn.Parameter(torch.full((site.hidden,), START_LOGIT))
         self.register_buffer("fixed", None, persistent=False)
         self.fixed: Tensor | None
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, N, C] → [B, N, C]."""
-        mlp = self.inner
+    def forward(self, x: Tensor, *args: Any) -> Tensor:
+        """[B, N, C] → [B, N, C]; the other arguments are the MLP's own."""
+        if not self.site.hidden:
+            whole: Tensor = self.inner(x, *args)
+            return whole
         if self.fixed is not None:
             gates = self.fixed
         elif self.training:
             gates = draw(self.unit_logits)
         else:
             gates = (self.unit_logits > 0).to(x.dtype)
-        hidden = mlp.drop1(mlp.act(mlp.fc1(x)))
-        y: Tensor = functional.linear(hidden, mlp.fc2.weight * gates, mlp.fc2.bias)
-        return mlp.drop2(y)
+        weight = gated_output(self.site, self.inner, gates)
+        y: Tensor = functional_call(self.inner, weight, (x, *args))
+        return y
 
 
 class Supernet(nn.Module):
@@ -162,11 +177,10 @@ class Supernet(nn.Module):
         self.semantics = semantics or Semantics()
         self.sites = find_sites(model, str(spec))
         self.model = model
-        temperature = self.semantics.head_temperature
-        self.attentions = [UnifiedAttention(site, temperature) for site in self.sites]
+        self.attentions = [UnifiedAttention(site, self.semantics) for site in self.sites]
         self.mlps = [GatedMlp(site) for site in self.sites]
         for site, attention, mlp in zip(self.sites, self.attentions, self.mlps, strict=True):
-            site.block.attn, site.block.mlp = attention, mlp
+            site.replace(attention, mlp)
 
     def forward(self, x: Tensor) -> Any:
         """[B, C, H, W] → logits."""
@@ -223,19 +237,18 @@ class Supernet(nn.Module):
 
     def dense_and_extras(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Weights under timm's own names, and ``spvit.*``: head maps, BatchNorms, gate logits."""
-        dense, extras = {}, {}
-        for key, tensor in self.model.state_dict().items():
-            path, _, name = key.rpartition(".attn.")
-            if ".attn.msa." in key:
-                dense[key.replace(".attn.msa.", ".attn.")] = tensor
-            elif ".mlp.inner." in key:
-                dense[key.replace(".mlp.inner.", ".mlp.")] = tensor
-            elif key.endswith(".mlp.unit_logits"):
-                extras[EXTRAS_PREFIX + key.replace(".mlp.", ".")] = tensor
-            elif path and name.startswith(("head_logits", "gate_logits", "bn_")):
-                extras[f"{EXTRAS_PREFIX}{path}.{name}"] = tensor
-            else:
-                dense[key] = tensor
+        dense = dict(self.model.state_dict())
+        extras = {}
+        for site in self.sites:
+            names = {site.attn_name: "msa.", site.mlp_name: "inner."}
+            for branch, inner in names.items():
+                prefix = f"{site.path}.{branch}."
+                for key in [key for key in dense if key.startswith(prefix)]:
+                    tensor, name = dense.pop(key), key.removeprefix(prefix)
+                    if name.startswith(inner):
+                        dense[prefix + name.removeprefix(inner)] = tensor
+                    else:
+                        extras[f"{EXTRAS_PREFIX}{site.path}.{name}"] = tensor
         return dense, extras
 
     def load_extras(self, extras: dict[str, Tensor]) -> None:

@@ -21,22 +21,24 @@ from spvit_deploy.errors import DataError, InputError, SpvitError
 from spvit_deploy.export.exporting import ExportJob, ExportSettings, module_runner, run_export
 from spvit_deploy.export.parity import Array, ParityReport, compare, random_inputs, require
 from spvit_deploy.export.record import ExportRecord
-from spvit_deploy.lean.folder import SavedModel, load_saved, save_model
+from spvit_deploy.lean.folder import SavedModel, is_model_folder, load_saved, save_model
 from spvit_deploy.loading import ModelRequest, load_model
 from spvit_deploy.models import Preprocessing
-from spvit_deploy.plan import PrunePlan
+from spvit_deploy.plan import GATES_FILE, PrunePlan, load_plan, save_plan
 from spvit_deploy.search.finetuning import FinetuneSettings, finetune_model
 from spvit_deploy.search.folder import (
     SearchRecord,
     is_search_folder,
     load_search,
+    materialize_plan,
     materialize_search,
     save_search,
 )
+from spvit_deploy.search.importing import import_lean, import_plan
 from spvit_deploy.search.searching import SearchResult, SearchSettings, run_search
 from spvit_deploy.search.supernet import Supernet
 from spvit_deploy.sources import open_source
-from spvit_deploy.store import ensure_free
+from spvit_deploy.store import ensure_free, new_folder
 
 Pathish = str | Path
 
@@ -107,23 +109,98 @@ def _whole(prep: Preprocessing, batches: Batches) -> Preprocessing:
 
 
 def materialize(
-    search: Pathish, output: Pathish, align: int = 1, force: bool = False
+    search: Pathish,
+    output: Pathish,
+    align: int = 1,
+    force: bool = False,
+    checkpoint: Pathish | None = None,
+    pretrained: bool = False,
 ) -> SavedModel:
-    """Turn a search folder into a lean one: real convolutions, trimmed MLPs, no gates.
+    """Turn a search folder, or gates and dense weights, into a lean folder without gates.
 
     Args:
-        search: folder of :func:`search_gates`.
+        search: folder of :func:`search_gates`, or a ``gates.json``, or a folder with one.
         output: lean folder to write.
         align: MLP widths become multiples of this, chosen by gate probability.
         force: replace an old output.
+        checkpoint: dense weights, file or folder, for gates alone. Convolutions then start from
+            a head map that nobody trained: fine-tune the result.
+        pretrained: take timm's pretrained weights instead.
 
     Raises:
-        InputError: no search folder, damaged, or gates that do not fit.
+        InputError: neither, damaged, or gates that do not fit.
         JobError: the disk is full.
     """
     ensure_free(Path(output), force)
-    saved = materialize_search(load_search(Path(search)), align)
+    source = Path(search)
+    with_weights = checkpoint is not None or pretrained
+    if is_search_folder(source):
+        if with_weights:
+            raise InputError(
+                f"{source} holds weights of its own; --checkpoint and --pretrained do not apply.",
+                "Leave them out, or name its gates.json.",
+            )
+        saved = materialize_search(load_search(source), align)
+    else:
+        saved = _from_gates(source, checkpoint, pretrained, align)
     save_model(saved, Path(output), force)
+    return saved
+
+
+def _from_gates(
+    source: Path, checkpoint: Pathish | None, pretrained: bool, align: int
+) -> SavedModel:
+    if source.is_dir() and not (source / GATES_FILE).is_file():
+        raise InputError(
+            f"{source}: not a search folder, and it has no {GATES_FILE}.",
+            "`spvit-deploy inspect PATH` says what a path is.",
+        )
+    plan = load_plan(source)
+    if checkpoint is None and not pretrained:
+        raise InputError(
+            f"{source} holds gates alone.", "Give the dense weights with --checkpoint."
+        )
+    if checkpoint is not None and is_model_folder(Path(checkpoint)):
+        dense, digest = load_model(ModelRequest(str(checkpoint)))
+        if dense.kind != "dense":
+            raise InputError(f"{checkpoint} is lean already.", "Give dense weights.")
+    else:
+        weights = Path(checkpoint) if checkpoint is not None else None
+        request = ModelRequest(plan.model.name, dict(plan.model.args), weights, pretrained)
+        dense, digest = load_model(request)
+    return materialize_plan(plan, dense, digest, align)
+
+
+def import_model(
+    config: Pathish,
+    output: Pathish,
+    gates: Pathish | None = None,
+    checkpoint: Pathish | None = None,
+    force: bool = False,
+) -> SavedModel | PrunePlan:
+    """Import what SPViT's authors publish.
+
+    Args:
+        config: DeiT's JSON or Swin's YAML, of a fine-tuning run.
+        output: with a checkpoint the lean folder to write, else a folder for ``gates.json``.
+        gates: FFN indicator file; None for the one that the config names, beside it.
+        checkpoint: fine-tuned or "optimized" weights.
+        force: replace an old output.
+
+    Raises:
+        InputError: files that are missing, damaged, or of different models.
+        JobError: the disk is full.
+    """
+    target = Path(output)
+    ensure_free(target, force)
+    indicators = Path(gates) if gates is not None else None
+    if checkpoint is None:
+        plan = import_plan(Path(config), indicators)
+        with new_folder(target, force) as staging:
+            save_plan(plan, staging)
+        return plan
+    saved = import_lean(Path(config), indicators, Path(checkpoint))
+    save_model(saved, target, force)
     return saved
 
 
@@ -329,18 +406,12 @@ def _open(data: DataSettings | str, saved: SavedModel, device: torch.device, see
     return batches
 
 
-def read_plan(folder: Path) -> PrunePlan | None:
-    """The plan of a lean or search folder, or None."""
-    from spvit_deploy.plan import GATES_FILE, load_plan
-
-    return load_plan(folder) if (folder / GATES_FILE).is_file() else None
-
-
 __all__ = [
     "benchmark",
     "evaluate",
     "export_model",
     "finetune",
+    "import_model",
     "load_lean",
     "materialize",
     "search_gates",

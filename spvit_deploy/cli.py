@@ -88,6 +88,13 @@ def search(**options: Any) -> None:
 @main.command()
 @click.argument("search_folder", metavar="DIR", type=Folder)
 @click.option(
+    "--checkpoint",
+    type=Folder,
+    metavar="DENSE",
+    help="Dense weights, file or folder, where DIR is gates.json or a folder with it alone.",
+)
+@click.option("--pretrained", is_flag=True, help="Take timm's pretrained weights for such gates.")
+@click.option(
     "--align",
     type=click.IntRange(1),
     default=1,
@@ -96,11 +103,35 @@ def search(**options: Any) -> None:
 )
 @output_option("Lean folder to write.")
 @force_option
-def materialize(search_folder: Path, align: int, output: Path, force: bool) -> None:
-    """Turn a search folder into a lean model: real convolutions, trimmed MLPs, no gates."""
+def materialize(search_folder: Path, **options: Any) -> None:
+    """Turn a search folder into a lean model: real convolutions, trimmed MLPs, no gates.
+
+    DIR may also be a gates.json, with dense weights by --checkpoint or --pretrained; the result
+    is then to be fine-tuned.
+    """
     from spvit_deploy import api, show
 
-    show.model(api.materialize(search_folder, output, align, force), output)
+    show.model(api.materialize(search_folder, **options), options["output"])
+
+
+@main.command("import")
+@click.option("--config", type=Folder, required=True, help="The authors' .json or .yaml.")
+@click.option(
+    "--gates", type=Folder, help="FFN indicators; those that the config names if left out."
+)
+@click.option("--checkpoint", type=Folder, help="Fine-tuned or optimized weights.")
+@output_option("Lean folder to write; without a checkpoint, a folder with gates.json.")
+@force_option
+def import_(**options: Any) -> None:
+    """Import models and gates that SPViT's authors publish.
+
+    \b
+    Example: spvit-deploy import --config spvit_deit_bs_l008_t60_ft.json \\
+               --gates spvit_deit_bs_l008_t60_search_10epoch.pth --checkpoint ckpt.pth -o lean/
+    """
+    from spvit_deploy import api, show
+
+    show.imported(api.import_model(**options), options["output"])
 
 
 @main.command()

@@ -45,14 +45,25 @@ def count_cost(model: nn.Module, input_size: tuple[int, int, int]) -> Cost:
         input_size: (channels, height, width).
     """
     params = sum(parameter.numel() for parameter in model.parameters())
-    shadow = copy.deepcopy(model).to("meta").eval()
+    return Cost(_macs_by_module(model, input_size)[""], params)
+
+
+def _macs_by_module(model: nn.Module, input_size: tuple[int, int, int]) -> dict[str, int]:
+    """MACs of every module by its path, those of the whole model under the empty one."""
+    shadow = copy.deepcopy(model).to("meta").eval().requires_grad_(False)
     module: Any
     for module in shadow.modules():
         if hasattr(module, "fused_attn"):
             module.fused_attn = False
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         shadow(torch.empty(1, *input_size, device="meta"))
-    return Cost(counter.get_total_flops() // 2, params)
+    root = f"{type(shadow).__name__}."
+    counts = {
+        name.removeprefix(root): sum(flops.values()) // 2
+        for name, flops in counter.get_flop_counts().items()
+        if name.startswith(root)
+    }
+    return {**counts, "": counter.get_total_flops() // 2}
 
 
 @dataclass(frozen=True)
@@ -97,19 +108,27 @@ class CostTable:
 def cost_table(
     model: nn.Module, sites: Sequence[BlockSite], input_size: tuple[int, int, int]
 ) -> CostTable:
-    """The cost of every choice in a dense model."""
-    costs = tuple(_site_cost(site) for site in sites)
-    total = count_cost(model, input_size).macs
-    return CostTable(total - sum(cost.dense for cost in costs), costs)
+    """The cost of every choice in a dense model.
+
+    Attention and MLPs are counted where they run; convolutions are C·d·k² + d·C for each token
+    of the grid.
+    """
+    counts = _macs_by_module(model, input_size)
+    costs = tuple(_site_cost(site, counts) for site in sites)
+    return CostTable(counts[""] - sum(cost.dense for cost in costs), costs)
 
 
-def _site_cost(site: BlockSite) -> SiteCost:
-    inner, tokens, grid = site.heads * site.head_dim, site.tokens, site.grid_tokens
+def _site_cost(site: BlockSite, counts: dict[str, int]) -> SiteCost:
     bottleneck = site.dim * site.head_dim
-    attention = {
+    own = {
         AttentionKind.SKIP: 0,
-        AttentionKind.CONV1X1: grid * 2 * bottleneck,
-        AttentionKind.CONV3X3: grid * 10 * bottleneck,
-        AttentionKind.MSA: tokens * 4 * site.dim * inner + 2 * tokens * tokens * inner,
+        AttentionKind.CONV1X1: site.grid_tokens * 2 * bottleneck,
+        AttentionKind.CONV3X3: site.grid_tokens * 10 * bottleneck,
+        AttentionKind.MSA: counts.get(f"{site.path}.{site.attn_name}", 0),
     }
-    return SiteCost(attention, 2 * site.dim * tokens, site.hidden)
+    mlp = counts.get(f"{site.path}.{site.mlp_name}", 0)
+    return SiteCost(
+        {kind: own[site.taken(kind)] for kind in AttentionKind},
+        mlp // site.hidden if site.hidden else 0,
+        site.hidden,
+    )

@@ -16,10 +16,11 @@ from spvit_deploy.cost import count_cost
 from spvit_deploy.errors import CorruptFileError, InputError
 from spvit_deploy.export.record import RECORD_FILE as EXPORT_FILE
 from spvit_deploy.export.record import load_export
-from spvit_deploy.families import inspect_family
+from spvit_deploy.families import BlockSite, inspect_family
 from spvit_deploy.lean.folder import CONFIG_FILE, folder_digest, load_saved
+from spvit_deploy.lean.materialize import plan_costs
 from spvit_deploy.models import create_empty, input_size, read_state_dict
-from spvit_deploy.plan import ModelSpec, PrunePlan, load_plan
+from spvit_deploy.plan import GATES_FILE, ModelSpec, PrunePlan, load_plan
 from spvit_deploy.search.folder import RECORD_FILE as SEARCH_FILE
 from spvit_deploy.search.folder import load_search
 from spvit_deploy.store import read_record, sha256_file
@@ -70,11 +71,20 @@ def _model(spec: ModelSpec) -> dict[str, Any]:
     elif family is not None:
         sites = family.sites(model)
         first = sites[0]
-        facts["blocks"] = len(sites)
         facts["heads"] = first.heads
         facts["mlp width"] = first.hidden
         facts["tokens"] = f"{first.grid[0]}×{first.grid[1]} grid + {first.prefix} prefix"
+        facts["blocks"] = [_site(site) for site in sites]
     return facts
+
+
+def _site(site: BlockSite) -> dict[str, Any]:
+    return {
+        "block": site.path,
+        "can be": " ".join(kind.value for kind in site.kinds),
+        "heads": site.heads,
+        "mlp width": site.hidden or "not trimmed",
+    }
 
 
 def _folder(path: Path) -> dict[str, Any]:
@@ -84,6 +94,8 @@ def _folder(path: Path) -> dict[str, Any]:
         saved = load_search(path)
         facts = {"kind": "search", "sha256": saved.digest, "data": saved.record.data}
         return {**facts, **_plan(saved.plan), "classes": len(saved.record.class_names)}
+    if (path / GATES_FILE).is_file():
+        return {"kind": "gates", **_plan(load_plan(path))}
     if (path / EXPORT_FILE).is_file():
         record = load_export(path)
         return {
@@ -124,6 +136,9 @@ def _saved(path: Path) -> dict[str, Any]:
 
 def _plan(plan: PrunePlan) -> dict[str, Any]:
     facts: dict[str, Any] = {"model": str(plan.model), "plan sha256": plan.digest}
+    dense, lean = plan_costs(plan)
+    facts |= {"macs": lean.macs, "dense macs": dense.macs}
+    facts |= {"params": lean.params, "dense params": dense.params}
     if plan.budget:
         facts["budget"] = plan.budget.model_dump()
     facts["blocks"] = [

@@ -6,6 +6,7 @@ import difflib
 import pickle
 import pickletools
 import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -82,14 +83,27 @@ def create_empty(spec: ModelSpec) -> nn.Module:
         return create_model(spec)
 
 
-def input_size(model: nn.Module) -> tuple[int, int, int]:
+def create_shell(spec: ModelSpec) -> nn.Module:
+    """The same model to be filled from a state dict: without data, unless it has buffers that
+    no state dict holds (window masks, position indices), which are then computed.
+    """
+    shell = create_empty(spec)
+    stored = shell.state_dict().keys()
+    computed = any(name not in stored for name, _ in shell.named_buffers())
+    return create_model(spec) if computed else shell
+
+
+def input_size(model: Any) -> tuple[int, int, int]:
     """(channels, height, width) that the model was built for."""
     embed = getattr(model, "patch_embed", None)
     default = getattr(model, "pretrained_cfg", None) or {}
     channels, height, width = default.get("input_size", (3, 224, 224))
     size = getattr(embed, "img_size", None)
+    strides = getattr(model, "patch_stride", None)
     if size is not None:
         height, width = size
+    elif strides is not None:  # Hiera says its grid, not its image.
+        height, width = (n * s for n, s in zip(model.tokens_spatial_shape, strides, strict=True))
     channels = getattr(model, "in_chans", None) or channels
     return int(channels), int(height), int(width)
 
@@ -177,6 +191,7 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], where: str) -> N
         CheckpointError: names the first keys that are missing, unexpected or misshapen.
     """
     own = model.state_dict()
+    state = _as_timm_names_it(model, state, own)
     missing = [key for key in own if key not in state]
     unexpected = [key for key in state if key not in own]
     misshapen = [
@@ -199,6 +214,24 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], where: str) -> N
     model.load_state_dict(dict(state), assign=assign)
     if assign:
         _own_parameters(model)
+
+
+def _as_timm_names_it(
+    model: nn.Module, state: Mapping[str, Tensor], own: Mapping[str, Tensor]
+) -> Mapping[str, Tensor]:
+    """Weights of a model's original authors, under timm's names where timm knows both."""
+    translate = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    # timm would resize position embeddings as well; weights of another size are to be refused.
+    misshapen = any(key in state and state[key].shape != own[key].shape for key in own)
+    if translate is None or misshapen or state.keys() == own.keys():
+        return state
+    try:
+        translated: Mapping[str, Tensor] = translate(dict(state), model)
+    except (KeyError, RuntimeError, ValueError, IndexError, AttributeError):
+        return state
+    shapes = {key: tensor.shape for key, tensor in own.items()}
+    fits = {key: tensor.shape for key, tensor in translated.items()} == shapes
+    return translated if fits else state
 
 
 def _own_parameters(model: nn.Module) -> None:

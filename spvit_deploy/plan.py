@@ -79,10 +79,17 @@ class Budget(_Record):
 
 
 class Semantics(_Record):
-    """How gates turn into operations; the published models differ in these."""
+    """How gates turn into operations; the published models differ in these.
+
+    Attributes:
+        head_temperature: α of the softmax over heads.
+        kernel_order: where the columns of the head map lie on the kernel: ``row-major``;
+            ``column-major``, as in the published DeiT models; or ``centre-first``, as in the
+            published Swin models: the centre, then the others column by column.
+    """
 
     head_temperature: float = Field(default=0.01, gt=0)
-    kernel_order: Literal["row-major"] = "row-major"
+    kernel_order: Literal["row-major", "column-major", "centre-first"] = "row-major"
 
 
 class PrunePlan(_Record):

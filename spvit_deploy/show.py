@@ -14,6 +14,7 @@ from spvit_deploy.benchmarks.results import ResultsFile
 from spvit_deploy.cost import count_cost
 from spvit_deploy.export.record import ExportRecord
 from spvit_deploy.lean.folder import SavedModel
+from spvit_deploy.lean.materialize import plan_costs
 from spvit_deploy.plan import PrunePlan
 from spvit_deploy.search.budget import format_macs
 from spvit_deploy.search.searching import SearchResult
@@ -61,6 +62,20 @@ def model(saved: SavedModel, output: Path) -> None:
     cost = count_cost(saved.module, saved.preprocessing.input_size)
     out.print(f"{saved.title}: {format_macs(cost.macs)}, {cost.params:,} parameters")
     out.print(f"wrote {output}")
+
+
+def imported(result: SavedModel | PrunePlan, output: Path) -> None:
+    """After an import: a model, or gates alone."""
+    if isinstance(result, SavedModel):
+        model(result, output)
+        return
+    out, (dense, lean) = console(), plan_costs(result)
+    out.print(plan_table(result))
+    out.print(
+        f"lean: {format_macs(lean.macs)}, {lean.params:,} parameters; dense: "
+        f"{format_macs(dense.macs)}, {dense.params:,}"
+    )
+    out.print(f"wrote {output}; `materialize {output} --checkpoint DENSE` applies it")
 
 
 def export(record: ExportRecord, output: Path) -> None:

@@ -41,7 +41,11 @@ def plan_for(spec: ModelSpec, kinds: list[str], widths: list[int]) -> PrunePlan:
 def shaken_supernet(spec: ModelSpec, seed: int = 0) -> Supernet:
     """A supernet whose every parameter and buffer differs from its start."""
     torch.manual_seed(seed)
-    net = Supernet(create_model(spec), spec)
+    return shake(Supernet(create_model(spec), spec))
+
+
+def shake(net: Supernet) -> Supernet:
+    """Move every parameter and BatchNorm statistic from its start."""
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.05)

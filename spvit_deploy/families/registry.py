@@ -1,36 +1,58 @@
-"""The families, and the question that the rest of the package asks them."""
+"""The families, and the questions that the rest of the package asks them."""
 
 from __future__ import annotations
+
+import importlib
+from importlib.metadata import entry_points
 
 from torch import nn
 
 from spvit_deploy.errors import ModelError
 from spvit_deploy.families.base import BlockSite, Family, Refusal
-from spvit_deploy.families.vit import VitFamily
 
-_FAMILIES: tuple[Family, ...] = (VitFamily(),)
+ENTRY_POINTS = "spvit_deploy.families"
+_OWN = {
+    "vit": "vit:VitFamily",
+    "swin": "swin:SwinFamily",
+    "beit": "beit:BeitFamily",
+    "cait": "cait:CaitFamily",
+    "pyramid": "pyramid:PyramidFamily",
+    "hiera": "hiera:HieraFamily",
+    "efficientformer": "efficientformer:EfficientFormerFamily",
+}
+
+
+def families() -> list[Family]:
+    """Our own families, and those that other packages register as entry points."""
+    found: list[Family] = []
+    for where in _OWN.values():
+        module, _, name = where.partition(":")
+        found.append(getattr(importlib.import_module(f"spvit_deploy.families.{module}"), name)())
+    found += [point.load()() for point in entry_points(group=ENTRY_POINTS)]
+    return found
 
 
 def inspect_family(model: nn.Module) -> tuple[Family | None, Refusal | None]:
     """The family that takes the model, or the reason why none does."""
-    for family in _FAMILIES:
+    known = families()
+    for family in known:
         if family.matches(model):
             return family, family.refusal(model)
-    kinds = ", ".join(family.name for family in _FAMILIES)
+    kinds = ", ".join(family.name for family in known)
     return None, Refusal(
         f"no family takes a {type(model).__name__} (families: {kinds})", _why_not(model)
     )
 
 
-def find_sites(model: nn.Module, name: str) -> list[BlockSite]:
-    """The searchable blocks of a model.
+def find_family(model: nn.Module, name: str) -> Family:
+    """The family that takes a model.
 
     Args:
         model: a timm model.
         name: what to call it in an error.
 
     Raises:
-        ModelError: no family takes it; the message says why.
+        ModelError: none does; the message says why.
     """
     family, refusal = inspect_family(model)
     if refusal is not None or family is None:
@@ -39,17 +61,18 @@ def find_sites(model: nn.Module, name: str) -> list[BlockSite]:
             f"{name} cannot be searched: {reason.reason}.",
             reason.hint or "`spvit-deploy inspect MODEL` says which models can.",
         )
-    return family.sites(model)
+    return family
+
+
+def find_sites(model: nn.Module, name: str) -> list[BlockSite]:
+    """The searchable blocks of a model; arguments and errors as :func:`find_family`."""
+    return find_family(model, name).sites(model)
 
 
 def _why_not(model: nn.Module) -> str:
-    parts = {name.rsplit(".", 1)[-1] for name, _ in model.named_parameters()}
     kinds = {type(module).__name__ for module in model.modules()}
-    relative = any("relative_position_bias" in part or "rel_pos" in part for part in parts)
-    if relative or any("RelPos" in kind for kind in kinds):
-        return "It has a relative position bias, which a convolution cannot hold."
     if any("Parallel" in kind for kind in kinds):
         return "Its blocks run attention and MLP in parallel."
     if not any(hasattr(module, "qkv") for module in model.modules()):
         return "It has no multi-head attention with a fused qkv projection."
-    return "Its attention is not plain global multi-head attention."
+    return "A plug-in can add it: see docs/families.md."

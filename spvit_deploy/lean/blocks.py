@@ -27,7 +27,7 @@ def to_tokens(x: Tensor) -> Tensor:
 class Skip(nn.Module):
     """Returns its input: the block computes x + norm1(x)."""
 
-    def forward(self, x: Tensor, **_: Any) -> Tensor:
+    def forward(self, x: Tensor, *_: Any, **__: Any) -> Tensor:
         """[B, N, C] → [B, N, C]."""
         return x
 
@@ -66,7 +66,7 @@ class ConvAttention(nn.Module):
         self.act = nn.ReLU()
         self.proj = nn.Linear(head_dim, dim, bias=bias[1])
 
-    def forward(self, x: Tensor, **_: Any) -> Tensor:
+    def forward(self, x: Tensor, *_: Any, **__: Any) -> Tensor:
         """[B, N, C] → [B, N, C]."""
         tokens = x[:, self.prefix :]
         y = self.proj(self.act(self._mix_points(tokens) if self.pointwise else self._mix(tokens)))
@@ -83,14 +83,23 @@ class ConvAttention(nn.Module):
         return normed.unflatten(0, y.shape[:2])
 
 
-class BiasMlp(nn.Module):
-    """What is left of an MLP without hidden units: its output bias."""
+class ConstantMlp(nn.Module):
+    """What is left of an MLP without hidden units: its output, the same for every token.
 
-    def __init__(self, dim: int, bias: bool = True) -> None:
+    Args:
+        dim: channels C.
+        bias: whether the output is anything but zero.
+        channels_first: whether the MLP works on maps [B, C, H, W].
+    """
+
+    def __init__(self, dim: int, bias: bool = True, channels_first: bool = False) -> None:
         super().__init__()
         self.bias = nn.Parameter(torch.zeros(dim)) if bias else None
+        self.channels_first = channels_first
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, N, C] → [B, N, C]."""
+    def forward(self, x: Tensor, *_: Any, **__: Any) -> Tensor:
+        """[B, …, C], or [B, C, H, W], → the same shape."""
         zero = torch.zeros_like(x)
-        return zero if self.bias is None else zero + self.bias
+        if self.bias is None:
+            return zero
+        return zero + (self.bias[:, None, None] if self.channels_first else self.bias)

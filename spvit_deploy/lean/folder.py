@@ -21,7 +21,7 @@ from spvit_deploy.errors import CorruptFileError, InputError
 from spvit_deploy.lean.materialize import shape_lean
 from spvit_deploy.models import (
     Preprocessing,
-    create_empty,
+    create_shell,
     load_weights,
     preprocessing_of,
     read_state_dict,
@@ -160,7 +160,7 @@ def load_saved(folder: Path) -> SavedModel:
     """
     folder = Path(folder)
     record = read_model_record(folder)
-    module = create_empty(record.model)
+    module = create_shell(record.model)
     plan = None
     if record.kind == "lean":
         plan = load_plan(folder)

@@ -11,10 +11,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from spvit_deploy.plan import AttentionKind
+from spvit_deploy.plan import AttentionKind, Semantics
 
 POSITIONS = 9
 CENTRE = 4
+# Column of the head map that stands at each position of the kernel, row-major.
+_COLUMNS = {
+    "row-major": [0, 1, 2, 3, 4, 5, 6, 7, 8],
+    "column-major": [0, 3, 6, 1, 4, 7, 2, 5, 8],
+    "centre-first": [1, 4, 6, 2, 0, 7, 3, 5, 8],
+}
 
 
 @dataclass(frozen=True)
@@ -47,34 +53,46 @@ def head_map(head_logits: Tensor, temperature: float) -> Tensor:
     return torch.softmax(head_logits / temperature, dim=0)
 
 
+def position_shares(
+    kind: AttentionKind, head_logits: Tensor, semantics: Semantics
+) -> tuple[Tensor, int]:
+    """Share of each head in each position of a kernel, row-major, and the kernel's side.
+
+    Args:
+        kind: CONV1X1 (the centre alone) or CONV3X3.
+        head_logits: [H, 9], columns in the order that ``semantics`` says.
+        semantics: temperature and order.
+    """
+    share = head_map(head_logits, semantics.head_temperature)
+    share = share[:, _COLUMNS[semantics.kernel_order]]
+    if kind is AttentionKind.CONV1X1:
+        return share[:, CENTRE : CENTRE + 1], 1
+    return share, 3
+
+
 def conv_weights(
     kind: AttentionKind,
     head_logits: Tensor,
-    temperature: float,
-    qkv: torch.nn.Linear,
+    semantics: Semantics,
+    values: tuple[Tensor, Tensor | None],
     proj: torch.nn.Linear,
 ) -> ConvWeights:
     """Read a convolution out of the value and output projections of attention.
 
     Args:
-        kind: CONV1X1 (centre position alone) or CONV3X3.
-        head_logits: [H, 9], kernel positions row-major.
-        temperature: α of the softmax over heads.
-        qkv: C → 3·H·d, the last third being the values.
+        kind: CONV1X1 or CONV3X3.
+        head_logits: [H, 9].
+        semantics: temperature of the head map, and order of its columns.
+        values: weight [H·d, C] and bias [H·d] of the values.
         proj: H·d → C.
     """
     heads = head_logits.shape[0]
-    share = head_map(head_logits, temperature)
-    if kind is AttentionKind.CONV1X1:
-        share = share[:, CENTRE : CENTRE + 1]
-    size = 3 if kind is AttentionKind.CONV3X3 else 1
-    values = qkv.weight.chunk(3)[2]
-    dim = values.shape[1]
-    per_head = values.reshape(heads, -1, dim)
+    share, size = position_shares(kind, head_logits, semantics)
+    weight, value_bias = values
+    dim = weight.shape[1]
+    per_head = weight.reshape(heads, -1, dim)
     kernel = torch.einsum("hk,hdc->dck", share, per_head).reshape(-1, dim, size, size)
     total = share.sum(dim=1)
-    bias = None
-    if qkv.bias is not None:
-        bias = total @ qkv.bias.chunk(3)[2].reshape(heads, -1)
+    bias = None if value_bias is None else total @ value_bias.reshape(heads, -1)
     mixed = torch.einsum("h,chd->cd", total, proj.weight.reshape(proj.out_features, heads, -1))
     return ConvWeights(kernel, bias, mixed, proj.bias)

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from spvit_deploy.cost import Cost, count_cost
 from spvit_deploy.errors import CheckpointError, PlanError
-from spvit_deploy.families import BlockSite, find_sites
-from spvit_deploy.lean.blocks import BiasMlp, ConvAttention, Skip
-from spvit_deploy.lean.kernels import conv_weights
-from spvit_deploy.plan import AttentionKind, BlockPlan, PrunePlan
+from spvit_deploy.families import BlockSite, find_family
+from spvit_deploy.lean.blocks import ConvAttention, Skip
+from spvit_deploy.lean.kernels import ConvWeights, conv_weights
+from spvit_deploy.lean.mlps import lean_mlp, trim_mlp
+from spvit_deploy.models import create_empty, input_size
+from spvit_deploy.plan import AttentionKind, BlockPlan, PrunePlan, Semantics
 
 EXTRAS_PREFIX = "spvit."
 _BN_KEYS = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
@@ -33,6 +37,12 @@ def check_plan(plan: PrunePlan, sites: list[BlockSite]) -> None:
             "Use the gates of this model.",
         )
     for block, site in zip(plan.blocks, sites, strict=True):
+        if block.attention not in site.kinds:
+            raise PlanError(
+                f"The gates make {block.path} a {block.attention.value}; it can be "
+                f"{' or '.join(kind.value for kind in site.kinds)}.",
+                "Use the gates of this model.",
+            )
         if block.mlp_keep and block.mlp_keep[-1] >= site.hidden:
             raise PlanError(
                 f"The gates keep hidden unit {block.mlp_keep[-1]} of {block.path}, "
@@ -50,11 +60,26 @@ def shape_lean(model: nn.Module, plan: PrunePlan) -> None:
         ModelError: no family takes the model.
         PlanError: the plan does not fit it.
     """
-    sites = find_sites(model, str(plan.model))
+    family = find_family(model, str(plan.model))
+    sites = family.sites(model)
     check_plan(plan, sites)
     for site, block in zip(sites, plan.blocks, strict=True):
-        site.block.attn = _lean_attention(site, block.attention)
-        site.block.mlp = _lean_mlp(site, len(block.mlp_keep))
+        site.replace(_lean_attention(site, block.attention), lean_mlp(site, len(block.mlp_keep)))
+        family.settle(model, site, block.attention)
+
+
+def plan_costs(plan: PrunePlan) -> tuple[Cost, Cost]:
+    """What the dense and the lean model of a plan cost, counted without weights.
+
+    Raises:
+        ModelError, PlanError: as :func:`shape_lean`.
+    """
+    module = create_empty(plan.model)
+    size = input_size(module)
+    dense = count_cost(module, size)
+    with torch.device("meta"):
+        shape_lean(module, plan)
+    return dense, count_cost(module, size)
 
 
 def _lean_attention(site: BlockSite, kind: AttentionKind) -> Any:
@@ -62,20 +87,9 @@ def _lean_attention(site: BlockSite, kind: AttentionKind) -> Any:
         return site.attn
     if kind is AttentionKind.SKIP:
         return Skip()
-    bias = (site.attn.qkv.bias is not None, site.attn.proj.bias is not None)
+    _, value_bias = site.values(site.attn)
+    bias = (value_bias is not None, site.attn.proj.bias is not None)
     return ConvAttention(kind, site.dim, site.head_dim, site.grid, site.prefix, bias)
-
-
-def _lean_mlp(site: BlockSite, width: int) -> Any:
-    if width == site.hidden:
-        return site.mlp
-    if width == 0:
-        return BiasMlp(site.dim, site.mlp.fc2.bias is not None)
-    mlp = copy.copy(site.mlp)
-    mlp._modules = dict(site.mlp._modules)
-    mlp.fc1 = nn.Linear(site.dim, width, bias=site.mlp.fc1.bias is not None)
-    mlp.fc2 = nn.Linear(width, site.dim, bias=site.mlp.fc2.bias is not None)
-    return mlp
 
 
 @torch.no_grad()
@@ -97,37 +111,38 @@ def materialize_weights(
         ModelError, PlanError: as in :func:`shape_lean`.
         CheckpointError: an extra that a chosen convolution needs is missing.
     """
-    sources = find_sites(dense, str(plan.model))
+    family = find_family(dense, str(plan.model))
+    sources = family.sites(dense)
     check_plan(plan, sources)
     lean = _copy_without_branches(dense, sources)
-    temperature = plan.semantics.head_temperature
     for block, source in zip(plan.blocks, sources, strict=True):
-        target = lean.get_submodule(block.path)
-        target.attn = _attention_with_weights(source, block, extras, temperature)
-        target.mlp = _mlp_with_weights(source, block)
+        target = replace(source, block=lean.get_submodule(block.path))
+        attention = _attention_with_weights(source, block, extras, plan.semantics)
+        target.replace(attention, trim_mlp(source, block.mlp_keep))
+        family.settle(lean, target, block.attention)
     return lean.eval()
 
 
 def _copy_without_branches(dense: nn.Module, sites: list[BlockSite]) -> nn.Module:
-    branches = [(site.block, site.attn, site.mlp) for site in sites]
+    branches = [(site, site.attn, site.mlp) for site in sites]
     try:
-        for block, _, _ in branches:
-            block.attn, block.mlp = nn.Identity(), nn.Identity()
+        for site, _, _ in branches:
+            site.replace(nn.Identity(), nn.Identity())
         return copy.deepcopy(dense)
     finally:
-        for block, attn, mlp in branches:
-            block.attn, block.mlp = attn, mlp
+        for site, attn, mlp in branches:
+            site.replace(attn, mlp)
 
 
 def _attention_with_weights(
-    site: BlockSite, block: BlockPlan, extras: Mapping[str, Tensor], temperature: float
+    site: BlockSite, block: BlockPlan, extras: Mapping[str, Tensor], semantics: Semantics
 ) -> nn.Module:
     kind = block.attention
     if kind is AttentionKind.MSA:
-        return copy.deepcopy(site.attn)
+        return copy.deepcopy(site.attn)  # type: ignore[no-any-return]
     lean = _lean_attention(site, kind)
     if not isinstance(lean, ConvAttention):
-        return lean
+        return lean  # type: ignore[no-any-return]
     prefix = f"{EXTRAS_PREFIX}{site.path}."
     norm = "bn_3x3" if kind is AttentionKind.CONV3X3 else "bn_1x1"
     try:
@@ -135,30 +150,16 @@ def _attention_with_weights(
         lean.bn.load_state_dict({key: extras[f"{prefix}{norm}.{key}"] for key in _BN_KEYS})
     except KeyError as error:
         raise CheckpointError(f"The supernet weights lack {error}.", "Search again.") from None
-    weights = conv_weights(kind, logits, temperature, site.attn.qkv, site.attn.proj)
-    state = {"conv.weight": weights.kernel, "proj.weight": weights.proj}
-    if weights.bias is not None:
-        state["conv.bias"] = weights.bias
+    fill_conv(lean, conv_weights(kind, logits, semantics, site.values(site.attn), site.attn.proj))
+    return lean
+
+
+@torch.no_grad()
+def fill_conv(conv: ConvAttention, weights: ConvWeights) -> None:
+    """Set the weights of a bottleneck convolution; its BatchNorm is left as it is."""
+    conv.conv.weight.copy_(weights.kernel)
+    conv.proj.weight.copy_(weights.proj)
+    if weights.bias is not None and conv.conv.bias is not None:
+        conv.conv.bias.copy_(weights.bias)
     if weights.proj_bias is not None:
-        state["proj.bias"] = weights.proj_bias
-    lean.load_state_dict({**lean.state_dict(), **state})
-    return lean
-
-
-def _mlp_with_weights(site: BlockSite, block: BlockPlan) -> nn.Module:
-    if len(block.mlp_keep) == site.hidden:
-        return copy.deepcopy(site.mlp)
-    lean: Any = copy.deepcopy(_lean_mlp(site, len(block.mlp_keep)))
-    if isinstance(lean, BiasMlp):
-        if lean.bias is not None:
-            lean.bias.copy_(site.mlp.fc2.bias)
-        return lean
-    keep = torch.tensor(block.mlp_keep)
-    fc1, fc2 = site.mlp.fc1, site.mlp.fc2
-    lean.fc1.weight.copy_(fc1.weight[keep])
-    lean.fc2.weight.copy_(fc2.weight[:, keep])
-    if fc1.bias is not None:
-        lean.fc1.bias.copy_(fc1.bias[keep])
-    if fc2.bias is not None:
-        lean.fc2.bias.copy_(fc2.bias)
-    return lean
+        conv.proj.bias.copy_(weights.proj_bias)

@@ -1,0 +1,62 @@
+"""timm's EfficientFormer: pooling blocks on maps, then attention blocks on tokens."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from timm.models.efficientformer import EfficientFormer
+from torch import Tensor, nn
+
+from spvit_deploy.families.base import BlockSite, Refusal
+from spvit_deploy.families.parts import ATTENTION_ONLY, mlp_parts, standard_site
+from spvit_deploy.plan import AttentionKind
+
+
+def head_values(attn: Any) -> tuple[Tensor, Tensor | None]:
+    """Values of an attention whose ``qkv`` lies head by head: queries, keys, then wider values."""
+    skip = 2 * attn.key_dim
+    weight = attn.qkv.weight.unflatten(0, (attn.num_heads, -1))[:, skip:].flatten(0, 1)
+    bias = attn.qkv.bias
+    if bias is not None:
+        bias = bias.unflatten(0, (attn.num_heads, -1))[:, skip:].flatten()
+    return weight, bias
+
+
+class EfficientFormerFamily:
+    """EfficientFormer. Pooling costs next to nothing and stays; MLPs are trimmed everywhere."""
+
+    name = "efficientformer"
+
+    def matches(self, model: nn.Module) -> bool:
+        """Exactly timm's own class."""
+        return type(model) is EfficientFormer
+
+    def refusal(self, model: nn.Module) -> Refusal | None:
+        """None: all are taken."""
+        return None
+
+    def sites(self, model: nn.Module) -> list[BlockSite]:
+        """The blocks in order."""
+        net: Any = model
+        sites = []
+        for stage, layer in enumerate(net.stages):
+            for index, block in enumerate(layer.blocks):
+                path = f"stages.{stage}.blocks.{index}"
+                if hasattr(block, "token_mixer"):
+                    sites.append(_site(path, block))
+        return sites
+
+    def settle(self, model: nn.Module, site: BlockSite, kind: AttentionKind) -> None:
+        """Nothing: the blocks have nothing beside their branches."""
+
+
+def _site(path: str, block: Any) -> BlockSite:
+    mixer = block.token_mixer
+    if hasattr(mixer, "qkv"):
+        side = int(mixer.attention_bias_idxs.shape[0] ** 0.5)
+        return standard_site(path, block, (side, side), values=head_values, attn_name="token_mixer")
+    hidden, parts = mlp_parts(block.mlp)
+    dim = int(block.mlp.fc2.weight.shape[0])
+    pooled = BlockSite(path, block, dim, 1, dim, hidden, (1, 1), kinds=ATTENTION_ONLY)
+    return replace(pooled, attn_name="token_mixer", mlp_parts=parts)
