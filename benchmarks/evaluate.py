@@ -49,6 +49,12 @@ def evaluate_artefact(
         raise InputError(f"{path} does not say how images are prepared.", "Evaluate its folder.")
     names = runtimes_for(path)
     session = open_session(path, runtime or names[0], device)
+    if "logits" not in session.outputs:
+        session.close()
+        raise InputError(
+            f"{path} answers {', '.join(session.outputs)}, no class scores.",
+            "Evaluate a model with a head.",
+        )
     batches = open_batches(data, artefact.preprocessing, False, classes=artefact.class_names)
     right = np.zeros(2, dtype=np.int64)
     images = 0

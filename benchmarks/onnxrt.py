@@ -44,15 +44,19 @@ class OnnxRuntimeSession:
         self.device = device
         model_input = self._session.get_inputs()[0]
         self._input = model_input.name
+        self.outputs = tuple(output.name for output in self._session.get_outputs())
         batch, channels, height, width = model_input.shape
         self.batch = batch if isinstance(batch, int) else None
         self.input_size = (int(channels), int(height), int(width))
 
     def run(self, images: Array) -> Array:
         """[B, C, H, W] → [B, classes]."""
+        return self.run_all(images)[0]
+
+    def run_all(self, images: Array) -> list[Array]:
+        """[B, C, H, W] → every output."""
         feed = {self._input: check_images(images, self.input_size, self.batch)}
-        scores: Array = self._session.run(None, feed)[0]
-        return scores
+        return list(self._session.run(None, feed))
 
     def prepare(self, images: Array) -> Callable[[], float]:
         """A call on these images; copies to and from the device are part of its time."""

@@ -30,6 +30,7 @@ class Session(Protocol):
         formats: kinds of artefact that the runtime takes.
         input_size: (channels, height, width).
         batch: fixed batch, or None.
+        outputs: names of what it answers; class scores are called ``logits``.
     """
 
     name: str
@@ -38,11 +39,15 @@ class Session(Protocol):
     formats: tuple[str, ...]
     input_size: tuple[int, int, int]
     batch: int | None
+    outputs: tuple[str, ...]
 
     def __init__(self, path: Path, device: str, threads: int | None) -> None: ...
 
     def run(self, images: Array) -> Array:
-        """Images [B, C, H, W] float32, normalized → scores [B, classes]."""
+        """Images [B, C, H, W] float32, normalized → the first output, scores [B, classes]."""
+
+    def run_all(self, images: Array) -> list[Array]:
+        """The same, but all outputs, in order."""
 
     def prepare(self, images: Array) -> Callable[[], float]:
         """A call that runs these images once and returns the seconds that it took."""

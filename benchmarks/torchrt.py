@@ -29,13 +29,20 @@ class TorchSession:
         saved = load_saved(path)
         self.input_size = saved.preprocessing.input_size
         self._module = saved.module.to(self._where)
+        headless = getattr(saved.module, "num_classes", None) == 0
+        self.outputs = ("embedding",) if headless else ("logits",)
 
     def run(self, images: Array) -> Array:
         """[B, C, H, W] → [B, classes]."""
+        return self.run_all(images)[0]
+
+    def run_all(self, images: Array) -> list[Array]:
+        """[B, C, H, W] → every output."""
         ready = torch.from_numpy(check_images(images, self.input_size, None))
         with torch.inference_mode():
-            scores: Array = self._module(ready.to(self._where)).cpu().numpy()
-        return scores
+            answer = self._module(ready.to(self._where))
+        answers = answer if isinstance(answer, (list, tuple)) else [answer]
+        return [part.cpu().numpy() for part in answers]
 
     def prepare(self, images: Array) -> Callable[[], float]:
         """A call on these images, which lie on the device already."""

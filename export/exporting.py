@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -16,13 +15,22 @@ from spvit_deploy._version import __version__
 from spvit_deploy.cost import count_cost
 from spvit_deploy.errors import InputError
 from spvit_deploy.export import onnxrt
-from spvit_deploy.export.parity import Array, ParityReport, Runner, compare, random_inputs, require
+from spvit_deploy.export.outputs import Answers, OutputChoice
+from spvit_deploy.export.parity import (
+    Array,
+    OutputsRunner,
+    ParityReport,
+    Runner,
+    compare_outputs,
+    random_inputs,
+    require,
+)
 from spvit_deploy.export.record import RECORD_FILE, ExportRecord, TensorInfo
 from spvit_deploy.lean.folder import SavedModel
 from spvit_deploy.progress import Bar, progress_bar
 from spvit_deploy.store import new_folder, sha256_file, write_record
 
-OpenRunner = Callable[[Path], tuple[Runner, Callable[[], None]]]
+OpenRunner = Callable[[Path], tuple[OutputsRunner, Callable[[], None]]]
 FORMATS = ("onnx",)
 _TOOLS = ("torch", "timm", "onnx", "onnxscript", "onnxslim", "onnxruntime")
 
@@ -35,11 +43,13 @@ class ExportSettings:
         format: ``onnx``.
         batch: ``dynamic``, or a fixed number of images.
         opset: ONNX operator set.
+        outputs: what the artefact answers.
     """
 
     format: str = "onnx"
     batch: str = "dynamic"
     opset: int = onnxrt.DEFAULT_OPSET
+    outputs: OutputChoice = field(default_factory=OutputChoice)
 
     @property
     def fixed_batch(self) -> int | None:
@@ -94,7 +104,8 @@ def run_export(job: ExportJob, output: Path, force: bool = False) -> ExportRecor
     size = job.saved.preprocessing.input_size
     with new_folder(output, force) as staging, progress_bar("export", 5) as bar:
         bar.advance(0, "trace")
-        proto = onnxrt.trace(onnxrt.prepare(job.saved.module), size, batch, job.settings.opset)
+        answers = Answers(job.saved.module, job.settings.outputs, size)
+        proto = onnxrt.trace(onnxrt.prepare(answers), size, batch, job.settings.opset)
         onnxrt.name_nodes(proto)
         bar.advance(note="optimize")
         proto = onnxrt.optimize(proto)
@@ -102,14 +113,14 @@ def run_export(job: ExportJob, output: Path, force: bool = False) -> ExportRecor
         onnxrt.stamp(proto, _metadata(job), __version__)
         names = onnxrt.write(proto, staging)
         bar.advance(note="parity")
-        parity = _prove(job, staging, bar)
-        record = _record(job, staging, names, (*job.earlier, parity))
+        parity = _prove(job, answers, staging, bar)
+        record = _record(job, answers, staging, names, (*job.earlier, *parity))
         write_record(staging / RECORD_FILE, record.model_dump(mode="json"))
         bar.advance(note="done")
     return record
 
 
-def _prove(job: ExportJob, staging: Path, bar: Bar) -> ParityReport:
+def _prove(job: ExportJob, answers: Answers, staging: Path, bar: Bar) -> tuple[ParityReport, ...]:
     """Random and real images; batches of 1, 2 and 5 where the batch is free."""
     fixed = job.settings.fixed_batch
     sizes = [fixed] if fixed else [1, 2, 5]
@@ -120,11 +131,11 @@ def _prove(job: ExportJob, staging: Path, bar: Bar) -> ParityReport:
     runner, close = job.open_runner(staging)
     try:
         link = f"{job.saved.kind} → {job.settings.format}"
-        report = compare(link, module_runner(job.saved.module), runner, inputs)
+        reports = compare_outputs(link, answers.names, answers.reference, runner, inputs)
     finally:
         close()
     bar.advance(note="write")
-    return require(report)
+    return tuple(require(report) for report in reports)
 
 
 def module_runner(module: nn.Module) -> Runner:
@@ -165,11 +176,14 @@ def tools() -> dict[str, str]:
 
 
 def _record(
-    job: ExportJob, staging: Path, names: list[str], parity: tuple[ParityReport, ...]
+    job: ExportJob,
+    answers: Answers,
+    staging: Path,
+    names: list[str],
+    parity: tuple[ParityReport, ...],
 ) -> ExportRecord:
     saved, batch = job.saved, job.settings.fixed_batch
     cost = count_cost(saved.module, saved.preprocessing.input_size)
-    classes: Any = getattr(saved.module, "num_classes", None)
     return ExportRecord(
         format=job.settings.format,
         opset=job.settings.opset,
@@ -177,7 +191,10 @@ def _record(
         inputs=(
             TensorInfo(name=onnxrt.INPUT_NAME, shape=(batch, *saved.preprocessing.input_size)),
         ),
-        outputs=(TensorInfo(name=onnxrt.OUTPUT_NAME, shape=(batch, classes)),),
+        outputs=tuple(
+            TensorInfo(name=name, shape=(batch, *shape))
+            for name, shape in zip(answers.names, answers.shapes, strict=True)
+        ),
         preprocessing=saved.preprocessing,
         class_names=saved.class_names,
         model=saved.spec,

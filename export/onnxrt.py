@@ -18,10 +18,11 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from spvit_deploy.errors import InputError, JobError
+from spvit_deploy.export.outputs import Answers
 from spvit_deploy.lean.blocks import ConvAttention
 from spvit_deploy.store import write_bytes
 
-INPUT_NAME, OUTPUT_NAME = "images", "logits"
+INPUT_NAME = "images"
 MODEL_FILE = "model.onnx"
 DEFAULT_OPSET = 20
 # protobuf's limit is 2 GiB for a whole message.
@@ -30,7 +31,7 @@ _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 _SCOPES = "pkg.torch.onnx.name_scopes"
 
 
-def prepare(module: nn.Module) -> nn.Module:
+def prepare(module: Answers) -> Answers:
     """A copy for inference: BatchNorm folded into convolutions, attention spelled out.
 
     Runtimes fuse the spelled-out attention; torch's own decomposition of the fused one carries
@@ -64,12 +65,12 @@ def _quiet() -> Iterator[None]:
 
 
 def trace(
-    module: nn.Module, size: tuple[int, int, int], batch: int | None, opset: int
+    module: Answers, size: tuple[int, int, int], batch: int | None, opset: int
 ) -> onnx.ModelProto:
     """The graph of a prepared module.
 
     Args:
-        module: from :func:`prepare`.
+        module: from :func:`prepare`; images → one tensor for each of its names.
         size: (channels, height, width).
         batch: fixed batch, or None for a free one.
         opset: ONNX operator set.
@@ -84,12 +85,12 @@ def trace(
     try:
         with _quiet(), torch.no_grad():
             program = torch.onnx.export(
-                _ImagesOnly(module),
+                module,
                 (example,),
                 dynamo=True,
                 dynamic_shapes=shapes,
                 input_names=[INPUT_NAME],
-                output_names=[OUTPUT_NAME],
+                output_names=list(module.names),
                 opset_version=opset,
                 optimize=True,
                 verbose=False,
@@ -108,18 +109,6 @@ def trace(
             f"Choose --opset {found}.",
         )
     return proto
-
-
-class _ImagesOnly(nn.Module):
-    """Hides the optional mask arguments of timm models from the exporter."""
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.net = module
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        result: torch.Tensor = self.net(images)
-        return result
 
 
 def name_nodes(proto: onnx.ModelProto) -> None:

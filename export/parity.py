@@ -13,6 +13,7 @@ from spvit_deploy.errors import ParityError
 
 Array = NDArray[Any]
 Runner = Callable[[Array], Array]
+OutputsRunner = Callable[[Array], Sequence[Array]]
 
 
 class Tolerance(BaseModel):
@@ -81,11 +82,41 @@ def compare(
     Returns:
         The report, whether they agree or not.
     """
-    limits = tolerance or Tolerance()
     expected = [np.asarray(reference(batch), dtype=np.float64) for batch in inputs]
     found = [np.asarray(candidate(batch), dtype=np.float64) for batch in inputs]
+    return _report(link, expected, found, tolerance or Tolerance())
+
+
+def compare_outputs(
+    link: str,
+    names: Sequence[str],
+    reference: OutputsRunner,
+    candidate: OutputsRunner,
+    inputs: Sequence[Array],
+) -> tuple[ParityReport, ...]:
+    """As :func:`compare`, for models with several outputs.
+
+    Returns:
+        One report an output.
+    """
+    expected = [reference(batch) for batch in inputs]
+    found = [candidate(batch) for batch in inputs]
+    reports = []
+    for index, name in enumerate(names):
+        rows = [
+            [np.asarray(answer[index : index + 1], dtype=np.float64)[0] for answer in answers]
+            for answers in (expected, found)
+        ]
+        label = link if len(names) == 1 else f"{link}, {name}"
+        reports.append(_report(label, rows[0], rows[1], Tolerance()))
+    return tuple(reports)
+
+
+def _report(
+    link: str, expected: Sequence[Array], found: Sequence[Array], limits: Tolerance
+) -> ParityReport:
     same_shape = all(a.shape == b.shape for a, b in zip(expected, found, strict=True))
-    batches = tuple(len(batch) for batch in inputs)
+    batches = tuple(len(part) for part in expected)
     if not same_shape or not all(np.isfinite(b).all() for b in found):
         return ParityReport(
             link=link, samples=sum(batches), batches=batches, max_abs=float("inf"),
@@ -97,7 +128,8 @@ def compare(
     gap = np.abs(a - b)
     norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     cosine = float(((a * b).sum(1) / np.maximum(norms, 1e-30)).min()) if norms.all() else 1.0
-    top1 = _agreement(a, b, limits.absolute * scale)
+    classes = expected[0].ndim == 2
+    top1 = _agreement(a, b, limits.absolute * scale) if classes else 1.0
     return ParityReport(
         link=link,
         samples=len(a),

@@ -18,8 +18,22 @@ from spvit_deploy.benchmarks.runtimes import open_session
 from spvit_deploy.data import Batches, DataSettings, open_batches
 from spvit_deploy.device import pick_device
 from spvit_deploy.errors import DataError, InputError, SpvitError
-from spvit_deploy.export.exporting import ExportJob, ExportSettings, module_runner, run_export
-from spvit_deploy.export.parity import Array, ParityReport, compare, random_inputs, require
+from spvit_deploy.export.exporting import (
+    ExportJob,
+    ExportSettings,
+    OpenRunner,
+    module_runner,
+    run_export,
+)
+from spvit_deploy.export.outputs import OutputChoice
+from spvit_deploy.export.parity import (
+    Array,
+    OutputsRunner,
+    ParityReport,
+    compare,
+    random_inputs,
+    require,
+)
 from spvit_deploy.export.record import ExportRecord
 from spvit_deploy.lean.folder import SavedModel, is_model_folder, load_saved, save_model
 from spvit_deploy.loading import ModelRequest, load_model
@@ -261,6 +275,8 @@ def export_model(
     checkpoint: Pathish | None = None,
     pretrained: bool = False,
     force: bool = False,
+    outputs: str | None = None,
+    feature_layers: Sequence[int] | None = None,
 ) -> ExportRecord:
     """Export, and prove that the result answers as the model does.
 
@@ -274,6 +290,10 @@ def export_model(
         data: real images for the proof; None for those that the model was trained on.
         model_args, checkpoint, pretrained: as in :func:`search_gates`, with a timm name.
         force: replace an old output.
+        outputs: ``logits``, ``features`` (maps [B, C, H, W] for dense prediction) or ``all``;
+            None for what the model's own forward returns.
+        feature_layers: whose features, as timm counts them; None for the last of every stage, or
+            for four evenly spaced blocks of a model without stages.
 
     Raises:
         ParityError: the answers differ; nothing is written.
@@ -281,7 +301,9 @@ def export_model(
     """
     target = Path(output)
     ensure_free(target, force)
-    chosen = ExportSettings(format=format, batch=str(batch))
+    layers = None if feature_layers is None else tuple(feature_layers)
+    asked = OutputChoice(outputs, layers)
+    chosen = ExportSettings(format=format, batch=str(batch), outputs=asked)
     if opset is not None:
         chosen = replace(chosen, opset=opset)
     _ = chosen.fixed_batch
@@ -304,10 +326,10 @@ def _lean_of_search(folder: Path) -> tuple[SavedModel, str, tuple[ParityReport, 
     return saved, search.digest, (require(compare(link, hard, lean, inputs)),)
 
 
-def _open_runner() -> Callable[[Path], tuple[Callable[[Array], Array], Callable[[], None]]]:
-    def open_artefact(folder: Path) -> tuple[Callable[[Array], Array], Callable[[], None]]:
+def _open_runner() -> OpenRunner:
+    def open_artefact(folder: Path) -> tuple[OutputsRunner, Callable[[], None]]:
         session = open_session(folder / "model.onnx", "onnxruntime")
-        return session.run, session.close
+        return session.run_all, session.close
 
     return open_artefact
 

@@ -19,6 +19,7 @@ from spvit_deploy.options import (
     model_options,
     output_option,
     take_data,
+    take_layers,
     take_training,
     train_options,
 )
@@ -178,9 +179,30 @@ def finetune(**options: Any) -> None:
 @click.option("--format", type=click.Choice(["onnx"]), default="onnx", show_default=True)
 @click.option("--batch", default="dynamic", show_default=True, metavar="dynamic|N")
 @click.option("--opset", type=click.IntRange(13, 25), help="ONNX operator set.")
+@click.option(
+    "--output",
+    "outputs",
+    type=click.Choice(["logits", "features", "all"]),
+    help="Class scores, feature maps for dense prediction, or both; by default what the model's "
+    "own forward returns.",
+)
+@click.option(
+    "--feature-layers",
+    callback=take_layers,
+    metavar="N,N,…",
+    help="Whose features, as timm counts layers; by default the last of every stage, or four "
+    "evenly spaced blocks of a model without stages.",
+)
 @click.option("--data", metavar="SPEC", help="Real images for the proof. " + DATA_HELP)
 @data_source_options
-@output_option("Folder to write: the artefact and export.json.")
+@click.option(
+    "-o",
+    "output",
+    type=Folder,
+    required=True,
+    metavar="DIR",
+    help="Folder to write: the artefact and export.json.",
+)
 @force_option
 def export(**options: Any) -> None:
     """Export a model and prove that the result answers as it does.
@@ -189,7 +211,8 @@ def export(**options: Any) -> None:
     nothing is written and the exit code is 1.
 
     \b
-    Example: spvit-deploy export tuned/ --format onnx -o engine/
+    Examples: spvit-deploy export tuned/ --format onnx -o engine/
+              spvit-deploy export tuned/ --output features -o backbone/
     """
     from spvit_deploy import api, show
 

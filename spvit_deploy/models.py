@@ -95,6 +95,9 @@ def create_shell(spec: ModelSpec) -> nn.Module:
 
 def input_size(model: Any) -> tuple[int, int, int]:
     """(channels, height, width) that the model was built for."""
+    inner = getattr(model, "model", None)
+    if hasattr(inner, "patch_embed"):  # timm's features_only wraps the model.
+        return input_size(inner)
     embed = getattr(model, "patch_embed", None)
     default = getattr(model, "pretrained_cfg", None) or {}
     channels, height, width = default.get("input_size", (3, 224, 224))

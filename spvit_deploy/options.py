@@ -101,6 +101,16 @@ def output_option(what: str) -> Decorator:
     return click.option("-o", "--output", type=Folder, required=True, help=what)
 
 
+def take_layers(ctx: click.Context, param: click.Parameter, value: str | None) -> list[int] | None:
+    """``2,5,8,11`` as numbers."""
+    if value is None:
+        return None
+    parts = [part.strip() for part in value.split(",")]
+    if not all(part.isdigit() for part in parts):
+        raise click.BadParameter(f"'{value}' is no list of layers such as 2,5,8,11.", ctx, param)
+    return [int(part) for part in parts]
+
+
 _DATA_KEYS = {
     "data": "spec", "data_dir": "root", "train_split": "train_split", "val_split": "val_split",
     "batch_size": "batch_size", "workers": "workers", "augment": "augment",
