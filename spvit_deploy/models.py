@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from spvit_deploy.errors import CheckpointError, InputError, ModelError
 from spvit_deploy.plan import ModelSpec
 
+_ASKED = "asked_input_size"
 _WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
 
 
@@ -65,7 +66,19 @@ def create_model(spec: ModelSpec, pretrained: bool = False) -> nn.Module:
         raise ModelError(
             f"timm cannot build {spec}: {_line(error)}.", "Check the --model-arg values."
         ) from error
+    _note_input(model, spec)
     return model
+
+
+def _note_input(model: Any, spec: ModelSpec) -> None:
+    """Bring timm's own note of the input size up to what was asked; not every model tells it."""
+    config = getattr(model, "pretrained_cfg", None)
+    asked = spec.args.get("img_size")
+    if config is None or asked is None:
+        return
+    channels = spec.args.get("in_chans", config["input_size"][0])
+    size = (asked, asked) if isinstance(asked, int) else tuple(asked)
+    model.pretrained_cfg = {**config, "input_size": (channels, *size), _ASKED: True}
 
 
 def _is_argument_error(error: Exception) -> bool:
@@ -101,9 +114,11 @@ def input_size(model: Any) -> tuple[int, int, int]:
     embed = getattr(model, "patch_embed", None)
     default = getattr(model, "pretrained_cfg", None) or {}
     channels, height, width = default.get("input_size", (3, 224, 224))
-    size = getattr(embed, "img_size", None)
+    size = None if hasattr(model, "stem") else getattr(embed, "img_size", None)
     strides = getattr(model, "patch_stride", None)
-    if size is not None:
+    if default.get(_ASKED):
+        pass
+    elif size is not None:
         height, width = size
     elif strides is not None:  # Hiera says its grid, not its image.
         height, width = (n * s for n, s in zip(model.tokens_spatial_shape, strides, strict=True))

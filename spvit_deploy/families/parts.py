@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from spvit_deploy.families.base import ALL_KINDS, BlockSite, MlpParts, Values, value_weights
 from spvit_deploy.plan import AttentionKind
@@ -13,16 +15,43 @@ WITHOUT_CONVS = (AttentionKind.SKIP, AttentionKind.MSA)
 POINTWISE_ONLY = (AttentionKind.SKIP, AttentionKind.CONV1X1, AttentionKind.MSA)
 ATTENTION_ONLY = (AttentionKind.MSA,)
 
-_GATED = MlpParts(("fc1_g", "fc1_x"))
-_FUSED_GATED = MlpParts(copies=2)
-_MLPS = {
-    "Mlp": MlpParts(),
-    "SwiGLU": _GATED,
+@dataclass(frozen=True)
+class _Make:
+    """An MLP of timm's: where hidden units may be, those that are absent left out.
+
+    Attributes:
+        inputs: sub-modules whose output channels are the hidden units.
+        outputs: sub-modules one of which takes them in.
+        aside: sub-modules with weights that see the tokens' own channels alone.
+        copies: as in :class:`MlpParts`.
+    """
+
+    inputs: tuple[str, ...] = ("fc1",)
+    outputs: tuple[str, ...] = ("fc2",)
+    aside: tuple[str, ...] = ()
+    copies: int = 1
+
+
+_FUSED_GATED = _Make(copies=2)
+_MAKES = {
+    "Mlp": _Make(),
+    "SwiGLU": _Make(("fc1_g", "fc1_x")),
     "GluMlp": _FUSED_GATED,
     "SwiGLUPacked": _FUSED_GATED,
-    "MlpWithDepthwiseConv": MlpParts(("fc1", "dwconv")),
-    "ConvMlpWithNorm": MlpParts(("fc1", "norm1")),
+    "MlpWithDepthwiseConv": _Make(("fc1", "dwconv")),
+    "NormMlp": _Make(aside=("norm",)),
+    "GeGluMlp": _Make(("w0", "w1"), ("w2",), ("norm",)),
+    "Gemma4GatedMlp": _Make(("gate_proj.linear", "up_proj.linear"), ("down_proj.linear",)),
+    "ConvMlp": _Make(aside=("conv",)),
+    "ConvMlpWithNorm": _Make(
+        ("fc1", "norm1", "fc1.conv", "fc1.bn", "mid.conv", "mid.bn"),
+        ("fc2", "fc2.conv"),
+        ("norm2", "fc2.bn"),
+    ),
+    "LevitMlp": _Make(("ln1.linear", "ln1.bn"), ("ln2.linear",), ("ln2.bn",)),
+    "SpatialMlp": _Make(("conv1",), ("conv3",)),
 }
+_RESIZABLE = (nn.Linear, nn.Conv2d, _BatchNorm)
 
 
 def mlp_parts(mlp: nn.Module) -> tuple[int, MlpParts]:
@@ -31,12 +60,21 @@ def mlp_parts(mlp: nn.Module) -> tuple[int, MlpParts]:
     An MLP that normalizes over its hidden units, or is of an unknown kind, has none: what is
     left would be normalized otherwise.
     """
-    parts = _MLPS.get(type(mlp).__name__)
+    make = _MAKES.get(type(mlp).__name__, _Make((), ()))
+    plain = {name for name, part in mlp.named_modules() if isinstance(part, _RESIZABLE)}
+    inputs = tuple(name for name in make.inputs if name in plain)
+    outputs = [name for name in make.outputs if name in plain]
     norm = getattr(mlp, "norm", None)
-    if parts is None or not (norm is None or isinstance(norm, nn.Identity)):
+    normed = not (norm is None or isinstance(norm, nn.Identity) or "norm" in make.aside)
+    if normed or not inputs or not outputs:
         return 0, MlpParts()
-    output: Any = mlp.get_submodule(parts.output)
-    return int(output.weight.shape[1]), parts
+    told = (*inputs, outputs[0], *make.aside)
+    for name, parameter in mlp.named_parameters():
+        scalar = parameter.numel() == 1  # of a learned activation
+        if not scalar and not any(name.startswith(f"{part}.") for part in told):
+            return 0, MlpParts()
+    output: Any = mlp.get_submodule(outputs[0])
+    return int(output.weight.shape[1]), MlpParts(inputs, outputs[0], make.copies)
 
 
 def standard_site(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
 
 from torch import nn
 
 from spvit_deploy.errors import ModelError
 from spvit_deploy.families.base import BlockSite, Family, Refusal
+from spvit_deploy.families.generic import GenericFamily
 
 ENTRY_POINTS = "spvit_deploy.families"
 _OWN = {
@@ -23,13 +25,28 @@ _OWN = {
 
 
 def families() -> list[Family]:
-    """Our own families, and those that other packages register as entry points."""
+    """Our own families, those that other packages register as entry points, and the generic one.
+
+    Raises:
+        ModelError: a plug-in cannot be loaded.
+    """
     found: list[Family] = []
     for where in _OWN.values():
         module, _, name = where.partition(":")
         found.append(getattr(importlib.import_module(f"spvit_deploy.families.{module}"), name)())
-    found += [point.load()() for point in entry_points(group=ENTRY_POINTS)]
-    return found
+    found += [_load(point)() for point in entry_points(group=ENTRY_POINTS)]
+    return [*found, GenericFamily()]
+
+
+def _load(point: EntryPoint) -> Any:
+    try:
+        return point.load()
+    except (ImportError, AttributeError) as error:
+        raise ModelError(
+            f"The family '{point.name}' ({point.value}) of another package cannot be loaded: "
+            f"{error}.",
+            "Mend that package, or uninstall it.",
+        ) from error
 
 
 def inspect_family(model: nn.Module) -> tuple[Family | None, Refusal | None]:

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from spvit_deploy.families import BlockSite
 from spvit_deploy.lean.blocks import ConstantMlp
@@ -31,36 +30,71 @@ def lean_mlp(site: BlockSite, width: int) -> nn.Module:
     if width == site.hidden:
         whole: nn.Module = site.mlp
         return whole
-    output: Any = site.mlp.get_submodule(site.mlp_parts.output)
+    parts = site.mlp_parts
     if width == 0:
-        maps = isinstance(output, nn.Conv2d)
-        return ConstantMlp(site.dim, maps or output.bias is not None, maps)
-    trimmed = copy.copy(site.mlp)
-    trimmed._modules = dict(site.mlp._modules)
-    for name in site.mlp_parts.inputs:
-        setattr(trimmed, name, _with_outputs(getattr(trimmed, name), width, site))
-    setattr(trimmed, site.mlp_parts.output, _with_inputs(output, width))
+        speaks = any(name.endswith("bias") for name, _ in site.mlp.named_parameters())
+        return ConstantMlp(site.dim, speaks, _takes_maps(site))
+    trimmed = _own_containers(site.mlp, (*parts.inputs, parts.output))
+    for name in parts.inputs:
+        _put(trimmed, name, _with_outputs(site.mlp.get_submodule(name), width * parts.copies))
+    _put(trimmed, parts.output, _with_inputs(site.mlp.get_submodule(parts.output), width))
     return trimmed
 
 
-def _with_outputs(part: Any, width: int, site: BlockSite) -> nn.Module:
-    count = width * site.mlp_parts.copies
-    if isinstance(part, nn.Linear):
-        return nn.Linear(part.in_features, count, bias=part.bias is not None)
-    if isinstance(part, _BatchNorm):
-        kind = type(part)
-        return kind(count, part.eps, part.momentum, part.affine, part.track_running_stats)
-    depthwise = part.groups == part.out_channels
-    return nn.Conv2d(
-        count if depthwise else part.in_channels, count, part.kernel_size, part.stride,
-        part.padding, groups=count if depthwise else 1, bias=part.bias is not None,
-    )  # fmt: skip
+def _takes_maps(site: BlockSite) -> bool:
+    return isinstance(site.mlp.get_submodule(site.mlp_parts.output), nn.Conv2d)
 
 
-def _with_inputs(part: Any, width: int) -> nn.Module:
+def _own_containers(mlp: nn.Module, names: Sequence[str]) -> nn.Module:
+    """A copy that shares every sub-module with the MLP but those that hold the named ones."""
+    own = _shallow(mlp)
+    for holder in {name.rpartition(".")[0] for name in names} - {""}:
+        _put(own, holder, _shallow(mlp.get_submodule(holder)))
+    return own
+
+
+def _put(module: nn.Module, name: str, part: nn.Module) -> None:
+    holder, _, leaf = name.rpartition(".")
+    setattr(module.get_submodule(holder), leaf, part)
+
+
+def _shallow(module: Any) -> Any:
+    copied = copy.copy(module)
+    for held in ("_modules", "_parameters", "_buffers"):
+        setattr(copied, held, dict(getattr(module, held)))
+    return copied
+
+
+def _with_outputs(part: Any, count: int) -> nn.Module:
+    small = _shallow(part)
+    _resize(small, count)
     if isinstance(part, nn.Linear):
-        return nn.Linear(width, part.out_features, bias=part.bias is not None)
-    return nn.Conv2d(width, part.out_channels, part.kernel_size, bias=part.bias is not None)
+        small.out_features = count
+    elif isinstance(part, nn.Conv2d):
+        small.out_channels = count
+        if part.groups > 1:
+            small.in_channels = small.groups = count
+    else:
+        small.num_features = count
+    return small  # type: ignore[no-any-return]
+
+
+def _with_inputs(part: Any, count: int) -> nn.Module:
+    small = _shallow(part)
+    weight = part.weight
+    shape = (weight.shape[0], count, *weight.shape[2:])
+    small.weight = nn.Parameter(torch.empty(shape, dtype=weight.dtype))
+    setattr(small, "in_features" if isinstance(part, nn.Linear) else "in_channels", count)
+    return small  # type: ignore[no-any-return]
+
+
+def _resize(part: Any, count: int) -> None:
+    for held in (part._parameters, part._buffers):
+        for name, tensor in held.items():
+            if tensor is None or tensor.ndim == 0:
+                continue
+            empty = torch.empty((count, *tensor.shape[1:]), dtype=tensor.dtype)
+            held[name] = nn.Parameter(empty) if isinstance(tensor, nn.Parameter) else empty
 
 
 @torch.no_grad()
@@ -77,7 +111,7 @@ def trim_mlp(site: BlockSite, keep: Sequence[int]) -> nn.Module:
     rows = torch.cat([units + copy_ * site.hidden for copy_ in range(parts.copies)])
     state = dict(site.mlp.state_dict())
     for key, tensor in state.items():
-        if key.split(".")[0] in parts.inputs and tensor.ndim:
+        if key.rpartition(".")[0] in parts.inputs and tensor.ndim:
             state[key] = tensor[rows]
     output = f"{parts.output}.weight"
     state[output] = state[output][:, units]
@@ -87,10 +121,11 @@ def trim_mlp(site: BlockSite, keep: Sequence[int]) -> nn.Module:
 
 def _constant(site: BlockSite) -> Tensor:
     """What the MLP answers, in evaluation, when no hidden unit speaks."""
-    output: Any = site.mlp.get_submodule(site.mlp_parts.output)
+    output: Any = getattr(site.mlp, site.mlp_parts.output, None)
     if isinstance(output, nn.Linear):
         return output.bias
     closed = gated_output(site, site.mlp, torch.zeros(site.hidden))
     frozen = copy.deepcopy(site.mlp).eval()
-    answer: Tensor = functional_call(frozen, closed, (torch.zeros(1, site.dim, 1, 1),))
+    shape = (1, site.dim, 1, 1) if _takes_maps(site) else (1, 1, site.dim)
+    answer: Tensor = functional_call(frozen, closed, (torch.zeros(shape),))
     return answer.flatten()
