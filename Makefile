@@ -23,7 +23,7 @@ demo: $(READY)
 	$(BIN)/spvit-deploy demo -o demo/
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -68,7 +68,9 @@ def _macs_by_module(model: nn.Module, input_size: tuple[int, int, int]) -> dict[
 
 @dataclass(frozen=True)
 class SiteCost:
-    """MACs that one block's choices cost."""
+    """MACs that one block's choices cost. What an MLP costs beside its hidden units (a convolution
+    before them, in FastViT) counts as fixed, though it goes when no unit is left.
+    """
 
     attention: dict[AttentionKind, int]
     mlp_unit: int
@@ -126,7 +128,8 @@ def _site_cost(site: BlockSite, counts: dict[str, int]) -> SiteCost:
         AttentionKind.CONV3X3: site.grid_tokens * 10 * bottleneck,
         AttentionKind.MSA: counts.get(f"{site.path}.{site.attn_name}", 0),
     }
-    mlp = counts.get(f"{site.path}.{site.mlp_name}", 0)
+    parts = (*site.mlp_parts.inputs, site.mlp_parts.output)
+    mlp = sum(counts.get(f"{site.path}.{site.mlp_name}.{part}", 0) for part in parts)
     return SiteCost(
         {kind: own[site.taken(kind)] for kind in AttentionKind},
         mlp // site.hidden if site.hidden else 0,

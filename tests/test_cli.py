@@ -18,32 +18,12 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from click.testing import CliRunner, Result
 from PIL import Image
 
 from spvit_deploy.cli import main
 from spvit_deploy.store import read_record, write_record
+from tests.calls import call, good, refused
 from tests.conftest import NAME, TINY, TINY_ARGS
-
-
-def call(*args: object) -> Result:
-    return CliRunner().invoke(main, [str(arg) for arg in args])
-
-
-def good(*args: object) -> Result:
-    result = call(*args)
-    assert result.exit_code == 0, result.output + str(result.exception or "")
-    return result
-
-
-def refused(*args: object, code: int = 2, says: str = "") -> None:
-    """One line on standard error, the right exit code, no traceback."""
-    result = call(*args)
-    assert result.exit_code == code, result.output + str(result.exception or "")
-    lines = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
-    assert len(lines) == 1, result.stderr
-    assert says in lines[0], lines[0]
-    assert "Traceback" not in result.output
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ WITHOUT_CONVS = (AttentionKind.SKIP, AttentionKind.MSA)
 POINTWISE_ONLY = (AttentionKind.SKIP, AttentionKind.CONV1X1, AttentionKind.MSA)
 ATTENTION_ONLY = (AttentionKind.MSA,)
 
+
 @dataclass(frozen=True)
 class _Make:
     """An MLP of timm's: where hidden units may be, those that are absent left out.
