@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from spvit_deploy.errors import CheckpointError, InputError, ModelError
 from spvit_deploy.plan import ModelSpec
+from spvit_deploy.plugins import load_plugins
 
 _ASKED = "asked_input_size"
 _WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
@@ -49,7 +50,10 @@ def create_model(spec: ModelSpec, pretrained: bool = False) -> nn.Module:
         ModelError: unknown name, arguments that timm refuses, or no way to the weights.
     """
     hub = ":" in spec.name or spec.name.startswith("local-dir")
-    if not hub and not timm.is_model(spec.name.split(".")[0]):
+    base = spec.name.split(".")[0]
+    if not hub and not timm.is_model(base):
+        load_plugins()
+    if not hub and not timm.is_model(base):
         close = difflib.get_close_matches(spec.name, timm.list_models(), n=3)
         known = f"Did you mean {', '.join(close)}?" if close else "`timm.list_models()` has them."
         raise ModelError(f"timm {timm.__version__} knows no model '{spec.name}'.", known)

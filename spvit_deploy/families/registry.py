@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import importlib
-from importlib.metadata import EntryPoint, entry_points
-from typing import Any
 
 from torch import nn
 
 from spvit_deploy.errors import ModelError
 from spvit_deploy.families.base import BlockSite, Family, Refusal
 from spvit_deploy.families.generic import GenericFamily
+from spvit_deploy.plugins import load_plugins
 
-ENTRY_POINTS = "spvit_deploy.families"
 _OWN = {
     "vit": "vit:VitFamily",
     "swin": "swin:SwinFamily",
@@ -34,19 +32,8 @@ def families() -> list[Family]:
     for where in _OWN.values():
         module, _, name = where.partition(":")
         found.append(getattr(importlib.import_module(f"spvit_deploy.families.{module}"), name)())
-    found += [_load(point)() for point in entry_points(group=ENTRY_POINTS)]
+    found += [family() for family in load_plugins()]
     return [*found, GenericFamily()]
-
-
-def _load(point: EntryPoint) -> Any:
-    try:
-        return point.load()
-    except (ImportError, AttributeError) as error:
-        raise ModelError(
-            f"The family '{point.name}' ({point.value}) of another package cannot be loaded: "
-            f"{error}.",
-            "Mend that package, or uninstall it.",
-        ) from error
 
 
 def inspect_family(model: nn.Module) -> tuple[Family | None, Refusal | None]:

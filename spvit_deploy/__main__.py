@@ -1,0 +1,5 @@
+"""``python -m spvit_deploy``."""
+
+from spvit_deploy.cli import main
+
+main(prog_name="spvit-deploy")
