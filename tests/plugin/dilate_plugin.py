@@ -10,13 +10,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from spvit_deploy.families import BlockSite, Refusal, standard_site
-from spvit_deploy.plan import AttentionKind
 from timm.layers import Mlp
 from timm.models import build_model_with_cfg, register_model
 from timm.models.vision_transformer import Attention
 from torch import Tensor, nn
 from torch.nn import functional
+
+from spvit_deploy.families import BlockSite, Refusal, standard_site
+from spvit_deploy.plan import AttentionKind
 
 
 class DilatedAttention(nn.Module):
