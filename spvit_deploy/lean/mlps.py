@@ -81,9 +81,7 @@ def _with_outputs(part: Any, count: int) -> nn.Module:
 
 def _with_inputs(part: Any, count: int) -> nn.Module:
     small = _shallow(part)
-    weight = part.weight
-    shape = (weight.shape[0], count, *weight.shape[2:])
-    small.weight = nn.Parameter(torch.empty(shape, dtype=weight.dtype))
+    small.weight = nn.Parameter(_first(part.weight, (part.weight.shape[0], count)))
     setattr(small, "in_features" if isinstance(part, nn.Linear) else "in_channels", count)
     return small  # type: ignore[no-any-return]
 
@@ -93,8 +91,16 @@ def _resize(part: Any, count: int) -> None:
         for name, tensor in held.items():
             if tensor is None or tensor.ndim == 0:
                 continue
-            empty = torch.empty((count, *tensor.shape[1:]), dtype=tensor.dtype)
-            held[name] = nn.Parameter(empty) if isinstance(tensor, nn.Parameter) else empty
+            small = _first(tensor, (count,))
+            held[name] = nn.Parameter(small) if isinstance(tensor, nn.Parameter) else small
+
+
+@torch.no_grad()
+def _first(tensor: Tensor, sizes: tuple[int, ...]) -> Tensor:
+    """The first rows (and columns) of a tensor, copied to the device in force: perhaps ``meta``."""
+    part = tensor[tuple(slice(size) for size in sizes)]
+    copied = torch.empty(part.shape, dtype=part.dtype)
+    return copied if part.is_meta else copied.copy_(part)
 
 
 @torch.no_grad()
