@@ -69,7 +69,8 @@ def build(root: Path) -> dict[str, Path]:
 def calls(files: dict[str, Path]) -> dict[tuple[str, str], Callable[[], object]]:
     """One call for each runtime and model, on the same image."""
     image = np.random.default_rng(0).standard_normal((1, 3, 224, 224), dtype=np.float32)
-    core, found = openvino.Core(), {}
+    core = openvino.Core()
+    found: dict[tuple[str, str], Callable[[], object]] = {}
     settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
     for name, file in files.items():
         session = onnxruntime.InferenceSession(file)

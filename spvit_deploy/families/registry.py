@@ -19,6 +19,8 @@ _OWN = {
     "pyramid": "pyramid:PyramidFamily",
     "hiera": "hiera:HieraFamily",
     "efficientformer": "efficientformer:EfficientFormerFamily",
+    "sam": "sam:SamFamily",
+    "plain": "plain:PlainFamily",
 }
 
 

@@ -1,0 +1,71 @@
+"""timm's VisionTransformerSAM: attention on maps, in windows or over the whole image.
+
+A convolution acts on the whole map: its block needs no window partition, and no more does a skip.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from timm.models.vision_transformer_sam import VisionTransformerSAM
+from torch import Tensor, nn
+
+from spvit_deploy.families.base import BlockSite, Refusal
+from spvit_deploy.families.parts import standard_site
+from spvit_deploy.families.swin import Windows
+from spvit_deploy.plan import AttentionKind
+
+
+class _MapWindows(Windows):
+    """Windows [B·n, rows, columns, C] of a map; the whole map is one window."""
+
+    def split(self, tokens: Tensor) -> Tensor:
+        """Tokens [B, H·W, C] → windows."""
+        return super().split(tokens).unflatten(1, self.window)
+
+
+class OnMap(nn.Module):
+    """A module on tokens, given a map."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, H, W, C] → [B, H, W, C]."""
+        mixed: Tensor = self.inner(x.flatten(1, 2))
+        return mixed.reshape(x.shape)
+
+
+class SamFamily:
+    """The image encoder of SAM."""
+
+    name = "sam"
+
+    def matches(self, model: nn.Module) -> bool:
+        """Exactly timm's own class."""
+        return type(model) is VisionTransformerSAM
+
+    def refusal(self, model: nn.Module) -> Refusal | None:
+        """None: all are taken, for images of the size that they are built for."""
+        return None
+
+    def sites(self, model: nn.Module) -> list[BlockSite]:
+        """The blocks in order."""
+        net: Any = model
+        grid = tuple(net.patch_embed.grid_size)
+        sites = []
+        for index, block in enumerate(net.blocks):
+            side = block.window_size
+            windows = _MapWindows(grid, (side, side) if side else grid, (0, 0))
+            sites.append(replace(standard_site(f"blocks.{index}", block, grid), regroup=windows))
+        return sites
+
+    def settle(self, model: nn.Module, site: BlockSite, kind: AttentionKind) -> None:
+        """Drop the window partition where there is no attention."""
+        block: Any = model.get_submodule(site.path)
+        if kind is not AttentionKind.MSA:
+            block.window_size = 0
+        if kind in (AttentionKind.CONV1X1, AttentionKind.CONV3X3):
+            block.attn = OnMap(block.attn)
