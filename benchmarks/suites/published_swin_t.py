@@ -14,6 +14,7 @@ import random
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -74,11 +75,11 @@ def calls(files: dict[str, Path]) -> dict[tuple[str, str], Callable[[], object]]
     settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
     for name, file in files.items():
         session = onnxruntime.InferenceSession(file)
-        found["onnxruntime", name] = lambda s=session: s.run(None, {"images": image})
+        found["onnxruntime", name] = partial(session.run, None, {"images": image})
         read = core.read_model(file)
         read.reshape([1, 3, 224, 224])
         request = core.compile_model(read, "CPU", settings).create_infer_request()
-        found["openvino", name] = lambda r=request: r.infer({0: image})
+        found["openvino", name] = partial(request.infer, {0: image})
     return found
 
 
