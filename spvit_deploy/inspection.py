@@ -14,8 +14,9 @@ from spvit_deploy._version import __version__
 from spvit_deploy.benchmarks.results import load_results
 from spvit_deploy.cost import count_cost
 from spvit_deploy.errors import CorruptFileError, InputError
+from spvit_deploy.export.parity import ParityReport
 from spvit_deploy.export.record import RECORD_FILE as EXPORT_FILE
-from spvit_deploy.export.record import load_export
+from spvit_deploy.export.record import TensorInfo, load_export
 from spvit_deploy.families import BlockSite, inspect_family
 from spvit_deploy.lean.folder import CONFIG_FILE, folder_digest, load_saved
 from spvit_deploy.lean.materialize import plan_costs
@@ -105,8 +106,9 @@ def _folder(path: Path) -> dict[str, Any]:
             "macs": record.macs,
             "params": record.params,
             "input": list(record.preprocessing.input_size),
-            "classes": len(record.class_names),
-            "parity": "; ".join(report.line() for report in record.parity),
+            "outputs": "; ".join(_tensor(tensor) for tensor in record.outputs),
+            "classes": len(record.class_names) or "not named",
+            "parity": [_parity(report) for report in record.parity],
             "tools": record.tools,
             "files": record.files,
             "made from": record.parent,
@@ -115,6 +117,21 @@ def _folder(path: Path) -> dict[str, Any]:
         f"{path}: none of our folders (no {CONFIG_FILE}, {SEARCH_FILE} or {EXPORT_FILE}).",
         "Check the path.",
     )
+
+
+def _parity(report: ParityReport) -> dict[str, Any]:
+    return {
+        "link": report.link,
+        "images": report.samples,
+        "max abs": f"{report.max_abs:.2e}",
+        "cosine": round(report.cosine, 6),
+        "top-1 %": round(100 * report.top1, 1),
+    }
+
+
+def _tensor(tensor: TensorInfo) -> str:
+    sizes = ", ".join("batch" if size is None else str(size) for size in tensor.shape)
+    return f"{tensor.name} [{sizes}]"
 
 
 def _saved(path: Path) -> dict[str, Any]:
