@@ -20,7 +20,7 @@ import numpy as np
 from spvit_deploy.benchmarks.artefacts import Artefact, describe
 from spvit_deploy.benchmarks.host import read_host
 from spvit_deploy.benchmarks.results import BenchmarkResult, ResultsFile, Workload
-from spvit_deploy.benchmarks.runtimes import Session, open_session, runtimes_for, session_class
+from spvit_deploy.benchmarks.runtimes import Session, find_runtime, open_session, runtimes_for
 from spvit_deploy.errors import InputError
 from spvit_deploy.progress import Bar, progress_bar
 
@@ -75,7 +75,7 @@ def run_benchmark(
 
 def _pairs(artefacts: Sequence[Path], runtimes: Sequence[str] | None) -> list[tuple[Path, str]]:
     for name in runtimes or ():
-        session_class(name)
+        find_runtime(name)
     pairs = []
     for path in artefacts:
         fitting = [n for n in runtimes_for(path) if not runtimes or n in runtimes]

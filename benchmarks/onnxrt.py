@@ -19,7 +19,6 @@ class OnnxRuntimeSession:
     """An ``.onnx`` file, or an exported folder, in ONNX Runtime; see :class:`Session`."""
 
     name = "onnxruntime"
-    formats: tuple[str, ...] = ("onnx",)
 
     def __init__(self, path: Path, device: str, threads: int | None) -> None:
         self.version = ort.__version__

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,11 +15,42 @@ from numpy.typing import NDArray
 from spvit_deploy.errors import InputError, RuntimeMissingError
 
 Array = NDArray[Any]
-_SESSIONS = {
-    "onnxruntime": "spvit_deploy.benchmarks.onnxrt:OnnxRuntimeSession",
-    "torch": "spvit_deploy.benchmarks.torchrt:TorchSession",
-}
-RUNTIMES = tuple(_SESSIONS)
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """A runtime before anything of it is imported.
+
+    Attributes:
+        session: ``module:Class`` of its session.
+        formats: kinds of artefact that it takes, its own first.
+        package: module that must be importable.
+        extra: of this distribution, that installs it.
+    """
+
+    session: str
+    formats: tuple[str, ...]
+    package: str
+    extra: str = ""
+
+    @property
+    def installed(self) -> bool:
+        """Whether its package is there; nothing is imported."""
+        return importlib.util.find_spec(self.package) is not None
+
+
+REGISTRY = {
+    "onnxruntime": Runtime(
+        "spvit_deploy.benchmarks.onnxrt:OnnxRuntimeSession", ("onnx",), "onnxruntime"
+    ),
+    "torch": Runtime("spvit_deploy.benchmarks.torchrt:TorchSession", ("dense", "lean"), "torch"),
+    "openvino": Runtime(
+        "spvit_deploy.benchmarks.openvinort:OpenVinoSession", ("openvino", "onnx"), "openvino",
+        "openvino",
+    ),
+}  # fmt: skip
+RUNTIMES = tuple(REGISTRY)
+_SUFFIXES = {".onnx": "onnx", ".xml": "openvino"}
 
 
 class Session(Protocol):
@@ -27,7 +60,6 @@ class Session(Protocol):
         name: the runtime.
         version: of the runtime.
         device: where it computes.
-        formats: kinds of artefact that the runtime takes.
         input_size: (channels, height, width).
         batch: fixed batch, or None.
         outputs: names of what it answers; class scores are called ``logits``.
@@ -36,7 +68,6 @@ class Session(Protocol):
     name: str
     version: str
     device: str
-    formats: tuple[str, ...]
     input_size: tuple[int, int, int]
     batch: int | None
     outputs: tuple[str, ...]
@@ -57,49 +88,45 @@ class Session(Protocol):
 
 
 def artefact_format(path: Path) -> str:
-    """``onnx``, ``dense`` or ``lean``: what an artefact is, by its record.
+    """``dense``, ``lean``, or a format: what an artefact is, by its record or its suffix.
 
     Raises:
         InputError: nothing that a runtime takes.
     """
     from spvit_deploy.store import read_record
 
-    if path.suffix == ".onnx" and path.is_file():
-        return "onnx"
+    if path.suffix in _SUFFIXES and path.is_file():
+        return _SUFFIXES[path.suffix]
     for name in ("export.json", "config.json"):
         if (path / name).is_file():
             record = read_record(path / name)
             return str(record.get("format") or record.get("kind"))
     raise InputError(
-        f"{path}: not a dense, lean or exported folder, nor an .onnx file.",
+        f"{path}: not a dense, lean or exported folder, nor a file of {', '.join(_SUFFIXES)}.",
         "`spvit-deploy inspect PATH` says what a path is.",
     )
 
 
-def session_class(runtime: str) -> type[Session]:
-    """The session class of a runtime.
+def find_runtime(name: str) -> Runtime:
+    """A runtime by name.
 
     Raises:
         RuntimeMissingError: unknown, or not installed.
     """
-    if runtime not in _SESSIONS:
-        raise RuntimeMissingError(
-            f"Runtime '{runtime}' is unknown.", f"Choose {', '.join(RUNTIMES)}."
-        )
-    module, _, name = _SESSIONS[runtime].partition(":")
-    try:
-        found: type[Session] = getattr(importlib.import_module(module), name)
-    except ImportError as error:
-        raise RuntimeMissingError(
-            f"Runtime '{runtime}' is not installed ({error.name}).", f"pip install {error.name}"
-        ) from error
-    return found
+    if name not in REGISTRY:
+        raise RuntimeMissingError(f"Runtime '{name}' is unknown.", f"Choose {', '.join(RUNTIMES)}.")
+    runtime = REGISTRY[name]
+    if not runtime.installed:
+        what = f"'spvit-deploy[{runtime.extra}]'" if runtime.extra else runtime.package
+        raise RuntimeMissingError(f"Runtime '{name}' is not installed.", f"pip install {what}")
+    return runtime
 
 
 def runtimes_for(path: Path) -> list[str]:
-    """Installed runtimes that take this artefact."""
+    """Installed runtimes that take this artefact, its own first."""
     kind = artefact_format(path)
-    return [name for name in RUNTIMES if kind in session_class(name).formats]
+    fitting = [name for name, r in REGISTRY.items() if kind in r.formats and r.installed]
+    return sorted(fitting, key=lambda name: REGISTRY[name].formats.index(kind))
 
 
 def open_session(
@@ -111,13 +138,15 @@ def open_session(
         RuntimeMissingError: runtime or device are not here.
         InputError: the runtime does not take this artefact, or it is damaged.
     """
-    kind, found = artefact_format(path), session_class(runtime)
+    kind, found = artefact_format(path), find_runtime(runtime)
     if kind not in found.formats:
         raise InputError(
             f"{path} is {kind}; runtime '{runtime}' takes {' and '.join(found.formats)}.",
             "Export it, or choose another --runtime.",
         )
-    return found(path, device, threads)
+    module, _, name = found.session.partition(":")
+    session: type[Session] = getattr(importlib.import_module(module), name)
+    return session(path, device, threads)
 
 
 def check_images(images: Array, size: tuple[int, int, int], batch: int | None) -> Array:

@@ -17,7 +17,6 @@ class TorchSession:
     """A dense or lean folder in PyTorch; see :class:`Session`."""
 
     name = "torch"
-    formats: tuple[str, ...] = ("dense", "lean")
     batch: int | None = None
 
     def __init__(self, path: Path, device: str, threads: int | None) -> None:

@@ -15,8 +15,10 @@ from spvit_deploy._version import __version__
 from spvit_deploy.cost import count_cost
 from spvit_deploy.errors import InputError
 from spvit_deploy.export import onnxrt
+from spvit_deploy.export.formats import Graph, find_format
 from spvit_deploy.export.outputs import Answers, OutputChoice
 from spvit_deploy.export.parity import (
+    TOLERANCES,
     Array,
     OutputsRunner,
     ParityReport,
@@ -27,12 +29,11 @@ from spvit_deploy.export.parity import (
 )
 from spvit_deploy.export.record import RECORD_FILE, ExportRecord, TensorInfo
 from spvit_deploy.lean.folder import SavedModel
-from spvit_deploy.progress import Bar, progress_bar
+from spvit_deploy.progress import progress_bar
 from spvit_deploy.store import new_folder, sha256_file, write_record
 
-OpenRunner = Callable[[Path], tuple[OutputsRunner, Callable[[], None]]]
-FORMATS = ("onnx",)
-_TOOLS = ("torch", "timm", "onnx", "onnxscript", "onnxslim", "onnxruntime")
+OpenRunner = Callable[[Path, str], tuple[OutputsRunner, Callable[[], None]]]
+_TOOLS = ("torch", "timm", "onnx", "onnxscript", "onnxslim", "onnxruntime", "openvino")
 
 
 @dataclass(frozen=True)
@@ -40,13 +41,15 @@ class ExportSettings:
     """What to write.
 
     Attributes:
-        format: ``onnx``.
+        format: a name in :data:`~spvit_deploy.export.formats.FORMATS`.
+        precision: ``fp32``, ``bf16``, …
         batch: ``dynamic``, or a fixed number of images.
         opset: ONNX operator set.
         outputs: what the artefact answers.
     """
 
     format: str = "onnx"
+    precision: str = "fp32"
     batch: str = "dynamic"
     opset: int = onnxrt.DEFAULT_OPSET
     outputs: OutputChoice = field(default_factory=OutputChoice)
@@ -74,7 +77,7 @@ class ExportJob:
     Attributes:
         saved: what to export.
         settings: how.
-        open_runner: opens the written file in its runtime, and says how to close it.
+        open_runner: opens a written file in a runtime, and says how to close it.
         real: real images, [B, C, H, W] float32, normalized.
         parent: SHA-256 of what it was made from.
         earlier: parity of earlier links of the chain.
@@ -96,31 +99,30 @@ def run_export(job: ExportJob, output: Path, force: bool = False) -> ExportRecor
         JobError: the exporter or checker fails.
         OutputExistsError, StorageError: as :func:`new_folder`.
     """
-    if job.settings.format not in FORMATS:
-        raise InputError(
-            f"Format '{job.settings.format}' is unknown.", f"Choose {', '.join(FORMATS)}."
-        )
-    batch = job.settings.fixed_batch
+    settings = job.settings
+    form = find_format(settings.format, settings.precision)
+    write, batch = form.load(), settings.fixed_batch
     size = job.saved.preprocessing.input_size
     with new_folder(output, force) as staging, progress_bar("export", 5) as bar:
         bar.advance(0, "trace")
-        answers = Answers(job.saved.module, job.settings.outputs, size)
-        proto = onnxrt.trace(onnxrt.prepare(answers), size, batch, job.settings.opset)
+        answers = Answers(job.saved.module, settings.outputs, size)
+        proto = onnxrt.trace(onnxrt.prepare(answers), size, batch, settings.opset)
         onnxrt.name_nodes(proto)
         bar.advance(note="optimize")
         proto = onnxrt.optimize(proto)
-        bar.advance(note="check")
+        bar.advance(note="write")
         onnxrt.stamp(proto, _metadata(job), __version__)
-        names = onnxrt.write(proto, staging)
+        names = write(Graph(proto, answers, size, batch, settings.precision), staging)
         bar.advance(note="parity")
-        parity = _prove(job, answers, staging, bar)
+        parity = _prove(job, answers, staging / form.file, form.runtime)
+        bar.advance(note="record")
         record = _record(job, answers, staging, names, (*job.earlier, *parity))
         write_record(staging / RECORD_FILE, record.model_dump(mode="json"))
         bar.advance(note="done")
     return record
 
 
-def _prove(job: ExportJob, answers: Answers, staging: Path, bar: Bar) -> tuple[ParityReport, ...]:
+def _prove(job: ExportJob, answers: Answers, file: Path, runtime: str) -> tuple[ParityReport, ...]:
     """Random and real images; batches of 1, 2 and 5 where the batch is free."""
     fixed = job.settings.fixed_batch
     sizes = [fixed] if fixed else [1, 2, 5]
@@ -128,13 +130,15 @@ def _prove(job: ExportJob, answers: Answers, staging: Path, bar: Bar) -> tuple[P
     for size in sizes:
         repeats = -(-size // len(job.real))
         inputs.append(torch.from_numpy(job.real).repeat(repeats, 1, 1, 1)[:size].numpy())
-    runner, close = job.open_runner(staging)
+    precision = job.settings.precision
+    limits = TOLERANCES[precision]
+    runner, close = job.open_runner(file, runtime)
     try:
-        link = f"{job.saved.kind} → {job.settings.format}"
-        reports = compare_outputs(link, answers.names, answers.reference, runner, inputs)
+        kind = job.settings.format if precision == "fp32" else f"{job.settings.format} {precision}"
+        link = f"{job.saved.kind} → {kind}"
+        reports = compare_outputs(link, answers.names, answers.reference, runner, inputs, limits)
     finally:
         close()
-    bar.advance(note="write")
     return tuple(require(report) for report in reports)
 
 
@@ -186,6 +190,7 @@ def _record(
     cost = count_cost(saved.module, saved.preprocessing.input_size)
     return ExportRecord(
         format=job.settings.format,
+        precision=job.settings.precision,
         opset=job.settings.opset,
         batch=batch or "dynamic",
         inputs=(

@@ -18,6 +18,7 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from spvit_deploy.errors import InputError, JobError
+from spvit_deploy.export.formats import Graph
 from spvit_deploy.export.outputs import Answers
 from spvit_deploy.lean.blocks import ConvAttention
 from spvit_deploy.store import write_bytes
@@ -167,6 +168,11 @@ def stamp(proto: onnx.ModelProto, metadata: dict[str, str], version: str) -> Non
         entry.key, entry.value = key, metadata[key]
     for value in (*proto.graph.input, *proto.graph.output):
         del value.metadata_props[:]
+
+
+def write_graph(graph: Graph, folder: Path) -> list[str]:
+    """As :func:`write`."""
+    return write(graph.proto, folder)
 
 
 def write(proto: onnx.ModelProto, folder: Path) -> list[str]:

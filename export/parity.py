@@ -30,6 +30,11 @@ class Tolerance(BaseModel):
     cosine: float = 0.9999
 
 
+# bf16 keeps 8 bits of a number's 24: what its answers differ by is its own rounding, grown over
+# the depth of a model; the limit is there to catch a graph that is wrong.
+TOLERANCES = {"fp32": Tolerance(), "bf16": Tolerance(absolute=5e-2, cosine=0.999)}
+
+
 class ParityReport(BaseModel):
     """How two forms of one model compare.
 
@@ -93,6 +98,7 @@ def compare_outputs(
     reference: OutputsRunner,
     candidate: OutputsRunner,
     inputs: Sequence[Array],
+    tolerance: Tolerance | None = None,
 ) -> tuple[ParityReport, ...]:
     """As :func:`compare`, for models with several outputs.
 
@@ -108,7 +114,7 @@ def compare_outputs(
             for answers in (expected, found)
         ]
         label = link if len(names) == 1 else f"{link}, {name}"
-        reports.append(_report(label, rows[0], rows[1], Tolerance()))
+        reports.append(_report(label, rows[0], rows[1], tolerance or Tolerance()))
     return tuple(reports)
 
 

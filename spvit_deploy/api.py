@@ -25,6 +25,7 @@ from spvit_deploy.export.exporting import (
     module_runner,
     run_export,
 )
+from spvit_deploy.export.formats import find_format
 from spvit_deploy.export.outputs import OutputChoice
 from spvit_deploy.export.parity import (
     Array,
@@ -268,6 +269,7 @@ def export_model(
     model: str,
     output: Pathish,
     format: str = "onnx",
+    precision: str = "fp32",
     batch: str | int = "dynamic",
     opset: int | None = None,
     data: DataSettings | str | None = None,
@@ -284,7 +286,8 @@ def export_model(
         model: a lean, dense or search folder, or a timm name. With a search folder the chain is
             proven link by link: hard gates against lean, lean against the artefact.
         output: folder to write.
-        format: ``onnx``.
+        format: ``onnx`` or ``openvino``.
+        precision: ``fp32``; ``bf16`` in OpenVINO.
         batch: ``dynamic``, or a fixed number of images.
         opset: ONNX operator set; None for the default.
         data: real images for the proof; None for those that the model was trained on.
@@ -303,7 +306,8 @@ def export_model(
     ensure_free(target, force)
     layers = None if feature_layers is None else tuple(feature_layers)
     asked = OutputChoice(outputs, layers)
-    chosen = ExportSettings(format=format, batch=str(batch), outputs=asked)
+    chosen = ExportSettings(format, precision, str(batch), outputs=asked)
+    find_format(format, precision).load()
     if opset is not None:
         chosen = replace(chosen, opset=opset)
     _ = chosen.fixed_batch
@@ -327,8 +331,8 @@ def _lean_of_search(folder: Path) -> tuple[SavedModel, str, tuple[ParityReport, 
 
 
 def _open_runner() -> OpenRunner:
-    def open_artefact(folder: Path) -> tuple[OutputsRunner, Callable[[], None]]:
-        session = open_session(folder / "model.onnx", "onnxruntime")
+    def open_artefact(file: Path, runtime: str) -> tuple[OutputsRunner, Callable[[], None]]:
+        session = open_session(file, runtime)
         return session.run_all, session.close
 
     return open_artefact

@@ -10,6 +10,8 @@ import click
 from spvit_deploy._version import __version__
 from spvit_deploy.options import (
     DATA_HELP,
+    FORMATS,
+    PRECISIONS,
     Folder,
     Main,
     data_source_options,
@@ -176,7 +178,8 @@ def finetune(**options: Any) -> None:
 @main.command()
 @click.argument("model", metavar="LEAN")
 @model_options
-@click.option("--format", type=click.Choice(["onnx"]), default="onnx", show_default=True)
+@click.option("--format", type=click.Choice(FORMATS), default="onnx", show_default=True)
+@click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True)
 @click.option("--batch", default="dynamic", show_default=True, metavar="dynamic|N")
 @click.option("--opset", type=click.IntRange(13, 25), help="ONNX operator set.")
 @click.option(
@@ -226,7 +229,7 @@ def export(**options: Any) -> None:
 @click.argument("artefact", type=Folder)
 @click.option("--data", required=True, metavar="SPEC", help=DATA_HELP)
 @data_source_options
-@click.option("--runtime", help="onnxruntime or torch; the artefact's own by default.")
+@click.option("--runtime", help="onnxruntime, openvino or torch; the artefact's own by default.")
 @device_option
 @json_option
 def evaluate(artefact: Path, runtime: str | None, device: str, as_json: bool, **data: Any) -> None:

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 Decorator = Callable[[Any], Any]
 Folder = click.Path(path_type=Path)
+# What `export` writes; kept here by name, so that --help loads none of it.
+FORMATS = ("onnx", "openvino")
+PRECISIONS = ("fp32", "bf16")
 
 
 def _stack(*decorators: Decorator) -> Decorator:

@@ -53,6 +53,7 @@ class ExportSection(_Section):
     """See :func:`spvit_deploy.export_model`."""
 
     format: str = "onnx"
+    precision: str = "fp32"
     batch: str | int = "dynamic"
     opset: int | None = None
 
@@ -108,7 +109,8 @@ finetune:
   lr: 0.0005
   distillation: soft     # from the dense model
 export:
-  format: onnx
+  format: onnx                 # or openvino
+  precision: fp32              # bf16 with openvino
   batch: dynamic
 benchmark:
   batches: [1]
@@ -269,7 +271,7 @@ def _export(runner: Runner, recipe: Recipe, name: str, folder: Path) -> Path:
     return runner.stage(
         f"export {name}", asked.model_dump(), [folder], output,
         lambda: api.export_model(
-            str(folder), output, asked.format, asked.batch, asked.opset, recipe.data, force=True
+            str(folder), output, data=recipe.data, force=True, **asked.model_dump()
         ),
     )  # fmt: skip
 

@@ -26,7 +26,12 @@ def _onnx(folder: Path, scratch: Path) -> Path:
     return scratch / "onnx"
 
 
-MAKERS: dict[str, Maker] = {"onnxruntime": _onnx, "torch": _same}
+def _openvino(folder: Path, scratch: Path) -> Path:
+    export_model(str(folder), scratch / "openvino", "openvino")
+    return scratch / "openvino"
+
+
+MAKERS: dict[str, Maker] = {"onnxruntime": _onnx, "torch": _same, "openvino": _openvino}
 
 
 @pytest.fixture(params=RUNTIMES)

@@ -1,0 +1,103 @@
+"""OpenVINO."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import openvino
+
+from spvit_deploy.benchmarks.runtimes import Array, check_images
+from spvit_deploy.errors import CorruptFileError, RuntimeMissingError
+from spvit_deploy.store import check_files, read_record
+
+PRECISION_INFO = ("spvit_deploy", "precision")
+# int8 graphs compute in fp32 beside their quantized layers.
+_HINTS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16", "int8": "f32"}
+_FILES = ("model.xml", "model.onnx")
+
+
+class OpenVinoSession:
+    """An ``.xml`` or ``.onnx`` file, or a folder with one, in OpenVINO; see :class:`Session`.
+
+    The precision that a model was exported for is a hint to the compiler; without it, a CPU with
+    bf16 would compute every model in bf16.
+    """
+
+    name = "openvino"
+
+    def __init__(self, path: Path, device: str, threads: int | None) -> None:
+        self.version = openvino.__version__.split("-")[0]
+        core = openvino.Core()
+        self.device, where = device, _device(core, device)
+        file = _file(path)
+        try:
+            model = core.read_model(file)
+            settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
+            settings["INFERENCE_PRECISION_HINT"] = _HINTS[_precision(model)]
+            if threads:
+                settings["INFERENCE_NUM_THREADS"] = threads
+            compiled = core.compile_model(model, where, settings)
+        except RuntimeError as error:
+            text = " ".join(str(error).split())[-160:]
+            raise CorruptFileError(
+                f"{file}: OpenVINO cannot open it ({text}).", "Export it again."
+            ) from error
+        self._request = compiled.create_infer_request()
+        self.outputs = tuple(output.get_any_name() for output in compiled.outputs)
+        batch, *size = compiled.inputs[0].get_partial_shape()
+        self.batch = None if batch.is_dynamic else batch.get_length()
+        channels, height, width = (part.get_length() for part in size)
+        self.input_size = (channels, height, width)
+
+    def run(self, images: Array) -> Array:
+        """[B, C, H, W] → [B, classes]."""
+        return self.run_all(images)[0]
+
+    def run_all(self, images: Array) -> list[Array]:
+        """[B, C, H, W] → every output."""
+        found = self._request.infer({0: check_images(images, self.input_size, self.batch)})
+        return [value.copy() for value in found.values()]
+
+    def prepare(self, images: Array) -> Callable[[], float]:
+        """A call on these images."""
+        feed = {0: check_images(images, self.input_size, self.batch)}
+        request = self._request
+
+        def call() -> float:
+            start = time.perf_counter()
+            request.infer(feed)
+            return time.perf_counter() - start
+
+        return call
+
+    def close(self) -> None:
+        """Drop the compiled model."""
+        del self._request
+
+
+def _device(core: Any, device: str) -> str:
+    kind, _, index = ("cpu" if device == "auto" else device).partition(":")
+    where = f"{kind.upper()}.{index}" if index else kind.upper()
+    offered = core.available_devices
+    if where not in offered and kind.upper() not in offered:
+        names = ", ".join(name.lower() for name in offered)
+        raise RuntimeMissingError(
+            f"Device '{device}' was asked for; this OpenVINO offers {names}.", "Choose --device."
+        )
+    return where
+
+
+def _file(path: Path) -> Path:
+    if path.is_file():
+        return path
+    check_files(path, read_record(path / "export.json", kind="exported").get("files", {}))
+    return next(path / name for name in _FILES if (path / name).is_file())
+
+
+def _precision(model: Any) -> str:
+    if model.has_rt_info(list(PRECISION_INFO)):
+        return str(model.get_rt_info(list(PRECISION_INFO)).astype(str))
+    return "fp32"

@@ -1,0 +1,106 @@
+"""Formats by name. Adding one is one writer file and one line here."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+
+from spvit_deploy.errors import InputError, RuntimeMissingError
+from spvit_deploy.export.outputs import Answers
+
+
+@dataclass(frozen=True)
+class Graph:
+    """What a format is written from.
+
+    Attributes:
+        proto: the optimized ONNX graph, in the precision asked for.
+        answers: the module that it was traced from.
+        size: (channels, height, width).
+        batch: fixed batch, or None.
+        precision: ``fp32``, …
+    """
+
+    proto: onnx.ModelProto
+    answers: Answers
+    size: tuple[int, int, int]
+    batch: int | None
+    precision: str
+
+
+Writer = Callable[[Graph, Path], list[str]]
+
+
+@dataclass(frozen=True)
+class Format:
+    """A format before anything of it is imported.
+
+    Attributes:
+        name: as users call it.
+        writer: ``module:function`` that writes files into a folder and names them.
+        file: the one that its runtime opens.
+        runtime: what opens it.
+        package: module that must be importable.
+        extra: of this distribution, that installs it.
+        precisions: that it can be written in.
+    """
+
+    name: str
+    writer: str
+    file: str
+    runtime: str
+    package: str
+    extra: str = ""
+    precisions: tuple[str, ...] = ("fp32",)
+
+    def load(self) -> Writer:
+        """The function that writes it.
+
+        Raises:
+            RuntimeMissingError: its package is not installed.
+        """
+        if importlib.util.find_spec(self.package) is None:
+            raise RuntimeMissingError(
+                f"Format '{self.name}' needs {self.package}, which is not installed.",
+                f"pip install 'spvit-deploy[{self.extra}]'",
+            )
+        module, _, name = self.writer.partition(":")
+        found: Writer = getattr(importlib.import_module(module), name)
+        return found
+
+
+FORMATS = {
+    one.name: one
+    for one in (
+        Format(
+            "onnx", "spvit_deploy.export.onnxrt:write_graph", "model.onnx", "onnxruntime", "onnx"
+        ),
+        Format(
+            "openvino", "spvit_deploy.export.openvinort:write", "model.xml", "openvino",
+            "openvino", "openvino", ("fp32", "bf16"),
+        ),
+    )
+}  # fmt: skip
+
+
+def find_format(name: str, precision: str) -> Format:
+    """A format by name.
+
+    Raises:
+        InputError: no such format, or one that has no such precision.
+    """
+    if name not in FORMATS:
+        raise InputError(f"Format '{name}' is unknown.", f"Choose {', '.join(FORMATS)}.")
+    found = FORMATS[name]
+    if precision not in found.precisions:
+        others = [other for other, f in FORMATS.items() if precision in f.precisions]
+        raise InputError(
+            f"Format '{name}' is written in {', '.join(found.precisions)}, not {precision}.",
+            f"{', '.join(others)} can be." if others else "Choose one of them.",
+        )
+    return found
