@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -15,7 +17,8 @@ from spvit_deploy._version import __version__
 from spvit_deploy.cost import count_cost
 from spvit_deploy.errors import InputError
 from spvit_deploy.export import onnxrt
-from spvit_deploy.export.formats import Graph, find_format
+from spvit_deploy.export.calibration import Calibration
+from spvit_deploy.export.formats import Format, Graph, Written, find_format
 from spvit_deploy.export.outputs import Answers, OutputChoice
 from spvit_deploy.export.parity import (
     TOLERANCES,
@@ -27,7 +30,8 @@ from spvit_deploy.export.parity import (
     random_inputs,
     require,
 )
-from spvit_deploy.export.record import RECORD_FILE, ExportRecord, TensorInfo
+from spvit_deploy.export.quick_time import alternate
+from spvit_deploy.export.record import RECORD_FILE, AccuracyInfo, ExportRecord, TensorInfo
 from spvit_deploy.lean.folder import SavedModel
 from spvit_deploy.progress import progress_bar
 from spvit_deploy.store import new_folder, sha256_file, write_record
@@ -79,6 +83,7 @@ class ExportJob:
         settings: how.
         open_runner: opens a written file in a runtime, and says how to close it.
         real: real images, [B, C, H, W] float32, normalized.
+        calibration: makes what int8 needs; called for int8 alone.
         parent: SHA-256 of what it was made from.
         earlier: parity of earlier links of the chain.
     """
@@ -87,6 +92,7 @@ class ExportJob:
     settings: ExportSettings
     open_runner: OpenRunner
     real: Array
+    calibration: Callable[[], Calibration]
     parent: str = ""
     earlier: Sequence[ParityReport] = field(default_factory=tuple)
 
@@ -112,25 +118,34 @@ def run_export(job: ExportJob, output: Path, force: bool = False) -> ExportRecor
         proto = onnxrt.optimize(proto)
         bar.advance(note="write")
         onnxrt.stamp(proto, _metadata(job), __version__)
-        names = write(Graph(proto, answers, size, batch, settings.precision), staging)
+        calibration = job.calibration() if settings.precision == "int8" else None
+        graph = Graph(proto, answers, size, batch, settings.precision, calibration)
+        written = write(graph, staging, lambda text: bar.advance(0, text))
+        speedup = None
+        if graph.calibration is not None:
+            bar.advance(0, "timing")
+            speedup = _speedup(job, form, graph, staging)
         bar.advance(note="parity")
         parity = _prove(job, answers, staging / form.file, form.runtime)
         bar.advance(note="record")
-        record = _record(job, answers, staging, names, (*job.earlier, *parity))
+        record = _record(job, answers, staging, written, (*job.earlier, *parity), speedup)
         write_record(staging / RECORD_FILE, record.model_dump(mode="json"))
         bar.advance(note="done")
     return record
 
 
 def _prove(job: ExportJob, answers: Answers, file: Path, runtime: str) -> tuple[ParityReport, ...]:
-    """Random and real images; batches of 1, 2 and 5 where the batch is free."""
-    fixed = job.settings.fixed_batch
+    """Random and real images; batches of 1, 2 and 5 where the batch is free.
+
+    int8 is fitted on real images, and answers for no others.
+    """
+    fixed, precision = job.settings.fixed_batch, job.settings.precision
     sizes = [fixed] if fixed else [1, 2, 5]
-    inputs = random_inputs(job.saved.preprocessing.input_size, sizes)
+    randoms = random_inputs(job.saved.preprocessing.input_size, sizes)
+    inputs = [] if precision == "int8" else randoms
     for size in sizes:
         repeats = -(-size // len(job.real))
         inputs.append(torch.from_numpy(job.real).repeat(repeats, 1, 1, 1)[:size].numpy())
-    precision = job.settings.precision
     limits = TOLERANCES[precision]
     runner, close = job.open_runner(file, runtime)
     try:
@@ -179,12 +194,35 @@ def tools() -> dict[str, str]:
     return found
 
 
+def _speedup(job: ExportJob, form: Format, graph: Graph, staging: Path) -> float:
+    """How much faster than fp32 it is, one image at a time, in the artefact's own runtime."""
+    plain = replace(graph, precision="fp32", calibration=None)
+    image = np.repeat(job.real[:1], graph.batch or 1, axis=0)
+    with tempfile.TemporaryDirectory() as scratch:
+        form.load()(plain, Path(scratch), lambda _: None)
+        fp32, close_fp32 = job.open_runner(Path(scratch) / form.file, form.runtime)
+        int8, close_int8 = job.open_runner(staging / form.file, form.runtime)
+        try:
+            return alternate(lambda: fp32(image), lambda: int8(image))
+        finally:
+            close_fp32()
+            close_int8()
+
+
+def _accuracy(written: Written, speedup: float | None) -> AccuracyInfo | None:
+    found = written.accuracy
+    if found is None or speedup is None:
+        return None
+    return AccuracyInfo(before=found.before, after=found.after, kept=found.kept, speedup=speedup)
+
+
 def _record(
     job: ExportJob,
     answers: Answers,
     staging: Path,
-    names: list[str],
+    written: Written,
     parity: tuple[ParityReport, ...],
+    speedup: float | None,
 ) -> ExportRecord:
     saved, batch = job.saved, job.settings.fixed_batch
     cost = count_cost(saved.module, saved.preprocessing.input_size)
@@ -208,8 +246,9 @@ def _record(
         macs=cost.macs,
         params=cost.params,
         parent=job.parent,
-        files={name: sha256_file(staging / name) for name in names},
+        files={name: sha256_file(staging / name) for name in written.files},
         tools=tools(),
         parity=parity,
+        accuracy=_accuracy(written, speedup),
         history=saved.history,
     )

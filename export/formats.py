@@ -11,6 +11,7 @@ from pathlib import Path
 import onnx
 
 from spvit_deploy.errors import InputError, RuntimeMissingError
+from spvit_deploy.export.calibration import Accuracy, Calibration
 from spvit_deploy.export.outputs import Answers
 
 
@@ -24,6 +25,7 @@ class Graph:
         size: (channels, height, width).
         batch: fixed batch, or None.
         precision: ``fp32``, …
+        calibration: for int8, None else.
     """
 
     proto: onnx.ModelProto
@@ -31,9 +33,23 @@ class Graph:
     size: tuple[int, int, int]
     batch: int | None
     precision: str
+    calibration: Calibration | None = None
 
 
-Writer = Callable[[Graph, Path], list[str]]
+@dataclass(frozen=True)
+class Written:
+    """What a writer left in the folder.
+
+    Attributes:
+        files: names.
+        accuracy: what int8 cost, None else.
+    """
+
+    files: tuple[str, ...]
+    accuracy: Accuracy | None = None
+
+
+Writer = Callable[[Graph, Path, Callable[[str], None]], Written]
 
 
 @dataclass(frozen=True)
@@ -42,7 +58,7 @@ class Format:
 
     Attributes:
         name: as users call it.
-        writer: ``module:function`` that writes files into a folder and names them.
+        writer: ``module:function`` that writes files into a folder, told where to note progress.
         file: the one that its runtime opens.
         runtime: what opens it.
         package: module that must be importable.
@@ -78,11 +94,12 @@ FORMATS = {
     one.name: one
     for one in (
         Format(
-            "onnx", "spvit_deploy.export.onnxrt:write_graph", "model.onnx", "onnxruntime", "onnx"
+            "onnx", "spvit_deploy.export.onnxrt:write_model", "model.onnx", "onnxruntime", "onnx",
+            precisions=("fp32", "int8"),
         ),
         Format(
-            "openvino", "spvit_deploy.export.openvinort:write", "model.xml", "openvino",
-            "openvino", "openvino", ("fp32", "bf16"),
+            "openvino", "spvit_deploy.export.openvinort:write_model", "model.xml", "openvino",
+            "openvino", "openvino", ("fp32", "bf16", "int8"),
         ),
     )
 }  # fmt: skip

@@ -6,7 +6,7 @@ import ast
 import copy
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,9 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from spvit_deploy.errors import InputError, JobError
-from spvit_deploy.export.formats import Graph
+from spvit_deploy.export.formats import Graph, Written
 from spvit_deploy.export.outputs import Answers
+from spvit_deploy.export.quantize import quantize
 from spvit_deploy.lean.blocks import ConvAttention
 from spvit_deploy.store import write_bytes
 
@@ -170,9 +171,12 @@ def stamp(proto: onnx.ModelProto, metadata: dict[str, str], version: str) -> Non
         del value.metadata_props[:]
 
 
-def write_graph(graph: Graph, folder: Path) -> list[str]:
-    """As :func:`write`."""
-    return write(graph.proto, folder)
+def write_model(graph: Graph, folder: Path, note: Callable[[str], None]) -> Written:
+    """The graph as it is, or quantized where there is a calibration; errors as :func:`write`."""
+    if graph.calibration is None:
+        return Written(tuple(write(graph.proto, folder)))
+    proto, accuracy = quantize(graph.proto, graph.calibration, graph.batch, note)
+    return Written(tuple(write(proto, folder)), accuracy)
 
 
 def write(proto: onnx.ModelProto, folder: Path) -> list[str]:

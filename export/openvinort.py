@@ -2,30 +2,38 @@
 
 from __future__ import annotations
 
+import logging
+import sys
 import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import openvino
 
-from spvit_deploy.errors import JobError
-from spvit_deploy.export.formats import Graph
-from spvit_deploy.export.onnxrt import MODEL_FILE, write_graph
+from spvit_deploy.errors import JobError, RuntimeMissingError
+from spvit_deploy.export.calibration import Accuracy, Calibration
+from spvit_deploy.export.formats import Graph, Written
+from spvit_deploy.export.onnxrt import MODEL_FILE, write
+from spvit_deploy.export.parity import Array
 
 # Where the session reads which precision the compiler is to be told.
 PRECISION_INFO = ["spvit_deploy", "precision"]
+_FP32 = {"INFERENCE_PRECISION_HINT": "f32"}
 
 
-def write(graph: Graph, folder: Path) -> list[str]:
+def write_model(graph: Graph, folder: Path, note: Callable[[str], None]) -> Written:
     """Convert the ONNX graph; weights keep their precision.
-
-    Returns:
-        Names of the files written.
 
     Raises:
         JobError: OpenVINO cannot convert it.
+        RuntimeMissingError: int8 without NNCF.
     """
+    accuracy = None
     with tempfile.TemporaryDirectory() as scratch:
-        write_graph(graph, Path(scratch))
+        write(graph.proto, Path(scratch))
         try:
             model = openvino.convert_model(Path(scratch) / MODEL_FILE)
         except RuntimeError as error:
@@ -33,6 +41,100 @@ def write(graph: Graph, folder: Path) -> list[str]:
             raise JobError(
                 f"OpenVINO cannot convert the graph: {text}.", "Please report it."
             ) from error
+        if graph.calibration is not None:
+            note("int8, calibration")
+            model, accuracy = _quantize(model, graph.calibration, graph.batch or 1)
         model.set_rt_info(graph.precision, PRECISION_INFO)
         openvino.save_model(model, folder / "model.xml", compress_to_fp16=False)
-    return ["model.xml", "model.bin"]
+    return Written(("model.xml", "model.bin"), accuracy)
+
+
+def _quantize(model: Any, calibration: Calibration, batch: int) -> tuple[Any, Accuracy]:
+    """NNCF's post-training quantization, with its accuracy control where a drop is not allowed.
+
+    Transformer preset, symmetric activations.
+    """
+    try:
+        import nncf
+    except ImportError:
+        raise RuntimeMissingError(
+            "int8 in OpenVINO needs nncf, which is not installed.",
+            "pip install 'spvit-deploy[openvino]'",
+        ) from None
+    whole = len(calibration.images) // batch * batch
+    parts = np.split(calibration.images[:whole], max(1, whole // batch))
+    settings = {
+        "preset": nncf.QuantizationPreset.PERFORMANCE,
+        "model_type": nncf.ModelType.TRANSFORMER,
+        "subset_size": len(parts),
+    }
+    before = _top1(calibration, _runner(model, batch))
+    with _quiet():
+        small = nncf.quantize(model, nncf.Dataset(parts), **settings)
+        after = _top1(calibration, _runner(small, batch))
+        limit = calibration.max_drop
+        if limit is None or before - after <= limit:
+            return small, Accuracy(before, after)
+        small = nncf.quantize_with_accuracy_control(
+            model,
+            nncf.Dataset(parts),
+            nncf.Dataset(list(calibration.labelled())),
+            lambda compiled, pairs: (_share(compiled, pairs, batch), None),
+            max_drop=limit / 100,
+            **settings,
+        )
+    after = _top1(calibration, _runner(small, batch))
+    return small, Accuracy(before, after, _left_out(small))
+
+
+def _left_out(small: Any) -> tuple[str, ...]:
+    """Products with weights that have no FakeQuantize before them."""
+    kept = []
+    for node in small.get_ordered_ops():
+        if node.get_type_name() not in ("MatMul", "Convolution"):
+            continue
+        sources = [node.input_value(index).get_node().get_type_name() for index in (0, 1)]
+        constant = any(name in ("Constant", "Convert", "Multiply") for name in sources)
+        if constant and "FakeQuantize" not in sources:
+            kept.append(node.get_friendly_name())
+    return tuple(kept)
+
+
+def _runner(model: Any, batch: int) -> Callable[[Array], Array]:
+    request = openvino.Core().compile_model(model, "CPU", _FP32).create_infer_request()
+    return lambda images: _in_parts(request, images, batch)
+
+
+def _in_parts(request: Any, images: Array, batch: int) -> Array:
+    rows = []
+    for start in range(0, len(images), batch):
+        part = images[start : start + batch]
+        padding = np.zeros((batch - len(part), *part.shape[1:]), dtype=part.dtype)
+        answer = next(iter(request.infer({0: np.concatenate([part, padding])}).values()))
+        rows.append(answer[: len(part)].copy())
+    return np.concatenate(rows)
+
+
+def _top1(calibration: Calibration, run: Callable[[Array], Array]) -> float:
+    return calibration.top1(lambda images: [run(images)])
+
+
+def _share(compiled: Any, pairs: Iterable[tuple[Array, Array]], batch: int) -> float:
+    request, right, count = compiled.create_infer_request(), 0, 0
+    for images, labels in pairs:
+        right += int((_in_parts(request, images, batch).argmax(1) == labels).sum())
+        count += len(labels)
+    return right / max(1, count)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """NNCF draws its bars on standard output, which is for results."""
+    logger = logging.getLogger("nncf")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        logger.setLevel(level)

@@ -32,7 +32,12 @@ class Tolerance(BaseModel):
 
 # bf16 keeps 8 bits of a number's 24: what its answers differ by is its own rounding, grown over
 # the depth of a model; the limit is there to catch a graph that is wrong.
-TOLERANCES = {"fp32": Tolerance(), "bf16": Tolerance(absolute=5e-2, cosine=0.999)}
+# int8 is judged by its accuracy; parity says how far it is off.
+TOLERANCES = {
+    "fp32": Tolerance(),
+    "bf16": Tolerance(absolute=5e-2, cosine=0.999),
+    "int8": Tolerance(absolute=0.5, cosine=0.95),
+}
 
 
 class ParityReport(BaseModel):

@@ -26,6 +26,23 @@ class TensorInfo(BaseModel):
     dtype: str = "float32"
 
 
+class AccuracyInfo(BaseModel):
+    """What int8 cost and brought.
+
+    Attributes:
+        before, after: top-1 in percent of the fp32 and the int8 artefact, in their own runtime.
+        kept: layers that stayed in fp32, for accuracy.
+        speedup: time of fp32 over that of int8, one image at a time, on the exporting host.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    before: float
+    after: float
+    kept: tuple[str, ...] = ()
+    speedup: float
+
+
 class ExportRecord(BaseModel):
     """``export.json`` beside an artefact."""
 
@@ -50,6 +67,7 @@ class ExportRecord(BaseModel):
     files: dict[str, str] = Field(default_factory=dict)
     tools: dict[str, str] = Field(default_factory=dict)
     parity: tuple[ParityReport, ...] = ()
+    accuracy: AccuracyInfo | None = None
     history: tuple[dict[str, Any], ...] = ()
 
 

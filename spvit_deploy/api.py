@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -18,6 +19,7 @@ from spvit_deploy.benchmarks.runtimes import open_session
 from spvit_deploy.data import Batches, DataSettings, open_batches
 from spvit_deploy.device import pick_device
 from spvit_deploy.errors import DataError, InputError, SpvitError
+from spvit_deploy.export.calibration import Calibration
 from spvit_deploy.export.exporting import (
     ExportJob,
     ExportSettings,
@@ -279,6 +281,8 @@ def export_model(
     force: bool = False,
     outputs: str | None = None,
     feature_layers: Sequence[int] | None = None,
+    calibration: int = 300,
+    max_drop: float | None = 1.0,
 ) -> ExportRecord:
     """Export, and prove that the result answers as the model does.
 
@@ -287,7 +291,7 @@ def export_model(
             proven link by link: hard gates against lean, lean against the artefact.
         output: folder to write.
         format: ``onnx`` or ``openvino``.
-        precision: ``fp32``; ``bf16`` in OpenVINO.
+        precision: ``fp32``, ``int8``; in OpenVINO ``bf16`` too.
         batch: ``dynamic``, or a fixed number of images.
         opset: ONNX operator set; None for the default.
         data: real images for the proof; None for those that the model was trained on.
@@ -297,6 +301,9 @@ def export_model(
             None for what the model's own forward returns.
         feature_layers: whose features, as timm counts them; None for the last of every stage, or
             for four evenly spaced blocks of a model without stages.
+        calibration: images that int8 is fitted on, from the training split.
+        max_drop: points of top-1 that int8 may lose; layers return to fp32 until it holds. None
+            for any loss.
 
     Raises:
         ParityError: the answers differ; nothing is written.
@@ -317,7 +324,12 @@ def export_model(
     else:
         saved, digest = load_model(_request(model, model_args, checkpoint, pretrained))
     real = _real_images(data or saved.data, saved.preprocessing, strict=data is not None)
-    job = ExportJob(saved, chosen, _open_runner(), real, digest, earlier)
+    spec = data or saved.data
+
+    def calibrate() -> Calibration:
+        return _calibration(spec, saved, calibration, max_drop)
+
+    job = ExportJob(saved, chosen, _open_runner(), real, calibrate, digest, earlier)
     return run_export(job, target, force)
 
 
@@ -355,6 +367,27 @@ def _real_images(data: DataSettings | str, prep: Preprocessing, strict: bool) ->
     images, _ = next(iter(Batches(source, prep, DataSettings(spec="photographs"), train=False)))
     photographs: Array = images.numpy()
     return photographs
+
+
+def _calibration(
+    data: DataSettings | str, saved: SavedModel, count: int, max_drop: float | None
+) -> Calibration:
+    if not data:
+        raise InputError("int8 is fitted on images.", "Give --data.")
+    plain = _data(data).model_copy(update={"augment": "none"})
+    train = open_batches(plain, saved.preprocessing, True, classes=saved.class_names)
+    images: list[Array] = []
+    for batch, _ in train:
+        images += list(batch.numpy())
+        if len(images) >= count:
+            break
+    valid = open_batches(plain, saved.preprocessing, False, classes=saved.class_names)
+
+    def labelled() -> Iterator[tuple[Array, Array]]:
+        for batch, labels in valid:
+            yield batch.numpy(), labels.numpy()
+
+    return Calibration(np.stack(images[:count]), labelled, max_drop)
 
 
 def _small(data: DataSettings) -> DataSettings:

@@ -196,7 +196,22 @@ def finetune(**options: Any) -> None:
     help="Whose features, as timm counts layers; by default the last of every stage, or four "
     "evenly spaced blocks of a model without stages.",
 )
-@click.option("--data", metavar="SPEC", help="Real images for the proof. " + DATA_HELP)
+@click.option(
+    "--calibration",
+    type=click.IntRange(1),
+    default=300,
+    show_default=True,
+    metavar="N",
+    help="Training images that int8 is fitted on.",
+)
+@click.option(
+    "--max-drop",
+    type=click.FloatRange(0),
+    default=1.0,
+    show_default=True,
+    help="Points of top-1 that int8 may lose; the most harmful layers stay in fp32 until it holds.",
+)
+@click.option("--data", metavar="SPEC", help="Real images, for the proof and int8. " + DATA_HELP)
 @data_source_options
 @click.option(
     "-o",

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from spvit_deploy.errors import ModelError
 from spvit_deploy.families import BlockSite
 from spvit_deploy.plan import AttentionKind, PrunePlan
 
@@ -43,6 +44,9 @@ def count_cost(model: nn.Module, input_size: tuple[int, int, int]) -> Cost:
     Args:
         model: left as it was.
         input_size: (channels, height, width).
+
+    Raises:
+        ModelError: the model does not run on images of this size.
     """
     params = sum(parameter.numel() for parameter in model.parameters())
     return Cost(_macs_by_module(model, input_size)[""], params)
@@ -55,8 +59,15 @@ def _macs_by_module(model: nn.Module, input_size: tuple[int, int, int]) -> dict[
     for module in shadow.modules():
         if hasattr(module, "fused_attn"):
             module.fused_attn = False
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        shadow(torch.empty(1, *input_size, device="meta"))
+    try:
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            shadow(torch.empty(1, *input_size, device="meta"))
+    except (RuntimeError, AssertionError, ValueError, TypeError) as error:
+        text = " ".join(str(error).split())[:160].rstrip(".")
+        raise ModelError(
+            f"A {type(model).__name__} does not run on images of {list(input_size)} ({text}).",
+            "Choose another img_size.",
+        ) from error
     root = f"{type(shadow).__name__}."
     counts = {
         name.removeprefix(root): sum(flops.values()) // 2

@@ -21,7 +21,7 @@ Decorator = Callable[[Any], Any]
 Folder = click.Path(path_type=Path)
 # What `export` writes; kept here by name, so that --help loads none of it.
 FORMATS = ("onnx", "openvino")
-PRECISIONS = ("fp32", "bf16")
+PRECISIONS = ("fp32", "bf16", "int8")
 
 
 def _stack(*decorators: Decorator) -> Decorator:

@@ -12,7 +12,7 @@ from rich.table import Table
 from spvit_deploy.benchmarks.evaluate import Evaluation
 from spvit_deploy.benchmarks.results import ResultsFile
 from spvit_deploy.cost import count_cost
-from spvit_deploy.export.record import ExportRecord
+from spvit_deploy.export.record import AccuracyInfo, ExportRecord
 from spvit_deploy.lean.folder import SavedModel
 from spvit_deploy.lean.materialize import plan_costs
 from spvit_deploy.plan import PrunePlan
@@ -83,7 +83,23 @@ def export(record: ExportRecord, output: Path) -> None:
     out = console()
     for report in record.parity:
         out.print(report.line())
+    if record.accuracy is not None:
+        _int8(record.accuracy, out)
     out.print(f"wrote {output} (opset {record.opset}, batch {record.batch})")
+
+
+def _int8(found: AccuracyInfo, out: Console) -> None:
+    out.print(f"top-1 {found.before:.2f}% in fp32, {found.after:.2f}% in int8")
+    if found.kept:
+        names = ", ".join(found.kept[:6]) + (" …" if len(found.kept) > 6 else "")
+        out.print(f"{len(found.kept)} layers stayed in fp32 for accuracy: {names}")
+    if found.speedup >= 1.05:
+        out.print(f"{found.speedup:.2f}× as fast as fp32 here, batch 1")
+    else:
+        out.print(
+            f"not faster than fp32 here: {found.speedup:.2f}×, batch 1. Layers this small gain "
+            "nothing from int8, or too many stayed in fp32; deploy the fp32 export."
+        )
 
 
 def evaluation(result: Evaluation, as_json: bool) -> None:

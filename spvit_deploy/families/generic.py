@@ -20,7 +20,10 @@ from spvit_deploy.models import input_size
 from spvit_deploy.plan import AttentionKind
 
 _QUERIES = ("qkv", "qk", "q", "query", "q_proj", "to_qkv")
-_BRANCHES = (("attn", "mlp"), ("token_mixer", "mlp"), ("attn_out", "mlp"), ("attn_in", "mlp_in"))
+_BRANCHES = (
+    ("attn", "mlp"), ("token_mixer", "mlp"), ("attn_out", "mlp"), ("attn_in", "mlp_in"),
+    ("factoratt_crpe", "mlp"), ("e_mhsa", "mlp"),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

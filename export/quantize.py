@@ -1,0 +1,144 @@
+"""int8 for ONNX Runtime: post-training, in the shape of QDQ that its fusions recognize.
+
+Unsigned activations, weights a scale a channel, on the linear layers and the patch embedding.
+Products of two activations (attention scores) stay as they are: they cost accuracy first.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from onnxruntime.quantization import (
+    CalibrationDataReader,
+    CalibrationMethod,
+    QuantFormat,
+    QuantType,
+    quantize_static,
+)
+
+from spvit_deploy.export.calibration import Accuracy, Calibration, least_harm
+from spvit_deploy.export.parity import Array, OutputsRunner
+
+_OPERATORS = ("MatMul", "Gemm", "Conv")
+_BATCH = 8
+_JUDGED = 32
+
+
+class _Reader(CalibrationDataReader):  # type: ignore[misc]
+    def __init__(self, images: Array, batch: int, name: str) -> None:
+        whole = len(images) // batch * batch
+        self._parts = iter(np.split(images[:whole], max(1, whole // batch)))
+        self._name = name
+
+    def get_next(self) -> dict[str, Array] | None:
+        part = next(self._parts, None)
+        return None if part is None else {self._name: part}
+
+
+def linear_layers(proto: onnx.ModelProto) -> list[str]:
+    """Names of the nodes that can be quantized: products and convolutions with weights."""
+    weights = {tensor.name for tensor in proto.graph.initializer}
+    return [
+        node.name
+        for node in proto.graph.node
+        if node.op_type in _OPERATORS and node.input[1] in weights
+    ]
+
+
+def quantize(
+    proto: onnx.ModelProto,
+    calibration: Calibration,
+    batch: int | None,
+    note: Callable[[str], None],
+) -> tuple[onnx.ModelProto, Accuracy]:
+    """Quantize a graph, and leave layers out until no more accuracy is lost than allowed.
+
+    Args:
+        proto: in fp32.
+        calibration: images, and what may be lost.
+        batch: fixed batch of the graph, or None.
+        note: told what is being done.
+    """
+    layers = linear_layers(proto)
+    before = calibration.top1(_runner(proto, batch))
+
+    def build(kept: tuple[str, ...]) -> onnx.ModelProto:
+        return _quantized(proto, [name for name in layers if name not in kept], calibration, batch)
+
+    def measure(kept: tuple[str, ...]) -> float:
+        note(f"{len(kept)} of {len(layers)} layers in fp32")
+        return calibration.top1(_runner(build(kept), batch))
+
+    after = measure(())
+    kept: tuple[str, ...] = ()
+    if calibration.max_drop is not None and before - after > calibration.max_drop:
+        judged = calibration.images[: batch or _JUDGED]
+        reference = _runner(proto, batch)(judged)[0]
+
+        def harm(layer: str) -> float:
+            note(f"judging {layer}")
+            alone = _quantized(proto, [layer], calibration, batch)
+            return float(np.abs(_runner(alone, batch)(judged)[0] - reference).mean())
+
+        kept, after = least_harm(layers, harm, measure, before - calibration.max_drop)
+    return build(kept), Accuracy(before, after, kept)
+
+
+def _quantized(
+    proto: onnx.ModelProto, layers: Sequence[str], calibration: Calibration, batch: int | None
+) -> onnx.ModelProto:
+    if not layers:
+        return proto
+    name = proto.graph.input[0].name
+    with tempfile.TemporaryDirectory() as scratch, _quiet():
+        source, target = Path(scratch) / "fp32.onnx", Path(scratch) / "int8.onnx"
+        onnx.save(proto, source)
+        quantize_static(
+            source,
+            target,
+            _Reader(calibration.images, batch or _BATCH, name),
+            quant_format=QuantFormat.QDQ,
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            nodes_to_quantize=list(layers),
+            calibrate_method=CalibrationMethod.MinMax,
+        )
+        return onnx.load(target)
+
+
+def _runner(proto: onnx.ModelProto, batch: int | None) -> OutputsRunner:
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    session = ort.InferenceSession(proto.SerializeToString(), options)
+    name = session.get_inputs()[0].name
+
+    def run(images: Array) -> list[Array]:
+        if batch is None:
+            return list(session.run(None, {name: images}))
+        parts = []
+        for start in range(0, len(images), batch):
+            part = images[start : start + batch]
+            padding = np.zeros((batch - len(part), *part.shape[1:]), dtype=part.dtype)
+            parts.append(session.run(None, {name: np.concatenate([part, padding])}))
+        return [np.concatenate(rows)[: len(images)] for rows in zip(*parts, strict=True)]
+
+    return run
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The quantizer advises its own pre-processing, which our graphs have been through."""
+    level = logging.root.level
+    logging.root.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.root.setLevel(level)

@@ -1,0 +1,121 @@
+"""bf16 and int8: in the runtimes themselves, judged by accuracy."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from spvit_deploy.errors import DataError
+from spvit_deploy.export.calibration import Calibration, least_harm
+from tests.calls import good, refused
+from tests.conftest import NAME, TINY_ARGS
+
+WIDE = [part.replace("embed_dim=24", "embed_dim=48") for part in TINY_ARGS]
+
+
+@pytest.fixture(scope="module")
+def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("precision") / "dense"
+    good("finetune", NAME, *WIDE, "--data", "digits", "--epochs", "6", "--lr", "2e-3",
+         "-o", folder)  # fmt: skip
+    return folder
+
+
+def top1(folder: Path) -> float:
+    found = json.loads(good("evaluate", folder, "--data", "digits", "--json").stdout)
+    return float(found["top1"])
+
+
+@pytest.mark.parametrize("form", ["onnx", "openvino"])
+def test_int8_keeps_its_accuracy(form: str, dense: Path, tmp_path: Path) -> None:
+    out = tmp_path / "int8"
+    text = good("export", dense, "--format", form, "--precision", "int8", "--max-drop", "2",
+                "--calibration", 64, "-o", out).stdout  # fmt: skip
+    record = json.loads((out / "export.json").read_text())
+    found = record["accuracy"]
+    assert record["precision"] == "int8"
+    assert found["before"] - found["after"] <= 2
+    assert top1(out) == pytest.approx(found["after"], abs=1e-3)
+    assert "in int8" in text
+    assert "as fast as fp32" in text or "not faster than fp32" in text
+
+
+def test_linear_layers_alone_are_quantized(dense: Path, tmp_path: Path) -> None:
+    good("export", dense, "--precision", "int8", "-o", tmp_path / "int8")
+    graph = onnx.load(tmp_path / "int8" / "model.onnx").graph
+    made_by = {name: node for node in graph.node for name in node.output}
+    int8 = {
+        node.name
+        for node in graph.node
+        if node.op_type in ("MatMul", "Gemm", "Conv")
+        and all(made_by[name].op_type == "DequantizeLinear" for name in node.input[:2])
+    }
+    products = {n.name for n in graph.node if n.op_type in ("MatMul", "Gemm", "Conv")}
+    scores = {name for name in products if name.split("/")[0].endswith(".attn")}
+    assert len(scores) == 6
+    assert int8 == products - scores
+
+
+def test_layers_return_to_fp32_until_the_drop_holds(dense: Path, tmp_path: Path) -> None:
+    """Activations a thousand times as large in one channel leave int8 with nothing."""
+    from spvit_deploy.lean.folder import load_saved, save_model
+
+    saved = load_saved(dense)
+    block = saved.module.get_submodule("blocks.0")
+    with torch.no_grad():
+        block.norm2.weight[0] *= 3000
+        block.mlp.fc1.weight[:, 0] /= 3000
+    save_model(saved, tmp_path / "outlier")
+    out = tmp_path / "int8"
+    text = good("export", tmp_path / "outlier", "--precision", "int8", "--max-drop", "1",
+                "-o", out).stdout  # fmt: skip
+    found = json.loads((out / "export.json").read_text())["accuracy"]
+    assert any("blocks.0.mlp.fc1" in name for name in found["kept"])
+    assert found["before"] - found["after"] <= 1
+    assert "stayed in fp32 for accuracy" in text
+
+
+def test_bf16_is_rounded_and_near(dense: Path, tmp_path: Path) -> None:
+    from spvit_deploy.benchmarks.runtimes import open_session
+
+    good("export", dense, "--format", "openvino", "--precision", "bf16", "-o", tmp_path / "bf16")
+    good("export", dense, "--format", "openvino", "-o", tmp_path / "fp32")
+    images = np.random.default_rng(0).standard_normal((4, 1, 16, 16), dtype=np.float32)
+    low, full = (open_session(tmp_path / name, "openvino").run(images) for name in ("bf16", "fp32"))
+    assert np.abs(low - full).max() < 0.05 * np.abs(full).max()
+
+
+def test_what_a_format_is_not_written_in(dense: Path, tmp_path: Path) -> None:
+    refused("export", dense, "--precision", "bf16", "-o", tmp_path / "o", says="openvino can be")
+    refused("export", NAME, *TINY_ARGS, "--precision", "int8", "-o", tmp_path / "o",
+            says="Give --data")  # fmt: skip
+    assert not (tmp_path / "o").exists()
+
+
+def test_calibration_images_with_nan_are_refused() -> None:
+    images = np.zeros((2, 1, 4, 4), dtype=np.float32)
+    images[1, 0, 2, 2] = np.nan
+    with pytest.raises(DataError, match="NaN"):
+        Calibration(images, list, None)
+
+
+@given(st.lists(st.floats(0, 10), min_size=1, max_size=12), st.floats(0, 60))
+def test_the_most_harmful_layers_leave_first(harms: list[float], allowed: float) -> None:
+    names = [f"layer{index}" for index in range(len(harms))]
+    by_name = dict(zip(names, harms, strict=True))
+
+    def measure(kept: tuple[str, ...]) -> float:
+        return 100 - sum(harm for name, harm in by_name.items() if name not in kept)
+
+    kept, reached = least_harm(names, by_name.__getitem__, measure, 100 - allowed)
+    assert reached >= 100 - allowed - 1e-9
+    assert reached == measure(kept)
+    left = [by_name[name] for name in names if name not in kept]
+    assert not left or max(left) <= min(by_name[name] for name in kept)
