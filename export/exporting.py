@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
+import onnx
 import torch
 from torch import nn
 
@@ -18,7 +19,8 @@ from spvit_deploy.cost import count_cost
 from spvit_deploy.errors import InputError
 from spvit_deploy.export import onnxrt
 from spvit_deploy.export.calibration import Calibration
-from spvit_deploy.export.formats import Format, Graph, Written, find_format
+from spvit_deploy.export.formats import EngineSettings, Format, Graph, Written, find_format
+from spvit_deploy.export.lowering import LOW_TYPES, lower, rounded
 from spvit_deploy.export.outputs import Answers, OutputChoice
 from spvit_deploy.export.parity import (
     TOLERANCES,
@@ -37,7 +39,12 @@ from spvit_deploy.progress import progress_bar
 from spvit_deploy.store import new_folder, sha256_file, write_record
 
 OpenRunner = Callable[[Path, str], tuple[OutputsRunner, Callable[[], None]]]
-_TOOLS = ("torch", "timm", "onnx", "onnxscript", "onnxslim", "onnxruntime", "openvino")
+# From here on ONNX has convolutions in bf16.
+_BF16_OPSET = 22
+_TOOLS = (
+    "torch", "timm", "onnx", "onnxscript", "onnxslim", "onnxruntime", "openvino", "nncf",
+    "tensorrt_rtx", "tensorrt",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -50,6 +57,7 @@ class ExportSettings:
         batch: ``dynamic``, or a fixed number of images.
         opset: ONNX operator set.
         outputs: what the artefact answers.
+        engine: for TensorRT.
     """
 
     format: str = "onnx"
@@ -57,6 +65,7 @@ class ExportSettings:
     batch: str = "dynamic"
     opset: int = onnxrt.DEFAULT_OPSET
     outputs: OutputChoice = field(default_factory=OutputChoice)
+    engine: EngineSettings = field(default_factory=EngineSettings)
 
     @property
     def fixed_batch(self) -> int | None:
@@ -108,25 +117,29 @@ def run_export(job: ExportJob, output: Path, force: bool = False) -> ExportRecor
     settings = job.settings
     form = find_format(settings.format, settings.precision)
     write, batch = form.load(), settings.fixed_batch
+    low = form.lowers and settings.precision in LOW_TYPES
     size = job.saved.preprocessing.input_size
     with new_folder(output, force) as staging, progress_bar("export", 5) as bar:
         bar.advance(0, "trace")
         answers = Answers(job.saved.module, settings.outputs, size)
-        proto = onnxrt.trace(onnxrt.prepare(answers), size, batch, settings.opset)
+        opset = max(settings.opset, _BF16_OPSET if low and settings.precision == "bf16" else 0)
+        proto = onnxrt.trace(onnxrt.prepare(answers), size, batch, opset)
         onnxrt.name_nodes(proto)
         bar.advance(note="optimize")
         proto = onnxrt.optimize(proto)
         bar.advance(note="write")
         onnxrt.stamp(proto, _metadata(job), __version__)
+        proof = rounded(proto, settings.precision) if low else None
+        proto = lower(proto, settings.precision) if low else proto
         calibration = job.calibration() if settings.precision == "int8" else None
-        graph = Graph(proto, answers, size, batch, settings.precision, calibration)
+        graph = Graph(proto, answers, size, batch, settings.precision, calibration, settings.engine)
         written = write(graph, staging, lambda text: bar.advance(0, text))
         speedup = None
-        if graph.calibration is not None:
+        if graph.calibration is not None and not form.name.startswith("tensorrt"):
             bar.advance(0, "timing")
             speedup = _speedup(job, form, graph, staging)
         bar.advance(note="parity")
-        parity = _prove(job, answers, staging / form.file, form.runtime)
+        parity = _prove(job, answers, staging / form.file, form.runtime, proof)
         bar.advance(note="record")
         record = _record(job, answers, staging, written, (*job.earlier, *parity), speedup)
         write_record(staging / RECORD_FILE, record.model_dump(mode="json"))
@@ -134,10 +147,13 @@ def run_export(job: ExportJob, output: Path, force: bool = False) -> ExportRecor
     return record
 
 
-def _prove(job: ExportJob, answers: Answers, file: Path, runtime: str) -> tuple[ParityReport, ...]:
+def _prove(
+    job: ExportJob, answers: Answers, file: Path, runtime: str, proof: onnx.ModelProto | None
+) -> tuple[ParityReport, ...]:
     """Random and real images; batches of 1, 2 and 5 where the batch is free.
 
-    int8 is fitted on real images, and answers for no others.
+    int8 is fitted on real images, and answers for no others. A low precision that nothing here
+    computes in is proven by ``proof``, the same graph with every low tensor rounded.
     """
     fixed, precision = job.settings.fixed_batch, job.settings.precision
     sizes = [fixed] if fixed else [1, 2, 5]
@@ -147,14 +163,27 @@ def _prove(job: ExportJob, answers: Answers, file: Path, runtime: str) -> tuple[
         repeats = -(-size // len(job.real))
         inputs.append(torch.from_numpy(job.real).repeat(repeats, 1, 1, 1)[:size].numpy())
     limits = TOLERANCES[precision]
+    scratch = tempfile.TemporaryDirectory()
+    if proof is not None:
+        file = Path(scratch.name) / onnxrt.MODEL_FILE
+        onnx.save(proof, file)
     runner, close = job.open_runner(file, runtime)
     try:
-        kind = job.settings.format if precision == "fp32" else f"{job.settings.format} {precision}"
-        link = f"{job.saved.kind} → {kind}"
+        link = _link(job, runtime, proof is not None)
         reports = compare_outputs(link, answers.names, answers.reference, runner, inputs, limits)
     finally:
         close()
+        scratch.cleanup()
     return tuple(require(report) for report in reports)
+
+
+def _link(job: ExportJob, runtime: str, by_rounding: bool) -> str:
+    form, precision = job.settings.format, job.settings.precision
+    what = form if precision == "fp32" else f"{form} {precision}"
+    if form.startswith("tensorrt"):
+        what = f"graph of {what}"
+    how = f", every {precision} tensor rounded in {runtime}" if by_rounding else ""
+    return f"{job.saved.kind} → {what}{how}"
 
 
 def module_runner(module: nn.Module) -> Runner:
@@ -211,7 +240,7 @@ def _speedup(job: ExportJob, form: Format, graph: Graph, staging: Path) -> float
 
 def _accuracy(written: Written, speedup: float | None) -> AccuracyInfo | None:
     found = written.accuracy
-    if found is None or speedup is None:
+    if found is None:
         return None
     return AccuracyInfo(before=found.before, after=found.after, kept=found.kept, speedup=speedup)
 

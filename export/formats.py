@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import onnx
@@ -13,6 +13,19 @@ import onnx
 from spvit_deploy.errors import InputError, RuntimeMissingError
 from spvit_deploy.export.calibration import Accuracy, Calibration
 from spvit_deploy.export.outputs import Answers
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """What a TensorRT engine is built for.
+
+    Attributes:
+        gpus: compute capabilities such as ``sm86``; TensorRT for RTX builds an engine for each.
+        profile: smallest, usual and largest batch of a dynamic one.
+    """
+
+    gpus: tuple[str, ...] = ()
+    profile: tuple[int, int, int] = (1, 8, 32)
 
 
 @dataclass(frozen=True)
@@ -26,6 +39,7 @@ class Graph:
         batch: fixed batch, or None.
         precision: ``fp32``, …
         calibration: for int8, None else.
+        engine: for TensorRT.
     """
 
     proto: onnx.ModelProto
@@ -34,6 +48,7 @@ class Graph:
     batch: int | None
     precision: str
     calibration: Calibration | None = None
+    engine: EngineSettings = field(default_factory=EngineSettings)
 
 
 @dataclass(frozen=True)
@@ -59,11 +74,12 @@ class Format:
     Attributes:
         name: as users call it.
         writer: ``module:function`` that writes files into a folder, told where to note progress.
-        file: the one that its runtime opens.
-        runtime: what opens it.
+        file: the one that proves it.
+        runtime: what opens that; for engines, the graph that they are built from is proven.
         package: module that must be importable.
         extra: of this distribution, that installs it.
         precisions: that it can be written in.
+        lowers: whether fp16 and bf16 are the graph's own, to be proven by rounding.
     """
 
     name: str
@@ -73,6 +89,7 @@ class Format:
     package: str
     extra: str = ""
     precisions: tuple[str, ...] = ("fp32",)
+    lowers: bool = False
 
     def load(self) -> Writer:
         """The function that writes it.
@@ -95,11 +112,19 @@ FORMATS = {
     for one in (
         Format(
             "onnx", "spvit_deploy.export.onnxrt:write_model", "model.onnx", "onnxruntime", "onnx",
-            precisions=("fp32", "int8"),
+            precisions=("fp32", "fp16", "int8"), lowers=True,
         ),
         Format(
             "openvino", "spvit_deploy.export.openvinort:write_model", "model.xml", "openvino",
             "openvino", "openvino", ("fp32", "bf16", "int8"),
+        ),
+        Format(
+            "tensorrt-rtx", "spvit_deploy.export.trt:write_rtx", "model.onnx", "onnxruntime",
+            "tensorrt_rtx", "tensorrt-rtx", ("fp32", "fp16", "bf16", "int8"), lowers=True,
+        ),
+        Format(
+            "tensorrt", "spvit_deploy.export.trt:write_plain", "model.onnx", "onnxruntime",
+            "tensorrt", "tensorrt", ("fp32", "fp16", "bf16", "int8"), lowers=True,
         ),
     )
 }  # fmt: skip

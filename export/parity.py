@@ -35,6 +35,7 @@ class Tolerance(BaseModel):
 # int8 is judged by its accuracy; parity says how far it is off.
 TOLERANCES = {
     "fp32": Tolerance(),
+    "fp16": Tolerance(absolute=1e-2, cosine=0.9999),
     "bf16": Tolerance(absolute=5e-2, cosine=0.999),
     "int8": Tolerance(absolute=0.5, cosine=0.95),
 }

@@ -10,6 +10,7 @@ import logging
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,7 @@ from spvit_deploy.export.parity import Array, OutputsRunner
 _OPERATORS = ("MatMul", "Gemm", "Conv")
 _BATCH = 8
 _JUDGED = 32
+_SYMMETRIC = {"ActivationSymmetric": True, "QuantizeBias": False}
 
 
 class _Reader(CalibrationDataReader):  # type: ignore[misc]
@@ -57,6 +59,7 @@ def quantize(
     calibration: Calibration,
     batch: int | None,
     note: Callable[[str], None],
+    symmetric: bool = False,
 ) -> tuple[onnx.ModelProto, Accuracy]:
     """Quantize a graph, and leave layers out until no more accuracy is lost than allowed.
 
@@ -65,12 +68,14 @@ def quantize(
         calibration: images, and what may be lost.
         batch: fixed batch of the graph, or None.
         note: told what is being done.
+        symmetric: signed activations around zero and biases in fp32, as TensorRT takes them.
     """
     layers = linear_layers(proto)
+    fit = _Fit(calibration.images, batch or _BATCH, symmetric)
     before = calibration.top1(_runner(proto, batch))
 
     def build(kept: tuple[str, ...]) -> onnx.ModelProto:
-        return _quantized(proto, [name for name in layers if name not in kept], calibration, batch)
+        return _quantized(proto, [name for name in layers if name not in kept], fit)
 
     def measure(kept: tuple[str, ...]) -> float:
         note(f"{len(kept)} of {len(layers)} layers in fp32")
@@ -84,16 +89,21 @@ def quantize(
 
         def harm(layer: str) -> float:
             note(f"judging {layer}")
-            alone = _quantized(proto, [layer], calibration, batch)
+            alone = _quantized(proto, [layer], fit)
             return float(np.abs(_runner(alone, batch)(judged)[0] - reference).mean())
 
         kept, after = least_harm(layers, harm, measure, before - calibration.max_drop)
     return build(kept), Accuracy(before, after, kept)
 
 
-def _quantized(
-    proto: onnx.ModelProto, layers: Sequence[str], calibration: Calibration, batch: int | None
-) -> onnx.ModelProto:
+@dataclass(frozen=True)
+class _Fit:
+    images: Array
+    batch: int
+    symmetric: bool
+
+
+def _quantized(proto: onnx.ModelProto, layers: Sequence[str], fit: _Fit) -> onnx.ModelProto:
     if not layers:
         return proto
     name = proto.graph.input[0].name
@@ -103,13 +113,14 @@ def _quantized(
         quantize_static(
             source,
             target,
-            _Reader(calibration.images, batch or _BATCH, name),
+            _Reader(fit.images, fit.batch, name),
             quant_format=QuantFormat.QDQ,
             per_channel=True,
-            activation_type=QuantType.QUInt8,
+            activation_type=QuantType.QInt8 if fit.symmetric else QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             nodes_to_quantize=list(layers),
             calibrate_method=CalibrationMethod.MinMax,
+            extra_options=_SYMMETRIC if fit.symmetric else {},
         )
         return onnx.load(target)
 

@@ -32,7 +32,8 @@ class AccuracyInfo(BaseModel):
     Attributes:
         before, after: top-1 in percent of the fp32 and the int8 artefact, in their own runtime.
         kept: layers that stayed in fp32, for accuracy.
-        speedup: time of fp32 over that of int8, one image at a time, on the exporting host.
+        speedup: time of fp32 over that of int8, one image at a time, on the exporting host; None
+            where it cannot run.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -40,7 +41,7 @@ class AccuracyInfo(BaseModel):
     before: float
     after: float
     kept: tuple[str, ...] = ()
-    speedup: float
+    speedup: float | None = None
 
 
 class ExportRecord(BaseModel):

@@ -27,7 +27,7 @@ from spvit_deploy.export.exporting import (
     module_runner,
     run_export,
 )
-from spvit_deploy.export.formats import find_format
+from spvit_deploy.export.formats import EngineSettings, find_format
 from spvit_deploy.export.outputs import OutputChoice
 from spvit_deploy.export.parity import (
     Array,
@@ -283,6 +283,8 @@ def export_model(
     feature_layers: Sequence[int] | None = None,
     calibration: int = 300,
     max_drop: float | None = 1.0,
+    gpus: Sequence[str] = (),
+    profile: Sequence[int] = (1, 8, 32),
 ) -> ExportRecord:
     """Export, and prove that the result answers as the model does.
 
@@ -290,8 +292,8 @@ def export_model(
         model: a lean, dense or search folder, or a timm name. With a search folder the chain is
             proven link by link: hard gates against lean, lean against the artefact.
         output: folder to write.
-        format: ``onnx`` or ``openvino``.
-        precision: ``fp32``, ``int8``; in OpenVINO ``bf16`` too.
+        format: ``onnx``, ``openvino``, ``tensorrt-rtx``, ``tensorrt``.
+        precision: ``fp32``, ``fp16``, ``bf16``, ``int8``, as far as the format has it.
         batch: ``dynamic``, or a fixed number of images.
         opset: ONNX operator set; None for the default.
         data: real images for the proof; None for those that the model was trained on.
@@ -304,6 +306,8 @@ def export_model(
         calibration: images that int8 is fitted on, from the training split.
         max_drop: points of top-1 that int8 may lose; layers return to fp32 until it holds. None
             for any loss.
+        gpus: compute capabilities (``sm86``) that TensorRT for RTX builds engines for.
+        profile: smallest, usual and largest batch of an engine with a dynamic one.
 
     Raises:
         ParityError: the answers differ; nothing is written.
@@ -313,7 +317,9 @@ def export_model(
     ensure_free(target, force)
     layers = None if feature_layers is None else tuple(feature_layers)
     asked = OutputChoice(outputs, layers)
-    chosen = ExportSettings(format, precision, str(batch), outputs=asked)
+    chosen = ExportSettings(
+        format, precision, str(batch), outputs=asked, engine=_engine(gpus, profile)
+    )
     find_format(format, precision).load()
     if opset is not None:
         chosen = replace(chosen, opset=opset)
@@ -367,6 +373,15 @@ def _real_images(data: DataSettings | str, prep: Preprocessing, strict: bool) ->
     images, _ = next(iter(Batches(source, prep, DataSettings(spec="photographs"), train=False)))
     photographs: Array = images.numpy()
     return photographs
+
+
+def _engine(gpus: Sequence[str], profile: Sequence[int]) -> EngineSettings:
+    if len(profile) != 3 or not 0 < profile[0] <= profile[1] <= profile[2]:
+        raise InputError(
+            f"A profile of {list(profile)} is not understood.",
+            "Give the smallest, the usual and the largest batch: 1,8,32.",
+        )
+    return EngineSettings(tuple(gpus), (profile[0], profile[1], profile[2]))
 
 
 def _calibration(

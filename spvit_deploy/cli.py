@@ -197,6 +197,21 @@ def finetune(**options: Any) -> None:
     "evenly spaced blocks of a model without stages.",
 )
 @click.option(
+    "--gpu",
+    "gpus",
+    multiple=True,
+    metavar="SM",
+    help="GPU that TensorRT for RTX builds for: sm86, sm120, … Repeat it; none has to be here.",
+)
+@click.option(
+    "--profile",
+    default="1,8,32",
+    show_default=True,
+    callback=take_layers,
+    metavar="MIN,OPT,MAX",
+    help="Batches of an engine with a dynamic batch.",
+)
+@click.option(
     "--calibration",
     type=click.IntRange(1),
     default=300,

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 Decorator = Callable[[Any], Any]
 Folder = click.Path(path_type=Path)
 # What `export` writes; kept here by name, so that --help loads none of it.
-FORMATS = ("onnx", "openvino")
-PRECISIONS = ("fp32", "bf16", "int8")
+FORMATS = ("onnx", "openvino", "tensorrt-rtx", "tensorrt")
+PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 
 
 def _stack(*decorators: Decorator) -> Decorator:

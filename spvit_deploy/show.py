@@ -93,6 +93,8 @@ def _int8(found: AccuracyInfo, out: Console) -> None:
     if found.kept:
         names = ", ".join(found.kept[:6]) + (" …" if len(found.kept) > 6 else "")
         out.print(f"{len(found.kept)} layers stayed in fp32 for accuracy: {names}")
+    if found.speedup is None:
+        return
     if found.speedup >= 1.05:
         out.print(f"{found.speedup:.2f}× as fast as fp32 here, batch 1")
     else:
