@@ -127,6 +127,11 @@ def compare_outputs(
 def _report(
     link: str, expected: Sequence[Array], found: Sequence[Array], limits: Tolerance
 ) -> ParityReport:
+    if not all(np.isfinite(a).all() for a in expected):
+        raise ParityError(
+            f"{link}: the model itself answers NaN or infinity, so there is nothing to compare.",
+            "Check its weights.",
+        )
     same_shape = all(a.shape == b.shape for a, b in zip(expected, found, strict=True))
     batches = tuple(len(part) for part in expected)
     if not same_shape or not all(np.isfinite(b).all() for b in found):

@@ -10,10 +10,10 @@ import json
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from spvit_deploy.errors import CheckpointError, InputError, PlanError
@@ -35,7 +35,8 @@ _SWIN_NAMES = {
     (128, (2, 2, 18, 2), (4, 8, 16, 32)): "swin_base_patch4_window7_224",
 }
 _INDICATOR = ".mlp.assigned_indicator_index"
-Gates = tuple[float, float, float]
+Gate = Annotated[float, Field(strict=True)]
+Gates = tuple[Gate, Gate, Gate]
 
 
 class _Lenient(BaseModel):
@@ -45,7 +46,7 @@ class _Lenient(BaseModel):
 class _DeitConfig(_Lenient):
     model: str
     assigned_indicators: tuple[Gates, ...]
-    searching_model: str = ""
+    searching_model: str | None = ""
     input_size: int | None = None
     patch_size: int | None = None
     embed_dim: int | None = None
@@ -61,7 +62,7 @@ class _SwinSizes(_Lenient):
     WINDOW_SIZE: int = 7
     PATCH_SIZE: int = 4
     IN_CHANS: int = 3
-    MLP_RATIO: float = 4.0
+    MLP_RATIO: float | None = None
     QK_SCALE: float | None = None
     APE: bool = False
     PATCH_NORM: bool = True
@@ -79,7 +80,7 @@ class _SwinData(_Lenient):
 class _SwinExtra(_Lenient):
     assigned_indicators: tuple[tuple[Gates, ...], ...]
     alpha: float = Field(gt=0)
-    searching_model: str = ""
+    searching_model: str | None = ""
 
 
 class _SwinConfig(_Lenient):
@@ -118,7 +119,7 @@ def read_config(path: Path) -> AuthorsConfig:
         content = yaml.safe_load(path.read_text()) if _is_yaml(path) else _json(path)
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}.", "Check the path.") from None
-    except (ValueError, yaml.YAMLError) as error:
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
         text = " ".join(str(error).split())[:120]
         raise InputError(f"{path}: neither JSON nor YAML ({text}).", "Get it again.") from None
     if not isinstance(content, dict):
@@ -128,9 +129,14 @@ def read_config(path: Path) -> AuthorsConfig:
             return _swin(_SwinConfig.model_validate(content))
         return _deit(_DeitConfig.model_validate(content))
     except ValueError as error:
+        missing = isinstance(error, ValidationError) and any(
+            problem["type"] == "missing" for problem in error.errors()
+        )
+        hint = (
+            "Give a fine-tuning config, which lists assigned_indicators; a search config has none."
+        )
         raise InputError(
-            f"{path}: {first_line(error)}",
-            "Give a fine-tuning config, which lists assigned_indicators; a search config has none.",
+            f"{path}: {first_line(error)}", hint if missing else "Mend that entry of the config."
         ) from None
 
 
@@ -143,6 +149,8 @@ def _json(path: Path) -> Any:
 
 
 def _kind(gates: Gates) -> AttentionKind:
+    if any(gate not in (0.0, 1.0) for gate in gates):
+        raise ValueError(f"assigned_indicators: {list(gates)} are not zeros and ones.")
     count = 0
     while count < 3 and gates[count] > 0.5:
         count += 1
@@ -245,7 +253,7 @@ def units_of_weights(config: AuthorsConfig, state: dict[str, Tensor]) -> dict[st
         norm, first = (state.get(f"{path}.{name}.weight") for name in ("norm2", "mlp.fc1"))
         if norm is None or first is None:
             raise CheckpointError(f"The checkpoint has no MLP in {path}.", "Check --checkpoint.")
-        whole = int(norm.shape[0] * config.sizes.get("mlp_ratio", 4))
+        whole = int(norm.shape[0] * (config.sizes.get("mlp_ratio") or 4))
         units[path] = [index < first.shape[0] for index in range(max(whole, first.shape[0]))]
     return units
 
@@ -268,8 +276,11 @@ def find_indicators(config_path: Path, config: AuthorsConfig, asked: Path | None
     )
 
 
-def complete_sizes(config: AuthorsConfig, state: dict[str, Tensor]) -> AuthorsConfig:
+def complete_sizes(config: AuthorsConfig, state: dict[str, Tensor], where: Path) -> AuthorsConfig:
     """Sizes that the config leaves open, read off the weights; those that both say must agree.
+
+    Args:
+        where: what to call the checkpoint in an error.
 
     Raises:
         CheckpointError: they do not.
@@ -277,13 +288,14 @@ def complete_sizes(config: AuthorsConfig, state: dict[str, Tensor]) -> AuthorsCo
     needed = ["patch_embed.proj.weight", *(["pos_embed"] if config.family == "deit" else [])]
     missing = [key for key in needed if key not in state]
     if missing:
-        raise CheckpointError(f"The checkpoint lacks {missing[0]}.", "Check --checkpoint.")
+        raise CheckpointError(f"{where} lacks {missing[0]}.", "Check --checkpoint.")
     if config.family == "swin":
         seen: dict[str, Any] = {
             "embed_dim": state["patch_embed.proj.weight"].shape[0],
             "in_chans": state["patch_embed.proj.weight"].shape[1],
             "patch_size": state["patch_embed.proj.weight"].shape[2],
         }
+        _check_windows(config, state, where)
     else:
         seen = _deit_sizes(state)
     head = state.get("head.weight")
@@ -292,11 +304,26 @@ def complete_sizes(config: AuthorsConfig, state: dict[str, Tensor]) -> AuthorsCo
         said = config.sizes.get(name)
         if said is not None and value is not None and said != value:
             raise CheckpointError(
-                f"The config says {name} {said}, the checkpoint {value}.",
+                f"The config says {name} {said}, {where} {value}.",
                 "Use config and checkpoint of one model.",
             )
     filled = {**config.sizes, **{k: v for k, v in seen.items() if v is not None}}
     return replace(config, sizes=filled)
+
+
+def _check_windows(config: AuthorsConfig, state: dict[str, Tensor], where: Path) -> None:
+    """The masks of shifted windows, where there are any, tell the size of the image."""
+    sizes = config.sizes
+    side, window = sizes["img_size"] // sizes["patch_size"], sizes["window_size"]
+    for key, mask in state.items():
+        found = re.match(r"layers\.(\d+)\..*attn_mask$", key)
+        count = (-(-(side >> int(found[1])) // window)) ** 2 if found else 0
+        if found and mask.shape[0] != count:
+            raise CheckpointError(
+                f"{where}: {key} is for {mask.shape[0]} windows; an image of "
+                f"{config.sizes['img_size']} has {count}.",
+                "Use config and checkpoint of one model.",
+            )
 
 
 def _deit_sizes(state: dict[str, Tensor]) -> dict[str, Any]:
@@ -350,12 +377,20 @@ def published_plan(
     )
 
 
-def _ratio(dims: list[int], units: dict[str, list[bool]] | None, said: float) -> float:
+def _ratio(dims: list[int], units: dict[str, list[bool]] | None, said: float | None) -> float:
     if units is None:
-        return said
+        return said or 4.0
     ratios = {len(row) / dim for row, dim in zip(units.values(), dims, strict=True)}
     if len(ratios) > 1:
-        raise InputError(f"The FFN gates have several MLP ratios ({sorted(ratios)}).")
+        raise InputError(
+            f"The FFN gates have several MLP ratios ({sorted(ratios)}).",
+            "Use the gates of this model.",
+        )
+    if said is not None and said not in ratios:
+        raise InputError(
+            f"The config says MLP_RATIO {said}, the FFN gates {ratios.pop()}.",
+            "Use config and gates of one model.",
+        )
     return ratios.pop()
 
 
@@ -375,7 +410,7 @@ def _deit_spec(
     default = {"img_size": 224, "patch_size": 16, "in_chans": 3, "depth": 12, "mlp_ratio": 4.0,
                "embed_dim": _DEIT_SIZES[size][0], "num_heads": _DEIT_SIZES[size][1],
                "num_classes": 1000}  # fmt: skip
-    asked = {**sizes, "mlp_ratio": _ratio(dims, units, 4.0)}
+    asked = {**sizes, "mlp_ratio": _ratio(dims, units, None)}
     return ModelSpec(name=name, args=_differing(asked, default)), dims
 
 

@@ -39,13 +39,15 @@ def lean_state(state: Mapping[str, Tensor], plan: PrunePlan, swin: bool, where: 
         CheckpointError: weights that the plan needs are missing.
     """
     rest = {k: v for k, v in state.items() if not _LEFTOVERS.search(k)}
+    ratio = float(plan.model.args.get("mlp_ratio", 4))
     lean: State = {}
     try:
         for block in plan.blocks:
             attention = _take(rest, f"{block.path}.attn.")
             for key, tensor in _attention(attention, block, plan).items():
                 lean[f"{block.path}.attn.{key}"] = tensor
-            for key, tensor in _mlp(_take(rest, f"{block.path}.mlp."), block).items():
+            mlp = _take(rest, f"{block.path}.mlp.")
+            for key, tensor in _mlp(mlp, block, ratio).items():
                 lean[f"{block.path}.mlp.{key}"] = tensor
     except KeyError as error:
         raise CheckpointError(
@@ -77,6 +79,11 @@ def _attention(state: State, block: BlockPlan, plan: PrunePlan) -> State:
     odd = {key: tensor for key, tensor in state.items() if not _ATTENTION.match(key)}
     odd.pop("relative_position_bias_table", None)
     if kind is AttentionKind.SKIP:
+        if "proj.weight" in state or "bconv.0.weight" in state:
+            raise CheckpointError(
+                f"{block.path} is a skip by the config, and the checkpoint has an attention there.",
+                "Use config, gates and checkpoint of one model.",
+            )
         return odd
     if "bconv.0.weight" in state:
         return {**_optimized(state), **odd}
@@ -135,20 +142,21 @@ def _norm(state: State, prefix: str) -> State:
     return {**norm, "bn.num_batches_tracked": counted}
 
 
-def _mlp(state: State, block: BlockPlan) -> State:
+def _mlp(state: State, block: BlockPlan, ratio: float) -> State:
     """Hidden units as the plan keeps them, of weights that are trimmed already or not yet."""
-    width = len(block.mlp_keep)
-    if width == 0:
-        return {"bias": state["fc2.bias"]}
-    if state["fc1.weight"].shape[0] == width:
-        return state
-    keep = torch.tensor(block.mlp_keep)
-    whole = state["fc1.weight"].shape[0]
-    if whole <= block.mlp_keep[-1]:
+    width, rows = len(block.mlp_keep), state["fc1.weight"].shape[0]
+    whole = int(state["fc1.weight"].shape[1] * ratio)
+    if rows not in (width, whole):
         raise CheckpointError(
-            f"{block.path}: the checkpoint's MLP has {whole} hidden units, the gates keep {width}.",
+            f"{block.path}: the checkpoint's MLP has {rows} hidden units, the gates keep {width} "
+            f"of {whole}.",
             "Use gates and checkpoint of one model.",
         )
+    if width == 0:
+        return {"bias": state["fc2.bias"]}
+    if rows == width:
+        return state
+    keep = torch.tensor(block.mlp_keep)
     trimmed = {"fc1.weight": state["fc1.weight"][keep], "fc2.weight": state["fc2.weight"][:, keep]}
     if "fc1.bias" in state:
         trimmed["fc1.bias"] = state["fc1.bias"][keep]

@@ -5,12 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
+from spvit_deploy.errors import CheckpointError
 from spvit_deploy.lean.folder import SavedModel
 from spvit_deploy.lean.materialize import shape_lean
 from spvit_deploy.models import create_shell, load_weights, preprocessing_of, read_state_dict
 from spvit_deploy.plan import PrunePlan
 from spvit_deploy.search.authors import (
+    AuthorsConfig,
     complete_sizes,
     find_indicators,
     published_plan,
@@ -48,8 +51,30 @@ def import_lean(config_path: Path, gates: Path | None, checkpoint: Path) -> Save
     Raises:
         InputError: files that are missing, damaged, or of different models.
     """
-    state = read_state_dict(checkpoint)
-    config = complete_sizes(read_config(config_path), state)
+    state = {k: _float32(v) for k, v in read_state_dict(checkpoint).items()}
+    config = read_config(config_path)
+    try:
+        return _assemble(config_path, config, gates, checkpoint, state)
+    except (IndexError, KeyError, ValueError, RuntimeError, TypeError) as error:
+        text = " ".join(str(error).split())[:120]
+        raise CheckpointError(
+            f"{checkpoint}: not laid out as the authors' checkpoints are ({text}).",
+            "Check --checkpoint.",
+        ) from error
+
+
+def _float32(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.is_floating_point() else tensor
+
+
+def _assemble(
+    config_path: Path,
+    config: AuthorsConfig,
+    gates: Path | None,
+    checkpoint: Path,
+    state: dict[str, Tensor],
+) -> SavedModel:
+    config = complete_sizes(config, state, checkpoint)
     file = find_indicators(config_path, config, gates)
     if file is not None:
         units = read_indicators(file, list(config.kinds))
@@ -64,7 +89,7 @@ def import_lean(config_path: Path, gates: Path | None, checkpoint: Path) -> Save
     with torch.device("meta"):
         shape_lean(module, plan)
     weights = lean_state(state, plan, config.family == "swin", checkpoint)
-    load_weights(module, weights, str(checkpoint))
+    load_weights(module, weights, str(checkpoint), "Use config, gates and checkpoint of one model.")
     return SavedModel(
         module=module.eval(),
         spec=plan.model,

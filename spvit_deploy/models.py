@@ -7,6 +7,8 @@ import pickle
 import pickletools
 import re
 import sys
+import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from spvit_deploy.errors import CheckpointError, InputError, ModelError
 from spvit_deploy.plan import ModelSpec
 from spvit_deploy.plugins import load_plugins
 
+_POSITIONS = re.compile(r"pos_embed|rel_pos|relative_position|pos_emb|bias_table")
 _ASKED = "asked_input_size"
 _WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
 
@@ -158,23 +161,39 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        _check_sums(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise _refused_pickle(path, str(error)) from None
-    except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+    except (
+        SafetensorError, RuntimeError, EOFError, ValueError, KeyError, OSError, zipfile.BadZipFile
+    ) as error:  # fmt: skip
         raise CheckpointError(
             f"{path}: damaged, or not a checkpoint ({_line(error)}).", "Get it again."
         ) from None
     return _unwrap(content, path)
 
 
+def _check_sums(path: Path) -> None:
+    """Torch's files are archives with a checksum an entry, which torch does not look at."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            broken = archive.testzip()
+        if broken is not None:
+            raise CheckpointError(f"{path}: damaged ({broken}).", "Get it again.")
+
+
 def _refused_pickle(path: Path, text: str) -> CheckpointError:
     asked = re.search(r"(?:GLOBAL|function|class) ([\w.]+)", text)
     if asked or _calls_something(path):
-        what = f" ({asked.group(1)})" if asked else ""
+        what = f": it asks for {asked.group(1)}" if asked else ""
         return CheckpointError(
-            f"{path}: a pickle that wants to run code{what}; it was not loaded.",
-            "Save the bare state dict, best as .safetensors.",
+            f"{path}: a pickle that wants to run code, or holds more than weights{what}; it was "
+            "not loaded.",
+            "Where you trust it, save its weights alone: "
+            "torch.save(torch.load(FILE, weights_only=False)['model'], NEW).",
         )
     return CheckpointError(f"{path}: damaged, or not a checkpoint.", "Get it again.")
 
@@ -195,19 +214,25 @@ def _unwrap(content: Any, path: Path) -> dict[str, Tensor]:
             break
     if not isinstance(content, Mapping) or not any(isinstance(v, Tensor) for v in content.values()):
         raise CheckpointError(f"{path}: holds no state dict.", "Save `model.state_dict()`.")
-    tensors = {key: value for key, value in content.items() if isinstance(value, Tensor)}
+    tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
     if all(key.startswith("module.") for key in tensors):
         tensors = {key[len("module.") :]: value for key, value in tensors.items()}
     return tensors
 
 
-def load_weights(model: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
+def load_weights(
+    model: nn.Module,
+    state: Mapping[str, Tensor],
+    where: str,
+    hint: str = "Check --model and --model-arg against what was trained.",
+) -> None:
     """Load weights that must fit exactly.
 
     Args:
         model: on a real device, or on ``meta``, where the tensors are taken over.
         state: the weights.
         where: what to call them in an error.
+        hint: what to do where they do not fit.
 
     Raises:
         CheckpointError: names the first keys that are missing, unexpected or misshapen.
@@ -228,12 +253,11 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], where: str) -> N
         if keys
     ]
     if problems:
-        raise CheckpointError(
-            f"{where} does not fit the model: {'; '.join(problems)}.",
-            "Check --model and --model-arg against what was trained.",
-        )
+        raise CheckpointError(f"{where} does not fit the model: {'; '.join(problems)}.", hint)
     assign = any(tensor.is_meta for tensor in own.values())
-    model.load_state_dict(dict(state), assign=assign)
+    # A half or double checkpoint would otherwise leave a model of mixed types.
+    state = {key: tensor.to(own[key].dtype) for key, tensor in state.items()}
+    model.load_state_dict(state, assign=assign)
     if assign:
         _own_parameters(model)
 
@@ -244,8 +268,10 @@ def _as_timm_names_it(
     """Weights of a model's original authors, under timm's names where timm knows both."""
     translate = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     # timm would resize position embeddings as well; weights of another size are to be refused.
-    misshapen = any(key in state and state[key].shape != own[key].shape for key in own)
-    if translate is None or misshapen or state.keys() == own.keys():
+    resized = any(
+        key in state and state[key].shape != own[key].shape for key in own if _POSITIONS.search(key)
+    )
+    if translate is None or resized or state.keys() == own.keys():
         return state
     try:
         translated: Mapping[str, Tensor] = translate(dict(state), model)

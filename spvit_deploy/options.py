@@ -111,7 +111,10 @@ def take_layers(ctx: click.Context, param: click.Parameter, value: str | None) -
     parts = [part.strip() for part in value.split(",")]
     if not all(part.isdigit() for part in parts):
         raise click.BadParameter(f"'{value}' is no list of layers such as 2,5,8,11.", ctx, param)
-    return [int(part) for part in parts]
+    numbers = [int(part) for part in parts]
+    if param.name == "feature_layers" and len(set(numbers)) < len(numbers):
+        raise click.BadParameter(f"'{value}' names a layer twice.", ctx, param)
+    return numbers
 
 
 _DATA_KEYS = {

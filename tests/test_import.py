@@ -108,7 +108,7 @@ def test_the_reference_minds_order_and_shift(tmp_path: Path) -> None:
         assert gap > 1e-2
 
 
-@pytest.mark.parametrize("sizes", [DEIT, SWIN], ids=["deit", "swin"])
+@pytest.mark.parametrize("sizes", [DEIT, SWIN, WIDE_SWIN], ids=["deit", "swin", "swin-3-stages"])
 def test_gates_alone_prune_a_dense_checkpoint(sizes: Sizes, tmp_path: Path) -> None:
     config, _, _ = write_files(sizes, tmp_path)
     named = json.loads if config.suffix == ".json" else yaml.safe_load
@@ -209,6 +209,58 @@ def test_wrong_files_are_refused_in_one_line(tmp_path: Path) -> None:
 
     good(*whole, *to)
     refused(*whole, *to, says="--force")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_weights_of_another_type_become_float32(dtype: torch.dtype, tmp_path: Path) -> None:
+    config, checkpoint, state = write_files(DEIT, tmp_path)
+    saved = {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}
+    torch.save({"model": saved}, checkpoint)
+    good("import", "--config", config, "--checkpoint", checkpoint, "-o", tmp_path / "lean")
+    images = images_for(DEIT)
+    exact = {k: v.float() if v.is_floating_point() else v for k, v in saved.items()}
+    torch.testing.assert_close(
+        logits(tmp_path / "lean", images), reference(exact, DEIT, images), atol=1e-4, rtol=1e-4
+    )
+
+
+def test_files_that_disagree_are_refused(tmp_path: Path) -> None:
+    config, checkpoint, state = write_files(DEIT, tmp_path)
+    to = ("-o", tmp_path / "out")
+    content = json.loads(config.read_text())
+
+    def gates(rows: list[Any], says: str) -> None:
+        (tmp_path / "odd.json").write_text(json.dumps({**content, "assigned_indicators": rows}))
+        refused("import", "--config", tmp_path / "odd.json", "--checkpoint", checkpoint, *to,
+                says=says)  # fmt: skip
+
+    rows = content["assigned_indicators"]
+    gates([*rows[:2], [0.0, 0.0, 0.0], rows[3]], "has an attention there")
+    gates([*rows[:3], [float("nan"), 0.0, 0.0]], "zeros and ones")
+    gates([*rows[:3], [7.0, 0.0, 0.0]], "zeros and ones")
+    gates([*rows[:3], ["1", "0", "0"]], "assigned_indicators")
+
+    units = torch.load(tmp_path / "ffn.pth", weights_only=True)["model"]
+    units["blocks.0.mlp.assigned_indicator_index"].zero_()
+    torch.save(units, tmp_path / "none.pth")
+    whole = ("import", "--config", config, "--checkpoint")
+    refused(*whole, checkpoint, "--gates", tmp_path / "none.pth", *to, says="11 hidden units")
+
+    for odd in ({1: torch.ones(2)}, {**state, "blocks.x.foo": torch.ones(1)},
+                {**state, "patch_embed.proj.weight": torch.ones(3)},
+                {**state, "blocks.0.attn.head_probs": torch.ones(4, 4)}):  # fmt: skip
+        torch.save(odd, tmp_path / "odd.pth")
+        refused(*whole, tmp_path / "odd.pth", *to)
+    data = bytearray(checkpoint.read_bytes())
+    middle = len(data) // 2
+    data[middle : middle + 500] = bytes(500)
+    (tmp_path / "flipped.pth").write_bytes(data)
+    refused(*whole, tmp_path / "flipped.pth", *to, says="damaged")
+    swin, weights, swin_state = write_files(SWIN, tmp_path / "swin")
+    mask = {"layers.0.blocks.1.attn_mask": torch.zeros(9, 16, 16)}
+    torch.save({**swin_state, **mask}, weights)
+    refused("import", "--config", swin, "--checkpoint", weights, *to, says="windows")
+    assert not (tmp_path / "out").exists()
 
 
 def test_swin_configs_that_timm_cannot_build(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from spvit_deploy.plan import AttentionKind
 _QUERIES = ("qkv", "qk", "q", "query", "q_proj", "to_qkv")
 _BRANCHES = (
     ("attn", "mlp"), ("token_mixer", "mlp"), ("attn_out", "mlp"), ("attn_in", "mlp_in"),
-    ("factoratt_crpe", "mlp"), ("e_mhsa", "mlp"),
+    ("factoratt_crpe", "mlp"), ("e_mhsa", "mlp"), ("xca", "mlp"),
 )  # fmt: skip
 
 
