@@ -42,7 +42,8 @@ class _Lowering:
         if key in self.casts:
             return key
         if name in self.constants:
-            self.initializers[key] = self.constants[name].astype(_NUMPY[self.precision])
+            with np.errstate(over="ignore"):  # what overflows is infinite, and parity says so
+                self.initializers[key] = self.constants[name].astype(_NUMPY[self.precision])
             if self.emulate:
                 self.initializers[key] = self.initializers[key].astype(np.float32)
         elif not self.emulate:
