@@ -2,7 +2,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-READY := $(VENV)/.ready-$(shell cat setup.cfg spvit_deploy/_version.py | cksum | cut -d' ' -f1)
+SUM := $(shell cat setup.cfg spvit_deploy/_version.py | cksum | cut -d' ' -f1)
+CORE := $(VENV)/.core-$(SUM)
+READY := $(VENV)/.ready-$(SUM)
 
 .PHONY: demo test lint bench clean
 .DEFAULT_GOAL := help
@@ -13,13 +15,18 @@ help:
 	@echo "make lint   ruff, mypy, import-linter"
 	@echo "make bench  comparisons against peers; rewrites benchmarks/suites/results"
 
-$(READY):
+$(CORE):
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet -e .
+	@rm -f $(VENV)/.core-*
+	@touch $@
+
+$(READY): $(CORE)
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet -e ".[test]"
 	@rm -f $(VENV)/.ready-*
 	@touch $@
 
-demo: $(READY)
+demo: $(CORE)
 	$(BIN)/spvit-deploy demo -o demo/
 
 test: $(READY)
