@@ -7,6 +7,7 @@ opening or closing first the gates that were least sure.
 from __future__ import annotations
 
 import heapq
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -114,8 +115,8 @@ def project(
     if table.fixed > target:
         raise BudgetError(
             f"A budget of {format_macs(target)} is below the {format_macs(table.fixed)} of what "
-            "is never trimmed (patch embedding, head).",
-            "Ask for more.",
+            "is never trimmed.",
+            f"Ask for at least {math.ceil(100 * table.fixed / table.dense)}%.",
         )
     forced: list[int] | None = [0] * len(probabilities)
     while forced is not None:
