@@ -8,7 +8,13 @@ from pathlib import Path
 import numpy as np
 
 from spvit_deploy.benchmarks.artefacts import describe
-from spvit_deploy.benchmarks.runtimes import Array, Session, open_session, runtimes_for
+from spvit_deploy.benchmarks.runtimes import (
+    Array,
+    Session,
+    artefact_format,
+    open_session,
+    runtimes_for,
+)
 from spvit_deploy.data import open_batches
 from spvit_deploy.errors import DataError, InputError
 from spvit_deploy.progress import progress_bar
@@ -48,6 +54,11 @@ def evaluate_artefact(
     if artefact.preprocessing is None:
         raise InputError(f"{path} does not say how images are prepared.", "Evaluate its folder.")
     names = runtimes_for(path)
+    if not names and runtime is None:
+        raise InputError(
+            f"{path} is {artefact_format(path)}; no runtime that is installed opens it.",
+            "`spvit-deploy doctor` says what is missing.",
+        )
     session = open_session(path, runtime or names[0], device)
     if "logits" not in session.outputs:
         session.close()

@@ -201,6 +201,10 @@ def _json(path: Path) -> dict[str, Any]:
 _PACKAGES = {
     "torch": "", "torchvision": "", "timm": "", "onnx": "", "onnxruntime": "",
     "onnxscript": "", "onnxslim": "", "safetensors": "", "scikit-learn": "", "plotly": "",
+    "openvino": "pip install 'spvit-deploy[openvino]'",
+    "nncf": "pip install 'spvit-deploy[openvino]' (for int8 in OpenVINO)",
+    "tensorrt-rtx": "pip install 'spvit-deploy[tensorrt-rtx]'",
+    "tensorrt": "pip install 'spvit-deploy[tensorrt]'",
     "torch-pruning": "pip install 'spvit-deploy[bench]' (only to repeat the comparisons)",
 }  # fmt: skip
 

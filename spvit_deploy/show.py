@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from spvit_deploy.benchmarks.evaluate import Evaluation
@@ -165,12 +166,12 @@ def facts(content: dict[str, Any], as_json: bool) -> None:
         elif isinstance(value, int) and not isinstance(value, bool):
             table.add_row(key, f"{value:,}")
         elif isinstance(value, dict):
-            table.add_row(key, ", ".join(f"{k} {v}" for k, v in value.items()))
+            table.add_row(key, escape(", ".join(f"{k} {v}" for k, v in value.items())))
         else:
-            table.add_row(key, str(value))
+            table.add_row(key, escape(str(value)))
     out.print(table)
     if rows:
         listing = Table(*rows[0])
         for row in rows:
-            listing.add_row(*(str(value) for value in row.values()))
+            listing.add_row(*(escape(str(value)) for value in row.values()))
         out.print(listing)

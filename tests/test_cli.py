@@ -193,7 +193,9 @@ def test_inspect_of_model_names_and_doctor() -> None:
     facts = json.loads(good("inspect", "convnext_atto", "--json").stdout)
     assert not facts["searchable"]
     assert "no family takes a ConvNeXt" in facts["reason"]
-    assert "onnxruntime" in good("doctor").stdout
+    text = good("doctor").stdout
+    assert "onnxruntime" in text
+    assert "pip install 'spvit-deploy[" in text
 
 
 def test_a_recipe_runs_and_skips_what_is_unchanged(tmp_path: Path) -> None:

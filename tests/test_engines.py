@@ -108,6 +108,8 @@ def test_wrong_gpus_and_profiles(lean: Path, tmp_path: Path) -> None:
          "-o", tmp_path / "four")  # fmt: skip
     record: dict[str, Any] = json.loads((tmp_path / "four" / "model.sm86.engine.json").read_text())
     assert record["batches"] == [4]
+    refused("evaluate", tmp_path / "four", "--data", "digits", says="no runtime")
+    refused("benchmark", tmp_path / "four", "-o", tmp_path / "r.json", says="takes it")
 
 
 def test_without_a_driver_the_message_is_clear() -> None:
