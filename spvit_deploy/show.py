@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from spvit_deploy.benchmarks.evaluate import Evaluation
@@ -23,8 +22,12 @@ from spvit_deploy.search.searching import SearchResult
 
 def console() -> Console:
     """Standard output, never narrower than a table needs."""
-    out = Console(highlight=False, soft_wrap=True)
-    return out if out.width >= 100 or out.is_terminal else Console(highlight=False, width=120)
+    out = Console(highlight=False, markup=False, soft_wrap=True)
+    return (
+        out
+        if out.width >= 100 or out.is_terminal
+        else Console(highlight=False, markup=False, width=120)
+    )
 
 
 def plan_table(plan: PrunePlan) -> Table:
@@ -166,12 +169,12 @@ def facts(content: dict[str, Any], as_json: bool) -> None:
         elif isinstance(value, int) and not isinstance(value, bool):
             table.add_row(key, f"{value:,}")
         elif isinstance(value, dict):
-            table.add_row(key, escape(", ".join(f"{k} {v}" for k, v in value.items())))
+            table.add_row(key, ", ".join(f"{k} {v}" for k, v in value.items()))
         else:
-            table.add_row(key, escape(str(value)))
+            table.add_row(key, str(value))
     out.print(table)
     if rows:
         listing = Table(*rows[0])
         for row in rows:
-            listing.add_row(*(escape(str(value)) for value in row.values()))
+            listing.add_row(*(str(value) for value in row.values()))
         out.print(listing)
