@@ -19,7 +19,7 @@ from rich.progress import (
 
 def stderr_console() -> Console:
     """A console on standard error."""
-    return Console(stderr=True)
+    return Console(stderr=True, markup=False)
 
 
 class Bar:
