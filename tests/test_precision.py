@@ -93,7 +93,8 @@ def test_bf16_is_rounded_and_near(dense: Path, tmp_path: Path) -> None:
 
 
 def test_what_a_format_is_not_written_in(dense: Path, tmp_path: Path) -> None:
-    refused("export", dense, "--precision", "bf16", "-o", tmp_path / "o", says="openvino, tensorrt-rtx")
+    refused("export", dense, "--precision", "bf16", "-o", tmp_path / "o",
+            says="openvino, tensorrt-rtx")  # fmt: skip
     refused("export", NAME, *TINY_ARGS, "--precision", "int8", "-o", tmp_path / "o",
             says="Give --data")  # fmt: skip
     assert not (tmp_path / "o").exists()
