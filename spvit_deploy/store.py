@@ -21,6 +21,9 @@ from spvit_deploy.errors import CorruptFileError, InputError, OutputExistsError,
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
+# One of these is in every folder that a command writes.
+_RECORDS = ("config.json", "search.json", "export.json", "gates.json", "state.json")
+
 
 def sha256_bytes(data: bytes) -> str:
     """SHA-256 of ``data`` in hex."""
@@ -145,11 +148,24 @@ def ensure_free(path: Path, force: bool) -> None:
         raise OutputExistsError(f"{path} exists.", "Choose another -o, or replace it with --force.")
     if path.is_file() and path.suffix == "":
         raise OutputExistsError(f"{path} is a file; a folder goes there.", "Choose another -o.")
+    if path.is_dir() and not _is_ours(path):
+        raise OutputExistsError(
+            f"{path} holds files that are none of ours; it is not replaced.",
+            "Choose another -o, or remove it yourself.",
+        )
     parent = path.absolute().parent
     while not parent.exists():
         parent = parent.parent
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise StorageError(f"{path}: {parent} is not writable.", "Choose a place you may write to.")
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether a folder is empty, or one that a command wrote, and not where the user stands."""
+    if Path.cwd().is_relative_to(folder.resolve()):
+        return False
+    names = {entry.name for entry in folder.iterdir()}
+    return not names or not names.isdisjoint(_RECORDS)
 
 
 @contextmanager
