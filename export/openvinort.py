@@ -14,7 +14,7 @@ import numpy as np
 import openvino
 
 from spvit_deploy.errors import JobError, RuntimeMissingError
-from spvit_deploy.export.calibration import Accuracy, Calibration
+from spvit_deploy.export.calibration import Accuracy, Calibration, in_batches
 from spvit_deploy.export.formats import Graph, Written
 from spvit_deploy.export.onnxrt import MODEL_FILE, write
 from spvit_deploy.export.parity import Array
@@ -106,13 +106,11 @@ def _runner(model: Any, batch: int) -> Callable[[Array], Array]:
 
 
 def _in_parts(request: Any, images: Array, batch: int) -> Array:
-    rows = []
-    for start in range(0, len(images), batch):
-        part = images[start : start + batch]
-        padding = np.zeros((batch - len(part), *part.shape[1:]), dtype=part.dtype)
-        answer = next(iter(request.infer({0: np.concatenate([part, padding])}).values()))
-        rows.append(answer[: len(part)].copy())
-    return np.concatenate(rows)
+    def run(part: Array) -> Array:
+        answer: Array = next(iter(request.infer({0: part}).values())).copy()
+        return answer
+
+    return in_batches(run, images, batch)
 
 
 def _top1(calibration: Calibration, run: Callable[[Array], Array]) -> float:
