@@ -46,8 +46,9 @@ def describe(path: Path) -> Artefact:
     """
     if path.is_file():
         return _bare_onnx(path)
+    kind = artefact_format(path)
     size = sum(file.stat().st_size for file in path.iterdir() if file.suffix != ".json")
-    if artefact_format(path) in ("dense", "lean"):
+    if kind in ("dense", "lean"):
         saved = load_saved(path)
         cost = count_cost(saved.module, saved.preprocessing.input_size)
         title = _title(path, saved.kind)

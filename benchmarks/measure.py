@@ -61,10 +61,15 @@ def run_benchmark(
     host = read_host()
     facts = {path: describe(path) for path, _ in pairs}
     results: list[BenchmarkResult] = []
+    measured: set[tuple[Path, str]] = set()
     total = sum(len(pairs) * (_ROUNDS + 2) for _ in workloads)
     with progress_bar("benchmark", total) as bar:
         for workload in workloads:
-            entries = [_open(path, name, facts[path], workload, device) for path, name in pairs]
+            opened = [_open(path, name, facts[path], workload, device) for path, name in pairs]
+            entries = [entry for entry in opened if entry is not None]
+            measured |= {(entry.path, entry.session.name) for entry in entries}
+            if workload is workloads[-1]:
+                _require_all(set(pairs), measured)
             _measure(entries, workload, bar)
             results += [_result(entry, workload) for entry in entries]
             for entry in entries:
@@ -94,14 +99,32 @@ def _pairs(artefacts: Sequence[Path], runtimes: Sequence[str] | None) -> list[tu
     return pairs
 
 
-def _open(path: Path, runtime: str, artefact: Artefact, workload: Workload, device: str) -> _Entry:
+def _open(
+    path: Path, runtime: str, artefact: Artefact, workload: Workload, device: str
+) -> _Entry | None:
+    """None where the artefact's batch is fixed to another."""
     session = open_session(path, runtime, device, workload.threads)
+    if session.batch not in (None, workload.batch):
+        session.close()
+        return None
     rng = np.random.default_rng(workload.seed)
     shape = (workload.batch, *session.input_size)
     call = session.prepare(rng.standard_normal(shape, dtype=np.float32))
     for _ in range(workload.warmup):
         call()
     return _Entry(path, artefact, session, call)
+
+
+def _require_all(wanted: set[tuple[Path, str]], measured: set[tuple[Path, str]]) -> None:
+    """Refuse a call in which an artefact of a fixed batch was never measured."""
+    for path, runtime in sorted(wanted - measured):
+        session = open_session(path, runtime)
+        batch = session.batch
+        session.close()
+        raise InputError(
+            f"{path} takes batches of {batch} alone, which were not asked for.",
+            f"Add --batch {batch}.",
+        )
 
 
 def _measure(entries: list[_Entry], workload: Workload, bar: Bar) -> None:

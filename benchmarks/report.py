@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 import subprocess
 import tempfile
@@ -10,6 +11,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from PIL import Image, ImageChops
 from plotly.offline import get_plotlyjs
 
 from spvit_deploy.benchmarks import charts
@@ -19,6 +21,8 @@ from spvit_deploy.plan import PrunePlan
 from spvit_deploy.store import write_bytes
 
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+# Pixels kept below the last thing drawn.
+_MARGIN = 32
 _STYLE = """
 :root{color-scheme:light}*{box-sizing:border-box}
 body{margin:0;background:#f8fafc;color:#1e293b;font:15px/1.5 system-ui,sans-serif}
@@ -183,8 +187,8 @@ def _method(files: Sequence[ResultsFile]) -> str:
     return f"{text}<table class=host>{''.join(lines)}</table>"
 
 
-def render_png(page: Path, picture: Path, height: int = 1500) -> bool:
-    """Take a picture of a page with an installed Chromium.
+def render_png(page: Path, picture: Path, height: int = 4000) -> bool:
+    """Take a picture of a page with an installed Chromium, cut where the page ends.
 
     Returns:
         False where there is none, or it fails.
@@ -207,5 +211,17 @@ def render_png(page: Path, picture: Path, height: int = 1500) -> bool:
             return False
         if not shot.is_file():
             return False
-        write_bytes(picture, shot.read_bytes())
+        write_bytes(picture, _cut(shot))
     return True
+
+
+def _cut(shot: Path) -> bytes:
+    """The picture without what lies below the page, where every pixel is like the last."""
+    with Image.open(shot) as image:
+        whole = image.convert("RGB")
+    empty = Image.new("RGB", whole.size, whole.getpixel((0, whole.height - 1)))
+    box = ImageChops.difference(whole, empty).getbbox()
+    end = min(whole.height, box[3] + _MARGIN) if box else whole.height
+    target = io.BytesIO()
+    whole.crop((0, 0, whole.width, end)).save(target, "png", optimize=True)
+    return target.getvalue()

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from spvit_deploy.data import Batches
-from spvit_deploy.errors import ModelError
+from spvit_deploy.errors import DataError, ModelError
 from spvit_deploy.lean.folder import SavedModel
+from spvit_deploy.progress import progress_bar
 from spvit_deploy.search.training import TrainSettings, train
 
 
@@ -137,3 +138,25 @@ def finetune_model(
         data=batches.settings.spec,
         history=(*saved.history, done),
     )
+
+
+@torch.inference_mode()
+def top1(module: nn.Module, batches: Batches) -> float:
+    """Percent of images whose best class is right.
+
+    Args:
+        module: in evaluation mode, on the device of the batches.
+        batches: validation split.
+
+    Raises:
+        DataError: there are no images.
+    """
+    right = images = 0
+    with progress_bar("validate", len(batches) or None) as bar:
+        for batch, labels in batches:
+            right += int((module(batch).argmax(1) == labels).sum())
+            images += len(labels)
+            bar.advance()
+    if not images:
+        raise DataError(f"--data {batches.settings.spec}: no images to evaluate.")
+    return 100 * right / images

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -12,8 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from spvit_deploy.cost import cost_table
-from spvit_deploy.errors import CorruptFileError, InputError
-from spvit_deploy.families import find_sites
+from spvit_deploy.errors import CorruptFileError, InputError, PlanError
+from spvit_deploy.families import BlockSite, find_sites
 from spvit_deploy.lean.folder import SavedModel, tool_versions
 from spvit_deploy.lean.materialize import EXTRAS_PREFIX, check_plan, materialize_weights
 from spvit_deploy.models import (
@@ -25,8 +26,15 @@ from spvit_deploy.models import (
     load_weights,
     read_state_dict,
 )
-from spvit_deploy.plan import GATES_FILE, PrunePlan, first_line, load_plan, save_plan
-from spvit_deploy.search.budget import Choice, align
+from spvit_deploy.plan import (
+    GATES_FILE,
+    ModelSpec,
+    PrunePlan,
+    first_line,
+    load_plan,
+    save_plan,
+)
+from spvit_deploy.search.projection import Choice, align
 from spvit_deploy.search.supernet import Supernet
 from spvit_deploy.store import (
     check_files,
@@ -199,9 +207,10 @@ def materialize_plan(plan: PrunePlan, dense: SavedModel, digest: str, align: int
     Raises:
         PlanError: gates of another model.
     """
-    plan = plan.model_copy(update={"model": dense.spec})
     net = Supernet(dense.module, dense.spec, plan.semantics)
     check_plan(plan, net.sites)
+    _check_same_blocks(plan, dense.spec, net.sites)
+    plan = plan.model_copy(update={"model": dense.spec})
     weights, extras = net.dense_and_extras()
     for block in plan.blocks:
         kept = set(block.mlp_keep)
@@ -216,3 +225,17 @@ def materialize_plan(plan: PrunePlan, dense: SavedModel, digest: str, align: int
     saved = SavedSearch(plan, record, weights, extras, plan.digest)
     lean = materialize_search(saved, align)
     return replace(lean, sources={"gates": plan.digest, "checkpoint": digest})
+
+
+def _check_same_blocks(plan: PrunePlan, spec: ModelSpec, sites: Sequence[BlockSite]) -> None:
+    """Gates fit a model whose blocks are those that they were searched for, whatever its name."""
+    searched = find_sites(create_empty(plan.model), str(plan.model))
+    check_plan(plan, searched)
+    for old, new in zip(searched, sites, strict=True):
+        found = [(s.dim, s.heads, s.hidden) for s in (old, new)]
+        if found[0] != found[1]:
+            raise PlanError(
+                f"The gates are for {plan.model}, whose {old.path} has (channels, heads, hidden "
+                f"units) {found[0]}; that of {spec} has {found[1]}.",
+                "Use the gates of this model.",
+            )

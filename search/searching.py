@@ -13,8 +13,9 @@ from spvit_deploy.cost import CostTable, cost_table
 from spvit_deploy.data import Batches
 from spvit_deploy.models import input_size
 from spvit_deploy.plan import BlockPlan, Budget, PrunePlan
-from spvit_deploy.search.budget import ExpectedCost, Projection, parse_budget, project
+from spvit_deploy.search.budget import ExpectedCost, parse_budget
 from spvit_deploy.search.gates import GateOptimizer
+from spvit_deploy.search.projection import Projection, project
 from spvit_deploy.search.supernet import Supernet
 from spvit_deploy.search.training import TrainSettings, train
 
@@ -101,7 +102,8 @@ def run_search(supernet: Supernet, batches: Batches, settings: SearchSettings) -
     """
     table = cost_table_of(supernet)
     target = parse_budget(settings.budget, table.dense)
-    project(supernet.probabilities(), table, target, settings.align)
+    attend = supernet.blocks_to_attend()
+    project(supernet.probabilities(), table, target, settings.align, attend)
     loss = SearchLoss(supernet, table, target, settings)
     steps = max(1, settings.epochs * max(1, len(batches)))
     gate_lr = settings.gate_lr or _GATE_TRAVEL / steps
@@ -115,7 +117,7 @@ def run_search(supernet: Supernet, batches: Batches, settings: SearchSettings) -
         gates=gates,
         note=lambda: f"expected cost {100 * float(loss.expected().detach()):.0f}%",
     )
-    projection = project(supernet.probabilities(), table, target, settings.align)
+    projection = project(supernet.probabilities(), table, target, settings.align, attend)
     plan = _plan(supernet, projection, table, settings, target)
     supernet.fix(plan)
     return SearchResult(plan, projection, tuple(epoch.loss for epoch in epochs))

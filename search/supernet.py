@@ -21,6 +21,8 @@ from spvit_deploy.lean.blocks import to_grid, to_tokens
 from spvit_deploy.lean.kernels import POSITIONS, conv_weights
 from spvit_deploy.lean.materialize import EXTRAS_PREFIX, check_plan
 from spvit_deploy.lean.mlps import gated_output
+from spvit_deploy.lean.sight import sees_images
+from spvit_deploy.models import input_size
 from spvit_deploy.plan import AttentionKind, BlockPlan, ModelSpec, PrunePlan, Semantics
 from spvit_deploy.search.gates import ChooseBranch, cumulative, draw
 
@@ -194,6 +196,21 @@ class Supernet(nn.Module):
         values = gates.detach().tolist()
         for index, attention in enumerate(self.attentions):
             attention.set_drawn(gates[index], values[index])
+
+    def blocks_to_attend(self) -> tuple[int, ...]:
+        """Blocks one of which must keep its attention for the answer to depend on the image;
+        none where it does so anyhow.
+        """
+        kept = [attention.fixed for attention in self.attentions]
+        try:
+            for attention in self.attentions:
+                attention.fixed = attention.site.taken(AttentionKind.CONV3X3)
+            if sees_images(self.model, input_size(self.model)):
+                return ()
+        finally:
+            for attention, fixed in zip(self.attentions, kept, strict=True):
+                attention.fixed = fixed
+        return tuple(i for i, site in enumerate(self.sites) if AttentionKind.MSA in site.kinds)
 
     def gate_parameters(self) -> Iterable[nn.Parameter]:
         """The logits that a search learns beside the weights."""

@@ -88,6 +88,9 @@ def train(
         JobError: the loss is no longer a number.
         DataError: no batch, or labels that the model has no output for.
     """
+    if not settings.epochs:
+        model.eval()
+        return []
     torch.manual_seed(settings.seed)
     optimizer, schedule = _optimizer(model, batches, settings, gates)
     history: list[Epoch] = []

@@ -39,10 +39,12 @@ from spvit_deploy.export.parity import (
 )
 from spvit_deploy.export.record import ExportRecord
 from spvit_deploy.lean.folder import SavedModel, is_model_folder, load_saved, save_model
+from spvit_deploy.lean.sight import BLIND, sees_images
 from spvit_deploy.loading import ModelRequest, load_model
 from spvit_deploy.models import Preprocessing
 from spvit_deploy.plan import GATES_FILE, PrunePlan, load_plan, save_plan
-from spvit_deploy.search.finetuning import FinetuneSettings, finetune_model
+from spvit_deploy.progress import warn
+from spvit_deploy.search.finetuning import FinetuneSettings, finetune_model, top1
 from spvit_deploy.search.folder import (
     SearchRecord,
     is_search_folder,
@@ -160,6 +162,7 @@ def materialize(
         saved = materialize_search(load_search(source), align)
     else:
         saved = _from_gates(source, checkpoint, pretrained, align)
+    _warn_if_blind(saved)
     save_model(saved, Path(output), force)
     return saved
 
@@ -263,8 +266,20 @@ def finetune(
     batches = _open(data, saved, where, chosen.seed)
     trained = finetune_model(saved, batches, chosen, taught, where)
     trained = replace(trained, sources=sources)
+    if chosen.epochs:
+        trained = _validated(trained, _data(data), where)
     save_model(trained, target, force)
     return trained
+
+
+def _validated(saved: SavedModel, data: DataSettings, device: torch.device) -> SavedModel:
+    """The model with its accuracy in its history, where there is a split to take it on."""
+    try:
+        batches = open_batches(data, saved.preprocessing, False, device, classes=saved.class_names)
+    except DataError:
+        return saved
+    last = {**saved.history[-1], "top1": round(top1(saved.module.to(device), batches), 3)}
+    return replace(saved, module=saved.module.cpu(), history=(*saved.history[:-1], last))
 
 
 def export_model(
@@ -329,6 +344,7 @@ def export_model(
         saved, digest, earlier = _lean_of_search(Path(model))
     else:
         saved, digest = load_model(_request(model, model_args, checkpoint, pretrained))
+    _warn_if_blind(saved)
     real = _real_images(data or saved.data, saved.preprocessing, strict=data is not None)
     spec = data or saved.data
 
@@ -337,6 +353,11 @@ def export_model(
 
     job = ExportJob(saved, chosen, _open_runner(), real, calibrate, digest, earlier)
     return run_export(job, target, force)
+
+
+def _warn_if_blind(saved: SavedModel) -> None:
+    if saved.plan is not None and not sees_images(saved.module, saved.preprocessing.input_size):
+        warn(f"{BLIND}.")
 
 
 def _lean_of_search(folder: Path) -> tuple[SavedModel, str, tuple[ParityReport, ...]]:

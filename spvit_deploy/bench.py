@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from spvit_deploy.benchmarks.artefacts import describe
 from spvit_deploy.benchmarks.evaluate import evaluate_artefact
 from spvit_deploy.benchmarks.measure import run_benchmark
 from spvit_deploy.benchmarks.report import render_png, speedups, write_report
@@ -35,12 +36,12 @@ def bench_to_file(
         OutputExistsError, StorageError: as :func:`ensure_free`.
         InputError: as :func:`run_benchmark`.
     """
-    ensure_free(output, force)
+    ensure_free(output, force, folder=False)
     workloads = [Workload(batch=b, duration=duration, threads=threads) for b in batches]
     results = run_benchmark(artefacts, list(runtimes) or None, workloads, device)
     if data is not None:
-        top1 = {path.name: evaluate_artefact(path, data).top1 for path in artefacts}
-        rows = tuple(r.model_copy(update={"top1": top1.get(r.path)}) for r in results.results)
+        top1 = {describe(p).digest: evaluate_artefact(p, data).top1 for p in artefacts}
+        rows = tuple(r.model_copy(update={"top1": top1.get(r.model_hash)}) for r in results.results)
         results = results.model_copy(update={"results": rows})
     save_results(results, output)
     return results
@@ -54,12 +55,13 @@ def report_to_file(
     Returns:
         Files written.
     """
-    ensure_free(output, force)
+    picture = output.with_suffix(".png")
+    for path in (output, picture) if png else (output,):
+        ensure_free(path, force, folder=False)
     loaded = load_plan(plan) if plan else None
     write_report(results, output, loaded, _hidden(loaded))
     if not png:
         return [output]
-    picture = output.with_suffix(".png")
     if render_png(output, picture):
         return [output, picture]
     stderr_console().print(

@@ -14,6 +14,7 @@ from spvit_deploy.options import (
     PRECISIONS,
     Folder,
     Main,
+    Number,
     data_source_options,
     device_option,
     force_option,
@@ -52,14 +53,14 @@ def main(verbose: bool, debug: bool) -> None:
 @click.option("--budget", required=True, help="MACs of the lean model: 50% or 3.2G.")
 @click.option(
     "--cost-weight",
-    type=click.FloatRange(0),
+    type=Number(0),
     default=20.0,
     show_default=True,
     help="λ of λ·(cost − target)², costs as shares of the dense model's.",
 )
 @click.option(
     "--gate-lr",
-    type=click.FloatRange(0, min_open=True),
+    type=Number(0, min_open=True),
     help="Learning rate of the gates; chosen from the number of steps by default.",
 )
 @click.option(
@@ -85,7 +86,7 @@ def search(**options: Any) -> None:
     data, training = take_data(options), take_training(options)
     training.update({key: options.pop(key) for key in ("cost_weight", "gate_lr", "align")})
     result = api.search_gates(data=data, settings=SearchSettings(**training), **options)
-    show.search(result, options["output"])
+    show.search(result, options["output"], training["align"])
 
 
 @main.command()
@@ -147,13 +148,13 @@ def import_(**options: Any) -> None:
 )
 @click.option(
     "--distill-weight",
-    type=click.FloatRange(0, 1),
+    type=Number(0, 1),
     default=0.5,
     show_default=True,
     help="Share of the teacher in the loss.",
 )
 @click.option(
-    "--distill-temperature", type=click.FloatRange(0, min_open=True), default=2.0, show_default=True
+    "--distill-temperature", type=Number(0, min_open=True), default=2.0, show_default=True
 )
 @device_option
 @output_option("Model folder to write.")
@@ -221,7 +222,7 @@ def finetune(**options: Any) -> None:
 )
 @click.option(
     "--max-drop",
-    type=click.FloatRange(0),
+    type=Number(0),
     default=1.0,
     show_default=True,
     help="Points of top-1 that int8 may lose; the most harmful layers stay in fp32 until it holds.",
@@ -283,7 +284,7 @@ def evaluate(artefact: Path, runtime: str | None, device: str, as_json: bool, **
 )
 @click.option(
     "--duration",
-    type=click.FloatRange(0.01),
+    type=Number(0.01),
     default=2.0,
     show_default=True,
     help="Seconds of measuring, for each artefact, runtime and batch.",
@@ -342,12 +343,13 @@ def doctor(as_json: bool) -> None:
 @click.option("--force", is_flag=True, help="Do every stage again.")
 def run(recipe: Path | None, init: bool, force: bool) -> None:
     """Walk the whole way from one file; stages whose inputs are unchanged are skipped."""
-    from spvit_deploy import recipe as recipes
+    from spvit_deploy.pipeline import run_file
+    from spvit_deploy.recipe import write_template
 
     if init:
-        click.echo(f"wrote {recipes.write_template(recipe or Path('recipe.yaml'), force)}")
+        click.echo(f"wrote {write_template(recipe or Path('recipe.yaml'), force)}")
     else:
-        recipes.run_file(recipe, force)
+        run_file(recipe, force)
 
 
 @main.command()

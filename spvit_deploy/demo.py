@@ -8,8 +8,9 @@ from pathlib import Path
 
 import yaml
 
+from spvit_deploy.pipeline import run_recipe
 from spvit_deploy.progress import stderr_console
-from spvit_deploy.recipe import TEMPLATE, Recipe, run_recipe
+from spvit_deploy.recipe import TEMPLATE, Recipe
 from spvit_deploy.store import ensure_free, write_bytes
 
 

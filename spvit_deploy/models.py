@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from spvit_deploy.errors import CheckpointError, InputError, ModelError
 from spvit_deploy.plan import ModelSpec
 from spvit_deploy.plugins import load_plugins
+from spvit_deploy.quiet import quiet
 
 _POSITIONS = re.compile(r"pos_embed|rel_pos|relative_position|pos_emb|bias_table")
 _ASKED = "asked_input_size"
@@ -61,7 +62,9 @@ def create_model(spec: ModelSpec, pretrained: bool = False) -> nn.Module:
         known = f"Did you mean {', '.join(close)}?" if close else "`timm.list_models()` has them."
         raise ModelError(f"timm {timm.__version__} knows no model '{spec.name}'.", known)
     try:
-        model: nn.Module = timm.create_model(spec.name, pretrained=pretrained, **spec.args)
+        # Without a network the hub tells of each of its retries.
+        with quiet("huggingface_hub", "timm"):
+            model: nn.Module = timm.create_model(spec.name, pretrained=pretrained, **spec.args)
     except (KeyboardInterrupt, MemoryError):
         raise
     except Exception as error:
@@ -235,7 +238,8 @@ def load_weights(
         hint: what to do where they do not fit.
 
     Raises:
-        CheckpointError: names the first keys that are missing, unexpected or misshapen.
+        CheckpointError: names the first keys that are missing, unexpected or misshapen, or not
+            numbers.
     """
     own = model.state_dict()
     state = _as_timm_names_it(model, state, own)
@@ -254,12 +258,27 @@ def load_weights(
     ]
     if problems:
         raise CheckpointError(f"{where} does not fit the model: {'; '.join(problems)}.", hint)
+    _check_numbers(state, {name for name, _ in model.named_parameters()}, where)
     assign = any(tensor.is_meta for tensor in own.values())
     # A half or double checkpoint would otherwise leave a model of mixed types.
     state = {key: tensor.to(own[key].dtype) for key, tensor in state.items()}
     model.load_state_dict(state, assign=assign)
     if assign:
         _own_parameters(model)
+
+
+def _check_numbers(state: Mapping[str, Tensor], parameters: set[str], where: str) -> None:
+    """Refuse NaN, and infinity in parameters; a mask in a buffer may hold infinity."""
+    odd = [
+        key
+        for key, tensor in state.items()
+        if not bool((torch.isfinite(tensor) if key in parameters else ~torch.isnan(tensor)).all())
+    ]
+    if odd:
+        raise CheckpointError(
+            f"{where} holds NaN or infinity: {', '.join(odd[:3])}{' …' if len(odd) > 3 else ''}.",
+            "Take an earlier checkpoint.",
+        )
 
 
 def _as_timm_names_it(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import errno
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -22,6 +23,17 @@ Folder = click.Path(path_type=Path)
 # What `export` writes; kept here by name, so that --help loads none of it.
 FORMATS = ("onnx", "openvino", "tensorrt-rtx", "tensorrt")
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+
+
+class Number(click.FloatRange):
+    """A number in a range; click's own takes nan for one, which is in every range."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Text → number."""
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is no number.", param, ctx)
+        return number
 
 
 def _stack(*decorators: Decorator) -> Decorator:
@@ -85,9 +97,11 @@ train_options = _stack(
         show_default=True, help="shift: translations; timm: crops, flips, colour.",
     ),
     click.option("--epochs", type=click.IntRange(0), default=10, show_default=True),
-    click.option("--lr", type=click.FloatRange(0, min_open=True), default=5e-4, show_default=True),
-    click.option("--weight-decay", type=click.FloatRange(0), default=0.05, show_default=True),
-    click.option("--label-smoothing", type=click.FloatRange(0, 1), default=0.0, show_default=True),
+    click.option("--lr", type=Number(0, min_open=True), default=5e-4, show_default=True),
+    click.option("--weight-decay", type=Number(0), default=0.05, show_default=True),
+    click.option(
+        "--label-smoothing", type=Number(0, 1, max_open=True), default=0.0, show_default=True
+    ),
     click.option("--amp", is_flag=True, help="bfloat16 autocast, for GPUs."),
     click.option("--seed", type=int, default=0, show_default=True),
 )  # fmt: skip

@@ -19,7 +19,12 @@ from rich.progress import (
 
 def stderr_console() -> Console:
     """A console on standard error."""
-    return Console(stderr=True, markup=False)
+    return Console(stderr=True, markup=False, soft_wrap=True)
+
+
+def warn(text: str) -> None:
+    """One line on standard error for what went on, but should not go unseen."""
+    stderr_console().print(f"Warning: {text}", highlight=False)
 
 
 class Bar:

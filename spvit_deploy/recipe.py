@@ -1,39 +1,26 @@
-"""The whole way from one file.
-
-Each stage has a key: the hash of its settings and of what it reads. A stage whose key and
-outputs are as ``state.json`` says is skipped, so a killed or changed run goes on where it must.
-"""
+"""Recipes: the settings of the whole way of one model, in one validated file."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
-from spvit_deploy import api, bench
-from spvit_deploy._version import __version__
-from spvit_deploy.errors import InputError
+from spvit_deploy.benchmarks.runtimes import find_runtime
+from spvit_deploy.cost import count_cost
+from spvit_deploy.errors import InputError, OutputExistsError
+from spvit_deploy.export.exporting import ExportSettings
+from spvit_deploy.export.formats import find_format
+from spvit_deploy.families import find_sites
+from spvit_deploy.models import create_empty, input_size
 from spvit_deploy.plan import ModelSpec, first_line
-from spvit_deploy.progress import stderr_console
+from spvit_deploy.search.budget import parse_budget
 from spvit_deploy.search.finetuning import FinetuneSettings
 from spvit_deploy.search.searching import SearchSettings
 from spvit_deploy.sources import DataSettings
-from spvit_deploy.store import (
-    ensure_free,
-    read_record,
-    sha256_bytes,
-    sha256_file,
-    write_bytes,
-    write_record,
-)
-
-STATE_FILE = "state.json"
-_RECORDS = ("config.json", "search.json", "export.json")
+from spvit_deploy.store import ensure_free, write_bytes
 
 
 class _Section(BaseModel):
@@ -124,7 +111,9 @@ def write_template(path: Path, force: bool) -> Path:
     Raises:
         OutputExistsError: it exists and ``force`` is not given.
     """
-    ensure_free(path, force)
+    if path.exists() and not force:
+        raise OutputExistsError(f"{path} exists.", "Name another file, or replace it with --force.")
+    ensure_free(path, force, folder=False)
     write_bytes(path, TEMPLATE.encode())
     return path
 
@@ -157,143 +146,25 @@ def load_recipe(path: Path) -> Recipe:
     return recipe.model_copy(update=update)
 
 
-@dataclass
-class Runner:
-    """Runs stages, and remembers what is done.
-
-    Attributes:
-        root: folder of all results.
-        force: do everything again.
-        ran: names of the stages that ran; the others were skipped.
-    """
-
-    root: Path
-    force: bool = False
-    ran: list[str] = field(default_factory=list)
-
-    def stage(
-        self, name: str, settings: Any, inputs: list[Path], output: Path, work: Callable[[], Any]
-    ) -> Path:
-        """Do ``work`` unless its key and output are as last time."""
-        key = sha256_bytes(
-            json.dumps(
-                [__version__, name, settings, [_digest(path) for path in inputs]],
-                sort_keys=True,
-                default=str,
-            ).encode()
-        )
-        state = self._state()
-        done = state.get(name, {})
-        current = done.get("key") == key and done.get("output") == _digest(output)
-        if current and not self.force:
-            stderr_console().print(f"{name}: unchanged, skipped", highlight=False)
-            return output
-        self.ran.append(name)
-        work()
-        state[name] = {"key": key, "output": _digest(output)}
-        write_record(self.root / STATE_FILE, {"kind": "state", "stages": state})
-        return output
-
-    def _state(self) -> dict[str, Any]:
-        file = self.root / STATE_FILE
-        if not file.is_file():
-            return {}
-        stages = read_record(file, kind="state").get("stages", {})
-        return stages if isinstance(stages, dict) else {}
-
-
-def _digest(path: Path) -> str | None:
-    """SHA-256 of a file or of a folder's record, whose hashes cover the rest; None if absent."""
-    for name in _RECORDS:
-        if (path / name).is_file():
-            parts = sorted(file for file in path.iterdir() if file.is_file())
-            return sha256_bytes("".join(sha256_file(part) for part in parts).encode())
-    return sha256_file(path) if path.is_file() else None
-
-
-def run_file(path: Path | None, force: bool = False) -> Runner:
-    """Run a recipe file, by default ``recipe.yaml``.
+def check_recipe(recipe: Recipe) -> None:
+    """Refuse before the first stage what a later one would refuse.
 
     Raises:
-        InputError: as :func:`load_recipe`.
-        SpvitError: as the stages raise it.
+        InputError: a model, budget, format, precision, batch or runtime that cannot be.
     """
-    return run_recipe(load_recipe(path or Path("recipe.yaml")), force)
-
-
-def run_recipe(recipe: Recipe, force: bool = False, png: bool = False) -> Runner:
-    """Run every stage whose settings or inputs changed, and print the summary."""
-    root = Path(recipe.output)
-    runner = Runner(root, force)
-    dense = _dense(runner, recipe)
-    search = runner.stage(
-        "search", [recipe.search.model_dump(), recipe.data.model_dump()], [dense], root / "search",
-        lambda: api.search_gates(
-            str(dense), recipe.data, root / "search", recipe.search.budget,
-            settings=recipe.search, device=recipe.device, force=True,
-        ),
-    )  # fmt: skip
-    lean = runner.stage(
-        "materialize", None, [search], root / "lean",
-        lambda: api.materialize(search, root / "lean", force=True),
-    )  # fmt: skip
-    tuned = runner.stage(
-        "finetune", [recipe.finetune.model_dump(), recipe.data.model_dump()], [lean, dense],
-        root / "tuned",
-        lambda: api.finetune(
-            str(lean), recipe.data, root / "tuned", str(dense), settings=recipe.finetune,
-            device=recipe.device, force=True,
-        ),
-    )  # fmt: skip
-    folders = {"dense": dense, "lean": tuned}
-    engines = {name: _export(runner, recipe, name, path) for name, path in folders.items()}
-    _measure(runner, recipe, folders, engines, png)
-    return runner
-
-
-def _dense(runner: Runner, recipe: Recipe) -> Path:
-    output, model = runner.root / "dense", recipe.model
-    settings = recipe.train or FinetuneSettings(epochs=0)
-    spec = ModelSpec(name=model.name, args=model.args)
-    sources = [Path(model.checkpoint)] if model.checkpoint else []
-    return runner.stage(
-        "train", [settings.model_dump(), model.model_dump(), recipe.data.model_dump()], sources,
-        output,
-        lambda: api.finetune(
-            spec.name, recipe.data, output, model_args=spec.args, checkpoint=model.checkpoint,
-            pretrained=model.pretrained, settings=settings, device=recipe.device, force=True,
-        ),
-    )  # fmt: skip
-
-
-def _export(runner: Runner, recipe: Recipe, name: str, folder: Path) -> Path:
-    output, asked = runner.root / f"{recipe.export.format}-{name}", recipe.export
-    return runner.stage(
-        f"export {name}", asked.model_dump(), [folder], output,
-        lambda: api.export_model(
-            str(folder), output, data=recipe.data, force=True, **asked.model_dump()
-        ),
-    )  # fmt: skip
-
-
-def _measure(
-    runner: Runner, recipe: Recipe, folders: dict[str, Path], engines: dict[str, Path], png: bool
-) -> None:
-    root, asked = runner.root, recipe.benchmark
-    artefacts = [*folders.values(), *engines.values()]
-    results = runner.stage(
-        "benchmark", [asked.model_dump(), recipe.data.model_dump()], artefacts,
-        root / "results.json",
-        lambda: bench.bench_to_file(
-            artefacts, asked.runtimes, asked.batches, asked.duration, None, "cpu",
-            root / "results.json", True, recipe.data,
-        ),
-    )  # fmt: skip
-    runner.stage(
-        "report", png, [results, folders["lean"]], root / "report.html",
-        lambda: bench.report_to_file(
-            [results], root / "report.html", folders["lean"], png, force=True
-        ),
-    )  # fmt: skip
-    bench.print_summary(results)
-    stderr_console().print(f"report: {root / 'report.html'}", highlight=False)
+    asked = recipe.export
+    find_format(asked.format, asked.precision).load()
+    fixed = ExportSettings(batch=str(asked.batch)).fixed_batch
+    for name in recipe.benchmark.runtimes:
+        find_runtime(name)
+    if fixed is not None and set(recipe.benchmark.batches) != {fixed}:
+        raise InputError(
+            f"The export is for batches of {fixed}; the benchmark asks for "
+            f"{', '.join(map(str, recipe.benchmark.batches))}.",
+            f"Set benchmark.batches: [{fixed}].",
+        )
+    if recipe.model.pretrained or ":" in recipe.model.name:
+        return
+    module = create_empty(ModelSpec(name=recipe.model.name, args=recipe.model.args))
+    find_sites(module, recipe.model.name)
+    parse_budget(recipe.search.budget, count_cost(module, input_size(module)).macs)

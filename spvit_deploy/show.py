@@ -40,7 +40,7 @@ def plan_table(plan: PrunePlan) -> Table:
     return table
 
 
-def search(result: SearchResult, output: Path) -> None:
+def search(result: SearchResult, output: Path, align: int) -> None:
     """After a search: the plan, and how its budget was met."""
     out, projection, budget = console(), result.projection, result.plan.budget
     out.print(plan_table(result.plan))
@@ -55,6 +55,11 @@ def search(result: SearchResult, output: Path) -> None:
         f"the gates alone said {format_macs(projection.macs_before)}; {projection.flipped} of "
         "them, the least sure, were turned to meet the budget"
     )
+    if projection.step < align:
+        out.print(
+            f"MLP widths are multiples of {projection.step}, not of {align}: the model is too "
+            "small to meet the budget so"
+        )
     out.print(f"wrote {output}")
 
 
@@ -65,6 +70,9 @@ def model(saved: SavedModel, output: Path) -> None:
         out.print(plan_table(saved.plan))
     cost = count_cost(saved.module, saved.preprocessing.input_size)
     out.print(f"{saved.title}: {format_macs(cost.macs)}, {cost.params:,} parameters")
+    top1 = saved.history[-1].get("top1") if saved.history else None
+    if top1 is not None:
+        out.print(f"top-1 on the validation split: {top1:.2f}%")
     out.print(f"wrote {output}")
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,10 +13,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
-from timm.data import create_dataset
+from timm.data import ImageDataset, create_dataset
 from torch.utils.data import Dataset, Subset
 
 from spvit_deploy.errors import DataError
+from spvit_deploy.store import sha256_bytes
 
 _HOLD_OUT = 0.2
 _TRAIN_NAMES = ("train", "training")
@@ -84,6 +87,27 @@ class DigitImages(Dataset[tuple[Image.Image, int]]):
         return Image.fromarray(self._pixels[index]), int(self._labels[index])
 
 
+class ReadableImages(Dataset[tuple[Image.Image, int]]):
+    """Files of a timm dataset, none skipped: timm takes the next one for an unreadable one, which
+    is a warning in training, and a wrong figure in an evaluation.
+    """
+
+    def __init__(self, images: ImageDataset) -> None:
+        self.reader: Any = images.reader
+
+    def __len__(self) -> int:
+        return len(self.reader)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        file, label, *_ = self.reader[index]
+        try:
+            with file, Image.open(file) as image:
+                return image.convert("RGB"), int(label)
+        except OSError as error:
+            name = self.reader.filename(index)
+            raise DataError(f"{name} cannot be read: {error}.", "Remove or mend it.") from None
+
+
 def _fifth_of_each_class(labels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     seen: dict[int, int] = {}
     mask = np.zeros(len(labels), dtype=bool)
@@ -146,7 +170,8 @@ def _create(
             download=settings.download,
             batch_size=settings.batch_size,
         )
-        return dataset
+        strict = not train and isinstance(dataset, ImageDataset)
+        return ReadableImages(dataset) if strict else dataset
     except (KeyboardInterrupt, MemoryError):
         raise
     except Exception as error:
@@ -155,6 +180,26 @@ def _create(
             f"{_name(settings)}, split '{split}': {text}.",
             "Check --data-dir; --data-download lets torchvision or the hub fetch it.",
         ) from error
+
+
+def fingerprint(settings: DataSettings) -> str:
+    """SHA-256 of names, sizes and times of the files that the data are read from.
+
+    Data of the hub have none but their name.
+
+    Raises:
+        DataError: a folder that is not there.
+    """
+    top = None
+    if settings.spec != "digits":
+        top = _folder_root(settings) if _is_folder(settings) else settings.root
+    lines = [settings.model_dump_json()]
+    for folder, _, files in os.walk(top) if top else ():
+        for name in files:
+            with suppress(OSError):
+                facts = os.stat(os.path.join(folder, name))
+                lines.append(f"{folder}/{name} {facts.st_size} {facts.st_mtime_ns}")
+    return sha256_bytes("\n".join(sorted(lines)).encode())
 
 
 def _folder_source(settings: DataSettings, train: bool) -> Source:
@@ -180,7 +225,8 @@ def _folder_root(settings: DataSettings) -> Path:
 def _split_folder(top: Path, train: bool, settings: DataSettings) -> Path | None:
     asked = settings.train_split if train else settings.val_split
     for name in (asked, *(_TRAIN_NAMES if train else _VAL_NAMES)):
-        if (top / name).is_dir():
+        # A class may be called train as well; a split holds the folders of its classes.
+        if (top / name).is_dir() and any(entry.is_dir() for entry in (top / name).iterdir()):
             return top / name
     return None
 

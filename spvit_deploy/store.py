@@ -11,16 +11,23 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from spvit_deploy.errors import CorruptFileError, InputError, OutputExistsError, StorageError
 
+if sys.platform != "win32":
+    import fcntl
+
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
+# Seconds after which a folder that nobody holds was left by a run that was killed.
+_SETTLED = 60
 # One of these is in every folder that a command writes.
 _RECORDS = ("config.json", "search.json", "export.json", "gates.json", "state.json")
 
@@ -137,17 +144,25 @@ def check_files(folder: Path, hashes: dict[str, str]) -> None:
             )
 
 
-def ensure_free(path: Path, force: bool) -> None:
+def ensure_free(path: Path, force: bool, folder: bool = True) -> None:
     """Refuse an output that exists, unless ``force``; call it before long work.
 
+    Args:
+        path: where the output goes.
+        force: whether an old output is to be replaced.
+        folder: whether the output is a folder, or a file.
+
     Raises:
-        OutputExistsError: it exists.
+        OutputExistsError: it exists, or what is there is not of its kind.
         StorageError: its parent cannot be written.
     """
     if path.exists() and not force:
         raise OutputExistsError(f"{path} exists.", "Choose another -o, or replace it with --force.")
-    if path.is_file() and path.suffix == "":
-        raise OutputExistsError(f"{path} is a file; a folder goes there.", "Choose another -o.")
+    if path.is_symlink() and not path.exists():
+        raise OutputExistsError(f"{path} is a link to nothing.", "Choose another -o, or remove it.")
+    if path.exists() and path.is_dir() != folder:
+        kinds = ("a file", "a folder") if folder else ("a folder", "a file")
+        raise OutputExistsError(f"{path} is {kinds[0]}; {kinds[1]} goes there.", "Choose another.")
     if path.is_dir() and not _is_ours(path):
         raise OutputExistsError(
             f"{path} holds files that are none of ours; it is not replaced.",
@@ -172,29 +187,74 @@ def _is_ours(folder: Path) -> bool:
 def new_folder(path: Path, force: bool = False) -> Iterator[Path]:
     """A folder to fill, renamed to ``path`` when the block ends well, and removed when it fails.
 
-    With ``force`` an old folder is kept until the new one is whole.
+    With ``force`` an old folder is kept until the new one is whole. What a killed run left
+    beside ``path`` is removed.
+
+    Raises:
+        OutputExistsError: it exists, or another run wrote it in the meantime.
+        StorageError: no space, or not writable.
     """
     ensure_free(path, force)
     path = path.absolute()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.partial-"))
+        _sweep(path)
+        staging = Path(tempfile.mkdtemp(dir=path.parent, prefix=_partial(path)))
         os.chmod(staging, 0o777 & ~_umask())
     except OSError as error:
         raise storage_error(error, path) from error
+    handle = _lock(staging)
     try:
         yield staging
-        _swap(staging, path)
+        _swap(staging, path, force)
     except OSError as error:
         raise storage_error(error, path) from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+        if handle is not None:
+            os.close(handle)
 
 
-def _swap(staging: Path, path: Path) -> None:
+def _partial(path: Path) -> str:
+    return f".{path.name}.partial-"
+
+
+def _lock(folder: Path) -> int | None:
+    """A handle that holds a lock on a folder until it is closed; None where another process holds
+    it, or the file system has no locks.
+    """
+    if sys.platform == "win32":
+        return None
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(handle)
+        return None
+    return handle
+
+
+def _sweep(path: Path) -> None:
+    """Remove what runs that were killed left beside ``path``; those at work hold a lock."""
+    for left in path.parent.iterdir():
+        with suppress(OSError):
+            mine = left.name.startswith(_partial(path))
+            if not mine or time.time() - left.stat().st_mtime < _SETTLED:
+                continue
+            handle = _lock(left)
+            if handle is not None:
+                shutil.rmtree(left, ignore_errors=True)
+                os.close(handle)
+
+
+def _swap(staging: Path, path: Path, force: bool) -> None:
     if not path.exists():
         staging.rename(path)
         return
+    if not force:
+        raise OutputExistsError(
+            f"{path} was written by another run in the meantime.", "Choose another -o, or --force."
+        )
     old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old-"))
     path.rename(old / "old")
     try:

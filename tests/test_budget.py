@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from spvit_deploy.cost import CostTable, SiteCost
 from spvit_deploy.errors import BudgetError
 from spvit_deploy.plan import AttentionKind
-from spvit_deploy.search.budget import Choice, align, parse_budget, project
+from spvit_deploy.search.budget import parse_budget
+from spvit_deploy.search.projection import Choice, align, project
 from spvit_deploy.search.supernet import GateProbabilities
 
 COSTS = dict(zip(AttentionKind, (0, 300, 1500, 9000), strict=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import pickle
@@ -201,7 +202,7 @@ def test_inspect_of_model_names_and_doctor() -> None:
 def test_a_recipe_runs_and_skips_what_is_unchanged(tmp_path: Path) -> None:
     import yaml
 
-    from spvit_deploy import recipe
+    from spvit_deploy import pipeline
 
     file = tmp_path / "recipe.yaml"
     good("run", "--init", file)
@@ -212,16 +213,66 @@ def test_a_recipe_runs_and_skips_what_is_unchanged(tmp_path: Path) -> None:
         content[stage]["epochs"] = 1
     content["benchmark"]["duration"] = 0.05
     file.write_text(yaml.safe_dump(content))
-    assert len(recipe.run_file(file).ran) == 8
-    assert recipe.run_file(file).ran == []
+    assert len(pipeline.run_file(file).ran) == 8
+    assert pipeline.run_file(file).ran == []
     content["finetune"]["lr"] = 1e-3
     file.write_text(yaml.safe_dump(content))
-    assert recipe.run_file(file).ran == ["finetune", "export lean", "benchmark", "report"]
+    assert pipeline.run_file(file).ran == ["finetune", "export lean", "benchmark", "report"]
     content["colour"] = "blue"
     file.write_text(yaml.safe_dump(content))
     refused("run", file, says="colour")
     file.write_text("{")
     refused("run", file, says="not YAML")
+
+
+def test_a_recipe_is_refused_before_its_first_stage(tmp_path: Path) -> None:
+    import yaml
+
+    file = tmp_path / "recipe.yaml"
+    good("run", "--init", file)
+    whole = yaml.safe_load(file.read_text())
+    for section, key, value, says in (
+        ("search", "budget", "half", "not understood"),
+        ("search", "budget", "900%", "dense model has"),
+        ("export", "format", "tiff", "unknown"),
+        ("export", "precision", "int3", "is written in"),
+        ("export", "batch", 4, "benchmark.batches: [4]"),
+        ("benchmark", "runtimes", ["abacus"], "unknown"),
+        ("model", "name", "resnet18", "no family takes"),
+        ("data", "spec", "folder/nowhere", "no folder"),
+    ):
+        args = {} if value == "resnet18" else whole["model"]["args"]
+        changed = {**whole, "model": {**whole["model"], "args": args}}
+        file.write_text(yaml.safe_dump({**changed, section: {**changed[section], key: value}}))
+        refused("run", file, says=says)
+    assert [path.name for path in tmp_path.iterdir()] == ["recipe.yaml"]
+
+
+def test_a_run_notices_images_that_changed_and_outlives_a_damaged_state(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from spvit_deploy.pipeline import Runner, dense_stage
+    from spvit_deploy.recipe import Recipe
+    from spvit_deploy.sources import fingerprint
+
+    images = image_folder(tmp_path / "images", ["a", "b"], 12)
+    recipe = Recipe.model_validate({
+        "model": {"name": NAME, "args": {**TINY, "num_classes": 2}},
+        "data": {"spec": f"folder/{images}"},
+    })  # fmt: skip
+
+    def ran() -> list[str]:
+        runner = Runner(tmp_path / "run")
+        dense_stage(runner, recipe, fingerprint(recipe.data))
+        return runner.ran
+
+    assert (ran(), ran()) == (["train"], [])
+    Image.new("RGB", (8, 8)).save(images / "b" / "0.png")
+    assert (ran(), ran()) == (["train"], [])
+    (tmp_path / "run" / "state.json").write_text("{")
+    assert ran() == ["train"]
+    assert "state.json: not JSON" in capsys.readouterr().err
+    assert ran() == []
 
 
 def test_unknown_and_unsupported_models(tmp_path: Path) -> None:
@@ -323,6 +374,15 @@ def test_gates_of_another_model_and_out_of_range(work: Path, tmp_path: Path) -> 
     refused("materialize", folder, "-o", tmp_path / "out", says="not JSON")
 
 
+def test_gates_fit_the_blocks_that_they_were_searched_for(work: Path, tmp_path: Path) -> None:
+    good("finetune", NAME, *TINY_ARGS, "--model-arg", "embed_dim=48", "--data", "digits",
+         "--epochs", 0, "-o", tmp_path / "wider")  # fmt: skip
+    refused("materialize", work / "search" / "gates.json", "--checkpoint", tmp_path / "wider",
+            "-o", tmp_path / "out", says="(channels, heads, hidden units) (24, 3, 96)")  # fmt: skip
+    good("materialize", work / "search" / "gates.json", "--checkpoint", work / "dense",
+         "-o", tmp_path / "out")  # fmt: skip
+
+
 def image_folder(root: Path, classes: list[str], count: int, size: int = 20) -> Path:
     rng = np.random.default_rng(0)
     for name in classes:
@@ -346,7 +406,38 @@ def test_data_that_cannot_be_used(work: Path, tmp_path: Path) -> None:
     refused(*tune, "folder/nowhere", says="no folder")
     good("finetune", NAME, *TINY_ARGS, "--model-arg", "num_classes=3", "--epochs", "1",
          "--data", f"folder/{three}", "-o", tmp_path / "out")  # fmt: skip
-    (three / "a" / "0.png").write_bytes(b"no image")
+    # An unreadable image is passed over in training, and would make an evaluation wrong.
+    good("finetune", NAME, *TINY_ARGS, "--model-arg", "num_classes=2", "--epochs", "1",
+         "--data", f"folder/{image_folder(tmp_path / 'split' / 'train', ['train', 'b'], 8)}",
+         "-o", tmp_path / "two")  # fmt: skip
+    val = image_folder(tmp_path / "split" / "val", ["train", "b"], 3)
+    (val / "train" / "1.png").write_bytes(b"no image")
+    refused("evaluate", tmp_path / "two", "--data", f"folder/{tmp_path / 'split'}",
+            says="1.png cannot be read")  # fmt: skip
+    refused("finetune", NAME, "--data", "torch/fashion_mnist", "-o", tmp_path / "x",
+            says="fashion_mnist")  # fmt: skip
+
+
+def test_numbers_that_are_none(work: Path, tmp_path: Path) -> None:
+    tune = ["finetune", work / "lean", "--data", "digits", "-o", tmp_path / "out"]
+    for option in ("--lr", "--weight-decay", "--distill-temperature"):
+        for value in ("nan", "inf"):
+            assert call(*tune, option, value).exit_code == 2
+    assert call(*tune, "--label-smoothing", "1").exit_code == 2
+    refused("evaluate", tmp_path / "nope", "--data", "digits", says="not a dense, lean or exported")
+
+
+def test_weights_that_are_not_numbers(work: Path, tmp_path: Path) -> None:
+    from spvit_deploy.models import read_state_dict
+
+    state = read_state_dict(work / "dense" / "model.safetensors")
+    state["blocks.1.mlp.fc1.weight"][3, 4] = float("nan")
+    torch.save(state, tmp_path / "nan.pth")
+    args = [*TINY_ARGS, "--checkpoint", tmp_path / "nan.pth", "-o", tmp_path / "out"]
+    says = "holds NaN or infinity: blocks.1.mlp.fc1.weight"
+    refused("export", NAME, *args, says=says)
+    refused("search", "--model", NAME, *args, "--data", "digits", "--budget", "50%", says=says)
+    refused("finetune", NAME, *args, "--data", "digits", "--epochs", "0", says=says)
 
 
 def test_images_of_the_wrong_size_are_refused_by_sessions(work: Path) -> None:
@@ -370,6 +461,18 @@ def test_outputs_that_exist_stay(work: Path, tmp_path: Path) -> None:
     plan = read_record(out / "gates.json")
     assert all(len(block["mlp_keep"]) % 8 == 0 for block in plan["blocks"])
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_fixed_batch_is_measured_where_it_is_asked_for(work: Path, tmp_path: Path) -> None:
+    good("export", work / "tuned", "--batch", 3, "-o", tmp_path / "three")
+    bench = ["benchmark", work / "onnx", tmp_path / "three", "--duration", "0.05",
+             "-o", tmp_path / "r.json"]  # fmt: skip
+    refused(*bench, says="Add --batch 3")
+    good(*bench, "--batch", 1, "--batch", 3)
+    rows = json.loads((tmp_path / "r.json").read_text())["results"]
+    found = sorted((row["path"], row["workload"]["batch"]) for row in rows)
+    openvino = importlib.util.find_spec("openvino") is not None
+    assert found == sorted([("onnx", 1), ("onnx", 3), ("three", 3)] * (2 if openvino else 1))
 
 
 def test_runtimes_and_devices_that_are_not_here(work: Path, tmp_path: Path) -> None:

@@ -1,0 +1,78 @@
+"""Outputs: never lost, never half written, never swapped for another's."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from spvit_deploy.errors import OutputExistsError
+from spvit_deploy.store import _SETTLED, ensure_free, new_folder
+
+
+def fill(path: Path, text: str, force: bool = False) -> None:
+    with new_folder(path, force) as staging:
+        (staging / "config.json").write_text(text)
+
+
+def test_the_second_of_two_runs_on_one_output_is_refused(tmp_path: Path) -> None:
+    def overtaken() -> None:
+        with new_folder(tmp_path / "o") as mine:
+            (mine / "config.json").write_text("mine")
+            fill(tmp_path / "o", "theirs")
+
+    with pytest.raises(OutputExistsError, match="another run"):
+        overtaken()
+    assert (tmp_path / "o" / "config.json").read_text() == "theirs"
+    assert [path.name for path in tmp_path.iterdir()] == ["o"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no locks on folders")
+def test_what_a_killed_run_left_is_removed_and_a_run_at_work_is_not(tmp_path: Path) -> None:
+    code = (
+        "import sys, time\nfrom pathlib import Path\nfrom spvit_deploy.store import new_folder\n"
+        "with new_folder(Path(sys.argv[1])) as staging:\n"
+        "    print(staging.name, flush=True)\n    time.sleep(60)\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "o")]
+    killed, working = (
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)
+    )
+    assert killed.stdout is not None
+    assert working.stdout is not None
+    left, held = (tmp_path / p.stdout.readline().strip() for p in (killed, working) if p.stdout)
+    killed.kill()
+    killed.wait()
+    past = time.time() - 2 * _SETTLED
+    for folder in (left, held):
+        os.utime(folder, (past, past))
+    fill(tmp_path / "o", "new")
+    assert not left.exists()
+    assert held.exists()
+    working.kill()
+    working.wait()
+
+
+def test_outputs_of_another_kind_are_refused_at_once(tmp_path: Path) -> None:
+    file, folder, link = tmp_path / "results.json", tmp_path / "folder", tmp_path / "link"
+    file.write_text("{}")
+    folder.mkdir()
+    link.symlink_to(tmp_path / "nowhere")
+    with pytest.raises(OutputExistsError, match="a folder goes there"):
+        ensure_free(file, force=True)
+    with pytest.raises(OutputExistsError, match="a file goes there"):
+        ensure_free(folder, force=True, folder=False)
+    with pytest.raises(OutputExistsError, match="link to nothing"):
+        ensure_free(link, force=True)
+    fill(folder, "in an empty folder", force=True)
+
+
+def test_what_we_did_not_write_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.jpg").write_bytes(b"")
+    with pytest.raises(OutputExistsError, match="none of ours"):
+        ensure_free(tmp_path / "photos", force=True)
