@@ -40,7 +40,7 @@ lint: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet -e ".[bench]"
-	set -e; for suite in benchmarks/suites/*.py; do echo $$suite; $(BIN)/python $$suite; done
+	set -e; for suite in $(SUITES); do echo $$suite; $(BIN)/python $$suite; done
 
 clean:
 	rm -rf $(VENV) demo build dist *.egg-info

@@ -16,21 +16,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
+from published import DEIT_B, build_dense, build_lean, with_wider_mlps
 
 from spvit_deploy.benchmarks.measure import run_benchmark
 from spvit_deploy.benchmarks.results import ResultsFile, Workload
 from spvit_deploy.benchmarks.statistics import median_ratio
-from spvit_deploy.lean.folder import SavedModel, dense_saved, save_model
-from spvit_deploy.lean.materialize import shape_lean
-from spvit_deploy.models import create_model, preprocessing_of
-from spvit_deploy.plan import AttentionKind, BlockPlan, ModelSpec, PrunePlan
 
 RESULTS = Path(__file__).parent / "results" / "published_deit_b.json"
-SPEC = ModelSpec(name="deit_base_patch16_224")
-KINDS = ["conv1x1"] * 3 + ["conv3x3"] * 2 + ["msa"] * 7
-WIDTHS = [1118, 489, 1050, 1345, 1336, 1326, 1431, 1564, 1606, 1702, 1290, 190]
 BARE = """
 import sys, torch
 from spvit_deploy.lean.folder import load_saved
@@ -41,36 +33,13 @@ torch.onnx.export(model, (torch.randn(2, 3, 224, 224),), sys.argv[2], dynamo=Tru
 """
 
 
-def published_plan(step: int) -> PrunePlan:
-    """The plan, its widths rounded up to multiples of ``step``."""
-    widths = [-(-width // step) * step for width in WIDTHS]
-    blocks = tuple(
-        BlockPlan(path=f"blocks.{i}", attention=AttentionKind(kind), mlp_keep=tuple(range(width)))
-        for i, (kind, width) in enumerate(zip(KINDS, widths, strict=True))
-    )
-    return PrunePlan(model=SPEC, blocks=blocks)
-
-
-def with_biases(model: nn.Module) -> nn.Module:
-    """Random biases, as a trained model has them: an optimizer drops the addition of zeros."""
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.endswith("bias"):
-                parameter.normal_(0, 0.02)
-    return model.eval()
-
-
 def build(root: Path) -> dict[str, Path]:
     """Dense and lean folders with random weights."""
-    torch.manual_seed(0)
-    folders = {name: root / name for name in ("dense", "lean", "lean8")}
-    save_model(dense_saved(with_biases(create_model(SPEC)), SPEC), folders["dense"])
-    for name, step in (("lean", 1), ("lean8", 8)):
-        model, plan = create_model(SPEC), published_plan(step)
-        prep = preprocessing_of(model)
-        shape_lean(model, plan)
-        save_model(SavedModel(with_biases(model), SPEC, prep, plan=plan), folders[name])
-    return folders
+    return {
+        "dense": build_dense(DEIT_B, root / "dense"),
+        "lean": build_lean(DEIT_B, root / "lean"),
+        "lean8": build_lean(with_wider_mlps(DEIT_B, 8), root / "lean8"),
+    }
 
 
 def export_times(root: Path, folders: dict[str, Path], rounds: int = 2) -> dict[str, float]:

@@ -1,0 +1,108 @@
+"""Models with the plans that SPViT's authors publish, random weights, and a loop to time calls."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from spvit_deploy.lean.folder import SavedModel, dense_saved, save_model
+from spvit_deploy.lean.materialize import shape_lean
+from spvit_deploy.models import create_model, preprocessing_of
+from spvit_deploy.plan import AttentionKind, BlockPlan, ModelSpec, PrunePlan
+
+Key = TypeVar("Key", bound=Hashable)
+_BLOCKS = [f"blocks.{index}" for index in range(12)]
+_SWIN_BLOCKS = [
+    f"layers.{stage}.blocks.{index}"
+    for stage, depth in enumerate((2, 2, 6, 2))
+    for index in range(depth)
+]
+
+
+def _plan(
+    name: str, paths: Sequence[str], kinds: Sequence[str], widths: Sequence[int]
+) -> PrunePlan:
+    blocks = tuple(
+        BlockPlan(path=path, attention=AttentionKind(kind), mlp_keep=tuple(range(width)))
+        for path, kind, width in zip(paths, kinds, widths, strict=True)
+    )
+    return PrunePlan(model=ModelSpec(name=name), blocks=blocks)
+
+
+DEIT_B = _plan(
+    "deit_base_patch16_224", _BLOCKS,
+    ["conv1x1"] * 3 + ["conv3x3"] * 2 + ["msa"] * 7,
+    [1118, 489, 1050, 1345, 1336, 1326, 1431, 1564, 1606, 1702, 1290, 190],
+)  # fmt: skip
+DEIT_S = _plan(
+    "deit_small_patch16_224", _BLOCKS,
+    ["conv1x1"] + ["msa"] * 11,
+    [1304, 1399, 1344, 1214, 1251, 1183, 1140, 925, 742, 391, 104, 103],
+)  # fmt: skip
+SWIN_T = _plan(
+    "swin_tiny_patch4_window7_224", _SWIN_BLOCKS,
+    ["conv1x1", "skip", "conv1x1", "skip"] + ["msa"] * 8,
+    [186, 152, 646, 504, 1350, 1319, 1289, 1249, 1234, 1082, 3041, 2994],
+)  # fmt: skip
+
+
+def with_wider_mlps(plan: PrunePlan, step: int) -> PrunePlan:
+    """The plan with its widths rounded up to multiples of ``step``."""
+    blocks = tuple(
+        block.model_copy(update={"mlp_keep": tuple(range(-(-len(block.mlp_keep) // step) * step))})
+        for block in plan.blocks
+    )
+    return plan.model_copy(update={"blocks": blocks})
+
+
+def with_biases(model: nn.Module) -> nn.Module:
+    """Random biases, as a trained model has them: an optimizer drops the addition of zeros."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                parameter.normal_(0, 0.02)
+    return model.eval()
+
+
+def build_dense(plan: PrunePlan, folder: Path) -> Path:
+    """The dense model of a plan, with random weights."""
+    torch.manual_seed(0)
+    save_model(dense_saved(with_biases(create_model(plan.model)), plan.model), folder)
+    return folder
+
+
+def build_lean(plan: PrunePlan, folder: Path) -> Path:
+    """A lean model with random weights."""
+    torch.manual_seed(0)
+    model = create_model(plan.model)
+    prep = preprocessing_of(model)
+    shape_lean(model, plan)
+    save_model(SavedModel(with_biases(model), plan.model, prep, plan=plan), folder)
+    return folder
+
+
+def in_turns(
+    calls: Mapping[Key, Callable[[], object]], rounds: int, burst: float, pause: float
+) -> dict[Key, list[float]]:
+    """Seconds of every call: bursts in an order that changes, with a pause before each, in which
+    the thread pools of the others go to sleep.
+    """
+    samples: dict[Key, list[float]] = {key: [] for key in calls}
+    order = random.Random(0)
+    for _ in range(rounds):
+        for key in order.sample(list(calls), len(calls)):
+            time.sleep(pause)
+            calls[key]()
+            calls[key]()
+            end = time.perf_counter() + burst
+            while time.perf_counter() < end:
+                start = time.perf_counter()
+                calls[key]()
+                samples[key].append(time.perf_counter() - start)
+    return samples
