@@ -3,7 +3,7 @@
 Every precision of ONNX Runtime and OpenVINO against fp32 of the same runtime, lean against dense,
 and our dense fp32 export against timm's own. All calls take turns in one process.
 
-Usage: python benchmarks/suites/runtimes_deit.py [--rounds N]
+Usage: python benchmarks/suites/runtimes_deit.py [--rounds N] [--work FOLDER]
 """
 
 from __future__ import annotations
@@ -59,11 +59,14 @@ def build(root: Path) -> dict[Key, Callable[[], float]]:
     calls: dict[Key, Callable[[], float]] = {}
     for size, plan in (("S", DEIT_S), ("B", DEIT_B)):
         for kind, make in (("dense", build_dense), ("lean", build_lean)):
-            folder = make(plan, root / f"{size}-{kind}")
+            folder = root / f"{size}-{kind}"
+            if not folder.exists():
+                make(plan, folder)
             for form, precision, runtime in FORMS:
                 target = root / f"{size}-{kind}-{form}-{precision}"
-                export_model(str(folder), target, form, precision, data=data, calibration=32,
-                             max_drop=None)  # fmt: skip
+                if not target.exists():
+                    export_model(str(folder), target, form, precision, data=data, calibration=32,
+                                 max_drop=None)  # fmt: skip
                 calls[size, kind, runtime, precision] = open_session(target, runtime).prepare(image)
         calls[size, "dense", "onnxruntime", "timm"] = timm_call(root / f"{size}-dense", image)
     return calls
@@ -71,8 +74,9 @@ def build(root: Path) -> dict[Key, Callable[[], float]]:
 
 def timm_call(folder: Path, image: np.ndarray) -> Callable[[], Any]:
     """timm's own export of the same weights, in ONNX Runtime."""
-    file = folder / "timm.onnx"
-    onnx_export(load_saved(folder).module, str(file), batch_size=2, use_dynamo=True)
+    file = folder.with_suffix(".timm.onnx")
+    if not file.exists():
+        onnx_export(load_saved(folder).module, str(file), batch_size=2, use_dynamo=True)
     session = onnxruntime.InferenceSession(file)
     return partial(session.run, None, {session.get_inputs()[0].name: image})
 
@@ -117,9 +121,10 @@ def main() -> None:
     """Measure and record."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--work", type=Path, help="Folder of the exports, to measure them again.")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        samples = in_turns(build(Path(scratch)), asked.rounds, BURST, PAUSE)
+        samples = in_turns(build(asked.work or Path(scratch)), asked.rounds, BURST, PAUSE)
     record = {
         "ratios": ratios(samples),
         "seconds": {", ".join(key): float(np.median(row)) for key, row in samples.items()},
