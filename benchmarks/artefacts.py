@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 
 from spvit_deploy.benchmarks.runtimes import artefact_format
@@ -25,7 +26,7 @@ class Artefact:
         title: for tables.
         kind: ``dense`` or ``lean``; of an exported model, what it was exported from.
         preprocessing: None for a bare ONNX file that says nothing.
-        macs, params: 0 where unknown.
+        macs: 0 where unknown.
     """
 
     title: str
@@ -81,7 +82,9 @@ def _bare_onnx(path: Path) -> Artefact:
         prep = metadata.get("spvit_deploy.preprocessing")
         parsed = Preprocessing.model_validate_json(prep) if prep else None
         classes = tuple(json.loads(metadata.get("spvit_deploy.class_names", "[]")))
-        macs, params = (int(metadata.get(f"spvit_deploy.{key}", 0)) for key in ("macs", "params"))
+        macs = int(metadata.get("spvit_deploy.macs", 0))
+        held = sum(int(np.prod(tensor.dims)) for tensor in model.graph.initializer)
+        params = int(metadata.get("spvit_deploy.params", held))
     except Exception as error:
         raise CorruptFileError(f"{path}: damaged, or not ONNX.", "Export it again.") from error
     kind = metadata.get("spvit_deploy.kind", "onnx")

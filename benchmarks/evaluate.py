@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from timm.data import DEFAULT_CROP_PCT, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from spvit_deploy.benchmarks.artefacts import describe
 from spvit_deploy.benchmarks.runtimes import (
@@ -17,7 +18,8 @@ from spvit_deploy.benchmarks.runtimes import (
 )
 from spvit_deploy.data import open_batches
 from spvit_deploy.errors import DataError, InputError
-from spvit_deploy.progress import progress_bar
+from spvit_deploy.models import Preprocessing
+from spvit_deploy.progress import progress_bar, warn
 from spvit_deploy.sources import DataSettings
 
 
@@ -51,8 +53,6 @@ def evaluate_artefact(
         DataError: no images, or classes that are not the model's.
     """
     artefact = describe(path)
-    if artefact.preprocessing is None:
-        raise InputError(f"{path} does not say how images are prepared.", "Evaluate its folder.")
     names = runtimes_for(path)
     if not names and runtime is None:
         raise InputError(
@@ -60,13 +60,15 @@ def evaluate_artefact(
             "`spvit-deploy doctor` says what is missing.",
         )
     session = open_session(path, runtime or names[0], device)
-    if "logits" not in session.outputs:
+    foreign = artefact.preprocessing is None
+    if "logits" not in session.outputs and not (foreign and len(session.outputs) == 1):
         session.close()
         raise InputError(
             f"{path} answers {', '.join(session.outputs)}, no class scores.",
             "Evaluate a model with a head.",
         )
-    batches = open_batches(data, artefact.preprocessing, False, classes=artefact.class_names)
+    prep = artefact.preprocessing or _usual(path, session)
+    batches = open_batches(data, prep, False, classes=artefact.class_names)
     right = np.zeros(2, dtype=np.int64)
     images = 0
     with progress_bar(f"evaluate {path.name}", len(batches) or None) as bar:
@@ -81,6 +83,21 @@ def evaluate_artefact(
     top1, top5 = (100 * right / images).tolist()
     return Evaluation(
         path, artefact.kind, session.name, images, top1, top5, artefact.macs, artefact.params
+    )
+
+
+def _usual(path: Path, session: Session) -> Preprocessing:
+    """timm's defaults, for a file of others that does not say how it wants its images."""
+    warn(
+        f"{path} does not say how images are prepared; timm's defaults are taken (ImageNet's mean "
+        f"and deviation, bicubic, {100 * DEFAULT_CROP_PCT:g}% crop)."
+    )
+    channels = session.input_size[0]
+    mean, std = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+    if channels != len(mean):
+        mean, std = (sum(mean) / 3,) * channels, (sum(std) / 3,) * channels
+    return Preprocessing(
+        input_size=session.input_size, mean=mean, std=std, crop_pct=DEFAULT_CROP_PCT
     )
 
 

@@ -5,20 +5,31 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import onnxruntime as ort
 
 from spvit_deploy.benchmarks.runtimes import Array, check_images
-from spvit_deploy.errors import CorruptFileError, RuntimeMissingError
+from spvit_deploy.errors import CorruptFileError, InputError, RuntimeMissingError
 from spvit_deploy.store import check_files, read_record
 
-_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+_PROVIDERS = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+    "openvino": "OpenVINOExecutionProvider",
+}
+_PACKAGES = {"cuda": "onnxruntime-gpu", "tensorrt": "onnxruntime-gpu",
+             "openvino": "onnxruntime-openvino"}  # fmt: skip
+_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
 
 class OnnxRuntimeSession:
-    """An ``.onnx`` file, or an exported folder, in ONNX Runtime; see :class:`Session`."""
+    """An ``.onnx`` file, or an exported folder, in ONNX Runtime; see :class:`Session`.
 
-    name = "onnxruntime"
+    A device may name an execution provider as well: ``tensorrt``, ``openvino``, with ``:N``.
+    """
 
     def __init__(self, path: Path, device: str, threads: int | None) -> None:
         self.version = ort.__version__
@@ -40,13 +51,14 @@ class OnnxRuntimeSession:
             raise CorruptFileError(
                 f"{file}: ONNX Runtime cannot open it ({text}).", "Export it again."
             ) from error
+        _require_loaded(self._session, provider)
+        kind = device.partition(":")[0]
+        self.name = f"onnxruntime:{kind}" if kind in ("tensorrt", "openvino") else "onnxruntime"
         self.device = device
-        model_input = self._session.get_inputs()[0]
-        self._input = model_input.name
         self.outputs = tuple(output.name for output in self._session.get_outputs())
-        batch, channels, height, width = model_input.shape
-        self.batch = batch if isinstance(batch, int) else None
-        self.input_size = (int(channels), int(height), int(width))
+        self._input, self._type, shape = _only_input(self._session, file)
+        self.batch = shape[0] if isinstance(shape[0], int) else None
+        self.input_size = (shape[1], shape[2], shape[3])
 
     def run(self, images: Array) -> Array:
         """[B, C, H, W] → [B, classes]."""
@@ -54,13 +66,11 @@ class OnnxRuntimeSession:
 
     def run_all(self, images: Array) -> list[Array]:
         """[B, C, H, W] → every output."""
-        feed = {self._input: check_images(images, self.input_size, self.batch)}
-        return list(self._session.run(None, feed))
+        return list(self._session.run(None, self._feed(images)))
 
     def prepare(self, images: Array) -> Callable[[], float]:
         """A call on these images; copies to and from the device are part of its time."""
-        feed = {self._input: check_images(images, self.input_size, self.batch)}
-        session = self._session
+        feed, session = self._feed(images), self._session
 
         def call() -> float:
             start = time.perf_counter()
@@ -68,6 +78,10 @@ class OnnxRuntimeSession:
             return time.perf_counter() - start
 
         return call
+
+    def _feed(self, images: Array) -> dict[str, Array]:
+        ready = check_images(images, self.input_size, self.batch)
+        return {self._input: ready.astype(self._type, copy=False)}
 
     def close(self) -> None:
         """Drop the session."""
@@ -80,8 +94,33 @@ def _provider(device: str) -> tuple[str, dict[str, str]]:
     provider = _PROVIDERS.get(kind, kind)
     if provider not in offered:
         short = ", ".join(name for name, full in _PROVIDERS.items() if full in offered)
+        package = _PACKAGES.get(kind)
         raise RuntimeMissingError(
             f"Provider '{kind}' was asked for; this onnxruntime offers {short}.",
-            "Install onnxruntime-gpu, or choose --device cpu.",
+            f"Install {package}, or choose --device cpu." if package else "Choose --device cpu.",
         )
     return provider, {"device_id": index} if index else {}
+
+
+def _require_loaded(session: ort.InferenceSession, provider: str) -> None:
+    """ONNX Runtime goes on without a provider whose libraries it cannot load."""
+    used = session.get_providers()
+    if provider not in used:
+        raise RuntimeMissingError(
+            f"ONNX Runtime could not load {provider}; it would have run on {', '.join(used)}.",
+            "Install the libraries that it needs, or choose --device cpu.",
+        )
+
+
+def _only_input(session: ort.InferenceSession, file: Path) -> tuple[str, Any, list[Any]]:
+    """Name, element type and shape [batch, channels, height, width] of a model's one input."""
+    inputs = session.get_inputs()
+    sizes = [size for entry in inputs for size in entry.shape[1:]]
+    fits = len(inputs) == 1 and len(inputs[0].shape) == 4 and inputs[0].type in _TYPES
+    if not fits or not all(isinstance(size, int) for size in sizes):
+        found = "; ".join(f"{entry.name} {entry.type} {entry.shape}" for entry in inputs)
+        raise InputError(
+            f"{file} takes {found}.",
+            "What is measured takes images [batch, channels, height, width] of one size.",
+        )
+    return inputs[0].name, _TYPES[inputs[0].type], list(inputs[0].shape)

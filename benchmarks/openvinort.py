@@ -10,7 +10,7 @@ from typing import Any
 import openvino
 
 from spvit_deploy.benchmarks.runtimes import Array, check_images
-from spvit_deploy.errors import CorruptFileError, RuntimeMissingError
+from spvit_deploy.errors import CorruptFileError, InputError, RuntimeMissingError
 from spvit_deploy.store import check_files, read_record
 
 PRECISION_INFO = ("spvit_deploy", "precision")
@@ -47,9 +47,15 @@ class OpenVinoSession:
             ) from error
         self._request = compiled.create_infer_request()
         self.outputs = tuple(output.get_any_name() for output in compiled.outputs)
-        batch, *size = compiled.inputs[0].get_partial_shape()
-        self.batch = None if batch.is_dynamic else batch.get_length()
-        channels, height, width = (part.get_length() for part in size)
+        shape = compiled.inputs[0].get_partial_shape()
+        sizes = list(shape) if shape.rank.is_static else []
+        if len(sizes) != 4 or any(part.is_dynamic for part in sizes[1:]):
+            raise InputError(
+                f"{file} takes {shape}.",
+                "What is measured takes images [batch, channels, height, width] of one size.",
+            )
+        self.batch = None if sizes[0].is_dynamic else sizes[0].get_length()
+        channels, height, width = (part.get_length() for part in sizes[1:])
         self.input_size = (channels, height, width)
 
     def run(self, images: Array) -> Array:

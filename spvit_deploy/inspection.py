@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import platform
+from collections import Counter
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -176,8 +178,18 @@ def _onnx(path: Path) -> dict[str, Any]:
         "opset": model.opset_import[0].version if model.opset_import else None,
         "nodes": len(model.graph.node),
         "producer": f"{model.producer_name} {model.producer_version}".strip(),
+        "inputs": "; ".join(_value(value) for value in model.graph.input),
+        "outputs": "; ".join(_value(value) for value in model.graph.output),
+        "params": sum(math.prod(tensor.dims) for tensor in model.graph.initializer),
+        "operators": dict(Counter(node.op_type for node in model.graph.node).most_common(8)),
     }
     return {**facts, **{entry.key: entry.value for entry in model.metadata_props}}
+
+
+def _value(value: onnx.ValueInfoProto) -> str:
+    tensor = value.type.tensor_type
+    sizes = ", ".join(d.dim_param or str(d.dim_value) for d in tensor.shape.dim)
+    return f"{value.name} {onnx.TensorProto.DataType.Name(tensor.elem_type).lower()} [{sizes}]"
 
 
 def _json(path: Path) -> dict[str, Any]:

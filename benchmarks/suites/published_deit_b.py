@@ -16,11 +16,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-from published import DEIT_B, build_dense, build_lean, with_wider_mlps
-
 from spvit_deploy.benchmarks.measure import run_benchmark
 from spvit_deploy.benchmarks.results import ResultsFile, Workload
 from spvit_deploy.benchmarks.statistics import median_ratio
+from spvit_deploy.benchmarks.suites.published import (
+    DEIT_B,
+    build_dense,
+    build_lean,
+    with_wider_mlps,
+)
 
 RESULTS = Path(__file__).parent / "results" / "published_deit_b.json"
 BARE = """

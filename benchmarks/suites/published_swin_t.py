@@ -18,11 +18,11 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import openvino
-from published import SWIN_T, build_dense, build_lean, in_turns
 
 from spvit_deploy.api import export_model
 from spvit_deploy.benchmarks.host import read_host
 from spvit_deploy.benchmarks.statistics import median_ratio
+from spvit_deploy.benchmarks.suites.published import SWIN_T, build_dense, build_lean, in_turns
 from spvit_deploy.cost import count_cost
 from spvit_deploy.lean.folder import load_saved
 

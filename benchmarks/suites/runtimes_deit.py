@@ -19,13 +19,19 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import openvino
-from published import DEIT_B, DEIT_S, build_dense, build_lean, in_turns
 from timm.utils.onnx import onnx_export
 
 from spvit_deploy.api import export_model
 from spvit_deploy.benchmarks.host import read_host
 from spvit_deploy.benchmarks.runtimes import open_session
 from spvit_deploy.benchmarks.statistics import median_ratio
+from spvit_deploy.benchmarks.suites.published import (
+    DEIT_B,
+    DEIT_S,
+    build_dense,
+    build_lean,
+    in_turns,
+)
 from spvit_deploy.lean.folder import load_saved
 from spvit_deploy.sources import DataSettings, DigitImages
 
