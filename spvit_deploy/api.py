@@ -39,6 +39,7 @@ from spvit_deploy.export.parity import (
 )
 from spvit_deploy.export.record import ExportRecord
 from spvit_deploy.lean.folder import SavedModel, is_model_folder, load_saved, save_model
+from spvit_deploy.lean.grain import advice
 from spvit_deploy.lean.sight import BLIND, sees_images
 from spvit_deploy.loading import ModelRequest, load_model
 from spvit_deploy.models import Preprocessing
@@ -345,6 +346,8 @@ def export_model(
     else:
         saved, digest = load_model(_request(model, model_args, checkpoint, pretrained))
     _warn_if_blind(saved)
+    if saved.plan is not None and advice(saved.plan):
+        warn(advice(saved.plan))
     real = _real_images(data or saved.data, saved.preprocessing, strict=data is not None)
     spec = data or saved.data
 

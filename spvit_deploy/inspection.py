@@ -21,6 +21,7 @@ from spvit_deploy.export.record import RECORD_FILE as EXPORT_FILE
 from spvit_deploy.export.record import TensorInfo, load_export
 from spvit_deploy.families import BlockSite, inspect_family
 from spvit_deploy.lean.folder import CONFIG_FILE, folder_digest, load_saved
+from spvit_deploy.lean.grain import advice
 from spvit_deploy.lean.materialize import plan_costs
 from spvit_deploy.models import create_empty, input_size, read_state_dict
 from spvit_deploy.plan import GATES_FILE, ModelSpec, PrunePlan, load_plan
@@ -158,6 +159,8 @@ def _plan(plan: PrunePlan) -> dict[str, Any]:
     dense, lean = plan_costs(plan)
     facts |= {"macs": lean.macs, "dense macs": dense.macs}
     facts |= {"params": lean.params, "dense params": dense.params}
+    if advice(plan):
+        facts["widths"] = advice(plan)
     if plan.budget:
         facts["budget"] = plan.budget.model_dump()
     facts["blocks"] = [

@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from spvit_deploy.cost import cost_table, count_cost
 from spvit_deploy.errors import ModelError, PlanError
 from spvit_deploy.families import find_sites
+from spvit_deploy.lean.grain import advice, off_the_grain
 from spvit_deploy.lean.kernels import head_map
 from spvit_deploy.lean.materialize import materialize_weights
 from spvit_deploy.models import create_empty, create_model, input_size, load_weights
@@ -261,3 +262,14 @@ def test_gates_of_another_model_and_out_of_range() -> None:
     far = tuple(BlockPlan(path=f"blocks.{i}", attention="msa", mlp_keep=(96,)) for i in range(3))
     with pytest.raises(PlanError, match=r"hidden unit 96 of blocks\.0"):
         net.fix(PrunePlan(model=tiny_spec(), blocks=far))
+
+
+@given(st.lists(st.integers(0, 96), min_size=1, max_size=6), st.sampled_from([2, 8, 16]))
+def test_widths_off_the_grain_are_named(widths: list[int], grain: int) -> None:
+    blocks = tuple(
+        BlockPlan(path=f"blocks.{i}", attention=AttentionKind.MSA, mlp_keep=tuple(range(width)))
+        for i, width in enumerate(widths)
+    )
+    plan = PrunePlan(model=tiny_spec(), blocks=blocks)
+    assert [width for _, width in off_the_grain(plan, grain)] == [w for w in widths if w % grain]
+    assert bool(advice(plan, grain)) == any(width % grain for width in widths)
