@@ -180,7 +180,14 @@ def finetune(**options: Any) -> None:
 @click.argument("model", metavar="LEAN")
 @model_options
 @click.option("--format", type=click.Choice(FORMATS), default="onnx", show_default=True)
-@click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True)
+@click.option("--precision", type=click.Choice(PRECISIONS), show_default="fp32")
+@click.option(
+    "--all",
+    "every",
+    is_flag=True,
+    help="Every format that this machine can write, in every precision unless --precision chooses "
+    "one; each in a folder of its own, timed.",
+)
 @click.option("--batch", default="dynamic", show_default=True, metavar="dynamic|N")
 @click.option("--opset", type=click.IntRange(13, 25), help="ONNX operator set.")
 @click.option(
@@ -247,13 +254,22 @@ def export(**options: Any) -> None:
     \b
     Examples: spvit-deploy export tuned/ --format onnx -o engine/
               spvit-deploy export tuned/ --output features -o backbone/
+              spvit-deploy export tuned/ --all -o engines/
     """
     from spvit_deploy import api, show
+    from spvit_deploy.export_all import export_all, require_all
 
-    named = options["data"] is not None
-    options["data"] = options["data"] or ""
+    named, options["data"] = bool(options["data"]), options["data"] or ""
     data = take_data(options)
-    show.export(api.export_model(data=data if named else None, **options), options["output"])
+    options["data"] = data if named else None
+    if options.pop("every"):
+        del options["format"]
+        rows = export_all(**options)
+        show.exports(rows, options["output"])
+        require_all(rows)
+    else:
+        options["precision"] = options["precision"] or "fp32"
+        show.export(api.export_model(**options), options["output"])
 
 
 @main.command()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from spvit_deploy.benchmarks.evaluate import Evaluation
 from spvit_deploy.benchmarks.results import ResultsFile
 from spvit_deploy.cost import count_cost
 from spvit_deploy.export.record import AccuracyInfo, ExportRecord
+from spvit_deploy.export_all import ExportRow
 from spvit_deploy.lean.folder import SavedModel
 from spvit_deploy.lean.materialize import plan_costs
 from spvit_deploy.plan import PrunePlan
@@ -98,6 +100,26 @@ def export(record: ExportRecord, output: Path) -> None:
     if record.accuracy is not None:
         _int8(record.accuracy, out)
     out.print(f"wrote {output} (opset {record.opset}, batch {record.batch})")
+
+
+def exports(rows: Sequence[ExportRow], output: Path) -> None:
+    """After an export of everything: what was written, failed, or could not be done here."""
+    table = Table(title="exports", title_justify="left")
+    for heading in ("format", "precision", "MB", "export s", "ms a call", "max abs", "points lost"):
+        table.add_column(heading, justify="left" if heading in ("format", "precision") else "right")
+    for row in rows:
+        if row.status == "written":
+            table.add_row(
+                row.format, row.precision, f"{row.size_bytes / 1e6:.2f}", f"{row.seconds:.1f}",
+                "not run here" if row.latency is None else f"{1000 * row.latency:.3f}",
+                f"{row.max_abs:.1e}", "" if row.drop is None else f"{row.drop:.2f}",
+            )  # fmt: skip
+    out = console()
+    out.print(table)
+    for row in rows:
+        if row.status != "written":
+            out.print(f"{row.format} {row.precision} {row.status}: {row.reason}")
+    out.print(f"wrote {output}: each artefact in its folder, and exports.json")
 
 
 def _int8(found: AccuracyInfo, out: Console) -> None:

@@ -29,7 +29,7 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 # Seconds after which a folder that nobody holds was left by a run that was killed.
 _SETTLED = 60
 # One of these is in every folder that a command writes.
-_RECORDS = ("config.json", "search.json", "export.json", "gates.json", "state.json")
+_RECORDS = ("config.json", "search.json", "export.json", "gates.json", "exports.json", "state.json")
 
 
 def sha256_bytes(data: bytes) -> str:

@@ -1,0 +1,66 @@
+"""`export --all`: every format and precision of this machine; a failure does not stop the rest."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from spvit_deploy.errors import JobError
+from spvit_deploy.export.formats import FORMATS, Format
+from tests.calls import call, good, refused
+from tests.conftest import NAME, TINY_ARGS
+
+
+@pytest.fixture(scope="module")
+def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("all") / "dense"
+    good("finetune", NAME, *TINY_ARGS, "--data", "digits", "--epochs", "3", "--lr", "2e-3",
+         "-o", folder)  # fmt: skip
+    return folder
+
+
+def test_every_format_of_a_cpu_is_written_and_timed(dense: Path, tmp_path: Path) -> None:
+    text = good("export", dense, "--all", "--max-drop", 5, "--calibration", 64,
+                "-o", tmp_path / "all").stdout  # fmt: skip
+    rows = json.loads((tmp_path / "all" / "exports.json").read_text())["rows"]
+    found = {(row["format"], row["precision"]): row for row in rows}
+    assert set(found) == {(f.name, p) for f in FORMATS.values() for p in f.precisions}
+    for (form, precision), row in found.items():
+        installed = _installed(FORMATS[form])
+        if form.startswith("tensorrt") or not installed:
+            assert row["status"] == "skipped", row
+            continue
+        assert row["status"] == "written", row
+        assert row["latency"] > 0
+        assert (tmp_path / "all" / row["folder"] / "export.json").is_file()
+        assert row["max_abs"] < (1e-3 if precision == "fp32" else 5)
+    assert "ms a call" in text
+    refused("export", dense, "--all", "-o", tmp_path / "all", says="exists")
+
+
+def _installed(form: Format) -> bool:
+    try:
+        form.load()
+    except Exception:
+        return False
+    return True
+
+
+def test_one_failure_does_not_stop_the_rest(
+    dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from spvit_deploy.export import onnxrt
+
+    def fail(*_: object) -> None:
+        raise JobError("the writer gave up.")
+
+    monkeypatch.setattr(onnxrt, "write_model", fail)
+    result = call("export", dense, "--all", "--precision", "fp32", "-o", tmp_path / "all")
+    assert result.exit_code == 1
+    assert "onnx fp32 failed: the writer gave up." in result.stdout
+    assert "1 of " in result.stderr.splitlines()[-1]
+    assert not (tmp_path / "all" / "onnx-fp32").exists()
+    rows = json.loads((tmp_path / "all" / "exports.json").read_text())["rows"]
+    assert any(row["status"] == "written" for row in rows) == _installed(FORMATS["openvino"])
