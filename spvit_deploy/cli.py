@@ -16,11 +16,13 @@ from spvit_deploy.options import (
     Main,
     data_source_options,
     device_option,
+    engine_options,
     force_option,
     json_option,
     model_options,
     output_option,
     take_data,
+    take_engine_flags,
     take_layers,
     take_training,
     train_options,
@@ -211,6 +213,7 @@ def finetune(**options: Any) -> None:
     metavar="MIN,OPT,MAX",
     help="Batches of an engine with a dynamic batch.",
 )
+@engine_options
 @click.option(
     "--calibration",
     type=click.IntRange(1),
@@ -251,15 +254,19 @@ def export(**options: Any) -> None:
 
     named = options["data"] is not None
     options["data"] = options["data"] or ""
-    data = take_data(options)
-    show.export(api.export_model(data=data if named else None, **options), options["output"])
+    data, flags = take_data(options), take_engine_flags(options)
+    record = api.export_model(data=data if named else None, engine_flags=flags, **options)
+    show.export(record, options["output"])
 
 
 @main.command()
 @click.argument("artefact", type=Folder)
 @click.option("--data", required=True, metavar="SPEC", help=DATA_HELP)
 @data_source_options
-@click.option("--runtime", help="onnxruntime, openvino or torch; the artefact's own by default.")
+@click.option(
+    "--runtime",
+    help="onnxruntime, openvino, torch, tensorrt-rtx or tensorrt; the artefact's own by default.",
+)
 @device_option
 @json_option
 def evaluate(artefact: Path, runtime: str | None, device: str, as_json: bool, **data: Any) -> None:

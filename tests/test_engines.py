@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import importlib.util
 import json
 from collections.abc import Callable
@@ -16,7 +15,6 @@ import pytest
 import torch
 from onnx import TensorProto
 
-from spvit_deploy.errors import JobError
 from spvit_deploy.export.lowering import low_share, lower, rounded
 from spvit_deploy.lean.folder import SavedModel, load_saved, save_model
 from tests.calls import good, refused
@@ -110,15 +108,3 @@ def test_wrong_gpus_and_profiles(lean: Path, tmp_path: Path) -> None:
     assert record["batches"] == [4]
     refused("evaluate", tmp_path / "four", "--data", "digits", says="no runtime")
     refused("benchmark", tmp_path / "four", "-o", tmp_path / "r.json", says="takes it")
-
-
-def test_without_a_driver_the_message_is_clear() -> None:
-    from spvit_deploy.export.trt import require_driver
-
-    try:
-        ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        with pytest.raises(JobError, match="No CUDA driver found"):
-            require_driver("It builds on the GPU.")
-    else:
-        require_driver("It builds on the GPU.")
