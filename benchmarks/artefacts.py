@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import onnx
 
 from spvit_deploy.benchmarks.runtimes import artefact_format
 from spvit_deploy.cost import count_cost
+from spvit_deploy.engines import SUFFIX, read_engine
 from spvit_deploy.errors import CorruptFileError
 from spvit_deploy.lean.folder import folder_digest, load_saved
 from spvit_deploy.models import Preprocessing
@@ -20,12 +21,12 @@ from spvit_deploy.store import read_record, sha256_file
 
 @dataclass(frozen=True)
 class Artefact:
-    """What a dense, lean or exported folder, or a bare ONNX file, is.
+    """What a dense, lean or exported folder, or a bare ONNX file or engine, is.
 
     Attributes:
         title: for tables.
         kind: ``dense`` or ``lean``; of an exported model, what it was exported from.
-        preprocessing: None for a bare ONNX file that says nothing.
+        preprocessing: None for a bare file that says nothing.
         macs: 0 where unknown.
     """
 
@@ -46,7 +47,7 @@ def describe(path: Path) -> Artefact:
         InputError: nothing that we know, or damaged.
     """
     if path.is_file():
-        return _bare_onnx(path)
+        return _bare_engine(path) if path.suffix == SUFFIX else _bare_onnx(path)
     kind = artefact_format(path)
     size = sum(file.stat().st_size for file in path.iterdir() if file.suffix != ".json")
     if kind in ("dense", "lean"):
@@ -72,6 +73,15 @@ def describe(path: Path) -> Artefact:
 def _title(path: Path, kind: str) -> str:
     name = path.absolute().name
     return name if kind in name else f"{name} ({kind})"
+
+
+def _bare_engine(path: Path) -> Artefact:
+    """An engine alone; what it was made from is known where it lies in its export's folder."""
+    sha256, size = read_engine(path).record.sha256, path.stat().st_size
+    if (path.parent / "export.json").is_file():
+        found = describe(path.parent)
+        return replace(found, title=path.name, digest=sha256, size_bytes=size)
+    return Artefact(path.name, "engine", sha256, None, (), 0, 0, size)
 
 
 def _bare_onnx(path: Path) -> Artefact:

@@ -13,6 +13,7 @@ from spvit_deploy.benchmarks.runtimes import (
     Array,
     Session,
     artefact_format,
+    batch_limits,
     open_session,
     runtimes_for,
 )
@@ -43,7 +44,7 @@ def evaluate_artefact(
     """Run the validation split through an artefact.
 
     Args:
-        path: dense, lean or exported folder, or an ``.onnx`` file that we wrote.
+        path: dense, lean or exported folder, or an ``.onnx`` or ``.engine`` file that we wrote.
         data: which images.
         runtime: None for the artefact's own.
         device: ``auto|cpu|cuda|cuda:N|mps``.
@@ -102,13 +103,13 @@ def _usual(path: Path, session: Session) -> Preprocessing:
 
 
 def _scores(session: Session, images: Array) -> Array:
-    """Scores of any number of images, also where the session's batch is fixed."""
-    if session.batch is None:
-        return session.run(images)
-    parts = []
-    for start in range(0, len(images), session.batch):
-        part = images[start : start + session.batch]
-        padding = np.zeros((session.batch - len(part), *part.shape[1:]), dtype=part.dtype)
+    """Scores of any number of images, also where the session takes some batches alone."""
+    smallest, largest = batch_limits(session)
+    step, parts = largest or len(images), []
+    for start in range(0, len(images), step):
+        part = images[start : start + step]
+        short = max(0, smallest - len(part))
+        padding = np.zeros((short, *part.shape[1:]), dtype=part.dtype)
         parts.append(session.run(np.concatenate([part, padding]))[: len(part)])
     scores: Array = np.concatenate(parts)
     return scores

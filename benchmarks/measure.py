@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -37,6 +38,15 @@ class _Entry:
     call: Callable[[], float]
     samples: list[float] = field(default_factory=list)
     solo: list[float] = field(default_factory=list)
+    heard: list[dict[str, float]] = field(default_factory=list)
+    parts: list[dict[str, float]] = field(default_factory=list)
+
+    def sample(self, seconds: float, pause: float) -> None:
+        """A burst among the others, and what each of its calls that count was made of."""
+        self.heard.clear()
+        found = _burst(self.call, seconds, pause)
+        self.samples += found
+        self.parts += self.heard[-len(found) :]
 
 
 def run_benchmark(
@@ -48,10 +58,10 @@ def run_benchmark(
     """Measure every artefact on every runtime that takes it.
 
     Args:
-        artefacts: dense, lean and exported folders, ``.onnx`` files.
+        artefacts: dense, lean and exported folders, ``.onnx`` and ``.engine`` files.
         runtimes: names, or None for all that fit.
         workloads: measured one after another.
-        device: ``cpu``, ``cuda``, ``cuda:N``.
+        device: ``cpu``, ``cuda``, ``cuda:N``. Engines run on a GPU always, the first for ``cpu``.
 
     Raises:
         InputError: an artefact that no runtime takes, or a runtime that takes none of them.
@@ -112,7 +122,23 @@ def _open(
     call = session.prepare(rng.standard_normal(shape, dtype=np.float32))
     for _ in range(workload.warmup):
         call()
-    return _Entry(path, artefact, session, call)
+    heard: list[dict[str, float]] = []
+    if hasattr(session, "last_parts"):
+        call = _listening(call, session, heard)
+    return _Entry(path, artefact, session, call, heard=heard)
+
+
+def _listening(
+    call: Callable[[], float], session: Any, heard: list[dict[str, float]]
+) -> Callable[[], float]:
+    """The call, that notes what it was made of after it."""
+
+    def run() -> float:
+        seconds = call()
+        heard.append(dict(session.last_parts))
+        return seconds
+
+    return run
 
 
 def _require_all(wanted: set[tuple[Path, str]], measured: set[tuple[Path, str]]) -> None:
@@ -135,7 +161,7 @@ def _measure(entries: list[_Entry], workload: Workload, bar: Bar) -> None:
     order = random.Random(workload.seed)
     for _ in range(_ROUNDS):
         for entry in order.sample(entries, len(entries)):
-            entry.samples += _burst(entry.call, burst, workload.pause)
+            entry.sample(burst, workload.pause)
             bar.advance(note=f"{entry.artefact.title}, {entry.session.name}")
     for entry in entries:
         entry.solo += _burst(entry.call, 2 * burst, workload.pause)
@@ -166,6 +192,8 @@ def _result(entry: _Entry, workload: Workload) -> BenchmarkResult:
         workload=workload,
         samples=tuple(entry.samples),
         solo=tuple(entry.solo),
+        parts={name: tuple(p[name] for p in entry.parts) for name in (entry.parts or [{}])[0]},
+        cuda_graph=getattr(entry.session, "cuda_graph", None),
         macs=entry.artefact.macs,
         params=entry.artefact.params,
         size_bytes=entry.artefact.size_bytes,

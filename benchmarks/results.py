@@ -47,6 +47,9 @@ class BenchmarkResult(BaseModel):
         samples: interleaved with the other artefacts.
         solo: the artefact alone, before and after.
         top1: accuracy in percent, where it was evaluated.
+        parts: what each call is made of, by name, where the session says: ``to_device``,
+            ``compute`` and ``to_host``, in seconds; as many as samples.
+        cuda_graph: whether it computed by a CUDA graph; None where there are none.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -65,6 +68,8 @@ class BenchmarkResult(BaseModel):
     params: int
     size_bytes: int
     top1: float | None = None
+    parts: dict[str, tuple[float, ...]] = Field(default_factory=dict)
+    cuda_graph: bool | None = None
 
     @property
     def p50(self) -> float:

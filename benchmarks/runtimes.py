@@ -12,6 +12,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from spvit_deploy.driver import require_gpu
+from spvit_deploy.engines import LIBRARIES, SUFFIX, find_engines, read_engine, untouched
 from spvit_deploy.errors import InputError, RuntimeMissingError
 
 Array = NDArray[Any]
@@ -48,6 +50,13 @@ REGISTRY = {
         "spvit_deploy.benchmarks.openvinort:OpenVinoSession", ("openvino", "onnx"), "openvino",
         "openvino",
     ),
+    "tensorrt-rtx": Runtime(
+        "spvit_deploy.benchmarks.trtrt:TensorRtRtxSession", ("tensorrt-rtx",), "tensorrt_rtx",
+        "tensorrt-rtx",
+    ),
+    "tensorrt": Runtime(
+        "spvit_deploy.benchmarks.trtrt:TensorRtSession", ("tensorrt",), "tensorrt", "tensorrt"
+    ),
 }  # fmt: skip
 RUNTIMES = tuple(REGISTRY)
 _SUFFIXES = {".onnx": "onnx", ".xml": "openvino"}
@@ -55,6 +64,10 @@ _SUFFIXES = {".onnx": "onnx", ".xml": "openvino"}
 
 class Session(Protocol):
     """An artefact opened in a runtime.
+
+    A session may have more to say; what it lacks is left out of results: ``limits``, smallest and
+    largest batch; ``last_parts``, seconds by name that the last call is made of; ``cuda_graph``,
+    whether the prepared call computes by one.
 
     Attributes:
         name: the runtime.
@@ -97,12 +110,15 @@ def artefact_format(path: Path) -> str:
 
     if path.suffix in _SUFFIXES and path.is_file():
         return _SUFFIXES[path.suffix]
+    if path.suffix == SUFFIX and path.is_file():
+        return read_engine(path).record.runtime
     for name in ("export.json", "config.json"):
         if (path / name).is_file():
             record = read_record(path / name)
             return str(record.get("format") or record.get("kind"))
     raise InputError(
-        f"{path}: not a dense, lean or exported folder, nor a file of {', '.join(_SUFFIXES)}.",
+        f"{path}: not a dense, lean or exported folder, nor a file of "
+        f"{', '.join([*_SUFFIXES, SUFFIX])}.",
         "`spvit-deploy inspect PATH` says what a path is.",
     )
 
@@ -123,9 +139,13 @@ def find_runtime(name: str) -> Runtime:
 
 
 def runtimes_for(path: Path) -> list[str]:
-    """Installed runtimes that take this artefact, its own first."""
+    """Installed runtimes that take this artefact, its own first.
+
+    Where none is installed, those that would: opening it in one says what is missing.
+    """
     kind = artefact_format(path)
-    fitting = [name for name, r in REGISTRY.items() if kind in r.formats and r.installed]
+    taking = [name for name, r in REGISTRY.items() if kind in r.formats]
+    fitting = [name for name in taking if REGISTRY[name].installed] or taking
     return sorted(fitting, key=lambda name: REGISTRY[name].formats.index(kind))
 
 
@@ -137,16 +157,29 @@ def open_session(
     Raises:
         RuntimeMissingError: runtime or device are not here.
         InputError: the runtime does not take this artefact, or it is damaged.
+        JobError: an engine, and no GPU.
     """
-    kind, found = artefact_format(path), find_runtime(runtime)
-    if kind not in found.formats:
+    kind, known = artefact_format(path), REGISTRY.get(runtime)
+    if known is not None and kind not in known.formats:
         raise InputError(
-            f"{path} is {kind}; runtime '{runtime}' takes {' and '.join(found.formats)}.",
+            f"{path} is {kind}; runtime '{runtime}' takes {' and '.join(known.formats)}.",
             "Export it, or choose another --runtime.",
         )
+    if kind in LIBRARIES.values():
+        # Before the library is missed: without a GPU it would be of no use.
+        require_gpu(untouched(find_engines(path)), "Run it where the GPU is.", device)
+    found = find_runtime(runtime)
     module, _, name = found.session.partition(":")
     session: type[Session] = getattr(importlib.import_module(module), name)
     return session(path, device, threads)
+
+
+def batch_limits(session: Session) -> tuple[int, int | None]:
+    """Smallest and largest batch that a session takes; None for any."""
+    if session.batch is not None:
+        return session.batch, session.batch
+    smallest, largest = getattr(session, "limits", (1, None))
+    return smallest, largest
 
 
 def check_images(images: Array, size: tuple[int, int, int], batch: int | None) -> Array:

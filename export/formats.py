@@ -16,16 +16,39 @@ from spvit_deploy.export.outputs import Answers
 
 
 @dataclass(frozen=True)
+class EngineFlags:
+    """How a TensorRT engine is built.
+
+    Attributes:
+        timing_cache: file of kernel timings that builds share; read, added to, written.
+        version_compatible: newer versions of TensorRT, of the same major one, run it too.
+        hardware_compatible: all GPUs from Ampere (sm80) on run it, not only the one here.
+        refittable: its weights can be replaced.
+    """
+
+    timing_cache: Path | None = None
+    version_compatible: bool = False
+    hardware_compatible: bool = False
+    refittable: bool = False
+
+    def given(self) -> tuple[str, ...]:
+        """Names of those that differ from their default."""
+        return tuple(name for name, value in vars(self).items() if value not in (None, False))
+
+
+@dataclass(frozen=True)
 class EngineSettings:
     """What a TensorRT engine is built for.
 
     Attributes:
         gpus: compute capabilities such as ``sm86``; TensorRT for RTX builds an engine for each.
         profile: smallest, usual and largest batch of a dynamic one.
+        flags: how it is built.
     """
 
     gpus: tuple[str, ...] = ()
     profile: tuple[int, int, int] = (1, 8, 32)
+    flags: EngineFlags = field(default_factory=EngineFlags)
 
 
 @dataclass(frozen=True)
@@ -146,3 +169,31 @@ def find_format(name: str, precision: str) -> Format:
             f"{', '.join(others)} can be." if others else "Choose one of them.",
         )
     return found
+
+
+# What TensorRT for RTX has no use for, or cannot do.
+_RTX_LACKS = {
+    "timing_cache": "it times no kernels while it builds; they are made where the engine runs",
+    "version_compatible": "it comes without the lean runtime that such engines need",
+    "hardware_compatible": "it builds an engine for each GPU that is named; repeat --gpu",
+}
+
+
+def check_flags(format: str, flags: EngineFlags) -> None:
+    """Refuse flags that a format does not have.
+
+    Raises:
+        InputError: says which, and why.
+    """
+    for name in flags.given():
+        option = f"--{name.replace('_', '-')}"
+        if not format.startswith("tensorrt"):
+            raise InputError(
+                f"{option} is for TensorRT engines; format '{format}' was asked for.",
+                "Leave it out, or choose --format tensorrt.",
+            )
+        if format == "tensorrt-rtx" and name in _RTX_LACKS:
+            raise InputError(
+                f"TensorRT for RTX has no {option}: {_RTX_LACKS[name]}.",
+                "Leave it out, or choose --format tensorrt.",
+            )

@@ -6,25 +6,28 @@ TensorRT only for the one that is. Networks are strongly typed, so the precision
 
 from __future__ import annotations
 
-import ctypes
 import importlib
-import logging
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import onnx
-
+from spvit_deploy.driver import find_driver, require_gpu
+from spvit_deploy.engines import SUFFIX, EngineRecord, sidecar
 from spvit_deploy.errors import InputError, JobError
 from spvit_deploy.export.calibration import Accuracy
 from spvit_deploy.export.formats import Graph, Written
-from spvit_deploy.export.onnxrt import MODEL_FILE, write
+from spvit_deploy.export.onnxrt import INPUT_NAME, MODEL_FILE, write
+from spvit_deploy.export.timing_cache import TimingCache
+from spvit_deploy.export.trtlayers import (
+    LayerTypes,
+    built_types,
+    inspect_engine,
+    network_types,
+)
+from spvit_deploy.progress import stderr_console
 from spvit_deploy.store import sha256_file, write_bytes, write_record
+from spvit_deploy.trtlog import make_logger
 
-_log = logging.getLogger(__name__)
-_PRODUCTS = ("MATRIX_MULTIPLY", "CONVOLUTION")
-_TYPES = {"fp32": "FLOAT", "fp16": "HALF", "bf16": "BF16"}
 # What a generation has no kernels for, found by building.
 _LACKS = {
     ("sm75", "fp32"): "it has no fp32 GEMM there",
@@ -42,18 +45,19 @@ def write_rtx(graph: Graph, folder: Path, note: Callable[[str], None]) -> Writte
     """
     trt: Any = importlib.import_module("tensorrt_rtx")
     gpus = check_gpus(trt, graph.engine.gpus, graph.precision)
+    if graph.engine.flags.refittable:
+        require_gpu(
+            f"{trt.__name__} {trt.__version__} builds refittable engines only where there is a GPU",
+            "Leave --refittable out, or run it where the GPU is.",
+        )
     files, accuracy = _source(graph, folder, note)
-    logger = _logger(trt)
-    builder, network = _network(trt, logger, folder / MODEL_FILE)
-    layers = _layer_types(network, graph.precision)
+    build = _Build(trt, graph, folder)
     for gpu in gpus:
         note(f"engine for {gpu}")
-        config = builder.create_builder_config()
+        config = build.config()
         config.num_compute_capabilities = 1
         config.set_compute_capability(getattr(trt.ComputeCapability, gpu.upper()), 0)
-        _add_profile(builder, network, config, graph)
-        blob = _build(builder, network, config, gpu, logger)
-        files += _save(trt, graph, folder, (gpu, blob, layers))
+        files += build.save(gpu, build.run(config, gpu))
     return Written(tuple(files), accuracy)
 
 
@@ -61,31 +65,32 @@ def write_plain(graph: Graph, folder: Path, note: Callable[[str], None]) -> Writ
     """An engine of TensorRT, for the GPU of this host.
 
     Raises:
+        InputError: another GPU is named.
         JobError: no GPU, or the library cannot build it.
     """
-    require_driver("TensorRT builds an engine on the GPU that it is for.")
+    gpu = require_gpu(
+        "TensorRT builds an engine on the GPU that it is for",
+        "Run it where the GPU is, or build with --format tensorrt-rtx --gpu sm86.",
+    ).capability
+    others = [name for name in graph.engine.gpus if name.lower() != gpu]
+    if others:
+        raise InputError(
+            f"TensorRT builds for the GPU of this host, which is {gpu}, not for {others[0]}.",
+            "Leave --gpu out, or choose --format tensorrt-rtx.",
+        )
     trt: Any = importlib.import_module("tensorrt")
     files, accuracy = _source(graph, folder, note)
-    logger = _logger(trt)
-    builder, network = _network(trt, logger, folder / MODEL_FILE)
-    layers = _layer_types(network, graph.precision)
+    build = _Build(trt, graph, folder)
     note("engine")
-    config = builder.create_builder_config()
-    _add_profile(builder, network, config, graph)
-    blob = _build(builder, network, config, "this GPU", logger)
-    files += _save(trt, graph, folder, ("here", blob, layers))
+    config, file = build.config(), graph.engine.flags.timing_cache
+    cache = TimingCache(file, build.logger, _say) if file is not None else None
+    if cache is not None:
+        cache.attach(config)
+    blob = build.run(config, gpu)
+    if cache is not None:
+        cache.save(config)
+    files += build.save(gpu, blob)
     return Written(tuple(files), accuracy)
-
-
-def require_driver(why: str) -> None:
-    """Raises JobError where no CUDA driver can be loaded."""
-    try:
-        ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        raise JobError(
-            f"No CUDA driver found. {why}",
-            "Run it where the GPU is, or build with --format tensorrt-rtx --gpu sm86.",
-        ) from None
 
 
 def check_gpus(trt: Any, asked: tuple[str, ...], precision: str) -> tuple[str, ...]:
@@ -123,99 +128,107 @@ def _source(
     return list(write(proto, folder)), accuracy
 
 
-def _network(trt: Any, logger: Any, file: Path) -> tuple[Any, Any]:
-    builder = trt.Builder(logger)
-    flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
-    network = builder.create_network(0 if flag is None else 1 << int(flag))
-    parser = trt.OnnxParser(network, logger)
-    if not parser.parse_from_file(str(file)):
-        problems = "; ".join(str(parser.get_error(i)) for i in range(parser.num_errors))
-        text = " ".join(problems.split())[:240]
-        raise JobError(f"{trt.__name__} cannot read the graph: {text}.", "Please report it.")
-    return builder, network
-
-
-def _logger(trt: Any) -> Any:
-    """A logger of the library's own class; ``errors`` holds what it complained of."""
-
-    class Logger(trt.ILogger):  # type: ignore[misc]
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.errors: list[str] = []
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
-                self.errors.append(message)
-            _log.debug(message)
-
-    return Logger()
-
-
-def _add_profile(builder: Any, network: Any, config: Any, graph: Graph) -> None:
-    """Batches that a dynamic engine takes; a fixed one needs none."""
-    if graph.batch is not None:
-        return
-    profile, tensor = builder.create_optimization_profile(), network.get_input(0)
-    profile.set_shape(tensor.name, *[(batch, *graph.size) for batch in graph.engine.profile])
-    config.add_optimization_profile(profile)
-
-
-def _build(builder: Any, network: Any, config: Any, gpu: str, logger: Any) -> bytes:
-    blob = builder.build_serialized_network(network, config)
-    if blob is None:
-        text = " ".join(" ".join(logger.errors[-1:]).split())[:240]
-        raise JobError(f"The engine for {gpu} cannot be built: {text}", "Please report it.")
-    return bytes(blob)
-
-
-def _layer_types(network: Any, precision: str) -> dict[str, float]:
-    """Share of the products in each type, as the strongly typed network says.
+class _Build:
+    """The graph as a network of the library, from which engines are built.
 
     Raises:
-        JobError: not one product has the type that was asked for.
+        JobError: the library cannot read the graph, or reads another precision in it.
     """
-    made_by: dict[str, str] = {}
-    found: Counter[str] = Counter()
-    for index in range(network.num_layers):
-        layer = network.get_layer(index)
-        kind = str(layer.type).split(".")[-1]
-        for output in range(layer.num_outputs):
-            made_by[layer.get_output(output).name] = kind
-        if kind in _PRODUCTS:
-            tensor = layer.get_input(0)
-            source = made_by.get(tensor.name)
-            quantized = source == "DEQUANTIZE"
-            found["INT8" if quantized else str(tensor.dtype).split(".")[-1]] += 1
-    total = max(1, sum(found.values()))
-    shares = {name: round(count / total, 4) for name, count in found.most_common()}
-    wanted = _TYPES.get(precision, "INT8")
-    if not shares.get(wanted):
-        raise JobError(
-            f"{precision} was asked for; the network's products are {shares}.", "Please report it."
+
+    def __init__(self, trt: Any, graph: Graph, folder: Path) -> None:
+        self.logger = make_logger(trt)
+        self._trt, self._graph, self._folder = trt, graph, folder
+        self._builder = trt.Builder(self.logger)
+        # TensorRT 10 has networks of both kinds; later ones are strongly typed always.
+        flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+        self._network = self._builder.create_network(0 if flag is None else 1 << int(flag))
+        parser = trt.OnnxParser(self._network, self.logger)
+        if not parser.parse_from_file(str(folder / MODEL_FILE)):
+            problems = "; ".join(str(parser.get_error(i)) for i in range(parser.num_errors))
+            text = " ".join(problems.split())[:240]
+            raise JobError(f"{trt.__name__} cannot read the graph: {text}.", "Please report it.")
+        self._types = network_types(self._network, graph.precision)
+
+    def config(self) -> Any:
+        """Builder settings: batches, flags, and layer information that says types."""
+        trt, graph = self._trt, self._graph
+        config = self._builder.create_builder_config()
+        config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+        if graph.precision == "fp32":
+            # Left set, products of fp32 are taken in TF32, with ten bits of mantissa.
+            config.clear_flag(trt.BuilderFlag.TF32)
+        flags = graph.engine.flags
+        if flags.version_compatible:
+            config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+        if flags.refittable:
+            config.set_flag(trt.BuilderFlag.REFIT)
+        if flags.hardware_compatible:
+            config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
+        # A fixed batch needs no profile.
+        if graph.batch is None:
+            profile, tensor = (
+                self._builder.create_optimization_profile(),
+                self._network.get_input(0),
+            )
+            profile.set_shape(tensor.name, *[(b, *graph.size) for b in graph.engine.profile])
+            config.add_optimization_profile(profile)
+        return config
+
+    def run(self, config: Any, gpu: str) -> bytes:
+        """The engine.
+
+        Raises:
+            JobError: the library refuses.
+        """
+        blob = self._builder.build_serialized_network(self._network, config)
+        if blob is None:
+            raise JobError(
+                f"The engine for {gpu} cannot be built: {self.logger.last_error}",
+                "Please report it.",
+            )
+        return bytes(blob)
+
+    def save(self, gpu: str, blob: bytes) -> list[str]:
+        """Write an engine and its record; returns their names.
+
+        Raises:
+            JobError: the engine was built in another precision.
+        """
+        graph, flags = self._graph, self._graph.engine.flags
+        types = self._built_types(gpu, blob)
+        file = self._folder / f"model.{gpu}{SUFFIX}"
+        write_bytes(file, blob)
+        batch: int | str = graph.batch or "batch"
+        answers = zip(graph.answers.names, graph.answers.shapes, strict=True)
+        record = EngineRecord(
+            library=self._trt.__name__,
+            library_version=self._trt.__version__,
+            compute_capability=gpu,
+            precision=graph.precision,
+            version_compatible=flags.version_compatible,
+            hardware_compatible=flags.hardware_compatible,
+            refittable=flags.refittable,
+            products=types.products,
+            layers=types.layers,
+            layers_of=types.layers_of,
+            batches=(graph.batch,) if graph.batch else graph.engine.profile,
+            inputs={INPUT_NAME: (batch, *graph.size)},
+            outputs={name: (batch, *shape) for name, shape in answers},
+            source_sha256=sha256_file(self._folder / MODEL_FILE),
+            sha256=sha256_file(file),
         )
-    return shares
+        write_record(sidecar(file), record.model_dump(mode="json"))
+        return [file.name, sidecar(file).name]
+
+    def _built_types(self, gpu: str, blob: bytes) -> LayerTypes:
+        """Of the engine, where the GPU that it is for is here to open it; else of the network."""
+        driver = find_driver()
+        if driver is None or not driver.gpus or driver.gpus[0].capability != gpu:
+            return self._types
+        batch = self._graph.batch or self._graph.engine.profile[1]
+        information = inspect_engine(self._trt, self.logger, blob, batch)
+        return built_types(self._types, information, self._graph.precision)
 
 
-def _save(
-    trt: Any, graph: Graph, folder: Path, built: tuple[str, bytes, dict[str, float]]
-) -> list[str]:
-    gpu, blob, layers = built
-    name = f"model.{gpu}.engine"
-    write_bytes(folder / name, blob)
-    proto = onnx.load(folder / MODEL_FILE, load_external_data=False)
-    record = {
-        "schema_version": 1,
-        "kind": "engine",
-        "library": trt.__name__,
-        "library_version": trt.__version__,
-        "compute_capability": gpu,
-        "precision": graph.precision,
-        "products": layers,
-        "batches": [graph.batch] if graph.batch else list(graph.engine.profile),
-        "inputs": {value.name: ["batch", *graph.size] for value in proto.graph.input},
-        "outputs": [value.name for value in proto.graph.output],
-        "source_sha256": sha256_file(folder / MODEL_FILE),
-        "sha256": sha256_file(folder / name),
-    }
-    write_record(folder / f"{name}.json", record)
-    return [name, f"{name}.json"]
+def _say(text: str) -> None:
+    stderr_console().print(text, highlight=False, soft_wrap=True)

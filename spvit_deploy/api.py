@@ -27,7 +27,7 @@ from spvit_deploy.export.exporting import (
     module_runner,
     run_export,
 )
-from spvit_deploy.export.formats import EngineSettings, find_format
+from spvit_deploy.export.formats import EngineFlags, EngineSettings, check_flags, find_format
 from spvit_deploy.export.outputs import OutputChoice
 from spvit_deploy.export.parity import (
     Array,
@@ -38,6 +38,7 @@ from spvit_deploy.export.parity import (
     require,
 )
 from spvit_deploy.export.record import ExportRecord
+from spvit_deploy.export.timing_cache import check_file
 from spvit_deploy.lean.folder import SavedModel, is_model_folder, load_saved, save_model
 from spvit_deploy.lean.grain import advice
 from spvit_deploy.lean.sight import BLIND, sees_images
@@ -301,6 +302,7 @@ def export_model(
     max_drop: float | None = 1.0,
     gpus: Sequence[str] = (),
     profile: Sequence[int] = (1, 8, 32),
+    engine_flags: EngineFlags | None = None,
 ) -> ExportRecord:
     """Export, and prove that the result answers as the model does.
 
@@ -324,6 +326,7 @@ def export_model(
             for any loss.
         gpus: compute capabilities (``sm86``) that TensorRT for RTX builds engines for.
         profile: smallest, usual and largest batch of an engine with a dynamic one.
+        engine_flags: timing cache and compatibility of TensorRT engines.
 
     Raises:
         ParityError: the answers differ; nothing is written.
@@ -334,8 +337,9 @@ def export_model(
     layers = None if feature_layers is None else tuple(feature_layers)
     asked = OutputChoice(outputs, layers)
     chosen = ExportSettings(
-        format, precision, str(batch), outputs=asked, engine=_engine(gpus, profile)
+        format, precision, str(batch), outputs=asked, engine=_engine(gpus, profile, engine_flags)
     )
+    check_flags(format, chosen.engine.flags)
     find_format(format, precision).load()
     if opset is not None:
         chosen = replace(chosen, opset=opset)
@@ -399,13 +403,18 @@ def _real_images(data: DataSettings | str, prep: Preprocessing, strict: bool) ->
     return photographs
 
 
-def _engine(gpus: Sequence[str], profile: Sequence[int]) -> EngineSettings:
+def _engine(
+    gpus: Sequence[str], profile: Sequence[int], flags: EngineFlags | None
+) -> EngineSettings:
     if len(profile) != 3 or not 0 < profile[0] <= profile[1] <= profile[2]:
         raise InputError(
             f"A profile of {list(profile)} is not understood.",
             "Give the smallest, the usual and the largest batch: 1,8,32.",
         )
-    return EngineSettings(tuple(gpus), (profile[0], profile[1], profile[2]))
+    chosen = flags or EngineFlags()
+    if chosen.timing_cache is not None:
+        check_file(chosen.timing_cache)
+    return EngineSettings(tuple(gpus), (profile[0], profile[1], profile[2]), chosen)
 
 
 def _calibration(

@@ -17,11 +17,13 @@ from spvit_deploy.options import (
     Number,
     data_source_options,
     device_option,
+    engine_options,
     force_option,
     json_option,
     model_options,
     output_option,
     take_data,
+    take_engine_flags,
     take_layers,
     take_training,
     train_options,
@@ -219,6 +221,7 @@ def finetune(**options: Any) -> None:
     metavar="MIN,OPT,MAX",
     help="Batches of an engine with a dynamic batch.",
 )
+@engine_options
 @click.option(
     "--calibration",
     type=click.IntRange(1),
@@ -260,7 +263,7 @@ def export(**options: Any) -> None:
     from spvit_deploy.export_all import export_all, require_all
 
     named, options["data"] = bool(options["data"]), options["data"] or ""
-    data = take_data(options)
+    data, options["engine_flags"] = take_data(options), take_engine_flags(options)
     options["data"] = data if named else None
     if options.pop("every"):
         del options["format"]
@@ -276,7 +279,10 @@ def export(**options: Any) -> None:
 @click.argument("artefact", type=Folder)
 @click.option("--data", required=True, metavar="SPEC", help=DATA_HELP)
 @data_source_options
-@click.option("--runtime", help="onnxruntime, openvino or torch; the artefact's own by default.")
+@click.option(
+    "--runtime",
+    help="onnxruntime, openvino, torch, tensorrt-rtx or tensorrt; the artefact's own by default.",
+)
 @device_option
 @json_option
 def evaluate(artefact: Path, runtime: str | None, device: str, as_json: bool, **data: Any) -> None:

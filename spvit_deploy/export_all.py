@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict
 from spvit_deploy import api
 from spvit_deploy.benchmarks.measure import run_benchmark
 from spvit_deploy.benchmarks.results import Workload
+from spvit_deploy.driver import find_driver
 from spvit_deploy.errors import JobError, SpvitError
 from spvit_deploy.export.formats import FORMATS, Format
 from spvit_deploy.export.record import ExportRecord
@@ -118,6 +119,8 @@ def _export(
         return ExportRow(format=form.name, precision=precision, status="skipped", reason=reason)
     stderr_console().print(f"{form.name}, {precision}", highlight=False)
     start = time.perf_counter()
+    if not form.name.startswith("tensorrt"):
+        options = {**options, "engine_flags": None}
     try:
         record = api.export_model(model, staging / name, form.name, precision, **options)
     except SpvitError as error:
@@ -137,6 +140,8 @@ def _cannot(form: Format, options: dict[str, Any]) -> str:
         return str(error)
     if form.name == "tensorrt-rtx" and not options.get("gpus"):
         return "Give --gpu for an engine."
+    if form.name == "tensorrt" and find_driver() is None:
+        return "No CUDA driver found; TensorRT builds on the GPU that the engine is for."
     return ""
 
 

@@ -15,6 +15,8 @@ import torch
 from spvit_deploy._version import __version__
 from spvit_deploy.benchmarks.results import load_results
 from spvit_deploy.cost import count_cost
+from spvit_deploy.driver import describe_driver
+from spvit_deploy.engines import SUFFIX, Engine, EngineRecord, find_engines, parse_record
 from spvit_deploy.errors import CorruptFileError, InputError
 from spvit_deploy.export.parity import ParityReport
 from spvit_deploy.export.record import RECORD_FILE as EXPORT_FILE
@@ -43,6 +45,9 @@ def inspect_anything(target: str, model_args: dict[str, Any]) -> dict[str, Any]:
         return _folder(path)
     if path.suffix == ".onnx":
         return _onnx(path)
+    if path.suffix == SUFFIX:
+        (engine,) = find_engines(path)
+        return {"kind": "engine", **_engine(engine.record), "sha256": engine.record.sha256}
     if path.suffix == ".json":
         return _json(path)
     state = read_state_dict(path)
@@ -102,6 +107,7 @@ def _folder(path: Path) -> dict[str, Any]:
         return {"kind": "gates", **_plan(load_plan(path))}
     if (path / EXPORT_FILE).is_file():
         record = load_export(path)
+        engines = find_engines(path) if any(path.glob(f"*{SUFFIX}")) else ()
         return {
             "kind": "exported",
             **record.model_dump(mode="json", include={"format", "precision", "opset", "batch"}),
@@ -112,6 +118,7 @@ def _folder(path: Path) -> dict[str, Any]:
             "outputs": "; ".join(_tensor(tensor) for tensor in record.outputs),
             "classes": len(record.class_names) or "not named",
             "parity": [_parity(report) for report in record.parity],
+            **({"engines": [_engine_row(engine) for engine in engines]} if engines else {}),
             "tools": record.tools,
             "files": record.files,
             "made from": record.parent,
@@ -120,6 +127,57 @@ def _folder(path: Path) -> dict[str, Any]:
         f"{path}: none of our folders (no {CONFIG_FILE}, {SEARCH_FILE} or {EXPORT_FILE}).",
         "Check the path.",
     )
+
+
+def _engine(record: EngineRecord) -> dict[str, Any]:
+    """What a sidecar says."""
+    inputs, outputs = (
+        "; ".join(f"{name} [{', '.join(map(str, shape))}]" for name, shape in side.items())
+        for side in (record.inputs, record.outputs)
+    )
+    return {
+        "library": f"{record.library} {record.library_version}",
+        "gpu": record.compute_capability,
+        "precision": record.precision,
+        "batches": _batches(record),
+        "input": inputs,
+        "outputs": outputs,
+        "runs on": _runs_on(record),
+        "refittable": record.refittable,
+        "products": _percent(record.products),
+        f"layers of the {record.layers_of}": _percent(record.layers),
+        "made from": record.source_sha256,
+    }
+
+
+def _engine_row(engine: Engine) -> dict[str, Any]:
+    record = engine.record
+    return {
+        "engine": engine.file.name,
+        "gpu": record.compute_capability,
+        "library": f"{record.library} {record.library_version}",
+        "precision": record.precision,
+        "batches": _batches(record),
+    }
+
+
+def _batches(record: EngineRecord) -> str:
+    if record.largest == record.smallest:
+        return str(record.smallest)
+    return f"{record.smallest} to {record.largest}, best at {record.usual}"
+
+
+def _runs_on(record: EngineRecord) -> str:
+    gpu, library = record.compute_capability, f"{record.library} {record.library_version}"
+    if record.hardware_compatible:
+        gpu = "every GPU from sm80 on"
+    if record.version_compatible:
+        library += " and newer ones of the same major version"
+    return f"{gpu}, with {library}"
+
+
+def _percent(shares: dict[str, float]) -> str:
+    return ", ".join(f"{100 * share:.0f}% {name}" for name, share in shares.items())
 
 
 def _parity(report: ParityReport) -> dict[str, Any]:
@@ -208,6 +266,8 @@ def _json(path: Path) -> dict[str, Any]:
             for r in results.results
         ]  # fmt: skip
         return {"kind": "results", "created": str(results.created), "results": rows}
+    if kind == "engine":
+        return {"kind": "engine", **_engine(parse_record(path))}
     if path.name in (CONFIG_FILE, SEARCH_FILE, EXPORT_FILE):
         return _folder(path.parent)
     raise InputError(f"{path}: a JSON file that is none of ours.", "Check the path.")
@@ -220,6 +280,7 @@ _PACKAGES = {
     "nncf": "pip install 'spvit-deploy[openvino]' (for int8 in OpenVINO)",
     "tensorrt-rtx": "pip install 'spvit-deploy[tensorrt-rtx]'",
     "tensorrt": "pip install 'spvit-deploy[tensorrt]'",
+    "pycuda": "pip install pycuda (to run engines; compiled against CUDA's headers)",
     "torch-pruning": "pip install 'spvit-deploy[bench]' (only to repeat the comparisons)",
 }  # fmt: skip
 
@@ -240,6 +301,7 @@ def doctor() -> dict[str, Any]:
         "cuda": ", ".join(cuda)
         or "no device (torch was built "
         + (f"for CUDA {torch.version.cuda})" if torch.version.cuda else "without CUDA)"),
+        "cuda driver": describe_driver(),
         "mps": torch.backends.mps.is_available(),
         "onnxruntime providers": ", ".join(_providers()),
         "packages": packages,

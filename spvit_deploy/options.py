@@ -16,6 +16,7 @@ import click
 from spvit_deploy.errors import JobError, SpvitError
 
 if TYPE_CHECKING:
+    from spvit_deploy.export.formats import EngineFlags
     from spvit_deploy.sources import DataSettings
 
 Decorator = Callable[[Any], Any]
@@ -106,6 +107,24 @@ train_options = _stack(
     click.option("--seed", type=int, default=0, show_default=True),
 )  # fmt: skip
 
+engine_options = _stack(
+    click.option(
+        "--timing-cache", type=Folder, metavar="FILE",
+        help="Kernel timings that builds of TensorRT share; read, added to and written.",
+    ),
+    click.option(
+        "--version-compatible", is_flag=True,
+        help="A TensorRT engine that newer versions of the same major one run too.",
+    ),
+    click.option(
+        "--hardware-compatible", is_flag=True,
+        help="A TensorRT engine that every GPU from Ampere (sm80) on runs.",
+    ),
+    click.option(
+        "--refittable", is_flag=True, help="A TensorRT engine whose weights can be replaced."
+    ),
+)  # fmt: skip
+
 device_option = click.option(
     "--device", default="auto", show_default=True, metavar="auto|cpu|cuda|cuda:N|mps"
 )
@@ -150,6 +169,14 @@ def take_data(options: dict[str, Any]) -> DataSettings:
 def take_training(options: dict[str, Any]) -> dict[str, Any]:
     """Take the training options out of a command's options."""
     return {key: options.pop(key) for key in _TRAIN_KEYS if key in options}
+
+
+def take_engine_flags(options: dict[str, Any]) -> EngineFlags:
+    """Take the options of :data:`engine_options` out of a command's options."""
+    from spvit_deploy.export.formats import EngineFlags
+
+    names = ("timing_cache", "version_compatible", "hardware_compatible", "refittable")
+    return EngineFlags(**{name: options.pop(name) for name in names})
 
 
 class Main(click.Group):

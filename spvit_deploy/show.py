@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 from spvit_deploy.benchmarks.evaluate import Evaluation
-from spvit_deploy.benchmarks.results import ResultsFile
+from spvit_deploy.benchmarks.results import BenchmarkResult, ResultsFile
+from spvit_deploy.benchmarks.statistics import percentile
 from spvit_deploy.cost import count_cost
 from spvit_deploy.export.record import AccuracyInfo, ExportRecord
 from spvit_deploy.export_all import ExportRow
@@ -181,8 +182,21 @@ def summary(file: ResultsFile) -> None:
             f"unsteady {100 * result.drift:.0f}%" if result.flagged else "",
         )
     console().print(table)
+    for result in file.results:
+        if result.parts:
+            console().print(_parts(result))
     if any(result.flagged for result in file.results):
         console().print("unsteady: medians alone and interleaved differ by 3% or more")
+
+
+def _parts(result: BenchmarkResult) -> str:
+    """Medians of what a call on a GPU is made of."""
+    medians = ", ".join(
+        f"{name.replace('_', ' ')} {1000 * percentile(seconds, 50):.3f} ms"
+        for name, seconds in result.parts.items()
+    )
+    how = ", by a CUDA graph" if result.cuda_graph else ""
+    return f"{result.title}, {result.runtime}, batch {result.workload.batch}: {medians}{how}"
 
 
 def facts(content: dict[str, Any], as_json: bool) -> None:
@@ -192,10 +206,10 @@ def facts(content: dict[str, Any], as_json: bool) -> None:
         print(json.dumps(content, indent=1))
         return
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    rows: list[dict[str, Any]] = []
+    listings: list[list[dict[str, Any]]] = []
     for key, value in content.items():
         if isinstance(value, list) and value and isinstance(value[0], dict):
-            rows = value
+            listings.append(value)
         elif isinstance(value, int) and not isinstance(value, bool):
             table.add_row(key, f"{value:,}")
         elif isinstance(value, dict):
@@ -203,7 +217,7 @@ def facts(content: dict[str, Any], as_json: bool) -> None:
         else:
             table.add_row(key, str(value))
     out.print(table)
-    if rows:
+    for rows in listings:
         listing = Table(*rows[0])
         for row in rows:
             listing.add_row(*(str(value) for value in row.values()))

@@ -168,6 +168,15 @@ def ensure_free(path: Path, force: bool, folder: bool = True) -> None:
             f"{path} holds files that are none of ours; it is not replaced.",
             "Choose another -o, or remove it yourself.",
         )
+    ensure_parent(path)
+
+
+def ensure_parent(path: Path) -> None:
+    """Refuse a place that cannot be written.
+
+    Raises:
+        StorageError: the nearest folder that exists above it is not writable.
+    """
     parent = path.absolute().parent
     while not parent.exists():
         parent = parent.parent

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import importlib.util
 import json
 from collections.abc import Callable
@@ -16,6 +15,8 @@ import pytest
 import torch
 from onnx import TensorProto
 
+from spvit_deploy.driver import find_driver, require_gpu
+from spvit_deploy.engines import find_engines
 from spvit_deploy.errors import JobError
 from spvit_deploy.export.lowering import low_share, lower, rounded
 from spvit_deploy.lean.folder import SavedModel, load_saved, save_model
@@ -24,6 +25,8 @@ from tests.calls import good, refused
 needs_rtx = pytest.mark.skipif(
     importlib.util.find_spec("tensorrt_rtx") is None, reason="no tensorrt-rtx here"
 )
+needs_no_driver = pytest.mark.skipif(find_driver() is not None, reason="a CUDA driver is here")
+GPUS = ("sm75", "sm80", "sm86", "sm89", "sm120")
 LACKING = {("sm75", "fp32"), ("sm75", "bf16"), ("sm75", "int8")}
 
 
@@ -76,8 +79,7 @@ def test_values_beyond_fp16_fail_parity(lean: Path, tmp_path: Path) -> None:
 @needs_rtx
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8"])
 def test_every_precision_builds_or_is_refused(precision: str, lean: Path, tmp_path: Path) -> None:
-    gpus = ("sm75", "sm80", "sm86", "sm89", "sm120")
-    taken = [gpu for gpu in gpus if (gpu, precision) not in LACKING]
+    taken = [gpu for gpu in GPUS if (gpu, precision) not in LACKING]
     args = ("--format", "tensorrt-rtx", "--precision", precision, "--data", "digits",
             "--calibration", 16)  # fmt: skip
     good("export", lean, *args, *[p for gpu in taken for p in ("--gpu", gpu)],
@@ -90,7 +92,7 @@ def test_every_precision_builds_or_is_refused(precision: str, lean: Path, tmp_pa
         wanted = {"fp32": "FLOAT", "fp16": "HALF", "bf16": "BF16", "int8": "INT8"}[precision]
         assert record["products"][wanted] > 0.7
         assert record["batches"] == [1, 8, 32]
-    for gpu in set(gpus) - set(taken):
+    for gpu in set(GPUS) - set(taken):
         refused("export", lean, *args, "--gpu", gpu, "-o", tmp_path / gpu, says=f"for {gpu}: ")
 
 
@@ -108,17 +110,55 @@ def test_wrong_gpus_and_profiles(lean: Path, tmp_path: Path) -> None:
          "-o", tmp_path / "four")  # fmt: skip
     record: dict[str, Any] = json.loads((tmp_path / "four" / "model.sm86.engine.json").read_text())
     assert record["batches"] == [4]
-    refused("evaluate", tmp_path / "four", "--data", "digits", says="no runtime")
-    refused("benchmark", tmp_path / "four", "-o", tmp_path / "r.json", says="takes it")
+    assert record["inputs"] == {"images": [4, 1, 16, 16]}
+    assert record["outputs"] == {"logits": [4, 10]}
+    shown = good("inspect", tmp_path / "four").output
+    assert "model.sm86.engine" in shown
+    assert "tensorrt_rtx" in shown
 
 
+@needs_rtx
+@pytest.mark.slow
+def test_a_larger_model_of_every_operation_builds_or_is_refused(
+    make_lean: Callable[..., tuple[SavedModel, Path]], tmp_path: Path
+) -> None:
+    kinds = ["msa", "conv3x3", "skip", "conv1x1"]
+    _, lean = make_lean(kinds, [96, 48, 40, 16], embed_dim=64, depth=4, num_heads=4)
+    for precision in ("fp32", "fp16", "bf16", "int8"):
+        args = ("--format", "tensorrt-rtx", "--precision", precision, "--data", "digits",
+                "--calibration", 16)  # fmt: skip
+        taken = [gpu for gpu in GPUS if (gpu, precision) not in LACKING]
+        folder = tmp_path / precision
+        good("export", lean, *args, *[p for gpu in taken for p in ("--gpu", gpu)], "-o", folder)
+        assert [e.record.compute_capability for e in find_engines(folder)] == taken
+
+
+@needs_rtx
+@needs_no_driver
+def test_engines_are_refused_without_a_driver(lean: Path, tmp_path: Path) -> None:
+    def export(output: str, *gpus: str) -> Path:
+        good("export", lean, "--format", "tensorrt-rtx", *gpus, "-o", tmp_path / output)
+        return tmp_path / output
+
+    one, two = export("one", "--gpu", "sm86"), export("two", "--gpu", "sm120", "--gpu", "sm86")
+    says = "No CUDA driver found; the engine was built for sm86 and is untouched."
+    for path in (one, one / "model.sm86.engine"):
+        refused("evaluate", path, "--data", "digits", code=1, says=says)
+        refused("benchmark", path, "-o", tmp_path / "r.json", code=1, says=says)
+    refused("evaluate", two, "--data", "digits", code=1, says="built for sm86, sm120 and are unt")
+    refused("evaluate", one, "--data", "digits", "--runtime", "tensorrt",
+            says="takes tensorrt.")  # fmt: skip
+    refused("evaluate", one, "--data", "digits", "--runtime", "onnxruntime", says="takes onnx.")
+    with (one / "model.sm86.engine").open("ab") as stream:
+        stream.truncate(1000)
+    refused("evaluate", one, "--data", "digits", says="truncated")
+    refused("export", lean, "--format", "tensorrt-rtx", "--gpu", "sm86", "--refittable",
+            "-o", tmp_path / "o", code=1, says="builds refittable engines only where")  # fmt: skip
+
+
+@needs_no_driver
 def test_without_a_driver_the_message_is_clear() -> None:
-    from spvit_deploy.export.trt import require_driver
-
-    try:
-        ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        with pytest.raises(JobError, match="No CUDA driver found"):
-            require_driver("It builds on the GPU.")
-    else:
-        require_driver("It builds on the GPU.")
+    with pytest.raises(JobError, match=r"No CUDA driver found; it builds on the GPU\. Go there\."):
+        require_gpu("it builds on the GPU", "Go there.")
+    shown = good("doctor", "--json").output
+    assert json.loads(shown)["cuda driver"] == "none"

@@ -1,18 +1,25 @@
-"""What needs a CUDA device: the same answers there, training steps, times by events."""
+"""What needs a CUDA device: the same answers there, training steps, times by events, engines."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from spvit_deploy.api import export_model
 from spvit_deploy.benchmarks.measure import run_benchmark
 from spvit_deploy.benchmarks.results import Workload
 from spvit_deploy.benchmarks.runtimes import open_session
 from spvit_deploy.cli import main
+from spvit_deploy.driver import require_gpu
+from spvit_deploy.engines import find_engines
+from spvit_deploy.errors import InputError
+from spvit_deploy.export.formats import EngineFlags
 from spvit_deploy.lean.folder import SavedModel
 from tests.conftest import NAME, TINY_ARGS
 
@@ -52,3 +59,80 @@ def test_search_and_finetune_on_the_device(tmp_path: Path) -> None:
     for step in steps:
         result = CliRunner().invoke(main, step)
         assert result.exit_code == 0, result.output
+
+
+def rtx_engine(folder: Path, output: Path, **options: Any) -> tuple[Path, dict[str, Any]]:
+    """An engine for the GPU that is here, and its record."""
+    pytest.importorskip("tensorrt_rtx")
+    pytest.importorskip("pycuda")
+    gpu = require_gpu("the test opens an engine", "").capability
+    export_model(str(folder), output, "tensorrt-rtx", gpus=[gpu], **options)
+    return output, json.loads((output / f"model.{gpu}.engine.json").read_text())
+
+
+@pytest.mark.parametrize(("precision", "near"), [("fp32", 1e-3), ("fp16", 2e-2)])
+def test_an_engine_answers_as_the_model_does(
+    make_lean: Make, tmp_path: Path, precision: str, near: float
+) -> None:
+    saved, folder = make_lean(KINDS, WIDTHS)
+    engine, _ = rtx_engine(folder, tmp_path / "rtx", precision=precision)
+    session = open_session(engine, "tensorrt-rtx", "cuda")
+    for batch in (1, 8, 3, 32, 3):
+        shape = (batch, *saved.preprocessing.input_size)
+        images = np.random.default_rng(batch).standard_normal(shape, dtype=np.float32)
+        wanted = open_session(folder, "torch").run(images)
+        scale = np.abs(wanted).max()
+        np.testing.assert_allclose(session.run(images), wanted, atol=near * scale)
+    with pytest.raises(InputError, match="takes 1 to 32"):
+        session.run(np.zeros((33, *saved.preprocessing.input_size), dtype=np.float32))
+    session.close()
+
+
+def test_calls_of_an_engine_do_not_disturb_each_other(make_lean: Make, tmp_path: Path) -> None:
+    """A context has one set of shapes: prepared calls of two batches and runs take turns."""
+    saved, folder = make_lean(KINDS, WIDTHS)
+    engine, _ = rtx_engine(folder, tmp_path / "rtx")
+    session = open_session(engine, "tensorrt-rtx", "cuda")
+    images = np.ones((4, *saved.preprocessing.input_size), dtype=np.float32)
+    before = session.run(images)
+    calls = [session.prepare(images[:size]) for size in (1, 4)]
+    for _ in range(3):
+        assert all(0 < call() < 1 for call in calls)
+        np.testing.assert_allclose(session.run(images), before, atol=1e-5)
+    session.close()
+
+
+def test_the_three_times_of_an_engine_are_kept(make_lean: Make, tmp_path: Path) -> None:
+    engine, _ = rtx_engine(make_lean(KINDS, WIDTHS)[1], tmp_path / "rtx")
+    (result,) = run_benchmark([engine], ["tensorrt-rtx"], [Workload(duration=0.2)]).results
+    assert result.device == "cuda:0"
+    assert result.cuda_graph is not None
+    parts = [result.parts[name] for name in ("to_device", "compute", "to_host")]
+    for total, *three in zip(result.samples, *parts, strict=True):
+        assert total == pytest.approx(sum(three))
+        assert min(three) >= 0
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+def test_the_precision_asked_for_is_the_engines(
+    make_lean: Make, tmp_path: Path, precision: str
+) -> None:
+    _, record = rtx_engine(make_lean(KINDS, WIDTHS)[1], tmp_path / "rtx", precision=precision)
+    wanted = {"fp32": "FLOAT", "fp16": "HALF", "bf16": "BF16"}[precision]
+    assert record["products"][wanted] > 0.7
+    assert record["layers"]
+    if record["layers_of"] == "engine":
+        assert wanted in record["layers"]
+
+
+def test_two_plain_builds_share_a_timing_cache(make_lean: Make, tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt")
+    _, folder = make_lean(KINDS, WIDTHS)
+    flags = EngineFlags(timing_cache=tmp_path / "cache", refittable=True)
+    sizes = []
+    for name in ("one", "two"):
+        export_model(str(folder), tmp_path / name, "tensorrt", engine_flags=flags)
+        sizes.append(flags.timing_cache.stat().st_size if flags.timing_cache else 0)
+    assert 0 < sizes[0] <= sizes[1]
+    (engine,) = find_engines(tmp_path / "two")
+    assert engine.record.refittable

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,8 @@ import pytest
 import torch
 
 from spvit_deploy.api import export_model
-from spvit_deploy.benchmarks.runtimes import RUNTIMES, Session, open_session
+from spvit_deploy.benchmarks.runtimes import REGISTRY, RUNTIMES, Session, open_session
+from spvit_deploy.driver import find_driver, require_gpu
 from spvit_deploy.errors import InputError
 from spvit_deploy.lean.folder import load_saved
 
@@ -31,13 +33,36 @@ def _openvino(folder: Path, scratch: Path) -> Path:
     return scratch / "openvino"
 
 
-MAKERS: dict[str, Maker] = {"onnxruntime": _onnx, "torch": _same, "openvino": _openvino}
+def _rtx(folder: Path, scratch: Path) -> Path:
+    gpu = require_gpu("the suite opens an engine", "").capability
+    export_model(str(folder), scratch / "rtx", "tensorrt-rtx", gpus=[gpu])
+    return scratch / "rtx"
+
+
+def _tensorrt(folder: Path, scratch: Path) -> Path:
+    export_model(str(folder), scratch / "tensorrt", "tensorrt")
+    return scratch / "tensorrt"
+
+
+MAKERS: dict[str, Maker] = {
+    "onnxruntime": _onnx,
+    "torch": _same,
+    "openvino": _openvino,
+    "tensorrt-rtx": _rtx,
+    "tensorrt": _tensorrt,
+}
+ENGINES = ("tensorrt-rtx", "tensorrt")
 
 
 @pytest.fixture(params=RUNTIMES)
 def session(
     request: pytest.FixtureRequest, dense_folder: Path, tmp_path: Path
 ) -> Iterator[Session]:
+    if request.param in ENGINES:
+        if find_driver() is None or find_spec("pycuda") is None:
+            pytest.skip("engines run where a GPU and pycuda are")
+        if not REGISTRY[request.param].installed:
+            pytest.skip(f"no {request.param} here")
     opened = open_session(MAKERS[request.param](dense_folder, tmp_path), request.param)
     yield opened
     opened.close()
@@ -77,5 +102,5 @@ def test_a_call_says_how_long_it_took(session: Session) -> None:
 def test_a_session_says_what_it_is(session: Session) -> None:
     assert session.name in RUNTIMES
     assert session.version[0].isdigit()
-    assert session.device == "cpu" or not torch.cuda.is_available()
+    assert session.device == ("cuda:0" if session.name in ENGINES else "cpu")
     assert session.batch is None
