@@ -5,11 +5,8 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import onnx
-
-from spvit_deploy.benchmarks.runtimes import artefact_format
+from spvit_deploy.benchmarks.runtimes import artefact_format, read_metadata
 from spvit_deploy.cost import count_cost
 from spvit_deploy.errors import CorruptFileError
 from spvit_deploy.lean.folder import folder_digest, load_saved
@@ -19,12 +16,12 @@ from spvit_deploy.store import read_record, sha256_file
 
 @dataclass(frozen=True)
 class Artefact:
-    """What a dense, lean or exported folder, or a bare ONNX file, is.
+    """What a dense, lean or exported folder, or a bare file of ONNX, torch or ExecuTorch, is.
 
     Attributes:
         title: for tables.
         kind: ``dense`` or ``lean``; of an exported model, what it was exported from.
-        preprocessing: None for a bare ONNX file that says nothing.
+        preprocessing: None for a bare file that says nothing.
         macs, params: 0 where unknown.
     """
 
@@ -45,7 +42,7 @@ def describe(path: Path) -> Artefact:
         InputError: nothing that we know, or damaged.
     """
     if path.is_file():
-        return _bare_onnx(path)
+        return _bare(path)
     size = sum(file.stat().st_size for file in path.iterdir() if file.suffix != ".json")
     if artefact_format(path) in ("dense", "lean"):
         saved = load_saved(path)
@@ -72,17 +69,17 @@ def _title(path: Path, kind: str) -> str:
     return name if kind in name else f"{name} ({kind})"
 
 
-def _bare_onnx(path: Path) -> Artefact:
-    metadata: dict[str, Any] = {}
+def _bare(path: Path) -> Artefact:
+    metadata = read_metadata(path)
     try:
-        model = onnx.load(path, load_external_data=False)
-        metadata = {entry.key: entry.value for entry in model.metadata_props}
         prep = metadata.get("spvit_deploy.preprocessing")
         parsed = Preprocessing.model_validate_json(prep) if prep else None
         classes = tuple(json.loads(metadata.get("spvit_deploy.class_names", "[]")))
         macs, params = (int(metadata.get(f"spvit_deploy.{key}", 0)) for key in ("macs", "params"))
-    except Exception as error:
-        raise CorruptFileError(f"{path}: damaged, or not ONNX.", "Export it again.") from error
-    kind = metadata.get("spvit_deploy.kind", "onnx")
+    except (ValueError, TypeError) as error:
+        raise CorruptFileError(
+            f"{path}: what it says of itself is damaged.", "Export it again."
+        ) from error
+    kind = metadata.get("spvit_deploy.kind", artefact_format(path))
     size = path.stat().st_size
     return Artefact(path.stem, kind, sha256_file(path), parsed, classes, macs, params, size)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import onnx
 import onnxruntime as ort
 
 from spvit_deploy.benchmarks.runtimes import Array, check_images
@@ -85,3 +86,16 @@ def _provider(device: str) -> tuple[str, dict[str, str]]:
             "Install onnxruntime-gpu, or choose --device cpu.",
         )
     return provider, {"device_id": index} if index else {}
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """What is written into a file, by whomever.
+
+    Raises:
+        CorruptFileError: damaged, or not ONNX.
+    """
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except Exception as error:
+        raise CorruptFileError(f"{path}: damaged, or not ONNX.", "Export it again.") from error
+    return {entry.key: entry.value for entry in model.metadata_props}

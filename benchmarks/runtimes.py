@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,12 +26,14 @@ class Runtime:
         formats: kinds of artefact that it takes, its own first.
         package: module that must be importable.
         extra: of this distribution, that installs it.
+        default: whether it is measured where no runtime is named.
     """
 
     session: str
     formats: tuple[str, ...]
     package: str
     extra: str = ""
+    default: bool = True
 
     @property
     def installed(self) -> bool:
@@ -43,14 +45,24 @@ REGISTRY = {
     "onnxruntime": Runtime(
         "spvit_deploy.benchmarks.onnxrt:OnnxRuntimeSession", ("onnx",), "onnxruntime"
     ),
-    "torch": Runtime("spvit_deploy.benchmarks.torchrt:TorchSession", ("dense", "lean"), "torch"),
+    "torch": Runtime(
+        "spvit_deploy.benchmarks.torchrt:TorchSession", ("dense", "lean", "torch"), "torch"
+    ),
+    "torch-compile": Runtime(
+        "spvit_deploy.benchmarks.torchrt:CompiledSession", ("dense", "lean", "torch"), "torch",
+        default=False,
+    ),
     "openvino": Runtime(
         "spvit_deploy.benchmarks.openvinort:OpenVinoSession", ("openvino", "onnx"), "openvino",
         "openvino",
     ),
 }  # fmt: skip
 RUNTIMES = tuple(REGISTRY)
-_SUFFIXES = {".onnx": "onnx", ".xml": "openvino"}
+_SUFFIXES = {".onnx": "onnx", ".xml": "openvino", ".pt2": "torch"}
+_READERS = {
+    "onnx": "spvit_deploy.benchmarks.onnxrt",
+    "torch": "spvit_deploy.benchmarks.pt2",
+}
 
 
 class Session(Protocol):
@@ -122,10 +134,17 @@ def find_runtime(name: str) -> Runtime:
     return runtime
 
 
-def runtimes_for(path: Path) -> list[str]:
-    """Installed runtimes that take this artefact, its own first."""
+def runtimes_for(path: Path, asked: Sequence[str] = ()) -> list[str]:
+    """Installed runtimes that take this artefact, its own first.
+
+    Those that are no default are there only if asked for by name.
+    """
     kind = artefact_format(path)
-    fitting = [name for name, r in REGISTRY.items() if kind in r.formats and r.installed]
+    fitting = [
+        name
+        for name, r in REGISTRY.items()
+        if kind in r.formats and r.installed and (r.default or name in asked)
+    ]
     return sorted(fitting, key=lambda name: REGISTRY[name].formats.index(kind))
 
 
@@ -147,6 +166,19 @@ def open_session(
     module, _, name = found.session.partition(":")
     session: type[Session] = getattr(importlib.import_module(module), name)
     return session(path, device, threads)
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """What an artefact's bare file says of itself; nothing where it is not ours.
+
+    Raises:
+        CorruptFileError: damaged.
+        RuntimeMissingError: a ``.pte`` file, which ExecuTorch alone can read.
+    """
+    kind = artefact_format(path)
+    module = importlib.import_module(_READERS.get(kind, _READERS["onnx"]))
+    found: dict[str, str] = module.read_metadata(path)
+    return found
 
 
 def check_images(images: Array, size: tuple[int, int, int], batch: int | None) -> Array:

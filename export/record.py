@@ -45,7 +45,11 @@ class AccuracyInfo(BaseModel):
 
 
 class ExportRecord(BaseModel):
-    """``export.json`` beside an artefact."""
+    """``export.json`` beside an artefact.
+
+    Attributes:
+        opset: of a format that is written from an ONNX graph, None else.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -53,7 +57,7 @@ class ExportRecord(BaseModel):
     kind: Literal["exported"] = "exported"
     format: str
     precision: str = "fp32"
-    opset: int
+    opset: int | None
     batch: int | Literal["dynamic"]
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]

@@ -259,7 +259,11 @@ def export(**options: Any) -> None:
 @click.argument("artefact", type=Folder)
 @click.option("--data", required=True, metavar="SPEC", help=DATA_HELP)
 @data_source_options
-@click.option("--runtime", help="onnxruntime, openvino or torch; the artefact's own by default.")
+@click.option(
+    "--runtime",
+    help="onnxruntime, openvino, torch or torch-compile; the artefact's own by "
+    "default.",
+)
 @device_option
 @json_option
 def evaluate(artefact: Path, runtime: str | None, device: str, as_json: bool, **data: Any) -> None:
@@ -271,7 +275,12 @@ def evaluate(artefact: Path, runtime: str | None, device: str, as_json: bool, **
 
 @main.command()
 @click.argument("artefacts", metavar="ARTEFACT…", type=Folder, nargs=-1, required=True)
-@click.option("--runtime", "runtimes", multiple=True, help="Repeat it; all that fit by default.")
+@click.option(
+    "--runtime",
+    "runtimes",
+    multiple=True,
+    help="Repeat it; all that fit by default, save torch-compile.",
+)
 @click.option(
     "--batch",
     "batches",

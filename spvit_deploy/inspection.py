@@ -12,6 +12,7 @@ import torch
 
 from spvit_deploy._version import __version__
 from spvit_deploy.benchmarks.results import load_results
+from spvit_deploy.benchmarks.runtimes import artefact_format, read_metadata
 from spvit_deploy.cost import count_cost
 from spvit_deploy.errors import CorruptFileError, InputError
 from spvit_deploy.export.parity import ParityReport
@@ -28,7 +29,8 @@ from spvit_deploy.store import read_record, sha256_file
 
 
 def inspect_anything(target: str, model_args: dict[str, Any]) -> dict[str, Any]:
-    """Facts about one of our files or folders, a checkpoint, an ONNX file or a timm model.
+    """Facts about one of our files or folders, a checkpoint, a timm model, or a file of ONNX,
+    torch.export or ExecuTorch.
 
     Raises:
         InputError: damaged, or nothing that we know.
@@ -40,6 +42,9 @@ def inspect_anything(target: str, model_args: dict[str, Any]) -> dict[str, Any]:
         return _folder(path)
     if path.suffix == ".onnx":
         return _onnx(path)
+    if path.suffix == ".pt2":
+        kind = artefact_format(path)
+        return {"kind": kind, "sha256": sha256_file(path), **read_metadata(path)}
     if path.suffix == ".json":
         return _json(path)
     state = read_state_dict(path)
@@ -101,7 +106,9 @@ def _folder(path: Path) -> dict[str, Any]:
         record = load_export(path)
         return {
             "kind": "exported",
-            **record.model_dump(mode="json", include={"format", "precision", "opset", "batch"}),
+            **record.model_dump(
+                mode="json", include={"format", "precision", "opset", "batch"}, exclude_none=True
+            ),
             "model": f"{record.model} ({record.model_kind})",
             "macs": record.macs,
             "params": record.params,

@@ -89,7 +89,8 @@ def export(record: ExportRecord, output: Path) -> None:
         out.print(report.line())
     if record.accuracy is not None:
         _int8(record.accuracy, out)
-    out.print(f"wrote {output} (opset {record.opset}, batch {record.batch})")
+    opset = f"opset {record.opset}, " if record.opset else ""
+    out.print(f"wrote {output} ({opset}batch {record.batch})")
 
 
 def _int8(found: AccuracyInfo, out: Console) -> None:

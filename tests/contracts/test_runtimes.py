@@ -31,7 +31,9 @@ def _openvino(folder: Path, scratch: Path) -> Path:
     return scratch / "openvino"
 
 
-MAKERS: dict[str, Maker] = {"onnxruntime": _onnx, "torch": _same, "openvino": _openvino}
+MAKERS: dict[str, Maker] = {
+    "onnxruntime": _onnx, "torch": _same, "torch-compile": _same, "openvino": _openvino,
+}  # fmt: skip
 
 
 @pytest.fixture(params=RUNTIMES)
