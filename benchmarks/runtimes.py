@@ -56,12 +56,17 @@ REGISTRY = {
         "spvit_deploy.benchmarks.openvinort:OpenVinoSession", ("openvino", "onnx"), "openvino",
         "openvino",
     ),
+    "executorch": Runtime(
+        "spvit_deploy.benchmarks.executorchrt:ExecuTorchSession", ("executorch",), "executorch",
+        "executorch",
+    ),
 }  # fmt: skip
 RUNTIMES = tuple(REGISTRY)
-_SUFFIXES = {".onnx": "onnx", ".xml": "openvino", ".pt2": "torch"}
+_SUFFIXES = {".onnx": "onnx", ".xml": "openvino", ".pt2": "torch", ".pte": "executorch"}
 _READERS = {
     "onnx": "spvit_deploy.benchmarks.onnxrt",
     "torch": "spvit_deploy.benchmarks.pt2",
+    "executorch": "spvit_deploy.benchmarks.executorchrt",
 }
 
 
@@ -176,6 +181,8 @@ def read_metadata(path: Path) -> dict[str, str]:
         RuntimeMissingError: a ``.pte`` file, which ExecuTorch alone can read.
     """
     kind = artefact_format(path)
+    if kind == "executorch":
+        find_runtime(kind)
     module = importlib.import_module(_READERS.get(kind, _READERS["onnx"]))
     found: dict[str, str] = module.read_metadata(path)
     return found

@@ -43,7 +43,7 @@ OpenRunner = Callable[[Path, str], tuple[OutputsRunner, Callable[[], None]]]
 _BF16_OPSET = 22
 _TOOLS = (
     "torch", "timm", "onnx", "onnxscript", "onnxslim", "onnxruntime", "openvino", "nncf",
-    "tensorrt_rtx", "tensorrt",
+    "tensorrt_rtx", "tensorrt", "executorch",
 )  # fmt: skip
 
 
@@ -292,5 +292,6 @@ def _record(
         tools=tools(),
         parity=parity,
         accuracy=_accuracy(written, speedup),
+        delegated=written.delegated,
         history=saved.history,
     )

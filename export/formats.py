@@ -61,10 +61,12 @@ class Written:
     Attributes:
         files: names.
         accuracy: what int8 cost, None else.
+        delegated: share of the operators that the format's backend took, where not all.
     """
 
     files: tuple[str, ...]
     accuracy: Accuracy | None = None
+    delegated: float | None = None
 
 
 Writer = Callable[[Graph, Path, Callable[[str], None]], Written]
@@ -134,6 +136,10 @@ FORMATS = {
         Format(
             "torch", "spvit_deploy.export.torchrt:write_model", "model.pt2", "torch", "torch",
             precisions=("fp32", "bf16"), from_onnx=False,
+        ),
+        Format(
+            "executorch", "spvit_deploy.export.executorchrt:write_model", "model.pte", "executorch",
+            "executorch", "executorch", from_onnx=False,
         ),
     )
 }  # fmt: skip

@@ -49,6 +49,8 @@ class ExportRecord(BaseModel):
 
     Attributes:
         opset: of a format that is written from an ONNX graph, None else.
+        delegated: share of the operators that the backend of the format took; None where it is
+            all of them.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -73,6 +75,7 @@ class ExportRecord(BaseModel):
     tools: dict[str, str] = Field(default_factory=dict)
     parity: tuple[ParityReport, ...] = ()
     accuracy: AccuracyInfo | None = None
+    delegated: float | None = None
     history: tuple[dict[str, Any], ...] = ()
 
 

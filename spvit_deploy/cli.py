@@ -261,7 +261,7 @@ def export(**options: Any) -> None:
 @data_source_options
 @click.option(
     "--runtime",
-    help="onnxruntime, openvino, torch or torch-compile; the artefact's own by "
+    help="onnxruntime, openvino, torch, torch-compile or executorch; the artefact's own by "
     "default.",
 )
 @device_option

@@ -42,7 +42,7 @@ def inspect_anything(target: str, model_args: dict[str, Any]) -> dict[str, Any]:
         return _folder(path)
     if path.suffix == ".onnx":
         return _onnx(path)
-    if path.suffix == ".pt2":
+    if path.suffix in (".pt2", ".pte"):
         kind = artefact_format(path)
         return {"kind": kind, "sha256": sha256_file(path), **read_metadata(path)}
     if path.suffix == ".json":
@@ -110,6 +110,7 @@ def _folder(path: Path) -> dict[str, Any]:
                 mode="json", include={"format", "precision", "opset", "batch"}, exclude_none=True
             ),
             "model": f"{record.model} ({record.model_kind})",
+            **({} if record.delegated is None else {"XNNPACK's share": record.delegated}),
             "macs": record.macs,
             "params": record.params,
             "input": list(record.preprocessing.input_size),
@@ -212,6 +213,7 @@ _PACKAGES = {
     "nncf": "pip install 'spvit-deploy[openvino]' (for int8 in OpenVINO)",
     "tensorrt-rtx": "pip install 'spvit-deploy[tensorrt-rtx]'",
     "tensorrt": "pip install 'spvit-deploy[tensorrt]'",
+    "executorch": "pip install 'spvit-deploy[executorch]'",
     "torch-pruning": "pip install 'spvit-deploy[bench]' (only to repeat the comparisons)",
 }  # fmt: skip
 

@@ -89,6 +89,8 @@ def export(record: ExportRecord, output: Path) -> None:
         out.print(report.line())
     if record.accuracy is not None:
         _int8(record.accuracy, out)
+    if record.delegated is not None:
+        out.print(f"XNNPACK computes {100 * record.delegated:.0f}% of the operators")
     opset = f"opset {record.opset}, " if record.opset else ""
     out.print(f"wrote {output} ({opset}batch {record.batch})")
 
