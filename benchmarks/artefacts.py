@@ -5,12 +5,8 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import onnx
-
-from spvit_deploy.benchmarks.runtimes import artefact_format
+from spvit_deploy.benchmarks.runtimes import artefact_format, read_metadata
 from spvit_deploy.cost import count_cost
 from spvit_deploy.engines import SUFFIX, read_engine
 from spvit_deploy.errors import CorruptFileError
@@ -21,7 +17,8 @@ from spvit_deploy.store import read_record, sha256_file
 
 @dataclass(frozen=True)
 class Artefact:
-    """What a dense, lean or exported folder, or a bare ONNX file or engine, is.
+    """What a dense, lean or exported folder, a bare file of ONNX, torch or ExecuTorch, or an engine
+    is.
 
     Attributes:
         title: for tables.
@@ -47,7 +44,7 @@ def describe(path: Path) -> Artefact:
         InputError: nothing that we know, or damaged.
     """
     if path.is_file():
-        return _bare_engine(path) if path.suffix == SUFFIX else _bare_onnx(path)
+        return _bare_engine(path) if path.suffix == SUFFIX else _bare(path)
     kind = artefact_format(path)
     size = sum(file.stat().st_size for file in path.iterdir() if file.suffix != ".json")
     if kind in ("dense", "lean"):
@@ -84,19 +81,17 @@ def _bare_engine(path: Path) -> Artefact:
     return Artefact(path.name, "engine", sha256, None, (), 0, 0, size)
 
 
-def _bare_onnx(path: Path) -> Artefact:
-    metadata: dict[str, Any] = {}
+def _bare(path: Path) -> Artefact:
+    metadata = read_metadata(path)
     try:
-        model = onnx.load(path, load_external_data=False)
-        metadata = {entry.key: entry.value for entry in model.metadata_props}
         prep = metadata.get("spvit_deploy.preprocessing")
         parsed = Preprocessing.model_validate_json(prep) if prep else None
         classes = tuple(json.loads(metadata.get("spvit_deploy.class_names", "[]")))
-        macs = int(metadata.get("spvit_deploy.macs", 0))
-        held = sum(int(np.prod(tensor.dims)) for tensor in model.graph.initializer)
-        params = int(metadata.get("spvit_deploy.params", held))
-    except Exception as error:
-        raise CorruptFileError(f"{path}: damaged, or not ONNX.", "Export it again.") from error
-    kind = metadata.get("spvit_deploy.kind", "onnx")
+        macs, params = (int(metadata.get(f"spvit_deploy.{key}", 0)) for key in ("macs", "params"))
+    except (ValueError, TypeError) as error:
+        raise CorruptFileError(
+            f"{path}: what it says of itself is damaged.", "Export it again."
+        ) from error
+    kind = metadata.get("spvit_deploy.kind", artefact_format(path))
     size = path.stat().st_size
     return Artefact(path.stem, kind, sha256_file(path), parsed, classes, macs, params, size)

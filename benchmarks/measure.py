@@ -93,7 +93,7 @@ def _pairs(artefacts: Sequence[Path], runtimes: Sequence[str] | None) -> list[tu
         find_runtime(name)
     pairs = []
     for path in artefacts:
-        fitting = [n for n in runtimes_for(path) if not runtimes or n in runtimes]
+        fitting = [n for n in runtimes_for(path, runtimes or ()) if not runtimes or n in runtimes]
         if not fitting:
             raise InputError(
                 f"{path}: none of the runtimes asked for ({', '.join(runtimes or ())}) takes it; "

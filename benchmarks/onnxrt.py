@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 
 from spvit_deploy.benchmarks.runtimes import Array, check_images
@@ -124,3 +125,18 @@ def _only_input(session: ort.InferenceSession, file: Path) -> tuple[str, Any, li
             "What is measured takes images [batch, channels, height, width] of one size.",
         )
     return inputs[0].name, _TYPES[inputs[0].type], list(inputs[0].shape)
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """What is written into a file, by whomever; and how many numbers its weights are.
+
+    Raises:
+        CorruptFileError: damaged, or not ONNX.
+    """
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except Exception as error:
+        raise CorruptFileError(f"{path}: damaged, or not ONNX.", "Export it again.") from error
+    held = sum(int(np.prod(tensor.dims)) for tensor in model.graph.initializer)
+    said = {entry.key: entry.value for entry in model.metadata_props}
+    return {"spvit_deploy.params": str(held), **said}

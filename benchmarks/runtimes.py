@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -28,12 +28,14 @@ class Runtime:
         formats: kinds of artefact that it takes, its own first.
         package: module that must be importable.
         extra: of this distribution, that installs it.
+        default: whether it is measured where no runtime is named.
     """
 
     session: str
     formats: tuple[str, ...]
     package: str
     extra: str = ""
+    default: bool = True
 
     @property
     def installed(self) -> bool:
@@ -45,7 +47,13 @@ REGISTRY = {
     "onnxruntime": Runtime(
         "spvit_deploy.benchmarks.onnxrt:OnnxRuntimeSession", ("onnx",), "onnxruntime"
     ),
-    "torch": Runtime("spvit_deploy.benchmarks.torchrt:TorchSession", ("dense", "lean"), "torch"),
+    "torch": Runtime(
+        "spvit_deploy.benchmarks.torchrt:TorchSession", ("dense", "lean", "torch"), "torch"
+    ),
+    "torch-compile": Runtime(
+        "spvit_deploy.benchmarks.torchrt:CompiledSession", ("dense", "lean", "torch"), "torch",
+        default=False,
+    ),
     "openvino": Runtime(
         "spvit_deploy.benchmarks.openvinort:OpenVinoSession", ("openvino", "onnx"), "openvino",
         "openvino",
@@ -57,9 +65,18 @@ REGISTRY = {
     "tensorrt": Runtime(
         "spvit_deploy.benchmarks.trtrt:TensorRtSession", ("tensorrt",), "tensorrt", "tensorrt"
     ),
+    "executorch": Runtime(
+        "spvit_deploy.benchmarks.executorchrt:ExecuTorchSession", ("executorch",), "executorch",
+        "executorch",
+    ),
 }  # fmt: skip
 RUNTIMES = tuple(REGISTRY)
-_SUFFIXES = {".onnx": "onnx", ".xml": "openvino"}
+_SUFFIXES = {".onnx": "onnx", ".xml": "openvino", ".pt2": "torch", ".pte": "executorch"}
+_READERS = {
+    "onnx": "spvit_deploy.benchmarks.onnxrt",
+    "torch": "spvit_deploy.benchmarks.pt2",
+    "executorch": "spvit_deploy.benchmarks.executorchrt",
+}
 
 
 class Session(Protocol):
@@ -138,13 +155,16 @@ def find_runtime(name: str) -> Runtime:
     return runtime
 
 
-def runtimes_for(path: Path) -> list[str]:
+def runtimes_for(path: Path, asked: Sequence[str] = ()) -> list[str]:
     """Installed runtimes that take this artefact, its own first.
 
-    Where none is installed, those that would: opening it in one says what is missing.
+    Those that are no default are there only if asked for by name. Where none is installed, those
+    that would take it: opening it in one says what is missing.
     """
     kind = artefact_format(path)
-    taking = [name for name, r in REGISTRY.items() if kind in r.formats]
+    taking = [
+        name for name, r in REGISTRY.items() if kind in r.formats and (r.default or name in asked)
+    ]
     fitting = [name for name in taking if REGISTRY[name].installed] or taking
     return sorted(fitting, key=lambda name: REGISTRY[name].formats.index(kind))
 
@@ -180,6 +200,21 @@ def batch_limits(session: Session) -> tuple[int, int | None]:
         return session.batch, session.batch
     smallest, largest = getattr(session, "limits", (1, None))
     return smallest, largest
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """What an artefact's bare file says of itself; nothing where it is not ours.
+
+    Raises:
+        CorruptFileError: damaged.
+        RuntimeMissingError: a ``.pte`` file, which ExecuTorch alone can read.
+    """
+    kind = artefact_format(path)
+    if kind == "executorch":
+        find_runtime(kind)
+    module = importlib.import_module(_READERS.get(kind, _READERS["onnx"]))
+    found: dict[str, str] = module.read_metadata(path)
+    return found
 
 
 def check_images(images: Array, size: tuple[int, int, int], batch: int | None) -> Array:

@@ -1,23 +1,40 @@
-"""PyTorch, eager, on a CPU or a GPU."""
+"""PyTorch on a CPU or a GPU: eager, programs of ``torch.export``, and ``torch.compile``."""
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 
+from spvit_deploy.benchmarks.pt2 import check_archive, read_metadata
 from spvit_deploy.benchmarks.runtimes import Array, check_images
 from spvit_deploy.device import pick_device
+from spvit_deploy.errors import CorruptFileError, JobError, RuntimeMissingError
 from spvit_deploy.lean.folder import load_saved
+from spvit_deploy.store import check_files, read_record
+
+_FILE = "model.pt2"
+
+
+@dataclass(frozen=True)
+class _Network:
+    """What a path holds, on its device."""
+
+    module: Any
+    input_size: tuple[int, int, int]
+    batch: int | None
+    outputs: tuple[str, ...]
 
 
 class TorchSession:
-    """A dense or lean folder in PyTorch; see :class:`Session`."""
+    """A dense or lean folder, or a ``.pt2`` file or a folder with one; see :class:`Session`."""
 
     name = "torch"
-    batch: int | None = None
 
     def __init__(self, path: Path, device: str, threads: int | None) -> None:
         self.version = torch.__version__
@@ -25,11 +42,11 @@ class TorchSession:
         self.device = str(self._where)
         if threads:
             torch.set_num_threads(threads)
-        saved = load_saved(path)
-        self.input_size = saved.preprocessing.input_size
-        self._module = saved.module.to(self._where)
-        headless = getattr(saved.module, "num_classes", None) == 0
-        self.outputs = ("embedding",) if headless else ("logits",)
+        program = path.suffix == ".pt2" or (path / "export.json").is_file()
+        network = (_program if program else _folder)(path, self._where)
+        self.input_size, self.batch = network.input_size, network.batch
+        self.outputs = network.outputs
+        self._module = network.module
 
     def run(self, images: Array) -> Array:
         """[B, C, H, W] → [B, classes]."""
@@ -37,7 +54,7 @@ class TorchSession:
 
     def run_all(self, images: Array) -> list[Array]:
         """[B, C, H, W] → every output."""
-        ready = torch.from_numpy(check_images(images, self.input_size, None))
+        ready = torch.from_numpy(check_images(images, self.input_size, self.batch))
         with torch.inference_mode():
             answer = self._module(ready.to(self._where))
         answers = answer if isinstance(answer, (list, tuple)) else [answer]
@@ -45,8 +62,8 @@ class TorchSession:
 
     def prepare(self, images: Array) -> Callable[[], float]:
         """A call on these images, which lie on the device already."""
-        ready = torch.from_numpy(check_images(images, self.input_size, None)).to(self._where)
-        module = self._module
+        ready = torch.from_numpy(check_images(images, self.input_size, self.batch))
+        ready, module = ready.to(self._where), self._module
         if self._where.type == "cuda":
             return _cuda_call(module, ready)
 
@@ -63,6 +80,113 @@ class TorchSession:
     def close(self) -> None:
         """Drop the model."""
         del self._module
+
+
+class CompiledSession(TorchSession):
+    """The same through ``torch.compile``: compiled once for each shape, before it is timed.
+
+    Raises:
+        RuntimeMissingError: there is no C++ compiler.
+    """
+
+    name = "torch-compile"
+    _open: ClassVar[int] = 0
+
+    def __init__(self, path: Path, device: str, threads: int | None) -> None:
+        super().__init__(path, device, threads)
+        if self._where.type == "cpu":
+            _require_compiler()
+        # Past its limit, dynamo would run eagerly and say nothing.
+        limit: Any = torch._dynamo.config
+        limit.recompile_limit = max(limit.recompile_limit, 64)
+        self._module = torch.compile(self._module, dynamic=False)
+        self._known: set[int] = set()
+        CompiledSession._open += 1
+
+    def run_all(self, images: Array) -> list[Array]:
+        """[B, C, H, W] → every output; the first batch of its size is compiled for."""
+        self._compile(images)
+        return super().run_all(images)
+
+    def prepare(self, images: Array) -> Callable[[], float]:
+        """A call on these images, compiled already."""
+        self._compile(images)
+        return super().prepare(images)
+
+    def _compile(self, images: Array) -> None:
+        ready = check_images(images, self.input_size, self.batch)
+        if len(ready) in self._known:
+            return
+        try:
+            super().run_all(ready)
+        except Exception as error:
+            text = " ".join(str(error).split())[:200]
+            raise JobError(
+                f"torch.compile cannot compile this model: {text}.", "Choose --runtime torch."
+            ) from error
+        self._known.add(len(ready))
+
+    def close(self) -> None:
+        """Drop the model, and with the last one what was compiled.
+
+        Sooner, others that are still open would be compiled again while they are timed.
+        """
+        super().close()
+        CompiledSession._open -= 1
+        if CompiledSession._open == 0:
+            torch._dynamo.reset()
+
+
+def _require_compiler() -> None:
+    from torch._inductor.cpp_builder import get_cpp_compiler
+
+    try:
+        get_cpp_compiler()
+    except Exception:
+        raise RuntimeMissingError(
+            "Runtime 'torch-compile' needs a C++ compiler, and there is none.",
+            "Install g++, or choose --runtime torch.",
+        ) from None
+
+
+def _folder(path: Path, device: torch.device) -> _Network:
+    saved = load_saved(path)
+    headless = getattr(saved.module, "num_classes", None) == 0
+    outputs = ("embedding",) if headless else ("logits",)
+    return _Network(saved.module.to(device), saved.preprocessing.input_size, None, outputs)
+
+
+def _program(path: Path, device: torch.device) -> _Network:
+    file = path
+    if path.is_dir():
+        file = path / _FILE
+        check_files(path, read_record(path / "export.json", kind="exported").get("files", {}))
+    check_archive(file)
+    try:
+        program = torch.export.load(file)
+        images = next(
+            node.meta["val"]
+            for node in program.graph.nodes
+            if node.name in program.graph_signature.user_inputs
+        )
+        answers = len(program.graph_signature.user_outputs)
+        batch, channels, height, width = images.shape
+        if device.type != "cpu":
+            from torch.export.passes import move_to_device_pass
+
+            program = move_to_device_pass(program, device)
+        module = program.module()
+    except (KeyboardInterrupt, MemoryError):
+        raise
+    except Exception as error:
+        text = " ".join(str(error).split())[-160:]
+        raise CorruptFileError(f"{file}: torch cannot open it ({text}).", "Export it again.") from (
+            error
+        )
+    names = json.loads(read_metadata(file).get("spvit_deploy.outputs", "[]"))
+    outputs = tuple(names) or tuple(f"output_{index}" for index in range(answers))
+    fixed = batch if isinstance(batch, int) else None
+    return _Network(module, (int(channels), int(height), int(width)), fixed, outputs)
 
 
 def _cuda_call(module: torch.nn.Module, images: torch.Tensor) -> Callable[[], float]:

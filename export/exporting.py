@@ -43,7 +43,7 @@ OpenRunner = Callable[[Path, str], tuple[OutputsRunner, Callable[[], None]]]
 _BF16_OPSET = 22
 _TOOLS = (
     "torch", "timm", "onnx", "onnxscript", "onnxslim", "onnxruntime", "openvino", "nncf",
-    "tensorrt_rtx", "tensorrt",
+    "tensorrt_rtx", "tensorrt", "executorch",
 )  # fmt: skip
 
 
@@ -55,7 +55,7 @@ class ExportSettings:
         format: a name in :data:`~spvit_deploy.export.formats.FORMATS`.
         precision: ``fp32``, ``bf16``, …
         batch: ``dynamic``, or a fixed number of images.
-        opset: ONNX operator set.
+        opset: ONNX operator set; None for the default, or a format that has none.
         outputs: what the artefact answers.
         engine: for TensorRT.
     """
@@ -63,7 +63,7 @@ class ExportSettings:
     format: str = "onnx"
     precision: str = "fp32"
     batch: str = "dynamic"
-    opset: int = onnxrt.DEFAULT_OPSET
+    opset: int | None = None
     outputs: OutputChoice = field(default_factory=OutputChoice)
     engine: EngineSettings = field(default_factory=EngineSettings)
 
@@ -117,22 +117,25 @@ def run_export(job: ExportJob, output: Path, force: bool = False) -> ExportRecor
     settings = job.settings
     form = find_format(settings.format, settings.precision)
     write, batch = form.load(), settings.fixed_batch
+    if settings.opset is not None and not form.from_onnx:
+        raise InputError(f"Format '{form.name}' has no ONNX operator set.", "Leave --opset out.")
     low = form.lowers and settings.precision in LOW_TYPES
     size = job.saved.preprocessing.input_size
     with new_folder(output, force) as staging, progress_bar("export", 5) as bar:
         bar.advance(0, "trace")
         answers = Answers(job.saved.module, settings.outputs, size)
-        opset = max(settings.opset, _BF16_OPSET if low and settings.precision == "bf16" else 0)
-        proto = onnxrt.trace(onnxrt.prepare(answers), size, batch, opset)
-        onnxrt.name_nodes(proto)
+        metadata = _metadata(job)
+        proto = _trace(job, answers, low) if form.from_onnx else onnx.ModelProto()
         bar.advance(note="optimize")
-        proto = onnxrt.optimize(proto)
+        proto = onnxrt.optimize(proto) if form.from_onnx else proto
         bar.advance(note="write")
-        onnxrt.stamp(proto, _metadata(job), __version__)
+        onnxrt.stamp(proto, metadata, __version__)
         proof = rounded(proto, settings.precision) if low else None
         proto = lower(proto, settings.precision) if low else proto
         calibration = job.calibration() if settings.precision == "int8" else None
-        graph = Graph(proto, answers, size, batch, settings.precision, calibration, settings.engine)
+        graph = Graph(
+            proto, answers, size, batch, settings.precision, calibration, settings.engine, metadata
+        )
         written = write(graph, staging, lambda text: bar.advance(0, text))
         speedup = None
         if graph.calibration is not None and not form.name.startswith("tensorrt"):
@@ -145,6 +148,15 @@ def run_export(job: ExportJob, output: Path, force: bool = False) -> ExportRecor
         write_record(staging / RECORD_FILE, record.model_dump(mode="json"))
         bar.advance(note="done")
     return record
+
+
+def _trace(job: ExportJob, answers: Answers, low: bool) -> onnx.ModelProto:
+    settings, size = job.settings, job.saved.preprocessing.input_size
+    asked = settings.opset or onnxrt.DEFAULT_OPSET
+    opset = max(asked, _BF16_OPSET if low and settings.precision == "bf16" else 0)
+    proto = onnxrt.trace(onnxrt.prepare(answers), size, settings.fixed_batch, opset)
+    onnxrt.name_nodes(proto)
+    return proto
 
 
 def _prove(
@@ -254,11 +266,12 @@ def _record(
     speedup: float | None,
 ) -> ExportRecord:
     saved, batch = job.saved, job.settings.fixed_batch
+    form = find_format(job.settings.format, job.settings.precision)
     cost = count_cost(saved.module, saved.preprocessing.input_size)
     return ExportRecord(
         format=job.settings.format,
         precision=job.settings.precision,
-        opset=job.settings.opset,
+        opset=job.settings.opset or onnxrt.DEFAULT_OPSET if form.from_onnx else None,
         batch=batch or "dynamic",
         inputs=(
             TensorInfo(name=onnxrt.INPUT_NAME, shape=(batch, *saved.preprocessing.input_size)),
@@ -279,5 +292,6 @@ def _record(
         tools=tools(),
         parity=parity,
         accuracy=_accuracy(written, speedup),
+        delegated=written.delegated,
         history=saved.history,
     )

@@ -56,13 +56,15 @@ class Graph:
     """What a format is written from.
 
     Attributes:
-        proto: the optimized ONNX graph, in the precision asked for.
+        proto: the optimized ONNX graph, in the precision asked for; empty for a format that is
+            written from the module itself.
         answers: the module that it was traced from.
         size: (channels, height, width).
         batch: fixed batch, or None.
         precision: ``fp32``, …
         calibration: for int8, None else.
         engine: for TensorRT.
+        metadata: what the file is to say of itself.
     """
 
     proto: onnx.ModelProto
@@ -72,6 +74,7 @@ class Graph:
     precision: str
     calibration: Calibration | None = None
     engine: EngineSettings = field(default_factory=EngineSettings)
+    metadata: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -81,10 +84,12 @@ class Written:
     Attributes:
         files: names.
         accuracy: what int8 cost, None else.
+        delegated: share of the operators that the format's backend took, where not all.
     """
 
     files: tuple[str, ...]
     accuracy: Accuracy | None = None
+    delegated: float | None = None
 
 
 Writer = Callable[[Graph, Path, Callable[[str], None]], Written]
@@ -103,6 +108,7 @@ class Format:
         extra: of this distribution, that installs it.
         precisions: that it can be written in.
         lowers: whether fp16 and bf16 are the graph's own, to be proven by rounding.
+        from_onnx: whether it is written from the ONNX graph, which is traced for it.
     """
 
     name: str
@@ -113,6 +119,7 @@ class Format:
     extra: str = ""
     precisions: tuple[str, ...] = ("fp32",)
     lowers: bool = False
+    from_onnx: bool = True
 
     def load(self) -> Writer:
         """The function that writes it.
@@ -148,6 +155,14 @@ FORMATS = {
         Format(
             "tensorrt", "spvit_deploy.export.trt:write_plain", "model.onnx", "onnxruntime",
             "tensorrt", "tensorrt", ("fp32", "fp16", "bf16", "int8"), lowers=True,
+        ),
+        Format(
+            "torch", "spvit_deploy.export.torchrt:write_model", "model.pt2", "torch", "torch",
+            precisions=("fp32", "bf16"), from_onnx=False,
+        ),
+        Format(
+            "executorch", "spvit_deploy.export.executorchrt:write_model", "model.pte", "executorch",
+            "executorch", "executorch", from_onnx=False,
         ),
     )
 }  # fmt: skip

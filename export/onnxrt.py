@@ -33,16 +33,16 @@ _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 _SCOPES = "pkg.torch.onnx.name_scopes"
 
 
-def prepare(module: Answers) -> Answers:
+def prepare(module: Answers, fused: bool = False) -> Answers:
     """A copy for inference: BatchNorm folded into convolutions, attention spelled out.
 
     Runtimes fuse the spelled-out attention; torch's own decomposition of the fused one carries
-    shape arithmetic into the graph.
+    shape arithmetic into the graph. Where torch itself runs it, it stays ``fused``.
     """
     ready = copy.deepcopy(module).cpu().eval()
     part: Any
     for part in ready.modules():
-        if hasattr(part, "fused_attn"):
+        if hasattr(part, "fused_attn") and not fused:
             part.fused_attn = False
         if isinstance(part, ConvAttention) and isinstance(part.bn, _BATCH_NORMS):
             part.conv = fuse_conv_bn_eval(part.conv, part.bn)

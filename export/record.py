@@ -45,7 +45,13 @@ class AccuracyInfo(BaseModel):
 
 
 class ExportRecord(BaseModel):
-    """``export.json`` beside an artefact."""
+    """``export.json`` beside an artefact.
+
+    Attributes:
+        opset: of a format that is written from an ONNX graph, None else.
+        delegated: share of the operators that the backend of the format took; None where it is
+            all of them.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -53,7 +59,7 @@ class ExportRecord(BaseModel):
     kind: Literal["exported"] = "exported"
     format: str
     precision: str = "fp32"
-    opset: int
+    opset: int | None
     batch: int | Literal["dynamic"]
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
@@ -69,6 +75,7 @@ class ExportRecord(BaseModel):
     tools: dict[str, str] = Field(default_factory=dict)
     parity: tuple[ParityReport, ...] = ()
     accuracy: AccuracyInfo | None = None
+    delegated: float | None = None
     history: tuple[dict[str, Any], ...] = ()
 
 

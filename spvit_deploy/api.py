@@ -310,7 +310,7 @@ def export_model(
         model: a lean, dense or search folder, or a timm name. With a search folder the chain is
             proven link by link: hard gates against lean, lean against the artefact.
         output: folder to write.
-        format: ``onnx``, ``openvino``, ``tensorrt-rtx``, ``tensorrt``.
+        format: ``onnx``, ``openvino``, ``tensorrt-rtx``, ``tensorrt``, ``torch``, ``executorch``.
         precision: ``fp32``, ``fp16``, ``bf16``, ``int8``, as far as the format has it.
         batch: ``dynamic``, or a fixed number of images.
         opset: ONNX operator set; None for the default.

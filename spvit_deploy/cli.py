@@ -281,7 +281,8 @@ def export(**options: Any) -> None:
 @data_source_options
 @click.option(
     "--runtime",
-    help="onnxruntime, openvino, torch, tensorrt-rtx or tensorrt; the artefact's own by default.",
+    help="onnxruntime, openvino, torch, torch-compile, executorch, tensorrt-rtx or tensorrt; the "
+    "artefact's own by default.",
 )
 @device_option
 @json_option
@@ -294,7 +295,12 @@ def evaluate(artefact: Path, runtime: str | None, device: str, as_json: bool, **
 
 @main.command()
 @click.argument("artefacts", metavar="ARTEFACT…", type=Folder, nargs=-1, required=True)
-@click.option("--runtime", "runtimes", multiple=True, help="Repeat it; all that fit by default.")
+@click.option(
+    "--runtime",
+    "runtimes",
+    multiple=True,
+    help="Repeat it; all that fit by default, save torch-compile.",
+)
 @click.option(
     "--batch",
     "batches",

@@ -14,6 +14,7 @@ import torch
 
 from spvit_deploy._version import __version__
 from spvit_deploy.benchmarks.results import load_results
+from spvit_deploy.benchmarks.runtimes import artefact_format, read_metadata
 from spvit_deploy.cost import count_cost
 from spvit_deploy.driver import describe_driver
 from spvit_deploy.engines import SUFFIX, Engine, EngineRecord, find_engines, parse_record
@@ -33,7 +34,8 @@ from spvit_deploy.store import read_record, sha256_file
 
 
 def inspect_anything(target: str, model_args: dict[str, Any]) -> dict[str, Any]:
-    """Facts about one of our files or folders, a checkpoint, an ONNX file or a timm model.
+    """Facts about one of our files or folders, a checkpoint, a timm model, or a file of ONNX,
+    torch.export or ExecuTorch.
 
     Raises:
         InputError: damaged, or nothing that we know.
@@ -48,6 +50,9 @@ def inspect_anything(target: str, model_args: dict[str, Any]) -> dict[str, Any]:
     if path.suffix == SUFFIX:
         (engine,) = find_engines(path)
         return {"kind": "engine", **_engine(engine.record), "sha256": engine.record.sha256}
+    if path.suffix in (".pt2", ".pte"):
+        kind = artefact_format(path)
+        return {"kind": kind, "sha256": sha256_file(path), **read_metadata(path)}
     if path.suffix == ".json":
         return _json(path)
     state = read_state_dict(path)
@@ -110,8 +115,11 @@ def _folder(path: Path) -> dict[str, Any]:
         engines = find_engines(path) if any(path.glob(f"*{SUFFIX}")) else ()
         return {
             "kind": "exported",
-            **record.model_dump(mode="json", include={"format", "precision", "opset", "batch"}),
+            **record.model_dump(
+                mode="json", include={"format", "precision", "opset", "batch"}, exclude_none=True
+            ),
             "model": f"{record.model} ({record.model_kind})",
+            **({} if record.delegated is None else {"XNNPACK's share": record.delegated}),
             "macs": record.macs,
             "params": record.params,
             "input": list(record.preprocessing.input_size),
@@ -281,6 +289,7 @@ _PACKAGES = {
     "tensorrt-rtx": "pip install 'spvit-deploy[tensorrt-rtx]'",
     "tensorrt": "pip install 'spvit-deploy[tensorrt]'",
     "pycuda": "pip install pycuda (to run engines; compiled against CUDA's headers)",
+    "executorch": "pip install 'spvit-deploy[executorch]'",
     "torch-pruning": "pip install 'spvit-deploy[bench]' (only to repeat the comparisons)",
 }  # fmt: skip
 

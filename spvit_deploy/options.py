@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 Decorator = Callable[[Any], Any]
 Folder = click.Path(path_type=Path)
 # What `export` writes; kept here by name, so that --help loads none of it.
-FORMATS = ("onnx", "openvino", "tensorrt-rtx", "tensorrt")
+FORMATS = ("onnx", "openvino", "tensorrt-rtx", "tensorrt", "torch", "executorch")
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 
 

@@ -44,10 +44,20 @@ def _tensorrt(folder: Path, scratch: Path) -> Path:
     return scratch / "tensorrt"
 
 
+def _executorch(folder: Path, scratch: Path) -> Path:
+    pytest.importorskip("executorch")
+    once = folder.parent / "executorch"  # lowering takes seconds
+    if not once.exists():
+        export_model(str(folder), once, "executorch")
+    return once
+
+
 MAKERS: dict[str, Maker] = {
     "onnxruntime": _onnx,
     "torch": _same,
+    "torch-compile": _same,
     "openvino": _openvino,
+    "executorch": _executorch,
     "tensorrt-rtx": _rtx,
     "tensorrt": _tensorrt,
 }
