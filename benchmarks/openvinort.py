@@ -11,9 +11,12 @@ import openvino
 
 from spvit_deploy.benchmarks.runtimes import Array, check_images
 from spvit_deploy.errors import CorruptFileError, InputError, RuntimeMissingError
+from spvit_deploy.models import Preprocessing
+from spvit_deploy.pixels import to_pixels
 from spvit_deploy.store import check_files, read_record
 
 PRECISION_INFO = ("spvit_deploy", "precision")
+PREPROCESSING_INFO = ("spvit_deploy", "preprocessing")
 # int8 graphs compute in fp32 beside their quantized layers.
 _HINTS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16", "int8": "f32"}
 _FILES = ("model.xml", "model.onnx")
@@ -56,6 +59,9 @@ class OpenVinoSession:
             )
         self.batch = None if sizes[0].is_dynamic else sizes[0].get_length()
         channels, height, width = (part.get_length() for part in sizes[1:])
+        self._prep = _own_preprocessing(model, file)
+        if self._prep is not None:
+            channels, height, width = width, channels, height
         self.input_size = (channels, height, width)
 
     def run(self, images: Array) -> Array:
@@ -64,12 +70,12 @@ class OpenVinoSession:
 
     def run_all(self, images: Array) -> list[Array]:
         """[B, C, H, W] → every output."""
-        found = self._request.infer({0: check_images(images, self.input_size, self.batch)})
+        found = self._request.infer({0: self._ready(images)})
         return [value.copy() for value in found.values()]
 
     def prepare(self, images: Array) -> Callable[[], float]:
         """A call on these images."""
-        feed = {0: check_images(images, self.input_size, self.batch)}
+        feed = {0: self._ready(images)}
         request = self._request
 
         def call() -> float:
@@ -79,9 +85,27 @@ class OpenVinoSession:
 
         return call
 
+    def _ready(self, images: Array) -> Array:
+        """Normalized images as the model takes them: as they are, or as bytes."""
+        checked = check_images(images, self.input_size, self.batch)
+        return checked if self._prep is None else to_pixels(checked, self._prep)
+
     def close(self) -> None:
         """Drop the compiled model."""
         del self._request
+
+
+def _own_preprocessing(model: Any, file: Path) -> Preprocessing | None:
+    """What a model that takes bytes does to them; None for one that takes normalized images."""
+    kind = model.inputs[0].get_element_type().get_type_name()
+    if kind != "u8":
+        return None
+    if not model.has_rt_info(list(PREPROCESSING_INFO)):
+        raise InputError(
+            f"{file} takes bytes, and does not say what it does to them.", "Export it."
+        )
+    text = model.get_rt_info(list(PREPROCESSING_INFO)).astype(str)
+    return Preprocessing.model_validate_json(text)
 
 
 def _device(core: Any, device: str) -> str:

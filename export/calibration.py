@@ -36,19 +36,12 @@ class Calibration:
 
     def top1(self, runner: OutputsRunner) -> float:
         """Percent of validation images whose best class is right."""
-        right = images = 0
-        for batch, labels in self.labelled():
-            scores = np.asarray(runner(batch)[0])
-            right += int((scores.argmax(1) == labels).sum())
-            images += len(labels)
-        if images == 0:
-            raise DataError("There are no validation images.", "Check --data and --val-split.")
-        return 100 * right / images
+        return top1(self.labelled, runner)
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Top-1 in percent before and after quantization, and what was left out of it for that.
+    """Top-1 in percent before and after a lower precision, and what was left out of it for that.
 
     Attributes:
         before, after: of the fp32 and the int8 artefact, in the artefact's own runtime.
@@ -63,6 +56,22 @@ class Accuracy:
     def drop(self) -> float:
         """Points lost."""
         return self.before - self.after
+
+
+def top1(labelled: Labelled, runner: OutputsRunner) -> float:
+    """Percent of labelled images whose best class, by the first output, is right.
+
+    Raises:
+        DataError: there are none.
+    """
+    right = images = 0
+    for batch, labels in labelled():
+        scores = np.asarray(runner(batch)[0])
+        right += int((scores.argmax(1) == labels).sum())
+        images += len(labels)
+    if images == 0:
+        raise DataError("There are no validation images.", "Check --data and --val-split.")
+    return 100 * right / images
 
 
 def in_batches(run: Callable[[Array], Array], images: Array, batch: int) -> Array:

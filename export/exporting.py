@@ -3,42 +3,26 @@
 from __future__ import annotations
 
 import json
-import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import numpy as np
 import onnx
-import torch
-from torch import nn
 
 from spvit_deploy._version import __version__
 from spvit_deploy.cost import count_cost
 from spvit_deploy.errors import InputError
 from spvit_deploy.export import onnxrt
-from spvit_deploy.export.calibration import Calibration
-from spvit_deploy.export.formats import EngineSettings, Format, Graph, Written, find_format
+from spvit_deploy.export.calibration import Accuracy
+from spvit_deploy.export.formats import Format, Graph, Written, find_format
+from spvit_deploy.export.job import ExportJob
 from spvit_deploy.export.lowering import LOW_TYPES, lower, rounded
-from spvit_deploy.export.outputs import Answers, OutputChoice
-from spvit_deploy.export.parity import (
-    TOLERANCES,
-    Array,
-    OutputsRunner,
-    ParityReport,
-    Runner,
-    compare_outputs,
-    random_inputs,
-    require,
-)
-from spvit_deploy.export.quick_time import alternate
+from spvit_deploy.export.outputs import Answers
+from spvit_deploy.export.parity import ParityReport
+from spvit_deploy.export.proving import prove, speedup
 from spvit_deploy.export.record import RECORD_FILE, AccuracyInfo, ExportRecord, TensorInfo
-from spvit_deploy.lean.folder import SavedModel
 from spvit_deploy.progress import progress_bar
 from spvit_deploy.store import new_folder, sha256_file, write_record
 
-OpenRunner = Callable[[Path, str], tuple[OutputsRunner, Callable[[], None]]]
 # From here on ONNX has convolutions in bf16.
 _BF16_OPSET = 22
 _TOOLS = (
@@ -47,166 +31,93 @@ _TOOLS = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class ExportSettings:
-    """What to write.
-
-    Attributes:
-        format: a name in :data:`~spvit_deploy.export.formats.FORMATS`.
-        precision: ``fp32``, ``bf16``, …
-        batch: ``dynamic``, or a fixed number of images.
-        opset: ONNX operator set; None for the default, or a format that has none.
-        outputs: what the artefact answers.
-        engine: for TensorRT.
-    """
-
-    format: str = "onnx"
-    precision: str = "fp32"
-    batch: str = "dynamic"
-    opset: int | None = None
-    outputs: OutputChoice = field(default_factory=OutputChoice)
-    engine: EngineSettings = field(default_factory=EngineSettings)
-
-    @property
-    def fixed_batch(self) -> int | None:
-        """The batch, or None for a dynamic one.
-
-        Raises:
-            InputError: neither ``dynamic`` nor a positive number.
-        """
-        if self.batch == "dynamic":
-            return None
-        if not self.batch.isdigit() or int(self.batch) < 1:
-            raise InputError(
-                f"Batch '{self.batch}' is not understood.", "Give dynamic or a number of images."
-            )
-        return int(self.batch)
-
-
-@dataclass
-class ExportJob:
-    """One export.
-
-    Attributes:
-        saved: what to export.
-        settings: how.
-        open_runner: opens a written file in a runtime, and says how to close it.
-        real: real images, [B, C, H, W] float32, normalized.
-        calibration: makes what int8 needs; called for int8 alone.
-        parent: SHA-256 of what it was made from.
-        earlier: parity of earlier links of the chain.
-    """
-
-    saved: SavedModel
-    settings: ExportSettings
-    open_runner: OpenRunner
-    real: Array
-    calibration: Callable[[], Calibration]
-    parent: str = ""
-    earlier: Sequence[ParityReport] = field(default_factory=tuple)
-
-
 def run_export(job: ExportJob, output: Path, force: bool = False) -> ExportRecord:
     """Write the artefact, if it answers as the module does.
 
     Raises:
         ParityError: it does not; nothing is left behind.
+        InputError: settings that the format does not have.
         JobError: the exporter or checker fails.
         OutputExistsError, StorageError: as :func:`new_folder`.
     """
     settings = job.settings
     form = find_format(settings.format, settings.precision)
-    write, batch = form.load(), settings.fixed_batch
-    if settings.opset is not None and not form.from_onnx:
-        raise InputError(f"Format '{form.name}' has no ONNX operator set.", "Leave --opset out.")
+    write = form.load()
+    _check_settings(job, form)
     low = form.lowers and settings.precision in LOW_TYPES
-    size = job.saved.preprocessing.input_size
     with new_folder(output, force) as staging, progress_bar("export", 5) as bar:
         bar.advance(0, "trace")
+        size = job.saved.preprocessing.input_size
         answers = Answers(job.saved.module, settings.outputs, size)
-        metadata = _metadata(job)
-        proto = _trace(job, answers, low) if form.from_onnx else onnx.ModelProto()
+        proto = _trace(job, answers) if form.from_onnx else onnx.ModelProto()
         bar.advance(note="optimize")
         proto = onnxrt.optimize(proto) if form.from_onnx else proto
         bar.advance(note="write")
-        onnxrt.stamp(proto, metadata, __version__)
-        proof = rounded(proto, settings.precision) if low else None
-        proto = lower(proto, settings.precision) if low else proto
-        calibration = job.calibration() if settings.precision == "int8" else None
-        graph = Graph(
-            proto, answers, size, batch, settings.precision, calibration, settings.engine, metadata
-        )
+        graph, proof = _graph(job, answers, proto, low)
         written = write(graph, staging, lambda text: bar.advance(0, text))
-        speedup = None
+        gain = None
         if graph.calibration is not None and not form.name.startswith("tensorrt"):
             bar.advance(0, "timing")
-            speedup = _speedup(job, form, graph, staging)
+            gain = speedup(job, form, graph, staging)
         bar.advance(note="parity")
-        parity = _prove(job, answers, staging / form.file, form.runtime, proof)
+        parity, judged = prove(job, answers, staging / form.file, form.runtime, proof)
         bar.advance(note="record")
-        record = _record(job, answers, staging, written, (*job.earlier, *parity), speedup)
+        accuracy = _accuracy(written.accuracy or judged, gain)
+        record = _record(job, answers, staging, written, (*job.earlier, *parity), accuracy)
         write_record(staging / RECORD_FILE, record.model_dump(mode="json"))
         bar.advance(note="done")
     return record
 
 
-def _trace(job: ExportJob, answers: Answers, low: bool) -> onnx.ModelProto:
+def _check_settings(job: ExportJob, form: Format) -> None:
+    settings = job.settings
+    _ = settings.fixed_batch
+    if settings.opset is not None and not form.from_onnx:
+        raise InputError(f"Format '{form.name}' has no ONNX operator set.", "Leave --opset out.")
+    if settings.with_preprocessing and form.name != "openvino":
+        raise InputError(
+            f"--with-preprocessing is for OpenVINO; format '{form.name}' was asked for.",
+            "Leave it out, or choose --format openvino.",
+        )
+
+
+def _graph(
+    job: ExportJob, answers: Answers, proto: onnx.ModelProto, low: bool
+) -> tuple[Graph, onnx.ModelProto | None]:
+    """What the format is written from; and what proves it, where that is another graph."""
+    settings, metadata = job.settings, _metadata(job)
+    onnxrt.stamp(proto, metadata, __version__)
+    proof = rounded(proto, settings.precision) if low else None
+    graph = Graph(
+        lower(proto, settings.precision) if low else proto,
+        answers,
+        job.saved.preprocessing.input_size,
+        settings.fixed_batch,
+        settings.precision,
+        job.calibration() if settings.precision == "int8" else None,
+        settings.engine,
+        metadata,
+        job.saved.preprocessing if settings.with_preprocessing else None,
+    )
+    return graph, proof
+
+
+def _opset(job: ExportJob, form: Format) -> int | None:
+    """ONNX operator set that is written, None for a format that has none."""
+    settings = job.settings
+    if not form.from_onnx:
+        return None
+    low = form.lowers and settings.precision == "bf16"
+    return max(settings.opset or onnxrt.DEFAULT_OPSET, _BF16_OPSET if low else 0)
+
+
+def _trace(job: ExportJob, answers: Answers) -> onnx.ModelProto:
     settings, size = job.settings, job.saved.preprocessing.input_size
-    asked = settings.opset or onnxrt.DEFAULT_OPSET
-    opset = max(asked, _BF16_OPSET if low and settings.precision == "bf16" else 0)
+    opset = _opset(job, find_format(settings.format, settings.precision))
+    assert opset is not None
     proto = onnxrt.trace(onnxrt.prepare(answers), size, settings.fixed_batch, opset)
     onnxrt.name_nodes(proto)
     return proto
-
-
-def _prove(
-    job: ExportJob, answers: Answers, file: Path, runtime: str, proof: onnx.ModelProto | None
-) -> tuple[ParityReport, ...]:
-    """Random and real images; batches of 1, 2 and 5 where the batch is free.
-
-    int8 is fitted on real images, and answers for no others. A low precision that nothing here
-    computes in is proven by ``proof``, the same graph with every low tensor rounded.
-    """
-    fixed, precision = job.settings.fixed_batch, job.settings.precision
-    sizes = [fixed] if fixed else [1, 2, 5]
-    randoms = random_inputs(job.saved.preprocessing.input_size, sizes)
-    inputs = [] if precision == "int8" else randoms
-    for size in sizes:
-        repeats = -(-size // len(job.real))
-        inputs.append(torch.from_numpy(job.real).repeat(repeats, 1, 1, 1)[:size].numpy())
-    limits = TOLERANCES[precision]
-    scratch = tempfile.TemporaryDirectory()
-    if proof is not None:
-        file = Path(scratch.name) / onnxrt.MODEL_FILE
-        onnx.save(proof, file)
-    runner, close = job.open_runner(file, runtime)
-    try:
-        link = _link(job, runtime, proof is not None)
-        reports = compare_outputs(link, answers.names, answers.reference, runner, inputs, limits)
-    finally:
-        close()
-        scratch.cleanup()
-    return tuple(require(report) for report in reports)
-
-
-def _link(job: ExportJob, runtime: str, by_rounding: bool) -> str:
-    form, precision = job.settings.format, job.settings.precision
-    what = form if precision == "fp32" else f"{form} {precision}"
-    if form.startswith("tensorrt"):
-        what = f"graph of {what}"
-    how = f", every {precision} tensor rounded in {runtime}" if by_rounding else ""
-    return f"{job.saved.kind} → {what}{how}"
-
-
-def module_runner(module: nn.Module) -> Runner:
-    """A module as a function of arrays."""
-
-    def run(images: Array) -> Array:
-        with torch.inference_mode():
-            scores: Array = module(torch.from_numpy(images)).numpy()
-        return scores
-
-    return run
 
 
 def _metadata(job: ExportJob) -> dict[str, str]:
@@ -235,26 +146,10 @@ def tools() -> dict[str, str]:
     return found
 
 
-def _speedup(job: ExportJob, form: Format, graph: Graph, staging: Path) -> float:
-    """How much faster than fp32 it is, one image at a time, in the artefact's own runtime."""
-    plain = replace(graph, precision="fp32", calibration=None)
-    image = np.repeat(job.real[:1], graph.batch or 1, axis=0)
-    with tempfile.TemporaryDirectory() as scratch:
-        form.load()(plain, Path(scratch), lambda _: None)
-        fp32, close_fp32 = job.open_runner(Path(scratch) / form.file, form.runtime)
-        int8, close_int8 = job.open_runner(staging / form.file, form.runtime)
-        try:
-            return alternate(lambda: fp32(image), lambda: int8(image))
-        finally:
-            close_fp32()
-            close_int8()
-
-
-def _accuracy(written: Written, speedup: float | None) -> AccuracyInfo | None:
-    found = written.accuracy
+def _accuracy(found: Accuracy | None, gain: float | None) -> AccuracyInfo | None:
     if found is None:
         return None
-    return AccuracyInfo(before=found.before, after=found.after, kept=found.kept, speedup=speedup)
+    return AccuracyInfo(before=found.before, after=found.after, kept=found.kept, speedup=gain)
 
 
 def _record(
@@ -263,7 +158,7 @@ def _record(
     staging: Path,
     written: Written,
     parity: tuple[ParityReport, ...],
-    speedup: float | None,
+    accuracy: AccuracyInfo | None,
 ) -> ExportRecord:
     saved, batch = job.saved, job.settings.fixed_batch
     form = find_format(job.settings.format, job.settings.precision)
@@ -271,11 +166,9 @@ def _record(
     return ExportRecord(
         format=job.settings.format,
         precision=job.settings.precision,
-        opset=job.settings.opset or onnxrt.DEFAULT_OPSET if form.from_onnx else None,
+        opset=_opset(job, form),
         batch=batch or "dynamic",
-        inputs=(
-            TensorInfo(name=onnxrt.INPUT_NAME, shape=(batch, *saved.preprocessing.input_size)),
-        ),
+        inputs=(_input(job),),
         outputs=tuple(
             TensorInfo(name=name, shape=(batch, *shape))
             for name, shape in zip(answers.names, answers.shapes, strict=True)
@@ -291,7 +184,15 @@ def _record(
         files={name: sha256_file(staging / name) for name in written.files},
         tools=tools(),
         parity=parity,
-        accuracy=_accuracy(written, speedup),
+        accuracy=accuracy,
         delegated=written.delegated,
         history=saved.history,
     )
+
+
+def _input(job: ExportJob) -> TensorInfo:
+    batch, size = job.settings.fixed_batch, job.saved.preprocessing.input_size
+    if not job.settings.with_preprocessing:
+        return TensorInfo(name=onnxrt.INPUT_NAME, shape=(batch, *size))
+    channels, height, width = size
+    return TensorInfo(name=onnxrt.INPUT_NAME, shape=(batch, height, width, channels), dtype="uint8")

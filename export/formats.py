@@ -13,6 +13,7 @@ import onnx
 from spvit_deploy.errors import InputError, RuntimeMissingError
 from spvit_deploy.export.calibration import Accuracy, Calibration
 from spvit_deploy.export.outputs import Answers
+from spvit_deploy.models import Preprocessing
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,7 @@ class Graph:
         calibration: for int8, None else.
         engine: for TensorRT.
         metadata: what the file is to say of itself.
+        preprocessing: that the artefact is to do itself, from bytes; None for none.
     """
 
     proto: onnx.ModelProto
@@ -75,6 +77,7 @@ class Graph:
     calibration: Calibration | None = None
     engine: EngineSettings = field(default_factory=EngineSettings)
     metadata: dict[str, str] = field(default_factory=dict)
+    preprocessing: Preprocessing | None = None
 
 
 @dataclass(frozen=True)

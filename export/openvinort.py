@@ -12,15 +12,18 @@ from typing import Any
 
 import numpy as np
 import openvino
+from openvino.preprocess import PrePostProcessor
 
 from spvit_deploy.errors import JobError, RuntimeMissingError
 from spvit_deploy.export.calibration import Accuracy, Calibration, in_batches
 from spvit_deploy.export.formats import Graph, Written
 from spvit_deploy.export.onnxrt import MODEL_FILE, write
 from spvit_deploy.export.parity import Array
+from spvit_deploy.models import Preprocessing
 
 # Where the session reads which precision the compiler is to be told.
 PRECISION_INFO = ["spvit_deploy", "precision"]
+PREPROCESSING_INFO = ["spvit_deploy", "preprocessing"]
 _FP32 = {"INFERENCE_PRECISION_HINT": "f32"}
 
 
@@ -44,9 +47,24 @@ def write_model(graph: Graph, folder: Path, note: Callable[[str], None]) -> Writ
         if graph.calibration is not None:
             note("int8, calibration")
             model, accuracy = _quantize(model, graph.calibration, graph.batch or 1)
+        if graph.preprocessing is not None:
+            model = _taking_bytes(model, graph.preprocessing)
         model.set_rt_info(graph.precision, PRECISION_INFO)
         openvino.save_model(model, folder / "model.xml", compress_to_fp16=False)
     return Written(("model.xml", "model.bin"), accuracy)
+
+
+def _taking_bytes(model: Any, prep: Preprocessing) -> Any:
+    """The model behind its normalization: uint8 [B, H, W, C] in."""
+    steps = PrePostProcessor(model)
+    steps.input().tensor().set_element_type(openvino.Type.u8).set_layout(openvino.Layout("NHWC"))
+    steps.input().model().set_layout(openvino.Layout("NCHW"))
+    steps.input().preprocess().convert_element_type(openvino.Type.f32).mean(
+        [255 * value for value in prep.mean]
+    ).scale([255 * value for value in prep.std])
+    built = steps.build()
+    built.set_rt_info(prep.model_dump_json(), PREPROCESSING_INFO)
+    return built
 
 
 def _quantize(model: Any, calibration: Calibration, batch: int) -> tuple[Any, Accuracy]:

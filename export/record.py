@@ -27,10 +27,11 @@ class TensorInfo(BaseModel):
 
 
 class AccuracyInfo(BaseModel):
-    """What int8 cost and brought.
+    """What a lower precision cost and brought.
 
     Attributes:
-        before, after: top-1 in percent of the fp32 and the int8 artefact, in their own runtime.
+        before, after: top-1 in percent in fp32 and in this precision, in the artefact's own
+            runtime; before of fp16 and bf16 is the model's in PyTorch.
         kept: layers that stayed in fp32, for accuracy.
         speedup: time of fp32 over that of int8, one image at a time, on the exporting host; None
             where it cannot run.

@@ -2,50 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from spvit_deploy.benchmarks.evaluate import Evaluation, evaluate_artefact
 from spvit_deploy.benchmarks.measure import run_benchmark
 from spvit_deploy.benchmarks.results import ResultsFile, Workload
-from spvit_deploy.benchmarks.runtimes import open_session
 from spvit_deploy.data import Batches, DataSettings, open_batches
 from spvit_deploy.device import pick_device
-from spvit_deploy.errors import DataError, InputError, SpvitError
-from spvit_deploy.export.calibration import Calibration
-from spvit_deploy.export.exporting import (
-    ExportJob,
-    ExportSettings,
-    OpenRunner,
-    module_runner,
-    run_export,
-)
-from spvit_deploy.export.formats import EngineFlags, EngineSettings, check_flags, find_format
-from spvit_deploy.export.outputs import OutputChoice
-from spvit_deploy.export.parity import (
-    Array,
-    OutputsRunner,
-    ParityReport,
-    compare,
-    random_inputs,
-    require,
-)
-from spvit_deploy.export.record import ExportRecord
-from spvit_deploy.export.timing_cache import check_file
+from spvit_deploy.errors import DataError, InputError
+from spvit_deploy.exports import Pathish, export_model, warn_if_blind
 from spvit_deploy.lean.folder import SavedModel, is_model_folder, load_saved, save_model
-from spvit_deploy.lean.grain import advice
-from spvit_deploy.lean.sight import BLIND, sees_images
 from spvit_deploy.loading import ModelRequest, load_model
 from spvit_deploy.models import Preprocessing
 from spvit_deploy.plan import GATES_FILE, PrunePlan, load_plan, save_plan
-from spvit_deploy.progress import warn
 from spvit_deploy.search.finetuning import FinetuneSettings, finetune_model, top1
 from spvit_deploy.search.folder import (
     SearchRecord,
@@ -60,8 +35,6 @@ from spvit_deploy.search.searching import SearchResult, SearchSettings, run_sear
 from spvit_deploy.search.supernet import Supernet
 from spvit_deploy.sources import open_source
 from spvit_deploy.store import ensure_free, new_folder
-
-Pathish = str | Path
 
 
 def search_gates(
@@ -99,8 +72,8 @@ def search_gates(
     where = pick_device(device)
     chosen = (settings or SearchSettings()).model_copy(update={"budget": budget})
     torch.manual_seed(chosen.seed)
-    request = _request(model, model_args, checkpoint, pretrained)
-    saved, digest = load_model(request, _classes(_data(data)))
+    request = ModelRequest.of(model, model_args, checkpoint, pretrained)
+    saved, digest = load_model(request, _classes(DataSettings.of(data)))
     if saved.kind != "dense":
         raise InputError(f"{model} is lean already.", "Search from a dense model.")
     supernet = Supernet(saved.module.to(where), saved.spec).to(where)
@@ -164,7 +137,7 @@ def materialize(
         saved = materialize_search(load_search(source), align)
     else:
         saved = _from_gates(source, checkpoint, pretrained, align)
-    _warn_if_blind(saved)
+    warn_if_blind(saved)
     save_model(saved, Path(output), force)
     return saved
 
@@ -258,8 +231,8 @@ def finetune(
     where = pick_device(device)
     chosen = settings or FinetuneSettings()
     torch.manual_seed(chosen.seed)
-    request = _request(model, model_args, checkpoint, pretrained)
-    saved, digest = load_model(request, _classes(_data(data)))
+    request = ModelRequest.of(model, model_args, checkpoint, pretrained)
+    saved, digest = load_model(request, _classes(DataSettings.of(data)))
     taught = None
     sources = {"model": digest} if digest else {}
     if teacher is not None:
@@ -269,7 +242,7 @@ def finetune(
     trained = finetune_model(saved, batches, chosen, taught, where)
     trained = replace(trained, sources=sources)
     if chosen.epochs:
-        trained = _validated(trained, _data(data), where)
+        trained = _validated(trained, DataSettings.of(data), where)
     save_model(trained, target, force)
     return trained
 
@@ -284,164 +257,6 @@ def _validated(saved: SavedModel, data: DataSettings, device: torch.device) -> S
     return replace(saved, module=saved.module.cpu(), history=(*saved.history[:-1], last))
 
 
-def export_model(
-    model: str,
-    output: Pathish,
-    format: str = "onnx",
-    precision: str = "fp32",
-    batch: str | int = "dynamic",
-    opset: int | None = None,
-    data: DataSettings | str | None = None,
-    model_args: dict[str, Any] | None = None,
-    checkpoint: Pathish | None = None,
-    pretrained: bool = False,
-    force: bool = False,
-    outputs: str | None = None,
-    feature_layers: Sequence[int] | None = None,
-    calibration: int = 300,
-    max_drop: float | None = 1.0,
-    gpus: Sequence[str] = (),
-    profile: Sequence[int] = (1, 8, 32),
-    engine_flags: EngineFlags | None = None,
-) -> ExportRecord:
-    """Export, and prove that the result answers as the model does.
-
-    Args:
-        model: a lean, dense or search folder, or a timm name. With a search folder the chain is
-            proven link by link: hard gates against lean, lean against the artefact.
-        output: folder to write.
-        format: ``onnx``, ``openvino``, ``tensorrt-rtx``, ``tensorrt``, ``torch``, ``executorch``.
-        precision: ``fp32``, ``fp16``, ``bf16``, ``int8``, as far as the format has it.
-        batch: ``dynamic``, or a fixed number of images.
-        opset: ONNX operator set; None for the default.
-        data: real images for the proof; None for those that the model was trained on.
-        model_args, checkpoint, pretrained: as in :func:`search_gates`, with a timm name.
-        force: replace an old output.
-        outputs: ``logits``, ``features`` (maps [B, C, H, W] for dense prediction) or ``all``;
-            None for what the model's own forward returns.
-        feature_layers: whose features, as timm counts them; None for the last of every stage, or
-            for four evenly spaced blocks of a model without stages.
-        calibration: images that int8 is fitted on, from the training split.
-        max_drop: points of top-1 that int8 may lose; layers return to fp32 until it holds. None
-            for any loss.
-        gpus: compute capabilities (``sm86``) that TensorRT for RTX builds engines for.
-        profile: smallest, usual and largest batch of an engine with a dynamic one.
-        engine_flags: timing cache and compatibility of TensorRT engines.
-
-    Raises:
-        ParityError: the answers differ; nothing is written.
-        InputError, JobError: as :func:`search_gates`.
-    """
-    target = Path(output)
-    ensure_free(target, force)
-    layers = None if feature_layers is None else tuple(feature_layers)
-    asked = OutputChoice(outputs, layers)
-    chosen = ExportSettings(
-        format, precision, str(batch), outputs=asked, engine=_engine(gpus, profile, engine_flags)
-    )
-    check_flags(format, chosen.engine.flags)
-    find_format(format, precision).load()
-    if opset is not None:
-        chosen = replace(chosen, opset=opset)
-    _ = chosen.fixed_batch
-    earlier: tuple[ParityReport, ...] = ()
-    if is_search_folder(Path(model)):
-        saved, digest, earlier = _lean_of_search(Path(model))
-    else:
-        saved, digest = load_model(_request(model, model_args, checkpoint, pretrained))
-    _warn_if_blind(saved)
-    if saved.plan is not None and advice(saved.plan):
-        warn(advice(saved.plan))
-    real = _real_images(data or saved.data, saved.preprocessing, strict=data is not None)
-    spec = data or saved.data
-
-    def calibrate() -> Calibration:
-        return _calibration(spec, saved, calibration, max_drop)
-
-    job = ExportJob(saved, chosen, _open_runner(), real, calibrate, digest, earlier)
-    return run_export(job, target, force)
-
-
-def _warn_if_blind(saved: SavedModel) -> None:
-    if saved.plan is not None and not sees_images(saved.module, saved.preprocessing.input_size):
-        warn(f"{BLIND}.")
-
-
-def _lean_of_search(folder: Path) -> tuple[SavedModel, str, tuple[ParityReport, ...]]:
-    search = load_search(folder)
-    saved = materialize_search(search)
-    link = "hard gates → lean"
-    inputs = random_inputs(saved.preprocessing.input_size, [1, 2])
-    hard, lean = module_runner(search.supernet()), module_runner(saved.module)
-    return saved, search.digest, (require(compare(link, hard, lean, inputs)),)
-
-
-def _open_runner() -> OpenRunner:
-    def open_artefact(file: Path, runtime: str) -> tuple[OutputsRunner, Callable[[], None]]:
-        session = open_session(file, runtime)
-        return session.run_all, session.close
-
-    return open_artefact
-
-
-def _real_images(data: DataSettings | str, prep: Preprocessing, strict: bool) -> Array:
-    """Five photographs or validation images, [5, C, H, W]."""
-    if data:
-        with suppress(*(() if strict else (SpvitError,))):
-            images, _ = next(iter(open_batches(_small(_data(data)), prep, train=False)))
-            array: Array = images.numpy()
-            return array
-    from PIL import Image
-    from sklearn.datasets import load_sample_images
-
-    from spvit_deploy.sources import Source
-
-    photos = [(Image.fromarray(photo), 0) for photo in load_sample_images().images]
-    source = Source(photos, (), False, len(photos))
-    images, _ = next(iter(Batches(source, prep, DataSettings(spec="photographs"), train=False)))
-    photographs: Array = images.numpy()
-    return photographs
-
-
-def _engine(
-    gpus: Sequence[str], profile: Sequence[int], flags: EngineFlags | None
-) -> EngineSettings:
-    if len(profile) != 3 or not 0 < profile[0] <= profile[1] <= profile[2]:
-        raise InputError(
-            f"A profile of {list(profile)} is not understood.",
-            "Give the smallest, the usual and the largest batch: 1,8,32.",
-        )
-    chosen = flags or EngineFlags()
-    if chosen.timing_cache is not None:
-        check_file(chosen.timing_cache)
-    return EngineSettings(tuple(gpus), (profile[0], profile[1], profile[2]), chosen)
-
-
-def _calibration(
-    data: DataSettings | str, saved: SavedModel, count: int, max_drop: float | None
-) -> Calibration:
-    if not data:
-        raise InputError("int8 is fitted on images.", "Give --data.")
-    plain = _data(data).model_copy(update={"augment": "none"})
-    train = open_batches(plain, saved.preprocessing, True, classes=saved.class_names)
-    images: list[Array] = []
-    for batch, _ in train:
-        images += list(batch.numpy())
-        if len(images) >= count:
-            break
-    valid = open_batches(plain, saved.preprocessing, False, classes=saved.class_names)
-
-    def labelled() -> Iterator[tuple[Array, Array]]:
-        for batch, labels in valid:
-            yield batch.numpy(), labels.numpy()
-
-    return Calibration(np.stack(images[:count]), labelled, max_drop)
-
-
-def _small(data: DataSettings) -> DataSettings:
-    return data.model_copy(update={"batch_size": 5, "workers": 0})
-
-
 def evaluate(
     artefact: Pathish,
     data: DataSettings | str,
@@ -453,7 +268,7 @@ def evaluate(
     Raises:
         InputError: nothing that can be evaluated, or data that do not fit.
     """
-    return evaluate_artefact(Path(artefact), _data(data), runtime, device)
+    return evaluate_artefact(Path(artefact), DataSettings.of(data), runtime, device)
 
 
 def benchmark(
@@ -483,26 +298,14 @@ def load_lean(path: Pathish) -> nn.Module:
     return load_saved(Path(path)).module
 
 
-def _request(
-    model: str,
-    args: dict[str, Any] | None,
-    checkpoint: Pathish | None,
-    pretrained: bool,
-) -> ModelRequest:
-    weights = Path(checkpoint) if checkpoint is not None else None
-    return ModelRequest(str(model), dict(args or {}), weights, pretrained)
-
-
-def _data(data: DataSettings | str) -> DataSettings:
-    return data if isinstance(data, DataSettings) else DataSettings(spec=data)
-
-
 def _classes(data: DataSettings) -> int | None:
     return len(open_source(data, train=True).class_names) or None
 
 
 def _open(data: DataSettings | str, saved: SavedModel, device: torch.device, seed: int) -> Batches:
-    batches = open_batches(_data(data), saved.preprocessing, True, device, seed, saved.class_names)
+    batches = open_batches(
+        DataSettings.of(data), saved.preprocessing, True, device, seed, saved.class_names
+    )
     outputs = getattr(saved.module, "num_classes", None)
     if batches.class_names and outputs is not None and len(batches.class_names) > outputs:
         raise DataError(

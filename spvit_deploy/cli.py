@@ -237,7 +237,25 @@ def finetune(**options: Any) -> None:
     show_default=True,
     help="Points of top-1 that int8 may lose; the most harmful layers stay in fp32 until it holds.",
 )
-@click.option("--data", metavar="SPEC", help="Real images, for the proof and int8. " + DATA_HELP)
+@click.option(
+    "--validation",
+    type=click.IntRange(1),
+    default=1000,
+    show_default=True,
+    metavar="N",
+    help="Validation images that a lower precision is judged on, spread over the split.",
+)
+@click.option(
+    "--with-preprocessing",
+    is_flag=True,
+    help="OpenVINO alone: take uint8 images [batch, height, width, channels] of the model's size "
+    "and normalize inside.",
+)
+@click.option(
+    "--data",
+    metavar="SPEC",
+    help="Real images, for the proof, int8, and the accuracy of fp16 and bf16. " + DATA_HELP,
+)
 @data_source_options
 @click.option(
     "-o",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from PIL import Image
 from timm.data import create_transform
 from torch import Tensor
 from torch.nn import functional
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
 from spvit_deploy.errors import DataError
 from spvit_deploy.models import Preprocessing
@@ -223,6 +223,7 @@ def open_batches(
     device: torch.device | None = None,
     seed: int = 0,
     classes: tuple[str, ...] = (),
+    limit: int | None = None,
 ) -> Batches:
     """Open one split for a model.
 
@@ -233,6 +234,7 @@ def open_batches(
         device: where batches are put.
         seed: order and augmentation.
         classes: class names of the model; data with names of their own must agree.
+        limit: at most so many images, spread evenly over the split; None for all.
 
     Raises:
         DataError: as :func:`open_source`, or classes that the model does not know. Data with
@@ -246,4 +248,8 @@ def open_batches(
             f"{len(classes)}; first that it does not know: {', '.join(odd[:3])}.",
             "Use the data that the model was trained for.",
         )
+    if limit is not None and (source.size or 0) > limit:
+        # Folders are sorted by class: the first images would be of one.
+        spread = np.linspace(0, (source.size or 1) - 1, limit).round().astype(int).tolist()
+        source = replace(source, images=Subset(source.images, spread), size=limit)
     return Batches(source, prep, settings, train, device, seed, classes)

@@ -10,13 +10,13 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from spvit_deploy import api
 from spvit_deploy.benchmarks.measure import run_benchmark
 from spvit_deploy.benchmarks.results import Workload
 from spvit_deploy.driver import find_driver
 from spvit_deploy.errors import JobError, SpvitError
 from spvit_deploy.export.formats import FORMATS, Format
 from spvit_deploy.export.record import ExportRecord
+from spvit_deploy.exports import export_model
 from spvit_deploy.progress import stderr_console
 from spvit_deploy.store import ensure_free, new_folder, write_record
 
@@ -121,8 +121,12 @@ def _export(
     start = time.perf_counter()
     if not form.name.startswith("tensorrt"):
         options = {**options, "engine_flags": None}
+    if form.name != "openvino":
+        options = {**options, "with_preprocessing": False}
+    if not form.from_onnx:
+        options = {**options, "opset": None}
     try:
-        record = api.export_model(model, staging / name, form.name, precision, **options)
+        record = export_model(model, staging / name, form.name, precision, **options)
     except SpvitError as error:
         shutil.rmtree(staging / name, ignore_errors=True)
         return ExportRow(

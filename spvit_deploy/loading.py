@@ -38,6 +38,14 @@ class ModelRequest:
     checkpoint: Path | None = None
     pretrained: bool = False
 
+    @staticmethod
+    def of(
+        model: str, args: dict[str, Any] | None, checkpoint: str | Path | None, pretrained: bool
+    ) -> ModelRequest:
+        """What the arguments of a stage ask for."""
+        weights = Path(checkpoint) if checkpoint is not None else None
+        return ModelRequest(str(model), dict(args or {}), weights, pretrained)
+
 
 def load_model(request: ModelRequest, num_classes: int | None = None) -> tuple[SavedModel, str]:
     """Load or build what was asked for.

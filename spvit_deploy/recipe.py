@@ -11,8 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from spvit_deploy.benchmarks.runtimes import find_runtime
 from spvit_deploy.cost import count_cost
 from spvit_deploy.errors import InputError, OutputExistsError
-from spvit_deploy.export.exporting import ExportSettings
 from spvit_deploy.export.formats import find_format
+from spvit_deploy.export.job import ExportSettings
 from spvit_deploy.families import find_sites
 from spvit_deploy.models import create_empty, input_size
 from spvit_deploy.plan import ModelSpec, first_line

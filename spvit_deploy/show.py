@@ -99,7 +99,7 @@ def export(record: ExportRecord, output: Path) -> None:
     for report in record.parity:
         out.print(report.line())
     if record.accuracy is not None:
-        _int8(record.accuracy, out)
+        _accuracy(record.accuracy, record.precision, out)
     if record.delegated is not None:
         out.print(f"XNNPACK computes {100 * record.delegated:.0f}% of the operators")
     opset = f"opset {record.opset}, " if record.opset else ""
@@ -126,8 +126,8 @@ def exports(rows: Sequence[ExportRow], output: Path) -> None:
     out.print(f"wrote {output}: each artefact in its folder, and exports.json")
 
 
-def _int8(found: AccuracyInfo, out: Console) -> None:
-    out.print(f"top-1 {found.before:.2f}% in fp32, {found.after:.2f}% in int8")
+def _accuracy(found: AccuracyInfo, precision: str, out: Console) -> None:
+    out.print(f"top-1 {found.before:.2f}% in fp32, {found.after:.2f}% in {precision}")
     if found.kept:
         names = ", ".join(found.kept[:6]) + (" …" if len(found.kept) > 6 else "")
         out.print(f"{len(found.kept)} layers stayed in fp32 for accuracy: {names}")

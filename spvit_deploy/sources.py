@@ -51,6 +51,11 @@ class DataSettings(BaseModel):
     augment: str = Field(default="auto", pattern="^(auto|none|shift|timm)$")
     download: bool = False
 
+    @staticmethod
+    def of(data: DataSettings | str) -> DataSettings:
+        """Settings as they are, or those of a spec."""
+        return data if isinstance(data, DataSettings) else DataSettings(spec=data)
+
 
 @dataclass(frozen=True)
 class Source:

@@ -166,6 +166,24 @@ def test_a_broken_link_is_named_and_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_outputs_under_other_names_fail_parity(
+    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from spvit_deploy.export import onnxrt
+
+    real = onnxrt.optimize
+
+    def wrong(proto: onnx.ModelProto) -> onnx.ModelProto:
+        proto = real(proto)
+        proto.graph.output[0].name = "scores"
+        proto.graph.node[-1].output[0] = "scores"
+        return proto
+
+    monkeypatch.setattr(onnxrt, "optimize", wrong)
+    refused("export", work / "tuned", "-o", tmp_path / "out", code=1, says="outputs are scores")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_benchmark_report_and_inspect(work: Path, tmp_path: Path) -> None:
     results, page = tmp_path / "results.json", tmp_path / "report.html"
     good("benchmark", work / "dense", work / "tuned", work / "onnx", "--duration", "0.05",

@@ -92,6 +92,56 @@ def test_bf16_is_rounded_and_near(dense: Path, tmp_path: Path) -> None:
     assert np.abs(low - full).max() < 0.05 * np.abs(full).max()
 
 
+@pytest.mark.parametrize(("form", "precision"), [("onnx", "fp16"), ("openvino", "bf16")])
+def test_low_precisions_are_judged_on_named_data(
+    form: str, precision: str, dense: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "low"
+    text = good("export", dense, "--format", form, "--precision", precision, "--data", "digits",
+                "-o", out).stdout  # fmt: skip
+    found = json.loads((out / "export.json").read_text())["accuracy"]
+    assert found["before"] == pytest.approx(top1(dense), abs=1e-3)
+    assert found["after"] == pytest.approx(found["before"], abs=1.5)
+    assert f"in {precision}" in text
+
+
+def test_validation_images_are_spread_over_the_classes(dense: Path) -> None:
+    from spvit_deploy.data import open_batches
+    from spvit_deploy.lean.folder import load_saved
+    from spvit_deploy.sources import DataSettings
+
+    prep = load_saved(dense).preprocessing
+    few = open_batches(DataSettings(spec="digits"), prep, train=False, limit=50)
+    labels = torch.cat([labels for _, labels in few])
+    assert len(labels) == 50
+    assert len(labels.unique()) == 10
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_normalization_inside_openvino(precision: str, dense: Path, tmp_path: Path) -> None:
+    import openvino
+
+    from spvit_deploy.sources import DigitImages
+
+    args = ("--format", "openvino", "--precision", precision, "--calibration", 64,
+            "--max-drop", 5, "--data", "digits")  # fmt: skip
+    good("export", dense, *args, "-o", tmp_path / "plain")
+    good("export", dense, *args, "--with-preprocessing", "-o", tmp_path / "bytes")
+    assert top1(tmp_path / "bytes") == pytest.approx(top1(tmp_path / "plain"), abs=0.6)
+    record = json.loads((tmp_path / "bytes" / "export.json").read_text())
+    assert record["inputs"] == [{"name": "images", "shape": [None, 16, 16, 1], "dtype": "uint8"}]
+    compiled = openvino.Core().compile_model(
+        tmp_path / "bytes" / "model.xml", "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
+    )
+    right = 0
+    images = DigitImages(train=False)
+    for image, label in (images[index] for index in range(60)):
+        pixels = np.array(image.resize((16, 16), 3))[None, :, :, None]
+        right += int(next(iter(compiled({0: pixels}).values())).argmax() == label)
+    assert right / 60 == pytest.approx(top1(tmp_path / "plain") / 100, abs=0.15)
+    refused("export", dense, "--with-preprocessing", "-o", tmp_path / "o", says="for OpenVINO")
+
+
 def test_what_a_format_is_not_written_in(dense: Path, tmp_path: Path) -> None:
     refused("export", dense, "--precision", "bf16", "-o", tmp_path / "o",
             says="openvino, tensorrt-rtx")  # fmt: skip
