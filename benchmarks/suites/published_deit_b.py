@@ -91,7 +91,7 @@ def main() -> None:
         exports = export_times(root, folders)
         artefacts = [*folders.values(), *(root / f"onnx-{name}" for name in folders)]
         workloads = [Workload(batch=b, duration=asked.duration, pause=0.2) for b in (1, 8)]
-        results = run_benchmark(artefacts, None, workloads)
+        results = run_benchmark(artefacts, ["onnxruntime", "torch"], workloads)
     ratios = compare(results)
     macs = {row.path: row.macs for row in results.results if not row.path.startswith("onnx")}
     overhead = exports["spvit-deploy"] / exports["bare"]
