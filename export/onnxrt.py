@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import copy
-import logging
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from spvit_deploy.export.formats import Graph, Written
 from spvit_deploy.export.outputs import Answers
 from spvit_deploy.export.quantize import quantize
 from spvit_deploy.lean.blocks import ConvAttention
+from spvit_deploy.quiet import quiet
 from spvit_deploy.store import write_bytes
 
 INPUT_NAME = "images"
@@ -53,17 +53,9 @@ def prepare(module: Answers, fused: bool = False) -> Answers:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """torch.onnx and onnxslim talk about things that no user can act on."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), quiet("torch.onnx", "onnxscript", "onnx_ir"):
         warnings.simplefilter("ignore")
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
+        yield
 
 
 def trace(

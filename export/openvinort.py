@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -20,6 +19,7 @@ from spvit_deploy.export.formats import Graph, Written
 from spvit_deploy.export.onnxrt import MODEL_FILE, write
 from spvit_deploy.export.parity import Array
 from spvit_deploy.models import Preprocessing
+from spvit_deploy.quiet import quiet
 
 # Where the session reads which precision the compiler is to be told.
 PRECISION_INFO = ["spvit_deploy", "precision"]
@@ -146,11 +146,5 @@ def _share(compiled: Any, pairs: Iterable[tuple[Array, Array]], batch: int) -> f
 @contextmanager
 def _quiet() -> Iterator[None]:
     """NNCF draws its bars on standard output, which is for results."""
-    logger = logging.getLogger("nncf")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with redirect_stdout(sys.stderr):
-            yield
-    finally:
-        logger.setLevel(level)
+    with redirect_stdout(sys.stderr), quiet("nncf"):
+        yield

@@ -6,10 +6,8 @@ Products of two activations (attention scores) stay as they are: they cost accur
 
 from __future__ import annotations
 
-import logging
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -27,6 +25,7 @@ from onnxruntime.quantization import (
 
 from spvit_deploy.export.calibration import Accuracy, Calibration, in_batches, least_harm
 from spvit_deploy.export.parity import Array, OutputsRunner
+from spvit_deploy.quiet import quiet
 
 _OPERATORS = ("MatMul", "Gemm", "Conv")
 _BATCH = 8
@@ -109,7 +108,8 @@ def _quantized(proto: onnx.ModelProto, layers: Sequence[str], fit: _Fit) -> onnx
     if not layers:
         return proto
     name = proto.graph.input[0].name
-    with tempfile.TemporaryDirectory() as scratch, _quiet():
+    # On the root logger the quantizer advises its own pre-processing, which our graphs are through.
+    with tempfile.TemporaryDirectory() as scratch, quiet(""):
         source, target = Path(scratch) / "fp32.onnx", Path(scratch) / "int8.onnx"
         onnx.save(proto, source)
         quantize_static(
@@ -143,14 +143,3 @@ def _runner(proto: onnx.ModelProto, batch: int | None) -> OutputsRunner:
         return [in_batches(first, images, batch)]
 
     return run
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """The quantizer advises its own pre-processing, which our graphs have been through."""
-    level = logging.root.level
-    logging.root.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logging.root.setLevel(level)
