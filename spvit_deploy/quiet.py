@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def quiet(*names: str) -> Iterator[None]:
-    """Let these loggers, the root for an empty name, speak of errors alone; all with ``--debug``."""
+    """Let these loggers ("" is the root) speak of errors alone; with ``--debug`` they say all."""
     loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
     if logging.root.level > logging.DEBUG:
