@@ -103,12 +103,16 @@ def plan_bars(plan: PrunePlan, hidden: Sequence[int]) -> Any:
 def accuracy_scatter(results: Sequence[BenchmarkResult]) -> Any:
     """Accuracy against MACs, one point a model."""
     figure = go.Figure()
+    points: dict[tuple[float, float], list[BenchmarkResult]] = {}
     for result in {r.title: r for r in results if r.top1 is not None and r.macs}.values():
+        points.setdefault((result.macs / 1e9, round(result.top1 or 0, 2)), []).append(result)
+    for (macs, top1), found in points.items():
+        result = found[0]
         figure.add_scatter(
-            x=[result.macs / 1e9],
-            y=[result.top1],
+            x=[macs],
+            y=[top1],
             mode="markers+text",
-            text=[result.title],
+            text=["<br>".join(r.title for r in found)],
             textposition="top center",
             marker={"size": 14, "color": colour(result.kind)},
             showlegend=False,

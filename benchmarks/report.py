@@ -113,7 +113,8 @@ def _cards(rows: Sequence[BenchmarkResult]) -> list[str]:
         ratio = median_ratio(dense.samples, lean.samples)
         cards.append(
             _card(f"{ratio.value:.2f}×", f"faster than dense: {label} "
-                  f"(95%: {ratio.low:.2f}–{ratio.high:.2f})")
+                  f"(95%: {ratio.low:.2f}–{ratio.high:.2f}"
+                  f"{', unsteady' if dense.flagged or lean.flagged else ''})")
         )  # fmt: skip
     if seen:
         _, dense, lean = seen[0]

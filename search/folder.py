@@ -12,7 +12,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from spvit_deploy.cost import cost_table
+from spvit_deploy.cost import cost_table, count_cost
 from spvit_deploy.errors import CorruptFileError, InputError, PlanError
 from spvit_deploy.families import BlockSite, find_sites
 from spvit_deploy.lean.folder import SavedModel, tool_versions
@@ -47,6 +47,7 @@ from spvit_deploy.store import (
 
 RECORD_FILE = "search.json"
 WEIGHTS_FILE = "supernet.safetensors"
+_APART = "Its gates and weights are of two models: put back the gates that it was written with."
 
 
 class SearchRecord(BaseModel):
@@ -86,13 +87,13 @@ class SavedSearch:
     def dense_module(self) -> nn.Module:
         """The timm model with the supernet's weights."""
         module = create_shell(self.plan.model)
-        load_weights(module, self.dense, WEIGHTS_FILE)
+        load_weights(module, self.dense, WEIGHTS_FILE, _APART)
         return module
 
     def supernet(self) -> Supernet:
         """The supernet with its gates hard as planned, in evaluation mode."""
         module = create_model(self.plan.model)
-        load_weights(module, self.dense, WEIGHTS_FILE)
+        load_weights(module, self.dense, WEIGHTS_FILE, _APART)
         net = Supernet(module, self.plan.model, self.plan.semantics)
         net.load_extras(self.extras)
         net.fix(self.plan)
@@ -114,11 +115,7 @@ class SavedSearch:
             block.model_copy(update={"mlp_keep": choice.keep})
             for block, choice in zip(self.plan.blocks, aligned, strict=True)
         )
-        plan = self.plan.model_copy(update={"blocks": blocks})
-        if plan.budget is None:
-            return plan
-        met = plan.budget.model_copy(update={"met_macs": table.of_plan(plan)})
-        return plan.model_copy(update={"budget": met})
+        return self.plan.model_copy(update={"blocks": blocks})
 
 
 def save_search(
@@ -181,8 +178,13 @@ def materialize_search(saved: SavedSearch, align: int = 1) -> SavedModel:
         PlanError, CheckpointError: as :func:`materialize_weights`.
     """
     plan = saved.aligned_plan(align)
+    module = materialize_weights(saved.dense_module(), saved.extras, plan)
+    if plan.budget is not None:  # gates may have been edited since it was met
+        macs = count_cost(module, saved.record.preprocessing.input_size).macs
+        budget = plan.budget.model_copy(update={"met_macs": macs})
+        plan = plan.model_copy(update={"budget": budget})
     return SavedModel(
-        module=materialize_weights(saved.dense_module(), saved.extras, plan),
+        module=module,
         spec=plan.model,
         preprocessing=saved.record.preprocessing,
         class_names=saved.record.class_names,

@@ -6,6 +6,7 @@ gradient straight through; evaluation opens it at σ(z) > 0.5.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -13,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
+
+from spvit_deploy.errors import JobError
 
 
 def draw(logits: Tensor) -> Tensor:
@@ -98,15 +101,21 @@ class GateOptimizer:
 
     @torch.no_grad()
     def step(self) -> None:
-        """Move the logits along their gradients, and clear these."""
+        """Move the logits along their gradients, and clear these.
+
+        Raises:
+            JobError: a gradient is no longer a number.
+        """
         per_mac = [
             torch.zeros_like(p) if p.grad is None else torch.where(m > 0, p.grad / m, 0.0)
             for p, m in zip(self.parameters, self._macs, strict=True)
         ]
         units = [grad.flatten() for grad in per_mac if grad.numel() > 3]
-        square = torch.cat(units or per_mac).square().mean()
+        square = float(torch.cat(units or per_mac).square().mean())
+        if not math.isfinite(square):
+            raise JobError(f"The search diverged in step {self._steps + 1}.", "Try a smaller --lr.")
         self._steps += 1
-        self._square += 0.1 * (float(square) - self._square)
+        self._square += 0.1 * (square - self._square)
         scale = max((self._square / (1 - 0.9**self._steps)) ** 0.5, 1e-12)
         for parameter, velocity, grad in zip(self.parameters, self._velocity, per_mac, strict=True):
             bounded = (grad / scale).clamp(-self._clip, self._clip)

@@ -69,11 +69,17 @@ def project(
     Raises:
         BudgetError: no plan of this model costs that little.
     """
+    costs = _with_one_attention(table, attend)
+    if costs and min(costs.values()) > target:
+        what = "this model with one attention, without which every image gets the same answer"
+        raise _too_small(table, target, min(costs.values()), what)
     if table.fixed > target:
         raise _too_small(table, target, table.fixed, "what is never trimmed")
     found = _meet(probabilities, table, target, step, [0] * len(probabilities))
     if attend and not any(found.choices[block].kind is AttentionKind.MSA for block in attend):
-        forced = _one_attention(probabilities, table, target, attend)
+        fitting = [block for block in attend if costs[block] <= target]
+        best = max(fitting, key=lambda block: min(probabilities[block].attention))
+        forced = [3 if block == best else 0 for block in range(len(probabilities))]
         found = _meet(probabilities, table, target, step, forced)
     return found
 
@@ -85,27 +91,16 @@ def _too_small(table: CostTable, target: int, least: int, of_what: str) -> Budge
     )
 
 
-def _one_attention(
-    probabilities: Sequence[GateProbabilities],
-    table: CostTable,
-    target: int,
-    attend: Sequence[int],
-) -> list[int]:
-    """Open gates of each block that leave the most probable attention that fits."""
-    costs = {
-        block: table.fixed
-        + sum(
-            site.attention[AttentionKind.MSA if index == block else AttentionKind.SKIP]
-            for index, site in enumerate(table.sites)
-        )
+def _with_one_attention(table: CostTable, attend: Sequence[int]) -> dict[int, int]:
+    """MACs of the model whose only attention is that of each of these blocks."""
+    kinds = [AttentionKind.SKIP] * len(table.sites)
+    none = table.of(kinds, [0] * len(kinds))
+    return {
+        block: none
+        + table.sites[block].attention[AttentionKind.MSA]
+        - table.sites[block].attention[AttentionKind.SKIP]
         for block in attend
     }
-    fitting = [block for block in attend if costs[block] <= target]
-    if not fitting:
-        what = "this model with one attention, without which every image gets the same answer"
-        raise _too_small(table, target, min(costs.values()), what)
-    best = max(fitting, key=lambda block: min(probabilities[block].attention))
-    return [3 if block == best else 0 for block in range(len(probabilities))]
 
 
 def _meet(

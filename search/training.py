@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from spvit_deploy.data import Batches
 from spvit_deploy.errors import DataError, JobError
 from spvit_deploy.progress import progress_bar
+from spvit_deploy.quiet import quiet
 from spvit_deploy.search.gates import GateOptimizer
 
 _log = logging.getLogger(__name__)
@@ -36,7 +37,7 @@ class TrainSettings(BaseModel):
         seed: of draws, order and augmentation.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     epochs: int = Field(default=10, ge=0)
     lr: float = Field(default=5e-4, gt=0)
@@ -141,15 +142,16 @@ def _optimizer(
     ]
     optimizer = create_optimizer_v2(own, opt="adamw", lr=settings.lr)
     steps = max(1, settings.epochs * max(1, len(batches)))
-    schedule = CosineLRScheduler(
-        optimizer,
-        t_initial=steps,
-        lr_min=settings.lr / 100,
-        warmup_t=int(settings.warmup * steps),
-        warmup_lr_init=settings.lr / 100,
-        warmup_prefix=False,
-        t_in_epochs=False,
-    )
+    with quiet("timm"):  # of a single step there is nothing to schedule, and it says so
+        schedule = CosineLRScheduler(
+            optimizer,
+            t_initial=steps,
+            lr_min=settings.lr / 100,
+            warmup_t=int(settings.warmup * steps),
+            warmup_lr_init=settings.lr / 100,
+            warmup_prefix=False,
+            t_in_epochs=False,
+        )
     return optimizer, schedule
 
 

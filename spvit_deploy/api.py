@@ -68,7 +68,7 @@ def search_gates(
         JobError: training failed, or the disk is full.
     """
     target = Path(output)
-    ensure_free(target, force)
+    ensure_free(target, force, reads=(model, checkpoint))
     where = pick_device(device)
     chosen = (settings or SearchSettings()).model_copy(update={"budget": budget})
     torch.manual_seed(chosen.seed)
@@ -125,7 +125,7 @@ def materialize(
         InputError: neither, damaged, or gates that do not fit.
         JobError: the disk is full.
     """
-    ensure_free(Path(output), force)
+    ensure_free(Path(output), force, reads=(search, checkpoint))
     source = Path(search)
     with_weights = checkpoint is not None or pretrained
     if is_search_folder(source):
@@ -150,6 +150,8 @@ def _from_gates(
             f"{source}: not a search folder, and it has no {GATES_FILE}.",
             "`spvit-deploy inspect PATH` says what a path is.",
         )
+    if is_model_folder(source):
+        raise InputError(f"{source} is a model already.", "Name a search folder, or a gates.json.")
     plan = load_plan(source)
     if checkpoint is None and not pretrained:
         raise InputError(
@@ -187,7 +189,7 @@ def import_model(
         JobError: the disk is full.
     """
     target = Path(output)
-    ensure_free(target, force)
+    ensure_free(target, force, reads=(config, gates, checkpoint))
     indicators = Path(gates) if gates is not None else None
     if checkpoint is None:
         plan = import_plan(Path(config), indicators)
@@ -227,7 +229,7 @@ def finetune(
         InputError, JobError: as :func:`search_gates`.
     """
     target = Path(output)
-    ensure_free(target, force)
+    ensure_free(target, force, reads=(model, checkpoint, teacher))
     where = pick_device(device)
     chosen = settings or FinetuneSettings()
     torch.manual_seed(chosen.seed)

@@ -36,7 +36,7 @@ def bench_to_file(
         OutputExistsError, StorageError: as :func:`ensure_free`.
         InputError: as :func:`run_benchmark`.
     """
-    ensure_free(output, force, folder=False)
+    ensure_free(output, force, folder=False, reads=artefacts)
     workloads = [Workload(batch=b, duration=duration, threads=threads) for b in batches]
     results = run_benchmark(artefacts, list(runtimes) or None, workloads, device)
     if data is not None:
@@ -57,7 +57,7 @@ def report_to_file(
     """
     picture = output.with_suffix(".png")
     for path in (output, picture) if png else (output,):
-        ensure_free(path, force, folder=False)
+        ensure_free(path, force, folder=False, reads=(*results, plan))
     loaded = load_plan(plan) if plan else None
     write_report(results, output, loaded, _hidden(loaded))
     if not png:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from pathlib import Path
 
 import yaml
 
+from spvit_deploy.errors import OutputExistsError
 from spvit_deploy.pipeline import run_recipe
 from spvit_deploy.progress import stderr_console
 from spvit_deploy.recipe import TEMPLATE, Recipe
-from spvit_deploy.store import ensure_free, write_bytes
+from spvit_deploy.store import ensure_parent, write_bytes
 
 
 def demo_recipe(output: Path, seed: int) -> Recipe:
@@ -26,22 +26,21 @@ def demo_recipe(output: Path, seed: int) -> Recipe:
 def run_demo(output: Path, seed: int = 0, png: bool = True, force: bool = False) -> None:
     """Train, search, materialize, fine-tune, export, prove, benchmark and report.
 
-    A demo that was cut short goes on where it stopped.
+    A demo that was cut short goes on where it stopped; with ``force`` every stage is done again.
 
     Raises:
-        OutputExistsError: ``output`` exists and is no unfinished demo.
+        OutputExistsError: ``output`` holds anything but a demo.
         SpvitError: as the stages raise it.
     """
-    recipe_file = output / "recipe.yaml"
-    if not recipe_file.is_file():
-        ensure_free(output, force)
-    elif force:
-        shutil.rmtree(output)
+    recipe_file, text = output / "recipe.yaml", TEMPLATE.replace("output: run ", "output: .   ")
+    is_demo = recipe_file.is_file() and recipe_file.read_text() == text
+    if output.exists() and not is_demo and not (output.is_dir() and not any(output.iterdir())):
+        raise OutputExistsError(f"{output} is there, and is no demo.", "Choose another -o.")
+    ensure_parent(output)
     start = time.perf_counter()
     recipe = demo_recipe(output, seed)
-    text = TEMPLATE.replace("output: run ", "output: .   ")
     write_bytes(recipe_file, text.encode())
-    run_recipe(recipe, png=png)
+    run_recipe(recipe, force, png)
     stderr_console().print(
         f"done in {time.perf_counter() - start:.0f} s; `spvit-deploy run {recipe_file}` repeats "
         "it with settings of your own",

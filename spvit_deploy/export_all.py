@@ -78,7 +78,7 @@ def export_all(
         InputError: an output that exists.
         JobError: not one was written.
     """
-    ensure_free(output, force)
+    ensure_free(output, force, reads=(model, options.get("checkpoint")))
     with new_folder(output, force) as staging:
         rows = [
             _export(form, chosen, model, staging, options) for form, chosen in _wanted(precision)

@@ -91,7 +91,7 @@ def export_model(
         InputError, JobError: as :func:`search_gates`.
     """
     target = Path(output)
-    ensure_free(target, force)
+    ensure_free(target, force, reads=(model, checkpoint))
     layers = None if feature_layers is None else tuple(feature_layers)
     chosen = ExportSettings(
         format, precision, str(batch), opset, OutputChoice(outputs, layers),

@@ -228,7 +228,7 @@ def _plan(plan: PrunePlan) -> dict[str, Any]:
     if advice(plan):
         facts["widths"] = advice(plan)
     if plan.budget:
-        facts["budget"] = plan.budget.model_dump()
+        facts["budget"] = {**plan.budget.model_dump(), "met_macs": lean.macs}
     facts["blocks"] = [
         {"block": b.path, "attention": b.attention.value, "mlp width": len(b.mlp_keep)}
         for b in plan.blocks

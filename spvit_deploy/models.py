@@ -160,7 +160,8 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         CheckpointError: no weights in it, damaged, or a pickle that wants to run code.
     """
     if not path.is_file():
-        raise InputError(f"{path}: no such file.", "Check the path.")
+        found = "not a file of weights" if path.exists() else "no such file"
+        raise InputError(f"{path}: {found}.", "Check the path.")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)

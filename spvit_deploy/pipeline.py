@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from spvit_deploy import api, bench
+from spvit_deploy import api, bench, show
 from spvit_deploy._version import __version__
 from spvit_deploy.errors import InputError
 from spvit_deploy.plan import ModelSpec
@@ -20,7 +20,7 @@ from spvit_deploy.progress import stderr_console, warn
 from spvit_deploy.recipe import Recipe, check_recipe, load_recipe
 from spvit_deploy.search.finetuning import FinetuneSettings
 from spvit_deploy.sources import fingerprint
-from spvit_deploy.store import read_record, sha256_bytes, sha256_file, write_record
+from spvit_deploy.store import claimed, read_record, sha256_bytes, sha256_file, write_record
 
 STATE_FILE = "state.json"
 _RECORDS = ("config.json", "search.json", "export.json")
@@ -97,14 +97,26 @@ def run_file(path: Path | None, force: bool = False) -> Runner:
 def run_recipe(recipe: Recipe, force: bool = False, png: bool = False) -> Runner:
     """Run every stage whose settings or inputs changed, and print the summary."""
     check_recipe(recipe)
+    root = Path(recipe.output)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with claimed(root):
+            return _run(recipe, force, png)
+    except BlockingIOError:
+        raise InputError(f"Another run is at work in {root}.", "Wait for it to end.") from None
+
+
+def _run(recipe: Recipe, force: bool, png: bool) -> Runner:
     root, images = Path(recipe.output), fingerprint(recipe.data)
     runner = Runner(root, force)
     dense = dense_stage(runner, recipe, images)
     search = runner.stage(
         "search", [recipe.search.model_dump(), images], [dense], root / "search",
-        lambda: api.search_gates(
-            str(dense), recipe.data, root / "search", recipe.search.budget,
-            settings=recipe.search, device=recipe.device, force=True,
+        lambda: show.search(
+            api.search_gates(
+                str(dense), recipe.data, root / "search", recipe.search.budget,
+                settings=recipe.search, device=recipe.device, force=True,
+            ), root / "search", recipe.search.align,
         ),
     )  # fmt: skip
     lean = runner.stage(
@@ -114,9 +126,11 @@ def run_recipe(recipe: Recipe, force: bool = False, png: bool = False) -> Runner
     tuned = runner.stage(
         "finetune", [recipe.finetune.model_dump(), images], [lean, dense],
         root / "tuned",
-        lambda: api.finetune(
-            str(lean), recipe.data, root / "tuned", str(dense), settings=recipe.finetune,
-            device=recipe.device, force=True,
+        lambda: show.accuracy(
+            api.finetune(
+                str(lean), recipe.data, root / "tuned", str(dense), settings=recipe.finetune,
+                device=recipe.device, force=True,
+            ), root / "tuned",
         ),
     )  # fmt: skip
     folders = {"dense": dense, "lean": tuned}
@@ -134,10 +148,10 @@ def dense_stage(runner: Runner, recipe: Recipe, images: str) -> Path:
     return runner.stage(
         "train", [settings.model_dump(), model.model_dump(), images], sources,
         output,
-        lambda: api.finetune(
+        lambda: show.accuracy(api.finetune(
             spec.name, recipe.data, output, model_args=spec.args, checkpoint=model.checkpoint,
             pretrained=model.pretrained, settings=settings, device=recipe.device, force=True,
-        ),
+        ), output),
     )  # fmt: skip
 
 
@@ -145,8 +159,10 @@ def _export(runner: Runner, recipe: Recipe, name: str, folder: Path) -> Path:
     output, asked = runner.root / f"{recipe.export.format}-{name}", recipe.export
     return runner.stage(
         f"export {name}", asked.model_dump(), [folder], output,
-        lambda: api.export_model(
-            str(folder), output, data=recipe.data, force=True, **asked.model_dump()
+        lambda: show.export(
+            api.export_model(
+                str(folder), output, data=recipe.data, force=True, **asked.model_dump()
+            ), output,
         ),
     )  # fmt: skip
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
@@ -24,7 +24,7 @@ from spvit_deploy.store import ensure_free, write_bytes
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class ModelSection(_Section):
@@ -49,7 +49,7 @@ class BenchmarkSection(_Section):
     """See :func:`spvit_deploy.benchmark`."""
 
     runtimes: tuple[str, ...] = ()
-    batches: tuple[int, ...] = (1,)
+    batches: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(1,), min_length=1)
     duration: float = Field(default=2.0, gt=0)
 
 
@@ -140,7 +140,9 @@ def load_recipe(path: Path) -> Recipe:
     if model.checkpoint:
         model = model.model_copy(update={"checkpoint": str(here / model.checkpoint)})
     data = recipe.data
-    if data.root:
+    if not data.root and data.spec.partition("/")[0] == "folder":
+        data = data.model_copy(update={"root": str(here)})
+    elif data.root:
         data = data.model_copy(update={"root": str(here / data.root)})
     update = {"model": model, "data": data, "output": str(here / recipe.output)}
     return recipe.model_copy(update=update)

@@ -73,10 +73,15 @@ def model(saved: SavedModel, output: Path) -> None:
         out.print(plan_table(saved.plan))
     cost = count_cost(saved.module, saved.preprocessing.input_size)
     out.print(f"{saved.title}: {format_macs(cost.macs)}, {cost.params:,} parameters")
+    accuracy(saved, output)
+
+
+def accuracy(saved: SavedModel, output: Path) -> None:
+    """After training: what the model gets right, and where it is."""
     top1 = saved.history[-1].get("top1") if saved.history else None
     if top1 is not None:
-        out.print(f"top-1 on the validation split: {top1:.2f}%")
-    out.print(f"wrote {output}")
+        console().print(f"{saved.title}: top-1 on the validation split {top1:.2f}%")
+    console().print(f"wrote {output}")
 
 
 def imported(result: SavedModel | PrunePlan, output: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import random
 from collections.abc import Sequence
@@ -20,6 +21,10 @@ from spvit_deploy.errors import DataError
 from spvit_deploy.store import sha256_bytes
 
 _HOLD_OUT = 0.2
+# Packages that timm reads these with.
+_READERS = {
+    "hfds": "datasets", "hfids": "datasets", "tfds": "tensorflow_datasets", "wds": "webdataset",
+}  # fmt: skip
 _TRAIN_NAMES = ("train", "training")
 _VAL_NAMES = ("val", "valid", "validation", "eval", "test")
 
@@ -158,9 +163,20 @@ def _named(settings: DataSettings, train: bool) -> Source:
             f"--data {settings.spec} is unknown.",
             f"Give digits, folder/PATH, or a timm name ({', '.join(known)}…).",
         )
+    _require_reader(settings)
     split = settings.train_split if train else settings.val_split
     images = _create(settings, settings.spec, settings.root, split, train)
     return _source(images)
+
+
+def _require_reader(settings: DataSettings) -> None:
+    """Refuse what timm would look for in a folder that is not named, or by a package not here."""
+    kind = settings.spec.partition("/")[0].lower()
+    package = _READERS.get(kind)
+    if package is not None and importlib.util.find_spec(package) is None:
+        raise DataError(f"{_name(settings)} is read by {package}.", f"pip install {package}")
+    if kind == "torch" and settings.root is None:
+        raise DataError(f"{_name(settings)} lies in a folder.", "Name it with --data-dir.")
 
 
 def _create(

@@ -14,8 +14,9 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,9 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 # Seconds after which a folder that nobody holds was left by a run that was killed.
 _SETTLED = 60
-# One of these is in every folder that a command writes.
-_RECORDS = ("config.json", "search.json", "export.json", "gates.json", "exports.json", "state.json")
+# One of these is in every folder that a command replaces, and beside it only what these match.
+_RECORDS = ("config.json", "search.json", "export.json", "gates.json", "exports.json")
+_WRITTEN = (*_RECORDS, "model.*", "supernet.safetensors")
 
 
 def sha256_bytes(data: bytes) -> str:
@@ -144,13 +146,16 @@ def check_files(folder: Path, hashes: dict[str, str]) -> None:
             )
 
 
-def ensure_free(path: Path, force: bool, folder: bool = True) -> None:
+def ensure_free(
+    path: Path, force: bool, folder: bool = True, reads: Sequence[Path | str | None] = ()
+) -> None:
     """Refuse an output that exists, unless ``force``; call it before long work.
 
     Args:
         path: where the output goes.
         force: whether an old output is to be replaced.
         folder: whether the output is a folder, or a file.
+        reads: what the call reads, and so must not replace.
 
     Raises:
         OutputExistsError: it exists, or what is there is not of its kind.
@@ -163,11 +168,9 @@ def ensure_free(path: Path, force: bool, folder: bool = True) -> None:
     if path.exists() and path.is_dir() != folder:
         kinds = ("a file", "a folder") if folder else ("a folder", "a file")
         raise OutputExistsError(f"{path} is {kinds[0]}; {kinds[1]} goes there.", "Choose another.")
-    if path.is_dir() and not _is_ours(path):
-        raise OutputExistsError(
-            f"{path} holds files that are none of ours; it is not replaced.",
-            "Choose another -o, or remove it yourself.",
-        )
+    _require_apart(path, reads)
+    if path.is_dir():
+        _require_ours(path)
     ensure_parent(path)
 
 
@@ -184,12 +187,44 @@ def ensure_parent(path: Path) -> None:
         raise StorageError(f"{path}: {parent} is not writable.", "Choose a place you may write to.")
 
 
-def _is_ours(folder: Path) -> bool:
-    """Whether a folder is empty, or one that a command wrote, and not where the user stands."""
+def _require_apart(output: Path, inputs: Sequence[Path | str | None]) -> None:
+    """Refuse an output that is, or holds, an input: to replace it would lose what is read."""
+    target = output.resolve()
+    for given in inputs:
+        if given is not None and Path(given).exists():
+            source = Path(given).resolve()
+            if source == target or source.is_relative_to(target):
+                raise OutputExistsError(
+                    f"{output} is what this call reads from; it is not replaced.",
+                    "Choose another -o.",
+                )
+
+
+def _require_ours(folder: Path) -> None:
+    """Refuse to replace a folder with anything in it that no command wrote."""
     if Path.cwd().is_relative_to(folder.resolve()):
-        return False
+        raise OutputExistsError(f"{folder} is where you are; it is not replaced.", "Go elsewhere.")
+    foreign = _foreign(folder)
+    if foreign:
+        raise OutputExistsError(
+            f"{folder} holds '{foreign}', which is none of ours; it is not replaced.",
+            "Choose another -o, or remove it yourself.",
+        )
+
+
+def _foreign(folder: Path) -> str:
+    """The first name in a folder that no command would have put there, or nothing."""
     names = {entry.name for entry in folder.iterdir()}
-    return not names or not names.isdisjoint(_RECORDS)
+    several = "exports.json" in names
+    if names and names.isdisjoint(_RECORDS):
+        return min(names)
+    for entry in sorted(folder.iterdir()):
+        if entry.is_dir():
+            if not several or _foreign(entry):
+                return entry.name
+        elif not any(fnmatch(entry.name, pattern) for pattern in _WRITTEN):
+            return entry.name
+    return ""
 
 
 @contextmanager
@@ -212,48 +247,54 @@ def new_folder(path: Path, force: bool = False) -> Iterator[Path]:
         os.chmod(staging, 0o777 & ~_umask())
     except OSError as error:
         raise storage_error(error, path) from error
-    handle = _lock(staging)
     try:
-        yield staging
-        _swap(staging, path, force)
+        with claimed(staging):
+            yield staging
+            _swap(staging, path, force)
     except OSError as error:
         raise storage_error(error, path) from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-        if handle is not None:
-            os.close(handle)
 
 
 def _partial(path: Path) -> str:
     return f".{path.name}.partial-"
 
 
-def _lock(folder: Path) -> int | None:
-    """A handle that holds a lock on a folder until it is closed; None where another process holds
-    it, or the file system has no locks.
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Hold a lock on a folder, which a process that is killed gives up.
+
+    Where the system or the file system has no locks, nothing is held.
+
+    Raises:
+        BlockingIOError: another process, or another part of this one, holds it.
     """
     if sys.platform == "win32":
-        return None
+        yield
+        return
     handle = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if isinstance(error, BlockingIOError):
+                raise
+        yield
+    finally:
         os.close(handle)
-        return None
-    return handle
 
 
 def _sweep(path: Path) -> None:
     """Remove what runs that were killed left beside ``path``; those at work hold a lock."""
+    if sys.platform == "win32":
+        return
     for left in path.parent.iterdir():
         with suppress(OSError):
             mine = left.name.startswith(_partial(path))
-            if not mine or time.time() - left.stat().st_mtime < _SETTLED:
-                continue
-            handle = _lock(left)
-            if handle is not None:
-                shutil.rmtree(left, ignore_errors=True)
-                os.close(handle)
+            if mine and time.time() - left.stat().st_mtime > _SETTLED:
+                with claimed(left):
+                    shutil.rmtree(left, ignore_errors=True)
 
 
 def _swap(staging: Path, path: Path, force: bool) -> None:

@@ -255,6 +255,8 @@ def test_a_recipe_is_refused_before_its_first_stage(tmp_path: Path) -> None:
         ("export", "format", "tiff", "unknown"),
         ("export", "precision", "int3", "is written in"),
         ("export", "batch", 4, "benchmark.batches: [4]"),
+        ("benchmark", "batches", [0], "greater than or equal to 1"),
+        ("search", "lr", float("inf"), "finite"),
         ("benchmark", "runtimes", ["abacus"], "unknown"),
         ("model", "name", "resnet18", "no family takes"),
         ("data", "spec", "folder/nowhere", "no folder"),
@@ -291,6 +293,38 @@ def test_a_run_notices_images_that_changed_and_outlives_a_damaged_state(
     assert ran() == ["train"]
     assert "state.json: not JSON" in capsys.readouterr().err
     assert ran() == []
+
+
+def test_folders_of_a_recipe_count_from_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from spvit_deploy.recipe import load_recipe
+
+    (tmp_path / "recipe.yaml").write_text(f"model: {{name: {NAME}}}\ndata: {{spec: folder/images}}")
+    monkeypatch.chdir("/")
+    data = load_recipe(tmp_path / "recipe.yaml").data
+    assert Path(data.root or "", "images") == tmp_path / "images"
+
+
+def test_a_demo_replaces_nothing_but_a_demo(tmp_path: Path) -> None:
+    good("run", "--init", tmp_path / "recipe.yaml")
+    (tmp_path / "notes.txt").write_text("mine")
+    for force in ([], ["--force"]):
+        refused("demo", "-o", tmp_path, *force, says="is no demo")
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_two_runs_of_one_recipe_are_told_of_each_other(tmp_path: Path) -> None:
+    from spvit_deploy.store import claimed
+
+    good("run", "--init", tmp_path / "recipe.yaml")
+    (tmp_path / "run").mkdir()
+    with claimed(tmp_path / "run"):
+        refused("run", tmp_path / "recipe.yaml", says="Another run is at work")
+
+
+def test_a_search_that_diverges_says_so(tmp_path: Path) -> None:
+    refused("search", "--model", NAME, *TINY_ARGS, "--data", "digits", "--epochs", 2, "--lr", "1e10",
+            "--budget", "50%", "-o", tmp_path / "out", code=1, says="Try a smaller --lr")  # fmt: skip
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_unknown_and_unsupported_models(tmp_path: Path) -> None:
@@ -433,7 +467,11 @@ def test_data_that_cannot_be_used(work: Path, tmp_path: Path) -> None:
     refused("evaluate", tmp_path / "two", "--data", f"folder/{tmp_path / 'split'}",
             says="1.png cannot be read")  # fmt: skip
     refused("finetune", NAME, "--data", "torch/fashion_mnist", "-o", tmp_path / "x",
-            says="fashion_mnist")  # fmt: skip
+            says="Name it with --data-dir")  # fmt: skip
+    for spec, package in (("hfds/x/y", "datasets"), ("wds/x", "webdataset")):
+        if importlib.util.find_spec(package) is None:
+            refused("finetune", NAME, "--data", spec, "-o", tmp_path / "x",
+                    says=f"pip install {package}")  # fmt: skip
 
 
 def test_numbers_that_are_none(work: Path, tmp_path: Path) -> None:
@@ -467,6 +505,17 @@ def test_images_of_the_wrong_size_are_refused_by_sessions(work: Path) -> None:
         for shape in ((1, 1, 15, 16), (1, 3, 16, 16), (1, 16, 16)):
             with pytest.raises(InputError, match="the model takes"):
                 session.run(np.zeros(shape, dtype=np.float32))
+
+
+def test_what_is_read_is_not_replaced(work: Path, tmp_path: Path) -> None:
+    lean = tmp_path / "lean"
+    shutil.copytree(work / "lean", lean)
+    refused("export", lean, "-o", lean, "--force", says="reads from")
+    refused("finetune", lean, "--data", "digits", "-o", lean, "--force", says="reads from")
+    refused("materialize", lean, "-o", tmp_path / "out", says="is a model already")
+    refused("evaluate", lean / "gates.json", "--data", "digits", says="not a dense, lean")
+    refused("export", NAME, *TINY_ARGS, "--checkpoint", work / "search", "-o", tmp_path / "out",
+            says="not a file of weights")  # fmt: skip
 
 
 def test_outputs_that_exist_stay(work: Path, tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ def test_the_most_probable_attention_stays(probabilities: list[float], share: fl
 
 
 def test_a_budget_below_one_attention_says_what_would_do() -> None:
-    with pytest.raises(BudgetError, match="Ask for at least 9%"):
+    with pytest.raises(BudgetError, match="this model with one attention"):
         project([closed(0.9)] * 4, TABLE, 9000, attend=(0, 1, 2, 3))
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from spvit_deploy.errors import OutputExistsError
-from spvit_deploy.store import _SETTLED, ensure_free, new_folder
+from spvit_deploy.store import _SETTLED, claimed, ensure_free, new_folder
 
 
 def fill(path: Path, text: str, force: bool = False) -> None:
@@ -76,3 +76,37 @@ def test_what_we_did_not_write_is_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "photos" / "a.jpg").write_bytes(b"")
     with pytest.raises(OutputExistsError, match="none of ours"):
         ensure_free(tmp_path / "photos", force=True)
+    fill(tmp_path / "mixed", "{}")
+    (tmp_path / "mixed" / "notes.txt").write_text("mine")
+    with pytest.raises(OutputExistsError, match="'notes.txt', which is none of ours"):
+        ensure_free(tmp_path / "mixed", force=True)
+    fill(tmp_path / "run" / "lean", "{}")
+    (tmp_path / "run" / "state.json").write_text("{}")
+    with pytest.raises(OutputExistsError, match="none of ours"):
+        ensure_free(tmp_path / "run", force=True)
+    fill(tmp_path / "all" / "onnx-fp32", "{}")
+    (tmp_path / "all" / "exports.json").write_text("{}")
+    ensure_free(tmp_path / "all", force=True)
+    fill(tmp_path / "all" / "onnx-fp32" / "deeper", "{}")
+    with pytest.raises(OutputExistsError, match="none of ours"):
+        ensure_free(tmp_path / "all", force=True)
+
+
+def test_what_a_call_reads_is_not_replaced(tmp_path: Path) -> None:
+    fill(tmp_path / "lean", "{}")
+    for reads in (tmp_path / "lean", tmp_path / "lean" / "config.json", str(tmp_path / "lean")):
+        with pytest.raises(OutputExistsError, match="reads from"):
+            ensure_free(tmp_path / "lean", force=True, reads=(reads, None))
+    ensure_free(tmp_path / "lean", force=True, reads=("vit_tiny_patch16_224", tmp_path))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no locks on folders")
+def test_a_claim_is_held_once(tmp_path: Path) -> None:
+    def twice() -> None:
+        with claimed(tmp_path), claimed(tmp_path):
+            pass
+
+    with pytest.raises(BlockingIOError):
+        twice()
+    with claimed(tmp_path):
+        pass
