@@ -97,17 +97,17 @@ def run_file(path: Path | None, force: bool = False) -> Runner:
 def run_recipe(recipe: Recipe, force: bool = False, png: bool = False) -> Runner:
     """Run every stage whose settings or inputs changed, and print the summary."""
     check_recipe(recipe)
-    root = Path(recipe.output)
+    root, images = Path(recipe.output), fingerprint(recipe.data)
     try:
         root.mkdir(parents=True, exist_ok=True)
         with claimed(root):
-            return _run(recipe, force, png)
+            return _run(recipe, images, force, png)
     except BlockingIOError:
         raise InputError(f"Another run is at work in {root}.", "Wait for it to end.") from None
 
 
-def _run(recipe: Recipe, force: bool, png: bool) -> Runner:
-    root, images = Path(recipe.output), fingerprint(recipe.data)
+def _run(recipe: Recipe, images: str, force: bool, png: bool) -> Runner:
+    root = Path(recipe.output)
     runner = Runner(root, force)
     dense = dense_stage(runner, recipe, images)
     search = runner.stage(
