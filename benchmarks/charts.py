@@ -114,6 +114,7 @@ def accuracy_scatter(results: Sequence[BenchmarkResult]) -> Any:
             mode="markers+text",
             text=["<br>".join(r.title for r in found)],
             textposition="top center",
+            cliponaxis=False,
             marker={"size": 14, "color": colour(result.kind)},
             showlegend=False,
         )
