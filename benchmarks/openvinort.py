@@ -17,6 +17,7 @@ from spvit_deploy.store import check_files, read_record
 
 PRECISION_INFO = ("spvit_deploy", "precision")
 PREPROCESSING_INFO = ("spvit_deploy", "preprocessing")
+_KEYS = ("model", "kind", "plan_sha256", "macs", "params", "preprocessing", "class_names", "tools")
 # int8 graphs compute in fp32 beside their quantized layers.
 _HINTS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16", "int8": "f32"}
 _FILES = ("model.xml", "model.onnx")
@@ -93,6 +94,27 @@ class OpenVinoSession:
     def close(self) -> None:
         """Drop the compiled model."""
         del self._request
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """What our export wrote into a file; nothing for one that is not ours.
+
+    Raises:
+        CorruptFileError: it, or the weights beside it, are damaged.
+    """
+    try:
+        model = openvino.Core().read_model(path)
+    except RuntimeError as error:
+        raise CorruptFileError(
+            f"{path}: OpenVINO cannot read it with {path.with_suffix('.bin').name} beside it.",
+            "Export it again.",
+        ) from error
+    said = {
+        f"spvit_deploy.{key}": model.get_rt_info(["spvit_deploy", key]).astype(str)
+        for key in _KEYS
+        if model.has_rt_info(["spvit_deploy", key])
+    }
+    return said
 
 
 def _own_preprocessing(model: Any, file: Path) -> Preprocessing | None:

@@ -76,6 +76,7 @@ _READERS = {
     "onnx": "spvit_deploy.benchmarks.onnxrt",
     "torch": "spvit_deploy.benchmarks.pt2",
     "executorch": "spvit_deploy.benchmarks.executorchrt",
+    "openvino": "spvit_deploy.benchmarks.openvinort",
 }
 
 

@@ -63,6 +63,11 @@ def run_export(job: ExportJob, output: Path, force: bool = False) -> ExportRecor
         parity, judged = prove(job, answers, staging / form.file, form.runtime, proof)
         bar.advance(note="record")
         accuracy = _accuracy(written.accuracy or judged, gain)
+        if accuracy is not None and accuracy.before <= max(1.0, 200 / answers.shapes[0][0]):
+            bar.log(
+                f"Warning: the model is right on {accuracy.before:.2f}% of the validation images, "
+                "hardly more than chance: what a precision costs cannot be judged on them."
+            )
         record = _record(job, answers, staging, written, (*job.earlier, *parity), accuracy)
         write_record(staging / RECORD_FILE, record.model_dump(mode="json"))
         bar.advance(note="done")

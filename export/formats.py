@@ -124,13 +124,18 @@ class Format:
     lowers: bool = False
     from_onnx: bool = True
 
+    @property
+    def installed(self) -> bool:
+        """Whether its package is there; nothing is imported."""
+        return importlib.util.find_spec(self.package) is not None
+
     def load(self) -> Writer:
         """The function that writes it.
 
         Raises:
             RuntimeMissingError: its package is not installed.
         """
-        if importlib.util.find_spec(self.package) is None:
+        if not self.installed:
             raise RuntimeMissingError(
                 f"Format '{self.name}' needs {self.package}, which is not installed.",
                 f"pip install 'spvit-deploy[{self.extra}]'",

@@ -23,7 +23,6 @@ from spvit_deploy.quiet import quiet
 
 # Where the session reads which precision the compiler is to be told.
 PRECISION_INFO = ["spvit_deploy", "precision"]
-PREPROCESSING_INFO = ["spvit_deploy", "preprocessing"]
 _FP32 = {"INFERENCE_PRECISION_HINT": "f32"}
 
 
@@ -50,6 +49,8 @@ def write_model(graph: Graph, folder: Path, note: Callable[[str], None]) -> Writ
         if graph.preprocessing is not None:
             model = _taking_bytes(model, graph.preprocessing)
         model.set_rt_info(graph.precision, PRECISION_INFO)
+        for key, value in graph.metadata.items():
+            model.set_rt_info(value, key.split(".", 1))
         openvino.save_model(model, folder / "model.xml", compress_to_fp16=False)
     return Written(("model.xml", "model.bin"), accuracy)
 
@@ -62,9 +63,7 @@ def _taking_bytes(model: Any, prep: Preprocessing) -> Any:
     steps.input().preprocess().convert_element_type(openvino.Type.f32).mean(
         [255 * value for value in prep.mean]
     ).scale([255 * value for value in prep.std])
-    built = steps.build()
-    built.set_rt_info(prep.model_dump_json(), PREPROCESSING_INFO)
-    return built
+    return steps.build()
 
 
 def _quantize(model: Any, calibration: Calibration, batch: int) -> tuple[Any, Accuracy]:

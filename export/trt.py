@@ -93,7 +93,7 @@ def write_plain(graph: Graph, folder: Path, note: Callable[[str], None]) -> Writ
     return Written(tuple(files), accuracy)
 
 
-def check_gpus(trt: Any, asked: tuple[str, ...], precision: str) -> tuple[str, ...]:
+def check_gpus(trt: Any, asked: tuple[str, ...], precision: str | None = None) -> tuple[str, ...]:
     """GPU names as the library knows them.
 
     Raises:
@@ -108,13 +108,18 @@ def check_gpus(trt: Any, asked: tuple[str, ...], precision: str) -> tuple[str, .
                 f"{trt.__name__} {trt.__version__} does not know the GPU '{gpu}'.",
                 f"It knows {', '.join(known)}.",
             )
-        lack = _LACKS.get((gpu.lower(), precision))
+        lack = lacks(gpu, precision) if precision else ""
         if lack:
             raise InputError(
                 f"{trt.__name__} cannot build {precision} for {gpu}: {lack}.",
                 "Choose --precision fp16.",
             )
     return tuple(dict.fromkeys(gpu.lower() for gpu in asked))
+
+
+def lacks(gpu: str, precision: str) -> str:
+    """Why TensorRT for RTX cannot build this precision for a GPU, or nothing."""
+    return _LACKS.get((gpu.lower(), precision), "")
 
 
 def _source(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -16,6 +17,7 @@ from spvit_deploy.driver import find_driver
 from spvit_deploy.errors import JobError, SpvitError
 from spvit_deploy.export.formats import FORMATS, Format
 from spvit_deploy.export.record import ExportRecord
+from spvit_deploy.export.trt import check_gpus, lacks
 from spvit_deploy.exports import export_model
 from spvit_deploy.progress import stderr_console
 from spvit_deploy.store import ensure_free, new_folder, write_record
@@ -75,10 +77,13 @@ def export_all(
         A row for each format and precision; nothing is written where every one failed.
 
     Raises:
-        InputError: an output that exists.
+        InputError: an output that exists, or a GPU that no library knows.
         JobError: not one was written.
     """
     ensure_free(output, force, reads=(model, options.get("checkpoint")))
+    if options.get("gpus") and FORMATS["tensorrt-rtx"].installed:
+        library = importlib.import_module(FORMATS["tensorrt-rtx"].package)
+        check_gpus(library, tuple(options["gpus"]))
     with new_folder(output, force) as staging:
         rows = [
             _export(form, chosen, model, staging, options) for form, chosen in _wanted(precision)
@@ -98,9 +103,8 @@ def require_all(rows: Sequence[ExportRow]) -> None:
     failed = [row for row in rows if row.status == "failed"]
     if failed:
         names = ", ".join(f"{row.format} {row.precision}" for row in failed)
-        raise JobError(
-            f"{len(failed)} of {len(rows)} exports failed: {names}; the others are whole."
-        )
+        tried = sum(row.status != "skipped" for row in rows)
+        raise JobError(f"{len(failed)} of {tried} exports failed: {names}.")
 
 
 def _wanted(precision: str | None) -> Iterator[tuple[Format, str]]:
@@ -114,11 +118,14 @@ def _export(
     form: Format, precision: str, model: str, staging: Path, options: dict[str, Any]
 ) -> ExportRow:
     name = f"{form.name}-{precision}"
-    reason = _cannot(form, options)
+    reason, gpus = _cannot(form, options), _gpus(form, precision, options)
+    if not reason and form.name == "tensorrt-rtx" and not gpus:
+        reason = f"None of {', '.join(options['gpus'])} has {precision} in {form.package}."
     if reason:
         return ExportRow(format=form.name, precision=precision, status="skipped", reason=reason)
     stderr_console().print(f"{form.name}, {precision}", highlight=False)
     start = time.perf_counter()
+    options = {**options, "gpus": gpus}
     if not form.name.startswith("tensorrt"):
         options = {**options, "engine_flags": None}
     if form.name != "openvino":
@@ -134,6 +141,13 @@ def _export(
             seconds=time.perf_counter() - start,
         )  # fmt: skip
     return _written(record, staging / name, time.perf_counter() - start)
+
+
+def _gpus(form: Format, precision: str, options: dict[str, Any]) -> tuple[str, ...]:
+    """Those of the GPUs asked for that an engine of this precision can be built for."""
+    if form.name != "tensorrt-rtx" or not options.get("gpus") or _cannot(form, options):
+        return ()
+    return tuple(gpu for gpu in options["gpus"] if not lacks(gpu, precision))
 
 
 def _cannot(form: Format, options: dict[str, Any]) -> str:

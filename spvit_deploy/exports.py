@@ -98,6 +98,11 @@ def export_model(
         _engine(gpus, profile, engine_flags), with_preprocessing,
     )  # fmt: skip
     check_flags(format, chosen.engine.flags)
+    if gpus and not format.startswith("tensorrt"):
+        raise InputError(
+            f"--gpu is for TensorRT engines; format '{format}' was asked for.",
+            "Leave it out, or choose --format tensorrt-rtx.",
+        )
     find_format(format, precision).load()
     _ = chosen.fixed_batch
     earlier: tuple[ParityReport, ...] = ()

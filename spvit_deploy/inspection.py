@@ -22,6 +22,7 @@ from spvit_deploy.errors import CorruptFileError, InputError
 from spvit_deploy.export.parity import ParityReport
 from spvit_deploy.export.record import RECORD_FILE as EXPORT_FILE
 from spvit_deploy.export.record import TensorInfo, load_export
+from spvit_deploy.export_all import RECORD_FILE as EXPORTS_FILE
 from spvit_deploy.families import BlockSite, inspect_family
 from spvit_deploy.lean.folder import CONFIG_FILE, folder_digest, load_saved
 from spvit_deploy.lean.grain import advice
@@ -50,7 +51,7 @@ def inspect_anything(target: str, model_args: dict[str, Any]) -> dict[str, Any]:
     if path.suffix == SUFFIX:
         (engine,) = find_engines(path)
         return {"kind": "engine", **_engine(engine.record), "sha256": engine.record.sha256}
-    if path.suffix in (".pt2", ".pte"):
+    if path.suffix in (".pt2", ".pte", ".xml"):
         kind = artefact_format(path)
         return {"kind": kind, "sha256": sha256_file(path), **read_metadata(path)}
     if path.suffix == ".json":
@@ -131,6 +132,11 @@ def _folder(path: Path) -> dict[str, Any]:
             "files": record.files,
             "made from": record.parent,
         }
+    if (path / EXPORTS_FILE).is_file():
+        exports = read_record(path / EXPORTS_FILE, kind="exports")
+        keys = ("format", "precision", "status", "folder", "size_bytes", "reason")
+        rows = [{key: row.get(key, "") for key in keys} for row in exports.get("rows", [])]
+        return {"kind": "exports", "model": exports.get("model", ""), "exports": rows}
     raise InputError(
         f"{path}: none of our folders (no {CONFIG_FILE}, {SEARCH_FILE} or {EXPORT_FILE}).",
         "Check the path.",

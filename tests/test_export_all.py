@@ -37,6 +37,16 @@ def test_every_format_of_a_cpu_is_written_and_timed(dense: Path, tmp_path: Path)
         assert (tmp_path / "all" / row["folder"] / "export.json").is_file()
         assert row["max_abs"] < (1e-3 if precision == "fp32" else 5)
     assert "ms a call" in text
+    facts = json.loads(good("inspect", tmp_path / "all", "--json").stdout)
+    assert len(facts["exports"]) == len(rows)
+    if _installed(FORMATS["openvino"]):
+        file = tmp_path / "all" / "openvino-fp32" / "model.xml"
+        assert json.loads(good("inspect", file, "--json").stdout)["kind"] == "openvino"
+        bare = json.loads(good("evaluate", file, "--data", "digits", "--json").stdout)
+        assert bare["images"] == 355
+        assert bare["macs"] > 0
+        file.with_suffix(".bin").write_bytes(b"")
+        refused("evaluate", file, "--data", "digits", says="model.bin")
     refused("export", dense, "--all", "-o", tmp_path / "all", says="exists")
 
 
@@ -64,3 +74,23 @@ def test_one_failure_does_not_stop_the_rest(
     assert not (tmp_path / "all" / "onnx-fp32").exists()
     rows = json.loads((tmp_path / "all" / "exports.json").read_text())["rows"]
     assert any(row["status"] == "written" for row in rows) == _installed(FORMATS["openvino"])
+
+
+def test_gpus_are_checked_first_and_each_precision_takes_those_that_have_it(
+    dense: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    every = ["export", dense, "--all", "--precision", "fp32", "-o", tmp_path / "all"]
+    refused(*every, "--gpu", "sm99", says="does not know the GPU 'sm99'")
+    good(*every, "--gpu", "sm75", "--gpu", "sm86")
+    engines = {file.name for file in (tmp_path / "all" / "tensorrt-rtx-fp32").glob("*.engine")}
+    assert engines == {"model.sm86.engine"}
+    refused("export", dense, "--gpu", "sm86", "-o", tmp_path / "o", says="--gpu is for TensorRT")
+
+
+def test_accuracy_at_chance_is_warned_of(tmp_path: Path) -> None:
+    args = ["--format", "openvino", "--precision", "bf16", "--data", "digits"]
+    wide = [*TINY_ARGS, "--model-arg", "num_classes=1000"]
+    pytest.importorskip("openvino")
+    said = good("export", NAME, *wide, *args, "-o", tmp_path / "o").stderr
+    assert "hardly more than chance" in said
