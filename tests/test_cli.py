@@ -556,6 +556,8 @@ def test_runtimes_and_devices_that_are_not_here(work: Path, tmp_path: Path) -> N
 
 def run_apart(*args: object, limit: int | None = None) -> subprocess.Popen[str]:
     def before() -> None:
+        # A shell starts what runs in its background deaf to Ctrl-C.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
         if limit is not None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
@@ -591,7 +593,10 @@ def test_an_interrupt_leaves_the_old_output(work: Path, tmp_path: Path) -> None:
         assert process.poll() is None
     time.sleep(2)
     process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=60)
+    try:
+        _, stderr = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 1, stderr
     assert "Interrupted" in stderr
     assert "Traceback" not in stderr
