@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import time
 from collections.abc import Callable
 from importlib.metadata import version
@@ -15,6 +14,7 @@ import torch
 
 from spvit_deploy.benchmarks.runtimes import Array, check_images
 from spvit_deploy.errors import CorruptFileError, InputError, RuntimeMissingError
+from spvit_deploy.quiet import silenced
 from spvit_deploy.store import check_files, read_record
 
 _FILE = "model.pte"
@@ -105,12 +105,8 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 
 def _open(path: Path) -> tuple[Any, dict[str, str]]:
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)  # imports of ExecuTorch warn of each other
-    try:
+    with silenced():
         from executorch.runtime import Runtime, Verification
-    finally:
-        logging.disable(level)
     try:
         check = Verification.InternalConsistency
         program = Runtime.get().load_program(path, verification=check)

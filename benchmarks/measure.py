@@ -77,7 +77,7 @@ def run_benchmark(
         for workload in workloads:
             opened = [_open(path, name, facts[path], workload, device) for path, name in pairs]
             entries = [entry for entry in opened if entry is not None]
-            measured |= {(entry.path, entry.session.name) for entry in entries}
+            measured |= {p for p, entry in zip(pairs, opened, strict=True) if entry is not None}
             if workload is workloads[-1]:
                 _require_all(set(pairs), measured)
             _measure(entries, workload, bar)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ from spvit_deploy.errors import JobError
 from spvit_deploy.export.formats import Graph, Written
 from spvit_deploy.export.onnxrt import prepare
 from spvit_deploy.export.programs import Plain, metadata_text, trace_program
+from spvit_deploy.quiet import silenced
 from spvit_deploy.store import write_bytes
 
 MODEL_FILE = "model.pte"
@@ -32,7 +31,7 @@ def write_model(graph: Graph, folder: Path, note: Callable[[str], None]) -> Writ
     program = trace_program(Plain(prepare(graph.answers)), graph, limit)
     note("XNNPACK")
     try:
-        with _quiet():
+        with silenced():
             content, delegated = _lower(program, metadata_text(graph))
     except (KeyboardInterrupt, MemoryError):
         raise
@@ -62,14 +61,3 @@ def _lower(program: Any, metadata: str) -> tuple[bytes, float]:
     # Their own count of what is left has sizes, and takes tuples of delegates apart, too.
     left = sum(isinstance(node.target, EdgeOpOverload) for node in module.graph.nodes)
     return bytes(edge.to_executorch().buffer), taken / max(1, taken + left)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """ExecuTorch and what it imports warn of things that no user can act on."""
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(level)
