@@ -20,6 +20,7 @@ from spvit_deploy.errors import InputError, JobError
 from spvit_deploy.export.formats import Graph, Written
 from spvit_deploy.export.outputs import Answers
 from spvit_deploy.export.quantize import quantize
+from spvit_deploy.export.unread_tokens import drop_unread_tokens
 from spvit_deploy.lean.blocks import ConvAttention
 from spvit_deploy.quiet import quiet
 from spvit_deploy.store import write_bytes
@@ -124,13 +125,16 @@ def _scope(node: onnx.NodeProto) -> str:
 
 
 def optimize(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """onnxslim's constant folding, shape inference and fusions; names are kept."""
+    """onnxslim's constant folding, shape inference and fusions, and no token that nobody reads;
+    names are kept.
+    """
     with _quiet():
         slim: onnx.ModelProto = onnxslim.slim(proto)
     for index, node in enumerate(slim.graph.node):
         if "/" not in node.name:
             node.name = f"{_neighbour(slim, index)}/{node.op_type}_s{index}"
     _rename_parameters(slim)
+    drop_unread_tokens(slim)
     return slim
 
 
