@@ -26,6 +26,9 @@ from spvit_deploy.store import read_record, write_record
 from tests.calls import call, good, refused
 from tests.conftest import NAME, TINY, TINY_ARGS
 
+SMALL_SWIN = [part for value in ("img_size=56", "embed_dim=24", "depths=(1,1)", "num_heads=(1,2)",
+              "num_classes=10") for part in ("--model-arg", value)]  # fmt: skip
+
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -143,6 +146,16 @@ def test_export_of_timm_models_with_batch_and_opset(batch: str, tmp_path: Path) 
     assert dim.dim_value == (3 if batch == "3" else 0)
     assert model.opset_import[0].version == 18
     good("evaluate", tmp_path / "out", "--data", "digits")
+
+
+def test_the_least_opset_of_a_model_is_named(tmp_path: Path) -> None:
+    """A ViT needs that of LayerNormalization, a Swin that of the padding of its windows."""
+    args = ["-o", tmp_path / "out", "--opset"]
+    refused("export", NAME, *TINY_ARGS, *args, 13, says="is 17. Choose --opset 17.")
+    good("export", NAME, *TINY_ARGS, *args, 17)
+    swin = ["swin_tiny_patch4_window7_224", *SMALL_SWIN, "--force", *args]
+    refused("export", *swin, 16, says="is 18. Choose --opset 18.")
+    good("export", *swin, 18)
 
 
 def test_a_broken_link_is_named_and_leaves_nothing(
