@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from spvit_deploy._version import __version__
+from spvit_deploy.errors import InputError
 from spvit_deploy.options import (
     DATA_HELP,
     FORMATS,
@@ -181,7 +182,7 @@ def finetune(**options: Any) -> None:
 @main.command()
 @click.argument("model", metavar="LEAN")
 @model_options
-@click.option("--format", type=click.Choice(FORMATS), default="onnx", show_default=True)
+@click.option("--format", type=click.Choice(FORMATS), show_default="onnx")
 @click.option("--precision", type=click.Choice(PRECISIONS), show_default="fp32")
 @click.option(
     "--all",
@@ -284,11 +285,13 @@ def export(**options: Any) -> None:
     data, options["engine_flags"] = take_data(options), take_engine_flags(options)
     options["data"] = data if named else None
     if options.pop("every"):
-        del options["format"]
+        if options.pop("format"):
+            raise InputError("--all writes every format; --format chooses one.", "Leave one out.")
         rows = export_all(**options)
         show.exports(rows, options["output"])
         require_all(rows)
     else:
+        options["format"] = options["format"] or "onnx"
         options["precision"] = options["precision"] or "fp32"
         show.export(api.export_model(**options), options["output"])
 

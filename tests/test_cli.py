@@ -22,6 +22,8 @@ import torch
 from PIL import Image
 
 from spvit_deploy.cli import main
+from spvit_deploy.lean.grain import off_the_grain
+from spvit_deploy.plan import load_plan
 from spvit_deploy.store import read_record, write_record
 from tests.calls import call, good, refused
 from tests.conftest import NAME, TINY, TINY_ARGS
@@ -133,9 +135,13 @@ def test_some_of_the_classes_are_taken_by_name(work: Path, tmp_path: Path) -> No
 
 
 def test_export_of_a_search_proves_both_links(work: Path, tmp_path: Path) -> None:
-    output = good("export", work / "search", "-o", tmp_path / "out").stdout
-    assert "hard gates → lean: equal" in output
-    assert "lean → onnx: equal" in output
+    done = good("export", work / "search", "-o", tmp_path / "out")
+    assert "hard gates → lean: equal" in done.stdout
+    assert "lean → onnx: equal" in done.stdout
+    # The search tried multiples of eight: the model is too small for them.
+    assert off_the_grain(load_plan(work / "search"))
+    assert "multiples" not in done.stderr
+    assert "multiples" not in good("inspect", work / "search").stdout
 
 
 @pytest.mark.parametrize("batch", ["dynamic", "3"])
