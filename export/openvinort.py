@@ -15,8 +15,9 @@ import numpy as np
 import openvino
 from openvino.preprocess import PrePostProcessor
 
+from spvit_deploy.batching import in_batches
 from spvit_deploy.errors import JobError, RuntimeMissingError
-from spvit_deploy.export.calibration import Accuracy, Calibration, in_batches
+from spvit_deploy.export.calibration import Accuracy, Calibration
 from spvit_deploy.export.formats import Graph, Written
 from spvit_deploy.export.onnxrt import MODEL_FILE, write
 from spvit_deploy.export.parity import Array
@@ -135,7 +136,7 @@ def _in_parts(request: Any, images: Array, batch: int) -> Array:
         answer: Array = next(iter(request.infer({0: part}).values())).copy()
         return answer
 
-    return in_batches(run, images, batch)
+    return in_batches(run, images, batch, batch)
 
 
 def _top1(calibration: Calibration, run: Callable[[Array], Array]) -> float:

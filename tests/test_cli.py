@@ -554,7 +554,7 @@ def test_a_fixed_batch_is_measured_where_it_is_asked_for(work: Path, tmp_path: P
     good("export", work / "tuned", "--batch", 3, "-o", tmp_path / "three")
     bench = ["benchmark", work / "onnx", tmp_path / "three", "--duration", "0.05",
              "-o", tmp_path / "r.json"]  # fmt: skip
-    refused(*bench, says="Add --batch 3")
+    refused(*bench, "--batch", 1, "--batch", 2, says="Add --batch 3")
     good(*bench, "--batch", 1, "--batch", 3)
     rows = json.loads((tmp_path / "r.json").read_text())["results"]
     found = sorted((row["path"], row["workload"]["batch"]) for row in rows)
