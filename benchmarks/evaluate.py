@@ -48,7 +48,8 @@ def evaluate_artefact(
         path: dense, lean or exported folder, or an ``.onnx`` or ``.engine`` file that we wrote.
         data: which images.
         runtime: None for the artefact's own.
-        device: ``auto|cpu|cuda|cuda:N|mps``.
+        device: ``auto|cpu|cuda|cuda:N|mps``, or an execution provider of ONNX Runtime:
+            ``tensorrt``, ``openvino``.
 
     Raises:
         InputError: nothing that can be evaluated, or a runtime that does not take it.

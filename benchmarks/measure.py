@@ -61,7 +61,7 @@ def run_benchmark(
         artefacts: dense, lean and exported folders, ``.onnx`` and ``.engine`` files.
         runtimes: names, or None for all that fit.
         workloads: measured one after another.
-        device: ``cpu``, ``cuda``, ``cuda:N``. Engines run on a GPU always, the first for ``cpu``.
+        device: as in ``evaluate_artefact``. Engines run on a GPU always, the first for ``cpu``.
 
     Raises:
         InputError: an artefact that no runtime takes, or a runtime that takes none of them.

@@ -23,6 +23,7 @@ from spvit_deploy.options import (
     json_option,
     model_options,
     output_option,
+    runtime_device_option,
     take_data,
     take_engine_flags,
     take_layers,
@@ -305,7 +306,7 @@ def export(**options: Any) -> None:
     help="onnxruntime, openvino, torch, torch-compile, executorch, tensorrt-rtx or tensorrt; the "
     "artefact's own by default.",
 )
-@device_option
+@runtime_device_option("auto")
 @json_option
 def evaluate(artefact: Path, runtime: str | None, device: str, as_json: bool, **data: Any) -> None:
     """Accuracy, MACs and parameters of a lean, dense or exported folder."""
@@ -339,7 +340,7 @@ def evaluate(artefact: Path, runtime: str | None, device: str, as_json: bool, **
     help="Seconds of measuring, for each artefact, runtime and batch.",
 )
 @click.option("--threads", type=click.IntRange(1), help="Threads of the runtime.")
-@click.option("--device", default="cpu", show_default=True)
+@runtime_device_option("cpu")
 @output_option("results.json to write.")
 @force_option
 def benchmark(**options: Any) -> None:

@@ -567,10 +567,20 @@ def test_runtimes_and_devices_that_are_not_here(work: Path, tmp_path: Path) -> N
     refused(*bench, "--runtime", "abacus", says="unknown")
     refused(*bench, "--runtime", "onnxruntime", says="takes it")
     refused(*bench, "--device", "abacus", says="unknown")
+    onnx_bench = ["benchmark", work / "onnx", "-o", tmp_path / "r.json"]
+    trained = ["--data", "digits", "-o", tmp_path / "out"]
+    for device in ("cuda:x", "cuda:", "cpu:x", ":0"):
+        for command in (
+            bench, onnx_bench, ["evaluate", work / "onnx", "--data", "digits"],
+            ["search", "--model", work / "dense", "--budget", "50%", *trained],
+            ["finetune", work / "dense", *trained],
+        ):  # fmt: skip
+            refused(*command, "--device", device, says=f"Device '{device}' is ")
+    for command in ("evaluate", "benchmark"):
+        assert "mps|tensorrt|openvino" in good(command, "--help").stdout
     if not torch.cuda.is_available():
         refused(*bench, "--device", "cuda", says="0 CUDA devices")
-        onnx_bench = ["benchmark", work / "onnx", "-o", tmp_path / "r.json", "--device", "cuda"]
-        refused(*onnx_bench, says="offers cpu")
+        refused(*onnx_bench, "--device", "cuda", says="offers cpu")
 
 
 def run_apart(*args: object, limit: int | None = None) -> subprocess.Popen[str]:
