@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from timm.data import DEFAULT_CROP_PCT, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
+from spvit_deploy.batching import in_batches
 from spvit_deploy.benchmarks.artefacts import describe
 from spvit_deploy.benchmarks.runtimes import (
     Array,
@@ -47,7 +48,8 @@ def evaluate_artefact(
         path: dense, lean or exported folder, or an ``.onnx`` or ``.engine`` file that we wrote.
         data: which images.
         runtime: None for the artefact's own.
-        device: ``auto|cpu|cuda|cuda:N|mps``.
+        device: ``auto|cpu|cuda|cuda:N|mps``, or an execution provider of ONNX Runtime:
+            ``tensorrt``, ``openvino``.
 
     Raises:
         InputError: nothing that can be evaluated, or a runtime that does not take it.
@@ -74,7 +76,7 @@ def evaluate_artefact(
     images = 0
     with progress_bar(f"evaluate {path.name}", len(batches) or None) as bar:
         for batch, labels in batches:
-            scores = _scores(session, batch.numpy())
+            scores = in_batches(session.run, batch.numpy(), *batch_limits(session))
             right += _right(scores, labels.numpy())
             images += len(labels)
             bar.advance()
@@ -100,19 +102,6 @@ def _usual(path: Path, session: Session) -> Preprocessing:
     return Preprocessing(
         input_size=session.input_size, mean=mean, std=std, crop_pct=DEFAULT_CROP_PCT
     )
-
-
-def _scores(session: Session, images: Array) -> Array:
-    """Scores of any number of images, also where the session takes some batches alone."""
-    smallest, largest = batch_limits(session)
-    step, parts = largest or len(images), []
-    for start in range(0, len(images), step):
-        part = images[start : start + step]
-        short = max(0, smallest - len(part))
-        padding = np.zeros((short, *part.shape[1:]), dtype=part.dtype)
-        parts.append(session.run(np.concatenate([part, padding]))[: len(part)])
-    scores: Array = np.concatenate(parts)
-    return scores
 
 
 def _right(scores: Array, labels: Array) -> Array:

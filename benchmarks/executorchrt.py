@@ -14,7 +14,7 @@ import torch
 
 from spvit_deploy.benchmarks.runtimes import Array, check_images
 from spvit_deploy.errors import CorruptFileError, InputError, RuntimeMissingError
-from spvit_deploy.quiet import silenced
+from spvit_deploy.quiet import silenced, without_lines
 from spvit_deploy.store import check_files, read_record
 
 _FILE = "model.pte"
@@ -43,7 +43,9 @@ class ExecuTorchSession:
         if threads:
             _set_threads(threads)
         try:
-            self._method = program.load_method("forward")
+            # It says where it looked for the kinds of this CPU's cores, and found nothing.
+            with without_lines(b"[cpuinfo_utils.cpp:"):
+                self._method = program.load_method("forward")
             planned = self._method.metadata.input_tensor_meta(0).sizes()
             answers = self._method.metadata.num_outputs()
             self._largest, channels, height, width = planned

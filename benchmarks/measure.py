@@ -61,7 +61,7 @@ def run_benchmark(
         artefacts: dense, lean and exported folders, ``.onnx`` and ``.engine`` files.
         runtimes: names, or None for all that fit.
         workloads: measured one after another.
-        device: ``cpu``, ``cuda``, ``cuda:N``. Engines run on a GPU always, the first for ``cpu``.
+        device: as in ``evaluate_artefact``. Engines run on a GPU always, the first for ``cpu``.
 
     Raises:
         InputError: an artefact that no runtime takes, or a runtime that takes none of them.
@@ -71,15 +71,14 @@ def run_benchmark(
     host = read_host()
     facts = {path: describe(path) for path, _ in pairs}
     results: list[BenchmarkResult] = []
-    measured: set[tuple[Path, str]] = set()
+    batches = [workload.batch for workload in workloads]
     total = sum(len(pairs) * (_ROUNDS + 2) for _ in workloads)
     with progress_bar("benchmark", total) as bar:
         for workload in workloads:
-            opened = [_open(path, name, facts[path], workload, device) for path, name in pairs]
+            opened = [
+                _open(path, name, facts[path], workload, device, batches) for path, name in pairs
+            ]
             entries = [entry for entry in opened if entry is not None]
-            measured |= {p for p, entry in zip(pairs, opened, strict=True) if entry is not None}
-            if workload is workloads[-1]:
-                _require_all(set(pairs), measured)
             _measure(entries, workload, bar)
             results += [_result(entry, workload) for entry in entries]
             for entry in entries:
@@ -110,12 +109,22 @@ def _pairs(artefacts: Sequence[Path], runtimes: Sequence[str] | None) -> list[tu
 
 
 def _open(
-    path: Path, runtime: str, artefact: Artefact, workload: Workload, device: str
+    path: Path,
+    runtime: str,
+    artefact: Artefact,
+    workload: Workload,
+    device: str,
+    batches: Sequence[int],
 ) -> _Entry | None:
-    """None where the artefact's batch is fixed to another."""
+    """None where the artefact's batch is fixed to another one of ``batches``."""
     session = open_session(path, runtime, device, workload.threads)
     if session.batch not in (None, workload.batch):
         session.close()
+        if session.batch not in batches:
+            raise InputError(
+                f"{path} takes batches of {session.batch} alone, which were not asked for.",
+                f"Add --batch {session.batch}.",
+            )
         return None
     rng = np.random.default_rng(workload.seed)
     shape = (workload.batch, *session.input_size)
@@ -139,18 +148,6 @@ def _listening(
         return seconds
 
     return run
-
-
-def _require_all(wanted: set[tuple[Path, str]], measured: set[tuple[Path, str]]) -> None:
-    """Refuse a call in which an artefact of a fixed batch was never measured."""
-    for path, runtime in sorted(wanted - measured):
-        session = open_session(path, runtime)
-        batch = session.batch
-        session.close()
-        raise InputError(
-            f"{path} takes batches of {batch} alone, which were not asked for.",
-            f"Add --batch {batch}.",
-        )
 
 
 def _measure(entries: list[_Entry], workload: Workload, bar: Bar) -> None:

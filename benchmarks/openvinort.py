@@ -137,7 +137,8 @@ def _device(core: Any, device: str) -> str:
     if where not in offered and kind.upper() not in offered:
         names = ", ".join(name.lower() for name in offered)
         raise RuntimeMissingError(
-            f"Device '{device}' was asked for; this OpenVINO offers {names}.", "Choose --device."
+            f"Device '{device}' was asked for; this OpenVINO offers {names}.",
+            "Choose one of them.",
         )
     return where
 

@@ -180,6 +180,7 @@ def open_session(
         InputError: the runtime does not take this artefact, or it is damaged.
         JobError: an engine, and no GPU.
     """
+    _check_device(device)
     kind, known = artefact_format(path), REGISTRY.get(runtime)
     if known is not None and kind not in known.formats:
         raise InputError(
@@ -193,6 +194,17 @@ def open_session(
     module, _, name = found.session.partition(":")
     session: type[Session] = getattr(importlib.import_module(module), name)
     return session(path, device, threads)
+
+
+def _check_device(device: str) -> None:
+    """Refuse what no runtime could take; what is not here each of them says itself."""
+    kind, colon, number = device.partition(":")
+    numbered = kind not in ("auto", "cpu", "mps") and number.isdecimal()
+    if not kind or (colon and not numbered):
+        raise RuntimeMissingError(
+            f"Device '{device}' is not understood.",
+            "Choose auto, cpu, cuda, cuda:N or mps; with ONNX Runtime tensorrt or openvino too.",
+        )
 
 
 def batch_limits(session: Session) -> tuple[int, int | None]:

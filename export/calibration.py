@@ -74,17 +74,6 @@ def top1(labelled: Labelled, runner: OutputsRunner) -> float:
     return 100 * right / images
 
 
-def in_batches(run: Callable[[Array], Array], images: Array, batch: int) -> Array:
-    """The answers of a model whose batch is fixed; the last one is filled up with zeros."""
-    rows = []
-    for start in range(0, len(images), batch):
-        part = images[start : start + batch]
-        padding = np.zeros((batch - len(part), *part.shape[1:]), dtype=part.dtype)
-        rows.append(run(np.concatenate([part, padding]))[: len(part)])
-    answers: Array = np.concatenate(rows)
-    return answers
-
-
 def least_harm(
     layers: Sequence[str],
     harm: Callable[[str], float],

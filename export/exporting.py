@@ -13,8 +13,8 @@ from spvit_deploy.cost import count_cost
 from spvit_deploy.errors import InputError
 from spvit_deploy.export import onnxrt
 from spvit_deploy.export.calibration import Accuracy
-from spvit_deploy.export.formats import Format, Graph, Written, find_format
-from spvit_deploy.export.job import ExportJob
+from spvit_deploy.export.formats import Format, Graph, Written, check_flags, find_format
+from spvit_deploy.export.job import ExportJob, ExportSettings
 from spvit_deploy.export.lowering import LOW_TYPES, lower, rounded
 from spvit_deploy.export.outputs import Answers
 from spvit_deploy.export.parity import ParityReport
@@ -41,9 +41,8 @@ def run_export(job: ExportJob, output: Path, force: bool = False) -> ExportRecor
         OutputExistsError, StorageError: as :func:`new_folder`.
     """
     settings = job.settings
-    form = find_format(settings.format, settings.precision)
+    form = check_settings(settings)
     write = form.load()
-    _check_settings(job, form)
     low = form.lowers and settings.precision in LOW_TYPES
     with new_folder(output, force) as staging, progress_bar("export", 5) as bar:
         bar.advance(0, "trace")
@@ -74,9 +73,20 @@ def run_export(job: ExportJob, output: Path, force: bool = False) -> ExportRecor
     return record
 
 
-def _check_settings(job: ExportJob, form: Format) -> None:
-    settings = job.settings
-    _ = settings.fixed_batch
+def check_settings(settings: ExportSettings) -> Format:
+    """The format that is asked for.
+
+    Raises:
+        InputError: no such format or precision, or settings that the format does not have.
+        RuntimeMissingError: its package is not installed.
+    """
+    form = find_format(settings.format, settings.precision)
+    check_flags(form.name, settings.engine.flags)
+    if settings.engine.gpus and not form.name.startswith("tensorrt"):
+        raise InputError(
+            f"--gpu is for TensorRT engines; format '{form.name}' was asked for.",
+            "Leave it out, or choose --format tensorrt-rtx.",
+        )
     if settings.opset is not None and not form.from_onnx:
         raise InputError(f"Format '{form.name}' has no ONNX operator set.", "Leave --opset out.")
     if settings.with_preprocessing and form.name != "openvino":
@@ -84,6 +94,9 @@ def _check_settings(job: ExportJob, form: Format) -> None:
             f"--with-preprocessing is for OpenVINO; format '{form.name}' was asked for.",
             "Leave it out, or choose --format openvino.",
         )
+    _ = settings.fixed_batch
+    form.load()
+    return form
 
 
 def _graph(

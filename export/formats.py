@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import onnx
@@ -200,6 +200,14 @@ _RTX_LACKS = {
     "version_compatible": "it comes without the lean runtime that such engines need",
     "hardware_compatible": "it builds an engine for each GPU that is named; repeat --gpu",
 }
+
+
+def flags_of(format: str, flags: EngineFlags) -> EngineFlags:
+    """Those of the flags that a format has."""
+    if not format.startswith("tensorrt"):
+        return EngineFlags()
+    lacking = _RTX_LACKS if format == "tensorrt-rtx" else ()
+    return replace(flags, **{name: getattr(EngineFlags(), name) for name in lacking})
 
 
 def check_flags(format: str, flags: EngineFlags) -> None:

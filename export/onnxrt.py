@@ -6,11 +6,12 @@ import ast
 import copy
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import onnx
+import onnx.version_converter
 import onnxslim
 import torch
 from torch import nn
@@ -99,11 +100,21 @@ def trace(
     proto: onnx.ModelProto = program.model_proto
     found = next(o.version for o in proto.opset_import if o.domain in ("", "ai.onnx"))
     if found != opset:
+        least = _least_opset(proto, opset, found)
         raise InputError(
-            f"Opset {opset} was asked for; this model can be written in {found}.",
-            f"Choose --opset {found}.",
+            f"Opset {opset} was asked for; the least that this model can be written in is {least}.",
+            f"Choose --opset {least}.",
         )
     return proto
+
+
+def _least_opset(proto: onnx.ModelProto, below: int, found: int) -> int:
+    """The first above ``below`` that ONNX's own converter, which torch uses, brings a graph to."""
+    for opset in range(below + 1, found):
+        with suppress(RuntimeError):
+            onnx.version_converter.convert_version(proto, opset)
+            return opset
+    return found
 
 
 def name_nodes(proto: onnx.ModelProto) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -13,13 +15,14 @@ import numpy as np
 import openvino
 from openvino.preprocess import PrePostProcessor
 
+from spvit_deploy.batching import in_batches
 from spvit_deploy.errors import JobError, RuntimeMissingError
-from spvit_deploy.export.calibration import Accuracy, Calibration, in_batches
+from spvit_deploy.export.calibration import Accuracy, Calibration
 from spvit_deploy.export.formats import Graph, Written
 from spvit_deploy.export.onnxrt import MODEL_FILE, write
 from spvit_deploy.export.parity import Array
 from spvit_deploy.models import Preprocessing
-from spvit_deploy.quiet import quiet
+from spvit_deploy.quiet import quiet, silenced
 
 # Where the session reads which precision the compiler is to be told.
 PRECISION_INFO = ["spvit_deploy", "precision"]
@@ -44,8 +47,7 @@ def write_model(graph: Graph, folder: Path, note: Callable[[str], None]) -> Writ
                 f"OpenVINO cannot convert the graph: {text}.", "Please report it."
             ) from error
         if graph.calibration is not None:
-            note("int8, calibration")
-            model, accuracy = _quantize(model, graph.calibration, graph.batch or 1)
+            model, accuracy = _quantize(model, graph.calibration, graph.batch or 1, note)
         if graph.preprocessing is not None:
             model = _taking_bytes(model, graph.preprocessing)
         model.set_rt_info(graph.precision, PRECISION_INFO)
@@ -66,13 +68,17 @@ def _taking_bytes(model: Any, prep: Preprocessing) -> Any:
     return steps.build()
 
 
-def _quantize(model: Any, calibration: Calibration, batch: int) -> tuple[Any, Accuracy]:
+def _quantize(
+    model: Any, calibration: Calibration, batch: int, note: Callable[[str], None]
+) -> tuple[Any, Accuracy]:
     """NNCF's post-training quantization, with its accuracy control where a drop is not allowed.
 
     Transformer preset, symmetric activations.
     """
     try:
-        import nncf
+        # Its loggers write to what is standard output now, which is for results.
+        with redirect_stdout(sys.stderr), silenced():
+            import nncf
     except ImportError:
         raise RuntimeMissingError(
             "int8 in OpenVINO needs nncf, which is not installed.",
@@ -85,16 +91,19 @@ def _quantize(model: Any, calibration: Calibration, batch: int) -> tuple[Any, Ac
         "model_type": nncf.ModelType.TRANSFORMER,
         "subset_size": len(parts),
     }
+    note("int8, accuracy before it")
     before = _top1(calibration, _runner(model, batch))
+    fitted = nncf.Dataset(parts, _counting(len(parts), note))
     with _quiet():
-        small = nncf.quantize(model, nncf.Dataset(parts), **settings)
+        small = nncf.quantize(model, fitted, **settings)
+        note("int8, accuracy after it")
         after = _top1(calibration, _runner(small, batch))
         limit = calibration.max_drop
         if limit is None or before - after <= limit:
             return small, Accuracy(before, after)
         small = nncf.quantize_with_accuracy_control(
             model,
-            nncf.Dataset(parts),
+            fitted,
             nncf.Dataset(list(calibration.labelled())),
             lambda compiled, pairs: (_share(compiled, pairs, batch), None),
             max_drop=limit / 100,
@@ -127,7 +136,7 @@ def _in_parts(request: Any, images: Array, batch: int) -> Array:
         answer: Array = next(iter(request.infer({0: part}).values())).copy()
         return answer
 
-    return in_batches(run, images, batch)
+    return in_batches(run, images, batch, batch)
 
 
 def _top1(calibration: Calibration, run: Callable[[Array], Array]) -> float:
@@ -142,8 +151,20 @@ def _share(compiled: Any, pairs: Iterable[tuple[Array, Array]], batch: int) -> f
     return right / max(1, count)
 
 
+def _counting(total: int, note: Callable[[str], None]) -> Callable[[Array], Array]:
+    """Says how far a pass over the calibration batches is; NNCF makes several."""
+    calls = itertools.count()
+
+    def take(part: Array) -> Array:
+        note(f"int8, calibration {next(calls) % total + 1} of {total}")
+        return part
+
+    return take
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """NNCF draws its bars on standard output, which is for results."""
-    with redirect_stdout(sys.stderr), quiet("nncf"):
+    """NNCF draws bars of its own, on standard output, which is for results."""
+    loud = ("nncf", "torch.utils.cpp_extension")  # the latter of a CUDA that it does not need
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), quiet(*loud):
         yield

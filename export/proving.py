@@ -12,9 +12,10 @@ import onnx
 import torch
 from torch import nn
 
+from spvit_deploy.batching import in_batches
 from spvit_deploy.errors import ParityError
 from spvit_deploy.export import onnxrt
-from spvit_deploy.export.calibration import Accuracy, in_batches, top1
+from spvit_deploy.export.calibration import Accuracy, top1
 from spvit_deploy.export.formats import Format, Graph
 from spvit_deploy.export.job import ExportJob, Opened
 from spvit_deploy.export.outputs import Answers
@@ -89,11 +90,10 @@ def _judge(job: ExportJob, answers: Answers, opened: Opened) -> Accuracy | None:
     if answers.names[0] != "logits":
         return None
 
+    fixed = job.settings.fixed_batch
+
     def run(images: Array) -> Sequence[Array]:
-        fixed = job.settings.fixed_batch
-        if fixed is None:
-            return opened.run_all(images)
-        return [in_batches(lambda part: opened.run_all(part)[0], images, fixed)]
+        return [in_batches(lambda part: opened.run_all(part)[0], images, fixed, fixed)]
 
     return Accuracy(top1(job.labelled, answers.reference), top1(job.labelled, run))
 

@@ -23,7 +23,8 @@ from onnxruntime.quantization import (
     quantize_static,
 )
 
-from spvit_deploy.export.calibration import Accuracy, Calibration, in_batches, least_harm
+from spvit_deploy.batching import in_batches
+from spvit_deploy.export.calibration import Accuracy, Calibration, least_harm
 from spvit_deploy.export.parity import Array, OutputsRunner
 from spvit_deploy.quiet import quiet
 
@@ -137,9 +138,4 @@ def _runner(proto: onnx.ModelProto, batch: int | None) -> OutputsRunner:
         scores: Array = session.run(None, {name: images})[0]
         return scores
 
-    def run(images: Array) -> list[Array]:
-        if batch is None:
-            return [first(images)]
-        return [in_batches(first, images, batch)]
-
-    return run
+    return lambda images: [in_batches(first, images, batch, batch)]

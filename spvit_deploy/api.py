@@ -16,10 +16,11 @@ from spvit_deploy.benchmarks.results import ResultsFile, Workload
 from spvit_deploy.data import Batches, DataSettings, open_batches
 from spvit_deploy.device import pick_device
 from spvit_deploy.errors import DataError, InputError
-from spvit_deploy.exports import Pathish, export_model, warn_if_blind
+from spvit_deploy.exports import Pathish, export_model
 from spvit_deploy.lean.folder import SavedModel, is_model_folder, load_saved, save_model
 from spvit_deploy.loading import ModelRequest, load_model
 from spvit_deploy.models import Preprocessing
+from spvit_deploy.originals import warn_if_blind
 from spvit_deploy.plan import GATES_FILE, PrunePlan, load_plan, save_plan
 from spvit_deploy.search.finetuning import FinetuneSettings, finetune_model, top1
 from spvit_deploy.search.folder import (

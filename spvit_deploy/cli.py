@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from spvit_deploy._version import __version__
+from spvit_deploy.errors import InputError
 from spvit_deploy.options import (
     DATA_HELP,
     FORMATS,
@@ -22,6 +23,7 @@ from spvit_deploy.options import (
     json_option,
     model_options,
     output_option,
+    runtime_device_option,
     take_data,
     take_engine_flags,
     take_layers,
@@ -181,7 +183,7 @@ def finetune(**options: Any) -> None:
 @main.command()
 @click.argument("model", metavar="LEAN")
 @model_options
-@click.option("--format", type=click.Choice(FORMATS), default="onnx", show_default=True)
+@click.option("--format", type=click.Choice(FORMATS), show_default="onnx")
 @click.option("--precision", type=click.Choice(PRECISIONS), show_default="fp32")
 @click.option(
     "--all",
@@ -284,11 +286,13 @@ def export(**options: Any) -> None:
     data, options["engine_flags"] = take_data(options), take_engine_flags(options)
     options["data"] = data if named else None
     if options.pop("every"):
-        del options["format"]
+        if options.pop("format"):
+            raise InputError("--all writes every format; --format chooses one.", "Leave one out.")
         rows = export_all(**options)
         show.exports(rows, options["output"])
         require_all(rows)
     else:
+        options["format"] = options["format"] or "onnx"
         options["precision"] = options["precision"] or "fp32"
         show.export(api.export_model(**options), options["output"])
 
@@ -302,7 +306,7 @@ def export(**options: Any) -> None:
     help="onnxruntime, openvino, torch, torch-compile, executorch, tensorrt-rtx or tensorrt; the "
     "artefact's own by default.",
 )
-@device_option
+@runtime_device_option("auto")
 @json_option
 def evaluate(artefact: Path, runtime: str | None, device: str, as_json: bool, **data: Any) -> None:
     """Accuracy, MACs and parameters of a lean, dense or exported folder."""
@@ -336,7 +340,7 @@ def evaluate(artefact: Path, runtime: str | None, device: str, as_json: bool, **
     help="Seconds of measuring, for each artefact, runtime and batch.",
 )
 @click.option("--threads", type=click.IntRange(1), help="Threads of the runtime.")
-@click.option("--device", default="cpu", show_default=True)
+@runtime_device_option("cpu")
 @output_option("results.json to write.")
 @force_option
 def benchmark(**options: Any) -> None:

@@ -6,6 +6,7 @@ import importlib
 import shutil
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,17 +15,24 @@ from pydantic import BaseModel, ConfigDict
 from spvit_deploy.benchmarks.measure import run_benchmark
 from spvit_deploy.benchmarks.results import Workload
 from spvit_deploy.driver import find_driver
-from spvit_deploy.errors import JobError, SpvitError
-from spvit_deploy.export.formats import FORMATS, Format
+from spvit_deploy.errors import InputError, JobError, SpvitError
+from spvit_deploy.export.formats import FORMATS, Format, flags_of
+from spvit_deploy.export.job import ExportSettings
+from spvit_deploy.export.outputs import Answers
 from spvit_deploy.export.record import ExportRecord
 from spvit_deploy.export.trt import check_gpus, lacks
-from spvit_deploy.exports import export_model
+from spvit_deploy.exports import export_original, export_settings
+from spvit_deploy.originals import Original, open_original
 from spvit_deploy.progress import stderr_console
 from spvit_deploy.store import ensure_free, new_folder, write_record
 
 RECORD_FILE = "exports.json"
 # Seconds of timing an artefact; `benchmark` measures longer, and on other runtimes too.
 _TIMING = 1.0
+# Options that choose the model and its images; the others say how it is written.
+_OF_ORIGINAL = (
+    "data", "model_args", "checkpoint", "pretrained", "calibration", "max_drop", "validation",
+)  # fmt: skip
 
 
 class ExportRow(BaseModel):
@@ -66,32 +74,40 @@ def export_all(
 ) -> tuple[ExportRow, ...]:
     """Export everything; what fails does not stop the rest.
 
+    The model is loaded once, and so are the images.
+
     Args:
         model: as in :func:`spvit_deploy.export_model`.
         output: folder to write, with a folder for each artefact.
         precision: one alone; None for all.
         force: replace an old output.
-        options: of :func:`spvit_deploy.export_model`.
+        options: of :func:`spvit_deploy.export_model`. Each artefact takes those that its format
+            has.
 
     Returns:
         A row for each format and precision; nothing is written where every one failed.
 
     Raises:
-        InputError: an output that exists, or a GPU that no library knows.
+        InputError: an output that exists, a model or data that do not open, outputs that the model
+            does not have, or a GPU that no library knows.
         JobError: not one was written.
     """
     ensure_free(output, force, reads=(model, options.get("checkpoint")))
-    if options.get("gpus") and FORMATS["tensorrt-rtx"].installed:
-        library = importlib.import_module(FORMATS["tensorrt-rtx"].package)
-        check_gpus(library, tuple(options["gpus"]))
+    own = {name: options.pop(name) for name in _OF_ORIGINAL if name in options}
+    settings = export_settings(**options)
+    _check(settings, precision)
+    original = open_original(model, **own)
+    saved = original.saved
+    Answers(saved.module, settings.outputs, saved.preprocessing.input_size)
     with new_folder(output, force) as staging:
         rows = [
-            _export(form, chosen, model, staging, options) for form, chosen in _wanted(precision)
+            _export(original, replace(settings, format=form.name, precision=chosen), staging)
+            for form, chosen in _wanted(precision)
         ]
         if not any(row.status == "written" for row in rows):
             first = next((row for row in rows if row.status == "failed"), rows[0])
             raise JobError(f"No format could be written; {first.format}: {first.reason}")
-        rows = _timed(rows, staging, options.get("batch", "dynamic"))
+        rows = _timed(rows, staging, settings.fixed_batch or 1)
         record = {"schema_version": 1, "kind": "exports", "model": model}
         dumped = [row.model_dump(mode="json") for row in rows]
         write_record(staging / RECORD_FILE, {**record, "rows": dumped})
@@ -114,53 +130,65 @@ def _wanted(precision: str | None) -> Iterator[tuple[Format, str]]:
                 yield form, one
 
 
-def _export(
-    form: Format, precision: str, model: str, staging: Path, options: dict[str, Any]
-) -> ExportRow:
-    name = f"{form.name}-{precision}"
-    reason, gpus = _cannot(form, options), _gpus(form, precision, options)
-    if not reason and form.name == "tensorrt-rtx" and not gpus:
-        reason = f"None of {', '.join(options['gpus'])} has {precision} in {form.package}."
+def _check(settings: ExportSettings, precision: str | None) -> None:
+    """Refuse what no artefact of the call could take."""
+    if settings.engine.gpus and FORMATS["tensorrt-rtx"].installed:
+        library = importlib.import_module(FORMATS["tensorrt-rtx"].package)
+        check_gpus(library, settings.engine.gpus)
+    takers = FORMATS["openvino"].precisions
+    if settings.with_preprocessing and precision not in (None, *takers):
+        raise InputError(
+            f"--with-preprocessing is for OpenVINO, which is written in {', '.join(takers)}, not "
+            f"{precision}.",
+            "Leave one of them out.",
+        )
+
+
+def _export(original: Original, settings: ExportSettings, staging: Path) -> ExportRow:
+    row = ExportRow(format=settings.format, precision=settings.precision, status="skipped")
+    reason = _cannot(settings)
     if reason:
-        return ExportRow(format=form.name, precision=precision, status="skipped", reason=reason)
-    stderr_console().print(f"{form.name}, {precision}", highlight=False)
-    start = time.perf_counter()
-    options = {**options, "gpus": gpus}
-    if not form.name.startswith("tensorrt"):
-        options = {**options, "engine_flags": None}
-    if form.name != "openvino":
-        options = {**options, "with_preprocessing": False}
-    if not form.from_onnx:
-        options = {**options, "opset": None}
+        return row.model_copy(update={"reason": reason})
+    stderr_console().print(f"{row.format}, {row.precision}", highlight=False)
+    start, folder = time.perf_counter(), staging / f"{row.format}-{row.precision}"
     try:
-        record = export_model(model, staging / name, form.name, precision, **options)
+        record = export_original(original, _fitting(settings), folder)
     except SpvitError as error:
-        shutil.rmtree(staging / name, ignore_errors=True)
-        return ExportRow(
-            format=form.name, precision=precision, status="failed", reason=str(error),
-            seconds=time.perf_counter() - start,
-        )  # fmt: skip
-    return _written(record, staging / name, time.perf_counter() - start)
+        shutil.rmtree(folder, ignore_errors=True)
+        seconds = time.perf_counter() - start
+        update = {"status": "failed", "reason": str(error), "seconds": seconds}
+        return row.model_copy(update=update)
+    return _written(record, folder, time.perf_counter() - start)
 
 
-def _gpus(form: Format, precision: str, options: dict[str, Any]) -> tuple[str, ...]:
-    """Those of the GPUs asked for that an engine of this precision can be built for."""
-    if form.name != "tensorrt-rtx" or not options.get("gpus") or _cannot(form, options):
-        return ()
-    return tuple(gpu for gpu in options["gpus"] if not lacks(gpu, precision))
-
-
-def _cannot(form: Format, options: dict[str, Any]) -> str:
-    """Why this machine cannot write a format, or nothing."""
+def _cannot(settings: ExportSettings) -> str:
+    """Why this machine cannot write a format in a precision, or nothing."""
+    form, gpus = FORMATS[settings.format], settings.engine.gpus
     try:
         form.load()
     except SpvitError as error:
         return str(error)
-    if form.name == "tensorrt-rtx" and not options.get("gpus"):
+    if form.name == "tensorrt-rtx" and not gpus:
         return "Give --gpu for an engine."
+    if form.name == "tensorrt-rtx" and all(lacks(gpu, settings.precision) for gpu in gpus):
+        return f"None of {', '.join(gpus)} has {settings.precision} in {form.package}."
     if form.name == "tensorrt" and find_driver() is None:
         return "No CUDA driver found; TensorRT builds on the GPU that the engine is for."
     return ""
+
+
+def _fitting(settings: ExportSettings) -> ExportSettings:
+    """The settings without what the format does not have."""
+    form, engine = FORMATS[settings.format], settings.engine
+    rtx = form.name == "tensorrt-rtx"
+    gpus = [gpu for gpu in engine.gpus if rtx and not lacks(gpu, settings.precision)]
+    flags = flags_of(form.name, engine.flags)
+    return replace(
+        settings,
+        opset=settings.opset if form.from_onnx else None,
+        with_preprocessing=settings.with_preprocessing and form.name == "openvino",
+        engine=replace(engine, gpus=tuple(gpus), flags=flags),
+    )
 
 
 def _written(record: ExportRecord, folder: Path, seconds: float) -> ExportRow:
@@ -177,9 +205,8 @@ def _written(record: ExportRecord, folder: Path, seconds: float) -> ExportRow:
     )
 
 
-def _timed(rows: list[ExportRow], staging: Path, batch: str | int) -> list[ExportRow]:
+def _timed(rows: list[ExportRow], staging: Path, batch: int) -> list[ExportRow]:
     """The rows with latencies, those of one runtime taken in turns."""
-    size = int(batch) if str(batch).isdigit() else 1
     latencies: dict[str, float] = {}
     for runtime in dict.fromkeys(FORMATS[row.format].runtime for row in rows):
         own = [
@@ -188,7 +215,7 @@ def _timed(rows: list[ExportRow], staging: Path, batch: str | int) -> list[Expor
             if row.folder and FORMATS[row.format].runtime == runtime and not _engine(row)
         ]
         if own:
-            workload = Workload(batch=size, duration=_TIMING)
+            workload = Workload(batch=batch, duration=_TIMING)
             found = run_benchmark(own, [runtime], [workload]).results
             latencies.update({result.path: result.p50 for result in found})
     return [row.model_copy(update={"latency": latencies.get(row.folder)}) for row in rows]

@@ -2,36 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image
-from sklearn.datasets import load_sample_images
-
 from spvit_deploy.benchmarks.runtimes import open_session
-from spvit_deploy.data import Batches, DataSettings, open_batches
-from spvit_deploy.errors import InputError, SpvitError
-from spvit_deploy.export.calibration import Calibration
-from spvit_deploy.export.exporting import run_export
-from spvit_deploy.export.formats import EngineFlags, EngineSettings, check_flags, find_format
+from spvit_deploy.data import DataSettings
+from spvit_deploy.errors import InputError
+from spvit_deploy.export.exporting import check_settings, run_export
+from spvit_deploy.export.formats import EngineFlags, EngineSettings
 from spvit_deploy.export.job import ExportJob, ExportSettings
 from spvit_deploy.export.outputs import OutputChoice
-from spvit_deploy.export.parity import Array, ParityReport, compare, random_inputs, require
-from spvit_deploy.export.proving import module_runner
 from spvit_deploy.export.record import ExportRecord
 from spvit_deploy.export.timing_cache import check_file
-from spvit_deploy.lean.folder import SavedModel
-from spvit_deploy.lean.grain import advice
-from spvit_deploy.lean.sight import BLIND, sees_images
-from spvit_deploy.loading import ModelRequest, load_model
-from spvit_deploy.progress import warn
-from spvit_deploy.search.folder import is_search_folder, load_search, materialize_search
-from spvit_deploy.sources import Source
+from spvit_deploy.originals import Original, open_original
 from spvit_deploy.store import ensure_free
 
 Pathish = str | Path
@@ -92,51 +77,60 @@ def export_model(
     """
     target = Path(output)
     ensure_free(target, force, reads=(model, checkpoint))
+    settings = export_settings(
+        batch, opset, outputs, feature_layers, gpus, profile, engine_flags, with_preprocessing
+    )
+    settings = replace(settings, format=format, precision=precision)
+    check_settings(settings)
+    original = open_original(
+        model, data, model_args, checkpoint, pretrained, calibration, max_drop, validation
+    )
+    return export_original(original, settings, target, force)
+
+
+def export_original(
+    original: Original, settings: ExportSettings, output: Path, force: bool = False
+) -> ExportRecord:
+    """Export a model that is loaded already; errors are those of :func:`export_model`."""
+    images = original.images
+    job = ExportJob(
+        saved=original.saved,
+        settings=settings,
+        open_file=open_session,
+        real=images.real,
+        calibration=images.calibration,
+        labelled=None if images.recorded else images.labelled,
+        parent=original.digest,
+        earlier=original.earlier,
+    )
+    return run_export(job, output, force)
+
+
+def export_settings(
+    batch: str | int = "dynamic",
+    opset: int | None = None,
+    outputs: str | None = None,
+    feature_layers: Sequence[int] | None = None,
+    gpus: Sequence[str] = (),
+    profile: Sequence[int] = (1, 8, 32),
+    engine_flags: EngineFlags | None = None,
+    with_preprocessing: bool = False,
+) -> ExportSettings:
+    """What arguments of :func:`export_model` ask for, whatever the format.
+
+    Raises:
+        InputError: a batch, a profile or a timing cache that cannot be.
+    """
     layers = None if feature_layers is None else tuple(feature_layers)
-    chosen = ExportSettings(
-        format, precision, str(batch), opset, OutputChoice(outputs, layers),
-        _engine(gpus, profile, engine_flags), with_preprocessing,
-    )  # fmt: skip
-    check_flags(format, chosen.engine.flags)
-    if gpus and not format.startswith("tensorrt"):
-        raise InputError(
-            f"--gpu is for TensorRT engines; format '{format}' was asked for.",
-            "Leave it out, or choose --format tensorrt-rtx.",
-        )
-    find_format(format, precision).load()
-    _ = chosen.fixed_batch
-    earlier: tuple[ParityReport, ...] = ()
-    if is_search_folder(Path(model)):
-        saved, digest, earlier = _lean_of_search(Path(model))
-    else:
-        saved, digest = load_model(ModelRequest.of(model, model_args, checkpoint, pretrained))
-    _advise(saved)
-    images = _Images(DataSettings.of(data or saved.data), saved, calibration, max_drop, validation)
-    real = images.some(strict=data is not None)
-    judged = images.labelled if data is not None else None
-    job = ExportJob(saved, chosen, open_session, real, images.calibration, judged, digest, earlier)
-    return run_export(job, target, force)
-
-
-def _advise(saved: SavedModel) -> None:
-    warn_if_blind(saved)
-    if saved.plan is not None and advice(saved.plan):
-        warn(advice(saved.plan))
-
-
-def warn_if_blind(saved: SavedModel) -> None:
-    """Say so where a lean model gives every image the same answer."""
-    if saved.plan is not None and not sees_images(saved.module, saved.preprocessing.input_size):
-        warn(f"{BLIND}.")
-
-
-def _lean_of_search(folder: Path) -> tuple[SavedModel, str, tuple[ParityReport, ...]]:
-    search = load_search(folder)
-    saved = materialize_search(search)
-    link = "hard gates → lean"
-    inputs = random_inputs(saved.preprocessing.input_size, [1, 2])
-    hard, lean = module_runner(search.supernet()), module_runner(saved.module)
-    return saved, search.digest, (require(compare(link, hard, lean, inputs)),)
+    settings = ExportSettings(
+        batch=str(batch),
+        opset=opset,
+        outputs=OutputChoice(outputs, layers),
+        engine=_engine(gpus, profile, engine_flags),
+        with_preprocessing=with_preprocessing,
+    )
+    _ = settings.fixed_batch
+    return settings
 
 
 def _engine(
@@ -151,67 +145,3 @@ def _engine(
     if chosen.timing_cache is not None:
         check_file(chosen.timing_cache)
     return EngineSettings(tuple(gpus), (profile[0], profile[1], profile[2]), chosen)
-
-
-@dataclass(frozen=True)
-class _Images:
-    """Images that an export is proven, fitted and judged on.
-
-    Attributes:
-        data: which; an empty spec for none.
-        saved: the model.
-        fitted: how many int8 is fitted on.
-        max_drop: points of top-1 that int8 may lose.
-        judged: how many accuracy is taken on.
-    """
-
-    data: DataSettings
-    saved: SavedModel
-    fitted: int
-    max_drop: float | None
-    judged: int
-
-    def some(self, strict: bool) -> Array:
-        """Five validation images, or photographs, [5, C, H, W]; no data are an error if strict."""
-        prep = self.saved.preprocessing
-        if self.data.spec:
-            few = self.data.model_copy(update={"batch_size": 5, "workers": 0})
-            with suppress(*(() if strict else (SpvitError,))):
-                images, _ = next(iter(open_batches(few, prep, train=False, limit=5)))
-                array: Array = images.numpy()
-                return array
-        photos = [(Image.fromarray(photo), 0) for photo in load_sample_images().images]
-        source = Source(photos, (), False, len(photos))
-        batches = Batches(source, prep, DataSettings(spec="photographs"), train=False)
-        photographs: Array = next(iter(batches))[0].numpy()
-        return photographs
-
-    def calibration(self) -> Calibration:
-        """What int8 needs.
-
-        Raises:
-            InputError: there are no data.
-        """
-        if not self.data.spec:
-            raise InputError("int8 is fitted on images.", "Give --data.")
-        images: list[Array] = []
-        for batch, _ in self._open(train=True):
-            images += list(batch.numpy())
-            if len(images) >= self.fitted:
-                break
-        return Calibration(np.stack(images[: self.fitted]), self.labelled, self.max_drop)
-
-    def labelled(self) -> Iterator[tuple[Array, Array]]:
-        """Batches of validation images and labels."""
-        for batch, labels in self._validation:
-            yield batch.numpy(), labels.numpy()
-
-    @cached_property
-    def _validation(self) -> Batches:
-        return self._open(train=False, limit=self.judged)
-
-    def _open(self, train: bool, limit: int | None = None) -> Batches:
-        plain = self.data.model_copy(update={"augment": "none"})
-        return open_batches(
-            plain, self.saved.preprocessing, train, classes=self.saved.class_names, limit=limit
-        )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import platform
 from collections import Counter
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -108,7 +109,8 @@ def _folder(path: Path) -> dict[str, Any]:
     if (path / SEARCH_FILE).is_file():
         saved = load_search(path)
         facts = {"kind": "search", "sha256": saved.digest, "data": saved.record.data}
-        return {**facts, **_plan(saved.plan), "classes": len(saved.record.class_names)}
+        plan = _plan(saved.plan, saved.record.history)
+        return {**facts, **plan, "classes": len(saved.record.class_names)}
     if (path / GATES_FILE).is_file():
         return {"kind": "gates", **_plan(load_plan(path))}
     if (path / EXPORT_FILE).is_file():
@@ -223,16 +225,16 @@ def _saved(path: Path) -> dict[str, Any]:
         "params": cost.params,
         "made from": saved.sources,
     }
-    return {**facts, **_plan(saved.plan)} if saved.plan else facts
+    return {**facts, **_plan(saved.plan, saved.history)} if saved.plan else facts
 
 
-def _plan(plan: PrunePlan) -> dict[str, Any]:
+def _plan(plan: PrunePlan, history: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
     facts: dict[str, Any] = {"model": str(plan.model), "plan sha256": plan.digest}
     dense, lean = plan_costs(plan)
     facts |= {"macs": lean.macs, "dense macs": dense.macs}
     facts |= {"params": lean.params, "dense params": dense.params}
-    if advice(plan):
-        facts["widths"] = advice(plan)
+    if advice(plan, history):
+        facts["widths"] = advice(plan, history)
     if plan.budget:
         facts["budget"] = {**plan.budget.model_dump(), "met_macs": lean.macs}
     facts["blocks"] = [

@@ -128,6 +128,17 @@ engine_options = _stack(
 device_option = click.option(
     "--device", default="auto", show_default=True, metavar="auto|cpu|cuda|cuda:N|mps"
 )
+
+
+def runtime_device_option(default: str) -> Decorator:
+    """``--device`` of commands that run artefacts."""
+    return click.option(
+        "--device", default=default, show_default=True,
+        metavar="auto|cpu|cuda|cuda:N|mps|tensorrt|openvino",
+        help="Where it computes; tensorrt and openvino are execution providers of ONNX Runtime.",
+    )  # fmt: skip
+
+
 force_option = click.option("--force", is_flag=True, help="Replace the output if it exists.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -31,3 +33,27 @@ def silenced() -> Iterator[None]:
         yield
     finally:
         logging.disable(level)
+
+
+@contextmanager
+def without_lines(mark: bytes) -> Iterator[None]:
+    """Keep lines of native code that hold ``mark`` off standard error; ``--debug`` shows them.
+
+    Native code knows no loggers. What else is written meanwhile is passed on in the end.
+    """
+    try:
+        screen = os.dup(2)
+    except OSError:  # a process without standard error
+        yield
+        return
+    with tempfile.TemporaryFile() as heard:
+        os.dup2(heard.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(screen, 2)
+            os.close(screen)
+            heard.seek(0)
+            for line in heard:
+                if mark not in line or logging.root.level <= logging.DEBUG:
+                    os.write(2, line)

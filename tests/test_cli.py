@@ -22,9 +22,14 @@ import torch
 from PIL import Image
 
 from spvit_deploy.cli import main
+from spvit_deploy.lean.grain import off_the_grain
+from spvit_deploy.plan import load_plan
 from spvit_deploy.store import read_record, write_record
 from tests.calls import call, good, refused
 from tests.conftest import NAME, TINY, TINY_ARGS
+
+SMALL_SWIN = [part for value in ("img_size=56", "embed_dim=24", "depths=(1,1)", "num_heads=(1,2)",
+              "num_classes=10") for part in ("--model-arg", value)]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -130,9 +135,13 @@ def test_some_of_the_classes_are_taken_by_name(work: Path, tmp_path: Path) -> No
 
 
 def test_export_of_a_search_proves_both_links(work: Path, tmp_path: Path) -> None:
-    output = good("export", work / "search", "-o", tmp_path / "out").stdout
-    assert "hard gates → lean: equal" in output
-    assert "lean → onnx: equal" in output
+    done = good("export", work / "search", "-o", tmp_path / "out")
+    assert "hard gates → lean: equal" in done.stdout
+    assert "lean → onnx: equal" in done.stdout
+    # The search tried multiples of eight: the model is too small for them.
+    assert off_the_grain(load_plan(work / "search"))
+    assert "multiples" not in done.stderr
+    assert "multiples" not in good("inspect", work / "search").stdout
 
 
 @pytest.mark.parametrize("batch", ["dynamic", "3"])
@@ -143,6 +152,16 @@ def test_export_of_timm_models_with_batch_and_opset(batch: str, tmp_path: Path) 
     assert dim.dim_value == (3 if batch == "3" else 0)
     assert model.opset_import[0].version == 18
     good("evaluate", tmp_path / "out", "--data", "digits")
+
+
+def test_the_least_opset_of_a_model_is_named(tmp_path: Path) -> None:
+    """A ViT needs that of LayerNormalization, a Swin that of the padding of its windows."""
+    args = ["-o", tmp_path / "out", "--opset"]
+    refused("export", NAME, *TINY_ARGS, *args, 13, says="is 17. Choose --opset 17.")
+    good("export", NAME, *TINY_ARGS, *args, 17)
+    swin = ["swin_tiny_patch4_window7_224", *SMALL_SWIN, "--force", *args]
+    refused("export", *swin, 16, says="is 18. Choose --opset 18.")
+    good("export", *swin, 18)
 
 
 def test_a_broken_link_is_named_and_leaves_nothing(
@@ -535,7 +554,7 @@ def test_a_fixed_batch_is_measured_where_it_is_asked_for(work: Path, tmp_path: P
     good("export", work / "tuned", "--batch", 3, "-o", tmp_path / "three")
     bench = ["benchmark", work / "onnx", tmp_path / "three", "--duration", "0.05",
              "-o", tmp_path / "r.json"]  # fmt: skip
-    refused(*bench, says="Add --batch 3")
+    refused(*bench, "--batch", 1, "--batch", 2, says="Add --batch 3")
     good(*bench, "--batch", 1, "--batch", 3)
     rows = json.loads((tmp_path / "r.json").read_text())["results"]
     found = sorted((row["path"], row["workload"]["batch"]) for row in rows)
@@ -548,10 +567,20 @@ def test_runtimes_and_devices_that_are_not_here(work: Path, tmp_path: Path) -> N
     refused(*bench, "--runtime", "abacus", says="unknown")
     refused(*bench, "--runtime", "onnxruntime", says="takes it")
     refused(*bench, "--device", "abacus", says="unknown")
+    onnx_bench = ["benchmark", work / "onnx", "-o", tmp_path / "r.json"]
+    trained = ["--data", "digits", "-o", tmp_path / "out"]
+    for device in ("cuda:x", "cuda:", "cpu:x", ":0"):
+        for command in (
+            bench, onnx_bench, ["evaluate", work / "onnx", "--data", "digits"],
+            ["search", "--model", work / "dense", "--budget", "50%", *trained],
+            ["finetune", work / "dense", *trained],
+        ):  # fmt: skip
+            refused(*command, "--device", device, says=f"Device '{device}' is ")
+    for command in ("evaluate", "benchmark"):
+        assert "mps|tensorrt|openvino" in good(command, "--help").stdout
     if not torch.cuda.is_available():
         refused(*bench, "--device", "cuda", says="0 CUDA devices")
-        onnx_bench = ["benchmark", work / "onnx", "-o", tmp_path / "r.json", "--device", "cuda"]
-        refused(*onnx_bench, says="offers cpu")
+        refused(*onnx_bench, "--device", "cuda", says="offers cpu")
 
 
 def run_apart(*args: object, limit: int | None = None) -> subprocess.Popen[str]:

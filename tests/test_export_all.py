@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from spvit_deploy import originals
 from spvit_deploy.errors import JobError
 from spvit_deploy.export.formats import FORMATS, Format
+from spvit_deploy.lean.folder import SavedModel
+from spvit_deploy.loading import ModelRequest, load_model
 from tests.calls import call, good, refused
 from tests.conftest import NAME, TINY_ARGS
 
@@ -82,10 +86,44 @@ def test_gpus_are_checked_first_and_each_precision_takes_those_that_have_it(
     pytest.importorskip("tensorrt_rtx")
     every = ["export", dense, "--all", "--precision", "fp32", "-o", tmp_path / "all"]
     refused(*every, "--gpu", "sm99", says="does not know the GPU 'sm99'")
-    good(*every, "--gpu", "sm75", "--gpu", "sm86")
+    # A flag of plain TensorRT alone is no failure of the other.
+    good(*every, "--gpu", "sm75", "--gpu", "sm86", "--timing-cache", tmp_path / "cache")
     engines = {file.name for file in (tmp_path / "all" / "tensorrt-rtx-fp32").glob("*.engine")}
     assert engines == {"model.sm86.engine"}
     refused("export", dense, "--gpu", "sm86", "-o", tmp_path / "o", says="--gpu is for TensorRT")
+
+
+def test_a_model_is_loaded_once_and_spoken_of_once(
+    make_lean: Callable[..., tuple[SavedModel, Path]], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    _, lean = make_lean(["conv3x3", "msa", "conv1x1"], [40, 95, 9])
+    loads = []
+
+    def load(request: ModelRequest) -> tuple[SavedModel, str]:
+        loads.append(request)
+        return load_model(request)
+
+    monkeypatch.setattr(originals, "load_model", load)
+    every = ["export", lean, "--all", "--precision", "bf16"]
+    done = good(*every, "-o", tmp_path / "all")
+    rows = json.loads((tmp_path / "all" / "exports.json").read_text())["rows"]
+    written = [row["folder"] for row in rows if row["status"] == "written"]
+    assert "torch-bf16" in written
+    assert len(loads) == 1
+    assert done.stderr.count("2 of 3 MLP widths are no multiples of 8") == 1
+
+
+def test_what_has_no_place_beside_all_is_refused_first(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    every = ["export", NAME, *TINY_ARGS, "--all", "-o", out]
+    refused(*every, "--format", "onnx", says="--format chooses one. Leave one out.")
+    refused(*every, "--precision", "fp16", "--with-preprocessing", says="for OpenVINO")
+    refused(*every, "--batch", "many", says="Batch 'many'")
+    refused(*every, "--feature-layers", "1", says="Add --output features")
+    refused(*every, "--data", "folder/nowhere", says="no folder")
+    refused("export", "vit_tinny", "--all", "-o", out, says="knows no model 'vit_tinny'")
+    assert not out.exists()
 
 
 def test_accuracy_at_chance_is_warned_of(tmp_path: Path) -> None:

@@ -272,4 +272,11 @@ def test_widths_off_the_grain_are_named(widths: list[int], grain: int) -> None:
     )
     plan = PrunePlan(model=tiny_spec(), blocks=blocks)
     assert [width for _, width in off_the_grain(plan, grain)] == [w for w in widths if w % grain]
-    assert bool(advice(plan, grain)) == any(width % grain for width in widths)
+    off = any(width % grain for width in widths)
+    assert bool(advice(plan, grain=grain)) == off
+    asked = {"stage": "search", "settings": {"align": grain}}
+    other = {"stage": "search", "settings": {"align": 1}}
+    assert not advice(plan, [asked, {"stage": "finetune", "settings": {}}], grain)
+    assert not advice(plan, [other, {"stage": "materialize", "align": 2 * grain}], grain)
+    assert ("materialize" in advice(plan, [other], grain)) == off
+    assert "materialize" not in advice(plan, [{"stage": "import", "config": "a.json"}], grain)

@@ -36,8 +36,9 @@ def top1(folder: Path) -> float:
 @pytest.mark.parametrize("form", ["onnx", "openvino"])
 def test_int8_keeps_its_accuracy(form: str, dense: Path, tmp_path: Path) -> None:
     out = tmp_path / "int8"
-    text = good("export", dense, "--format", form, "--precision", "int8", "--max-drop", "2",
-                "--calibration", 64, "-o", out).stdout  # fmt: skip
+    done = good("export", dense, "--format", form, "--precision", "int8", "--max-drop", "2",
+                "--calibration", 64, "-o", out)  # fmt: skip
+    text = done.stdout
     record = json.loads((out / "export.json").read_text())
     found = record["accuracy"]
     assert record["precision"] == "int8"
@@ -45,6 +46,21 @@ def test_int8_keeps_its_accuracy(form: str, dense: Path, tmp_path: Path) -> None
     assert top1(out) == pytest.approx(found["after"], abs=1e-3)
     assert "in int8" in text
     assert "as fast as fp32" in text or "not faster than fp32" in text
+    assert f"calibrating on 64 images of digits, recorded in {dense}\n" in done.stderr
+    for theirs in ("Statistics collection", "CUDA_HOME", "INFO"):
+        assert theirs not in done.output
+
+
+def test_recorded_data_that_are_gone(dense: Path, tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    from spvit_deploy.lean.folder import load_saved, save_model
+
+    save_model(replace(load_saved(dense), data="folder/gone"), tmp_path / "moved")
+    export = ["export", tmp_path / "moved", "--precision", "int8", "-o", tmp_path / "out"]
+    refused(*export, says=f"{tmp_path / 'moved'} records the data folder/gone, which do not open")
+    done = good(*export, "--data", "digits", "--calibration", 16)
+    assert "recorded in" not in done.stderr
 
 
 def test_linear_layers_alone_are_quantized(dense: Path, tmp_path: Path) -> None:
