@@ -8,15 +8,16 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from spvit_deploy.cost import CostTable
+from spvit_deploy.cost import CostTable, SiteCost, Unit, format_cost, last_attention
 from spvit_deploy.errors import BudgetError
 from spvit_deploy.plan import AttentionKind
-from spvit_deploy.search.budget import format_macs
 from spvit_deploy.search.supernet import GateProbabilities
 
-TOLERANCE = 0.01
+# How far below the budget a plan may stay: times come in coarser steps than counts, and are not
+# known to a percent.
+TOLERANCES: dict[Unit, float] = {"MACs": 0.01, "params": 0.01, "ns": 0.02}
 
 
 @dataclass(frozen=True)
@@ -33,15 +34,15 @@ class Projection:
 
     Attributes:
         choices: one a block.
-        macs: what they cost.
-        macs_before: what the gates alone would have cost.
+        cost: what they cost, in the unit of the table.
+        cost_before: what the gates alone would have cost.
         flipped: gates that were turned to meet the budget.
         step: what MLP widths are multiples of.
     """
 
     choices: tuple[Choice, ...]
-    macs: int
-    macs_before: int
+    cost: int
+    cost_before: int
     flipped: int
     step: int = 1
 
@@ -53,15 +54,16 @@ def project(
     step: int = 1,
     attend: Sequence[int] = (),
 ) -> Projection:
-    """The most probable plan of at most ``target`` MACs, and of at least 99% of it.
+    """The most probable plan that costs at most ``target``, and hardly less (:data:`TOLERANCES`).
 
     Gates are taken in order of probability, those of attention after the cheaper ones of their
-    block, as long as they fit. Attention gates come in lumps; hidden units fill up the rest.
+    block, as long as they fit. Attention gates come in lumps; hidden units fill up the rest. An
+    operation that costs no less than a later one is passed over.
 
     Args:
         probabilities: of the gates of each block.
         table: what they cost.
-        target: MACs.
+        target: in the unit of the table.
         step: MLP widths become multiples of this, or of half of it and so on where the model
             is too small to meet the budget so.
         attend: blocks one of which must keep its attention, however improbable.
@@ -73,32 +75,54 @@ def project(
     if costs and min(costs.values()) > target:
         what = "this model with one attention, without which every image gets the same answer"
         raise _too_small(table, target, min(costs.values()), what)
-    if table.fixed > target:
-        raise _too_small(table, target, table.fixed, "what is never trimmed")
-    found = _meet(probabilities, table, target, step, [0] * len(probabilities))
-    if attend and not any(found.choices[block].kind is AttentionKind.MSA for block in attend):
-        fitting = [block for block in attend if costs[block] <= target]
-        best = max(fitting, key=lambda block: min(probabilities[block].attention))
-        forced = [3 if block == best else 0 for block in range(len(probabilities))]
-        found = _meet(probabilities, table, target, step, forced)
-    return found
+    if table.least > target:
+        raise _too_small(table, target, table.least, "what is never trimmed")
+    last = len(table.sites) - 1
+    start = [0] * len(probabilities)
+    while True:
+        ending = _without_attention_after(last, table, target)
+        found = _meet(probabilities, ending, target, step, start)
+        if attend and not any(found.choices[block].kind is AttentionKind.MSA for block in attend):
+            fitting = [block for block in attend if costs[block] <= target]
+            best = max(fitting, key=lambda block: min(probabilities[block].attention))
+            start = [3 if block == best else 0 for block in range(len(probabilities))]
+            found = _meet(probabilities, ending, target, step, start)
+        ends = last_attention([choice.kind for choice in found.choices])
+        if not table.tail or ends in (last, -1):
+            said = [_said(p) for p in probabilities]
+            return replace(found, cost_before=_cost(table, said))
+        # What lies behind the last attention is cheaper than it was taken for: once more.
+        last, start = ends, [3 if block == ends else 0 for block in range(len(probabilities))]
+
+
+def _without_attention_after(last: int, table: CostTable, target: int) -> CostTable:
+    """The table of plans whose last attention is in this block, any other being beyond price."""
+    if not table.tail:
+        return table
+    ending = table.ending(last)
+    beyond = table.dense + target + 1
+    shut = tuple(
+        SiteCost({**site.attention, AttentionKind.MSA: beyond}, site.mlp)
+        for site in ending.sites[last + 1 :]
+    )
+    return replace(ending, sites=(*ending.sites[: last + 1], *shut))
 
 
 def _too_small(table: CostTable, target: int, least: int, of_what: str) -> BudgetError:
+    asked, found = (format_cost(amount, table.unit) for amount in (target, least))
     return BudgetError(
-        f"A budget of {format_macs(target)} is below the {format_macs(least)} of {of_what}.",
+        f"A budget of {asked} is below the {found} of {of_what}.",
         f"Ask for at least {math.ceil(100 * least / table.dense)}%.",
     )
 
 
 def _with_one_attention(table: CostTable, attend: Sequence[int]) -> dict[int, int]:
-    """MACs of the model whose only attention is that of each of these blocks."""
-    kinds = [AttentionKind.SKIP] * len(table.sites)
-    none = table.of(kinds, [0] * len(kinds))
+    """Cost of the model whose only attention is that of each of these blocks."""
+    count = len(table.sites)
     return {
-        block: none
-        + table.sites[block].attention[AttentionKind.MSA]
-        - table.sites[block].attention[AttentionKind.SKIP]
+        block: table.of(
+            [AttentionKind.of_gates(3 if block == one else 0) for one in range(count)], [0] * count
+        )
         for block in attend
     }
 
@@ -112,18 +136,19 @@ def _meet(
 ) -> Projection:
     """As :func:`project`, with ``start`` gates of each block open from the beginning."""
     forced: list[int] | None = start
-    spent = 0
+    spent, enough = 0, (1 - TOLERANCES[table.unit]) * target
     while forced is not None:
         exact = _fill(probabilities, table, target, forced)
         choices, grain = _aligned_as_far_as_it_fits(exact, probabilities, table, target, step)
-        spent = _macs(table, choices)
-        if spent >= (1 - TOLERANCE) * target:
+        spent = _cost(table, choices)
+        if spent >= enough:
             before = [_said(p) for p in probabilities]
             flipped = sum(_distance(old, new) for old, new in zip(before, choices, strict=True))
-            return Projection(choices, spent, _macs(table, before), flipped, grain)
+            return Projection(choices, spent, _cost(table, before), flipped, grain)
         forced = _force_one_more(exact, probabilities, table, target, forced)
     raise BudgetError(
-        f"The nearest plan to {format_macs(target)} costs {format_macs(spent)}.",
+        f"The nearest plan to {format_cost(target, table.unit)} costs "
+        f"{format_cost(spent, table.unit)}.",
         "Ask for a little more or less.",
     )
 
@@ -141,13 +166,14 @@ def _fill(
     gates = list(forced)
     spent = table.of([AttentionKind.of_gates(count) for count in gates], [0] * len(gates))
     for _, block, _, index in items:
-        price = _price(table, block, index, gates[block])
-        if price is None or spent + price > target:
-            continue
-        spent += price
         if index < 0:
-            gates[block] += 1
+            count, price = _dearer(table, block, index, gates[block])
         else:
+            count, price = gates[block], _next_unit(table, block, len(opened[block]))
+        if spent + price > target:
+            continue
+        spent, gates[block] = spent + price, count
+        if index >= 0:
             opened[block].add(index)
     return tuple(
         Choice(AttentionKind.of_gates(count), tuple(sorted(units)))
@@ -184,7 +210,7 @@ def _aligned_as_far_as_it_fits(
     units = [p.units for p in probabilities]
     while step > 1:
         choices = align(exact, units, table, target, step)
-        if _macs(table, choices) >= (1 - TOLERANCE) * target:
+        if _cost(table, choices) >= (1 - TOLERANCES[table.unit]) * target:
             return choices, step
         step //= 2
     return exact, 1
@@ -199,15 +225,23 @@ def _ranked(p: GateProbabilities) -> list[tuple[float, int]]:
     return ranked + [(probability, index) for index, probability in enumerate(p.units)]
 
 
-def _price(table: CostTable, block: int, index: int, open_gates: int) -> int | None:
-    """MACs of opening an item, or None where a cheaper gate of its block stayed closed."""
-    site = table.sites[block]
-    if index >= 0:
-        return site.mlp_unit
+def _dearer(table: CostTable, block: int, index: int, open_gates: int) -> tuple[int, int]:
+    """Gates that opening an item leads to, and the price; none where a cheaper gate is closed.
+
+    Measured times need not ascend: where a convolution takes as long as attention, the gate to it
+    leads on to attention.
+    """
     if -1 - index != open_gates:
-        return None
-    kinds = tuple(AttentionKind)
-    return site.attention[kinds[open_gates + 1]] - site.attention[kinds[open_gates]]
+        return open_gates, 0
+    costs = [table.sites[block].attention[kind] for kind in AttentionKind]
+    best = min(range(open_gates + 1, len(costs)), key=lambda gates: (costs[gates], -gates))
+    return best, costs[best] - costs[open_gates]
+
+
+def _next_unit(table: CostTable, block: int, width: int) -> int:
+    """Price of one more hidden unit."""
+    costs = table.sites[block].mlp
+    return costs[width + 1] - costs[width]
 
 
 def _said(p: GateProbabilities) -> Choice:
@@ -222,7 +256,7 @@ def _distance(old: Choice, new: Choice) -> int:
     return abs(old.kind.gates - new.kind.gates) + len(set(old.keep) ^ set(new.keep))
 
 
-def _macs(table: CostTable, choices: Sequence[Choice]) -> int:
+def _cost(table: CostTable, choices: Sequence[Choice]) -> int:
     return table.of([c.kind for c in choices], [len(c.keep) for c in choices])
 
 
@@ -243,7 +277,7 @@ def align(
         choices: operations and kept units of each block; operations stay.
         units: gate probability of each hidden unit, one row a block.
         table: what units cost.
-        target: MACs that the result must not pass.
+        target: what the result must not cost more than.
         step: such as 8.
     """
     ranked = [_by_keep_then_probability(c.keep, row) for c, row in zip(choices, units, strict=True)]
@@ -259,7 +293,8 @@ def align(
     heapq.heapify(queue)
     while queue:
         _, more, block = heapq.heappop(queue)
-        price = more * table.sites[block].mlp_unit
+        costs = table.sites[block].mlp
+        price = costs[widths[block] + more] - costs[widths[block]]
         if not more or spent + price > target:
             continue
         spent += price

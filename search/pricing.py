@@ -1,0 +1,134 @@
+"""What a step of the search expects to cost, and the price that its gates are to see."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from spvit_deploy.cost import CostTable, SiteCost
+from spvit_deploy.plan import AttentionKind
+from spvit_deploy.search.gates import cumulative
+
+# A gate is judged by its gradient per cost. Where opening it costs next to nothing, or saves
+# time, that would be without bounds: it counts as this share of its block's attention.
+_LEAST_SHARE = 0.02
+# Of the controller: price per share of the dense cost; shares of the steps; steps to wait.
+_GAIN, _RESET, _RAMP, _WAIT = 60.0, 0.25, 0.2, 5
+
+
+class ExpectedCost:
+    """Expected cost of a draw as a share of the dense model's, differentiable in the logits."""
+
+    def __init__(self, table: CostTable, device: torch.device) -> None:
+        self._sites = _Curves(table.sites, table.dense, device)
+        self._tail = _Curves(table.tail, table.dense, device) if table.tail else None
+        self._fixed = table.fixed / table.dense
+        self._shares = [_gate_shares(site, table.dense) for site in table.sites]
+        self._units = [site.mlp[-1] / max(1, site.hidden) / table.dense for site in table.sites]
+
+    def shares(self, units: Sequence[Tensor]) -> list[Tensor]:
+        """Share of the cost behind each gate, as logits are ordered: [3], [hidden], [3], …"""
+        pairs = zip(self._shares, units, self._units, strict=True)
+        return [
+            t
+            for gates, row, unit in pairs
+            for t in (torch.tensor(gates, device=row.device), torch.full_like(row, unit))
+        ]
+
+    def __call__(self, gates: Sequence[Tensor], units: Sequence[Tensor]) -> Tensor:
+        """Gate logits [3] and unit logits [hidden] of each block → scalar.
+
+        An MLP costs what its curve says at the expected width.
+        """
+        opened = cumulative(torch.sigmoid(torch.stack(list(gates))))
+        widths = torch.stack([torch.sigmoid(logits).sum() for logits in units])
+        costs = self._sites(opened, widths)
+        if self._tail is not None:
+            behind = _none_after(opened[:, -1])
+            costs = costs + behind * (self._tail(opened, widths) - costs)
+        return costs.sum() + self._fixed
+
+
+class _Curves:
+    """Costs of blocks, one row each."""
+
+    def __init__(self, sites: Sequence[SiteCost], dense: int, device: torch.device) -> None:
+        rows = [[site.attention[kind] for kind in AttentionKind] for site in sites]
+        costs = torch.tensor(rows, dtype=torch.float64) / dense
+        curves = [torch.tensor(site.mlp, dtype=torch.float64) / dense for site in sites]
+        self._first = costs[:, 0].float().to(device)
+        self._steps = (costs[:, 1:] - costs[:, :-1]).float().to(device)
+        # One column more, so that there is a right neighbour for every width.
+        self._mlps = pad_sequence([*curves, torch.zeros(2)], True).float()[:-1].to(device)
+        self._last = torch.tensor([max(0, site.hidden - 1) for site in sites]).to(device)
+
+    def __call__(self, opened: Tensor, widths: Tensor) -> Tensor:
+        """Cumulative gates [S, 3] and MLP widths [S] → costs [S]."""
+        below = torch.minimum(widths.detach().long(), self._last)
+        left, right = (self._mlps.gather(1, i.unsqueeze(1)).squeeze(1) for i in (below, below + 1))
+        attention = self._first + (opened * self._steps).sum(1)
+        return attention + left + (widths - below) * (right - left)
+
+
+def _none_after(attends: Tensor) -> Tensor:
+    """Probabilities [S] of attention in each block → that no later block has any [S]."""
+    later = torch.cumprod((1 - attends[1:]).flip(0), 0).flip(0)
+    return torch.cat((later, torch.ones_like(attends[:1])))
+
+
+def _gate_shares(site: SiteCost, dense: int) -> list[float]:
+    costs = [site.attention[kind] for kind in AttentionKind]
+    least = _LEAST_SHARE * abs(costs[-1] - costs[0])
+    steps = [after - before for before, after in pairwise(costs)]
+    return [max(step, least) / dense if step else 0.0 for step in steps]
+
+
+class Price:
+    """The price of cost that brings the expected cost to its target: the multiplier of a
+    Lagrangian, kept by a PI controller (Stooke et al., arXiv 2007.03964).
+
+    It counts in the gates' own gradients, of which it waits for a few, and in searches: gates move
+    by their gradient in that unit, so that the loop is the same for every model, task and length.
+    The cost is led to its target along a ramp, which keeps the integral from winding up.
+
+    Args:
+        start: expected cost before training, as a share of the dense model's.
+        target: the same, wanted.
+        steps: of the whole search.
+    """
+
+    def __init__(self, start: float, target: float, steps: int) -> None:
+        self._start, self._target, self._steps = start, target, steps
+        self._wait = min(_WAIT, 1 + steps // 10)
+        self._step, self._unit = 0, 0.0
+        self._integral: Tensor | float = 0.0
+
+    def __call__(self, cost: Tensor, scale: float) -> Tensor:
+        """Term of the loss at this expected cost, which counts as one step; scalar → scalar.
+
+        Args:
+            cost: as a share of the dense model's.
+            scale: root mean square of the gates' gradients per cost.
+        """
+        if self._step == self._wait:
+            self._unit = scale
+        done = min(1.0, self._step / max(1.0, _RAMP * self._steps))
+        excess = cost - (self._start + done * (self._target - self._start))
+        error = excess.detach()
+        self._step += 1
+        self._integral = self._integral + error / (_RESET * self._steps)
+        return self._unit * _GAIN * (error + self._integral) * excess
+
+    def state_dict(self) -> dict[str, float]:
+        """What a search that goes on needs."""
+        integral = float(self._integral)
+        return {"step": self._step, "unit": self._unit, "integral": integral}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        """Go on from there."""
+        self._step, self._unit = int(state["step"]), float(state["unit"])
+        self._integral = float(state["integral"])
