@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -119,9 +119,20 @@ class SavedSearch:
 
 
 def save_search(
-    supernet: Supernet, plan: PrunePlan, record: SearchRecord, folder: Path, force: bool = False
+    supernet: Supernet,
+    plan: PrunePlan,
+    record: SearchRecord,
+    folder: Path,
+    force: bool = False,
+    beside: Mapping[str, Callable[[Path], None]] | None = None,
 ) -> None:
     """Write a search folder, whole or not at all.
+
+    Args:
+        supernet, plan, record: what was searched.
+        folder: to write.
+        force: replace an old one.
+        beside: other files of it, by name, and what writes each.
 
     Raises:
         OutputExistsError, StorageError: as :func:`new_folder`.
@@ -131,7 +142,10 @@ def save_search(
         tensors = {k: v.detach().cpu().contiguous() for k, v in {**dense, **extras}.items()}
         write_bytes(staging / WEIGHTS_FILE, safetensors.torch.save(tensors, {"format": "pt"}))
         save_plan(plan, staging)
-        files = {name: sha256_file(staging / name) for name in (WEIGHTS_FILE, GATES_FILE)}
+        for name, write in (beside or {}).items():
+            write(staging / name)
+        names = (WEIGHTS_FILE, GATES_FILE, *(beside or {}))
+        files = {name: sha256_file(staging / name) for name in names}
         full = record.model_copy(update={"files": files, "tools": tool_versions()})
         write_record(staging / RECORD_FILE, full.model_dump(mode="json"))
 

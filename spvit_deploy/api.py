@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from spvit_deploy.benchmarks.evaluate import Evaluation, evaluate_artefact
+from spvit_deploy.benchmarks.latency import LATENCY_FILE, LatencyFile, save_latency
 from spvit_deploy.benchmarks.measure import run_benchmark
 from spvit_deploy.benchmarks.results import ResultsFile, Workload
 from spvit_deploy.data import Batches, DataSettings, open_batches
@@ -22,6 +23,8 @@ from spvit_deploy.loading import ModelRequest, load_model
 from spvit_deploy.models import Preprocessing
 from spvit_deploy.originals import warn_if_blind
 from spvit_deploy.plan import GATES_FILE, PrunePlan, load_plan, save_plan
+from spvit_deploy.profiling import measured_costs, merge_latencies, profile_latency
+from spvit_deploy.search.budget import parse_budget
 from spvit_deploy.search.finetuning import FinetuneSettings, finetune_model, top1
 from spvit_deploy.search.folder import (
     SearchRecord,
@@ -56,7 +59,9 @@ def search_gates(
         model: timm name, or a dense folder.
         data: training data.
         output: folder to write.
-        budget: ``50%`` of the dense MACs, or ``3.2G``; takes the place of the settings' own.
+        budget: ``50%`` of the dense MACs, or ``3.2G``; ``4ms@openvino`` or ``70%@onnxruntime``,
+            with ``:FILE`` for times of :func:`profile_latency`, which are measured first
+            otherwise; takes the place of the settings' own.
         model_args: arguments of ``timm.create_model``.
         checkpoint: dense weights, file or folder.
         pretrained: start from timm's pretrained weights.
@@ -72,14 +77,18 @@ def search_gates(
     ensure_free(target, force, reads=(model, checkpoint))
     where = pick_device(device)
     chosen = (settings or SearchSettings()).model_copy(update={"budget": budget})
+    asked = parse_budget(budget, chosen.budget_on)
     torch.manual_seed(chosen.seed)
     request = ModelRequest.of(model, model_args, checkpoint, pretrained)
     saved, digest = load_model(request, _classes(DataSettings.of(data)))
     if saved.kind != "dense":
         raise InputError(f"{model} is lean already.", "Search from a dense model.")
-    supernet = Supernet(saved.module.to(where), saved.spec).to(where)
     batches = _open(data, saved, where, chosen.seed)
-    result = run_search(supernet, batches, chosen)
+    measured, table = None, None
+    if asked.place is not None:
+        measured, table = measured_costs(asked, saved.module, saved.spec, chosen.allow_host)
+    supernet = Supernet(saved.module.to(where), saved.spec).to(where)
+    result = run_search(supernet, batches, chosen, measured)
     history = {
         "stage": "search",
         "data": batches.settings.spec,
@@ -95,7 +104,11 @@ def search_gates(
         sources=plan.sources,
         history=(*saved.history, history),
     )
-    save_search(supernet.cpu(), plan, record, target, force)
+    beside = {}
+    if table is not None:
+        file = LatencyFile(tables=(table,))
+        beside[LATENCY_FILE] = lambda path: save_latency(file, path)
+    save_search(supernet.cpu(), plan, record, target, force, beside)
     return replace(result, plan=plan)
 
 
@@ -327,5 +340,7 @@ __all__ = [
     "import_model",
     "load_lean",
     "materialize",
+    "merge_latencies",
+    "profile_latency",
     "search_gates",
 ]

@@ -18,6 +18,7 @@ from spvit_deploy.errors import InputError
 from spvit_deploy.plan import ModelSpec
 from spvit_deploy.progress import stderr_console, warn
 from spvit_deploy.recipe import Recipe, check_recipe, load_recipe
+from spvit_deploy.search.budget import parse_budget
 from spvit_deploy.search.finetuning import FinetuneSettings
 from spvit_deploy.sources import fingerprint
 from spvit_deploy.store import claimed, read_record, sha256_bytes, sha256_file, write_record
@@ -111,7 +112,8 @@ def _run(recipe: Recipe, images: str, force: bool, png: bool) -> Runner:
     runner = Runner(root, force)
     dense = dense_stage(runner, recipe, images)
     search = runner.stage(
-        "search", [recipe.search.model_dump(), images], [dense], root / "search",
+        "search", [recipe.search.model_dump(), images], [dense, *_profile(recipe)],
+        root / "search",
         lambda: show.search(
             api.search_gates(
                 str(dense), recipe.data, root / "search", recipe.search.budget,
@@ -137,6 +139,12 @@ def _run(recipe: Recipe, images: str, force: bool, png: bool) -> Runner:
     engines = {name: _export(runner, recipe, name, path) for name, path in folders.items()}
     _measure(runner, recipe, folders, engines, png, images)
     return runner
+
+
+def _profile(recipe: Recipe) -> list[Path]:
+    """The file of times that the budget is read from, if it is."""
+    file = parse_budget(recipe.search.budget, recipe.search.budget_on).file
+    return [] if file is None else [file]
 
 
 def dense_stage(runner: Runner, recipe: Recipe, images: str) -> Path:

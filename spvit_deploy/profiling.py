@@ -1,0 +1,344 @@
+"""Latency tables: measured on a runtime, kept in a file, and handed to a search."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from spvit_deploy.benchmarks.host import HostRecord, read_host
+from spvit_deploy.benchmarks.latency import (
+    Anchors,
+    LatencyFile,
+    LatencyTable,
+    ShapeTimes,
+    TailTimes,
+    WidthTime,
+    load_latency,
+    merge,
+    same_host,
+    save_latency,
+)
+from spvit_deploy.benchmarks.runtimes import find_runtime
+from spvit_deploy.benchmarks.turns import ROUNDS, Timing, time_in_turns
+from spvit_deploy.driver import require_gpu
+from spvit_deploy.errors import InputError
+from spvit_deploy.export.formats import FORMATS, EngineSettings, find_format
+from spvit_deploy.export.graphs import write_unproven
+from spvit_deploy.export.job import ExportSettings
+from spvit_deploy.families import BlockSite, find_sites
+from spvit_deploy.lean.chains import DEPTH
+from spvit_deploy.lean.probes import Probes, SiteProbes, make_probes
+from spvit_deploy.loading import ModelRequest, load_model
+from spvit_deploy.models import input_size
+from spvit_deploy.plan import ModelSpec
+from spvit_deploy.progress import Bar, progress_bar
+from spvit_deploy.search.budget import BudgetRequest, Place
+from spvit_deploy.search.searching import Measured
+from spvit_deploy.store import ensure_free
+
+Pathish = str | Path
+# Batch that an engine takes at most; it is built for the one that is timed.
+_LARGEST = 32
+
+
+def profile_latency(
+    model: str,
+    output: Pathish,
+    runtimes: Sequence[str] = ("onnxruntime",),
+    precision: str = "fp32",
+    batch: int = 1,
+    threads: int | None = None,
+    device: str | None = None,
+    model_args: dict[str, Any] | None = None,
+    checkpoint: Pathish | None = None,
+    pretrained: bool = False,
+    force: bool = False,
+) -> LatencyFile:
+    """Measure what each choice of a search costs in a runtime, and write ``latency.json``.
+
+    Args:
+        model: a dense folder, or a timm name; weights do not matter.
+        output: file to write.
+        runtimes: a table each, as ``benchmark`` calls them.
+        precision: that the plan will be exported in.
+        batch: images a call.
+        threads: of the runtime; None for its own choice.
+        device: where it computes; None for ``cpu``, or the first GPU for engines.
+        model_args, checkpoint, pretrained: as in :func:`search_gates`.
+        force: replace an old output.
+
+    Raises:
+        InputError: a wrong model, runtime, precision or device, or an output that exists.
+        JobError: a block cannot be exported.
+    """
+    target = Path(output)
+    ensure_free(target, force, folder=False, reads=(model, checkpoint))
+    places = [Place(name, precision, batch, threads, device) for name in dict.fromkeys(runtimes)]
+    for place in places:
+        settings_of(place)
+    saved, _ = load_model(ModelRequest.of(model, model_args, checkpoint, pretrained))
+    if saved.kind != "dense":
+        raise InputError(f"{model} is lean already.", "Profile the dense model.")
+    tables = tuple(measure_table(saved.module, saved.spec, place) for place in places)
+    file = LatencyFile(tables=tables)
+    save_latency(file, target)
+    return file
+
+
+def merge_latencies(files: Sequence[Pathish], output: Pathish, force: bool = False) -> LatencyFile:
+    """Put the tables of several files into one; of two of the same, the later one is kept.
+
+    Raises:
+        InputError: no such file, or damaged, or an output that exists.
+    """
+    target = Path(output)
+    ensure_free(target, force, folder=False)
+    merged = merge([load_latency(Path(file)) for file in files])
+    save_latency(merged, target)
+    return merged
+
+
+def measured_costs(
+    asked: BudgetRequest, module: nn.Module, spec: ModelSpec, allow_host: bool = False
+) -> tuple[Measured, LatencyTable]:
+    """The costs that a latency budget is about: read from its file, or measured here.
+
+    Args:
+        asked: a budget with a place.
+        module: the dense model.
+        spec: what it is.
+        allow_host: take a table of another host.
+
+    Raises:
+        InputError: no table in the file fits, or the runtime is not here.
+        JobError: as :func:`profile_latency`.
+    """
+    assert asked.place is not None
+    sites = find_sites(module, str(spec))
+    if asked.file is not None:
+        return read_costs(asked, sites, spec, allow_host)
+    table = measure_table(module, spec, asked.place)
+    return _measured(table, sites), table
+
+
+def read_costs(
+    asked: BudgetRequest, sites: Sequence[BlockSite], spec: ModelSpec, allow_host: bool = False
+) -> tuple[Measured, LatencyTable]:
+    """As :func:`measured_costs`, for a budget that names a file."""
+    assert asked.place is not None
+    assert asked.file is not None
+    hidden = {site.path: site.hidden for site in sites}
+    wanted = Wanted(asked.place, spec, hidden, allow_host)
+    table = choose_table(load_latency(asked.file), str(asked.file), wanted)
+    return _measured(table, sites), table
+
+
+def _measured(table: LatencyTable, sites: Sequence[BlockSite]) -> Measured:
+    return Measured(table.costs([site.path for site in sites]), table.place)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a table has to be of.
+
+    Attributes:
+        place: runtime, and what else was named.
+        spec: the model.
+        hidden: units of its blocks, by path.
+        allow_host: whether another host's will do.
+    """
+
+    place: Place
+    spec: ModelSpec
+    hidden: dict[str, int]
+    allow_host: bool
+
+
+def choose_table(file: LatencyFile, name: str, wanted: Wanted) -> LatencyTable:
+    """The one table of a file that fits.
+
+    Raises:
+        InputError: none, or several; says what the file holds.
+    """
+    tables = [table for table in file.tables if _is_of_model(table, wanted)]
+    if not tables:
+        models = ", ".join(dict.fromkeys(str(table.model) for table in file.tables))
+        raise InputError(
+            f"{name} is for {models}; the search is of {wanted.spec}.",
+            "Measure this model with `spvit-deploy profile`.",
+        )
+    place = wanted.place
+    named = {key: value for key, value in vars(place).items() if value is not None}
+    fitting = [t for t in tables if all(getattr(t, key) == v for key, v in named.items())]
+    if not fitting:
+        asked = ", ".join(str(value) for value in named.values())
+        raise InputError(f"{name} has no times of {asked}; it has {_listed(tables)}.",
+                         "Measure them with `spvit-deploy profile`.")  # fmt: skip
+    here = read_host()
+    own = [table for table in fitting if same_host(table.host, here)]
+    if not own and not wanted.allow_host:
+        raise InputError(
+            f"{name} was measured on {_hardware(fitting[0].host)}; this is {_hardware(here)}.",
+            "If that is where the model will run, give --allow-host; else measure here.",
+        )
+    found = own or fitting
+    if len(found) > 1:
+        raise InputError(
+            f"{name} has several tables that fit: {_listed(found)}.",
+            f"Name one, such as @{place.runtime},precision=fp32,batch=1.",
+        )
+    return found[0]
+
+
+def _is_of_model(table: LatencyTable, wanted: Wanted) -> bool:
+    """The same model but for its weights and classes."""
+    hidden = {path: shape.hidden for shape in table.shapes for path in shape.paths}
+    args = [{k: v for k, v in spec.args.items() if k != "num_classes"}
+            for spec in (table.model, wanted.spec)]  # fmt: skip
+    names = [spec.name.partition(".")[0] for spec in (table.model, wanted.spec)]
+    return names[0] == names[1] and args[0] == args[1] and hidden == wanted.hidden
+
+
+def _hardware(host: HostRecord) -> str:
+    gpus = "".join(f", {gpu}" for gpu in host.gpus)
+    return f"{host.cpu} ({host.threads} threads, {' '.join(host.flags) or 'no flags'}{gpus})"
+
+
+def _listed(tables: Sequence[LatencyTable]) -> str:
+    return "; ".join(
+        f"{t.runtime}, {t.precision}, batch {t.batch}, {t.threads or 'default'} threads, {t.device}"
+        for t in tables
+    )
+
+
+def check_place(place: Place) -> None:
+    """Refuse a runtime, precision or device that nothing can be measured on.
+
+    Raises:
+        InputError: says which.
+    """
+    settings_of(place)
+
+
+def settings_of(place: Place) -> ExportSettings:
+    """How a model is exported for a place.
+
+    Raises:
+        InputError: an unknown runtime or precision, or one that is not installed.
+        JobError: an engine, and no GPU.
+    """
+    runtime = find_runtime(place.runtime)
+    form = next(name for name in runtime.formats if name in FORMATS)
+    precision, batch = place.precision or "fp32", place.batch or 1
+    find_format(form, precision).load()
+    gpus: tuple[str, ...] = ()
+    if form.startswith("tensorrt"):
+        why = "the times of an engine are taken where it runs"
+        gpus = (require_gpu(why, "Profile the model there.", place.device or "cuda").capability,)
+    return ExportSettings(
+        form, precision, engine=EngineSettings(gpus, (1, batch, max(_LARGEST, batch)))
+    )
+
+
+def measure_table(
+    module: nn.Module, spec: ModelSpec, place: Place, rounds: int = ROUNDS
+) -> LatencyTable:
+    """Measure a model's blocks, with each of their choices, on the runtime itself.
+
+    Args:
+        module: dense; left as it was.
+        spec: what it is.
+        place: where; what it leaves open is fp32, one image a call, and the runtime's own choice.
+        rounds: bursts of each.
+
+    Raises:
+        InputError: as :func:`settings_of`.
+        JobError: a block cannot be exported.
+    """
+    settings = settings_of(place)
+    batch, engine = place.batch or 1, settings.format.startswith("tensorrt")
+    device = place.device or ("cuda" if engine else "cpu")
+    with tempfile.TemporaryDirectory() as scratch, torch.random.fork_rng(devices=[]):
+        # Weights of chance, but the same each time; the caller's own draws stay as they are.
+        torch.manual_seed(0)
+        narrows = find_format(settings.format, settings.precision).from_onnx
+        probes = make_probes(module.cpu().eval(), spec, batch, narrows)
+        count = len(probes.blocks) + len(probes.anchors)
+        with progress_bar(f"latency on {place.runtime}", count * (rounds + 1)) as bar:
+            files = _write(probes, input_size(module), settings, batch, Path(scratch), bar)
+            times, session = time_in_turns(
+                files, place.runtime, device, place.threads, batch, rounds,
+                lambda _: bar.advance(note="measure"),
+            )  # fmt: skip
+    return LatencyTable(
+        model=spec,
+        runtime=place.runtime,
+        runtime_version=session.version,
+        device=device,
+        precision=settings.precision,
+        batch=batch,
+        threads=place.threads,
+        host=read_host(),
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        anchors=Anchors(dense=times["dense"], no_mlp=times["no MLP"], least=times["least"]),
+        shapes=tuple(_shapes(probes, times)),
+    )
+
+
+def _write(
+    probes: Probes,
+    size: tuple[int, int, int],
+    settings: ExportSettings,
+    batch: int,
+    scratch: Path,
+    bar: Bar,
+) -> dict[str, Path]:
+    """An artefact for every block and anchor."""
+    files = {}
+    for key, probe in probes.blocks.items():
+        own = settings if probe.call.free else replace(settings, batch=str(batch))
+        with _folder(scratch, key, bar) as folder:
+            files[key] = write_unproven(probe.chain(), probe.call.size, own, folder)
+    for key, module in probes.anchors.items():
+        with _folder(scratch, key, bar) as folder:
+            files[key] = write_unproven(module, size, settings, folder)
+    return files
+
+
+@contextmanager
+def _folder(scratch: Path, name: str, bar: Bar) -> Iterator[Path]:
+    folder = scratch / name.replace(" ", "-")
+    folder.mkdir()
+    bar.advance(0, "export")
+    yield folder
+    bar.advance()
+
+
+def _shapes(probes: Probes, times: dict[str, Timing]) -> Iterator[ShapeTimes]:
+    """Blocks that compute the same, together."""
+    groups: dict[tuple[Any, ...], list[SiteProbes]] = {}
+    for site in probes.sites:
+        groups.setdefault((*site.attention.values(), site.mlp, site.tail), []).append(site)
+    block = {key: times[key].scaled(1 / DEPTH) for key in probes.blocks}
+    for sites in groups.values():
+        first, tail = sites[0], sites[0].tail
+        yield ShapeTimes(
+            paths=tuple(site.path for site in sites),
+            hidden=first.hidden,
+            attention={kind: block[key] for kind, key in first.attention.items()},
+            mlp=tuple(WidthTime(width=width, time=block[key]) for width, key in first.mlp),
+            tail=tail
+            and TailTimes(
+                skip=block[tail.skip],
+                msa=block[tail.msa],
+                mlp=tuple(WidthTime(width=width, time=block[key]) for width, key in tail.mlp),
+            ),
+        )
