@@ -17,7 +17,7 @@ from spvit_deploy.search.gates import cumulative
 # time, that would be without bounds: it counts as this share of its block's attention.
 _LEAST_SHARE = 0.02
 # Of the controller: price per share of the dense cost; shares of the steps; steps to wait.
-_GAIN, _RESET, _RAMP, _WAIT = 60.0, 0.25, 0.2, 5
+_GAIN, _RESET, _RAMP, _WAIT = 100.0, 1.0, 0.5, 5
 
 
 class ExpectedCost:

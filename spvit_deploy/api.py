@@ -94,6 +94,7 @@ def search_gates(
         "data": batches.settings.spec,
         "settings": chosen.model_dump(),
         "loss": [round(loss, 5) for loss in result.loss],
+        "expected_cost": round(result.expected, 4),
         "gates_flipped_by_projection": result.projection.flipped,
     }
     plan = result.plan.model_copy(update={"sources": {"checkpoint": digest} if digest else {}})

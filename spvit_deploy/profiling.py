@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
@@ -253,10 +253,25 @@ def measure_table(
 ) -> LatencyTable:
     """Measure a model's blocks, with each of their choices, on the runtime itself.
 
+    Arguments and errors as :func:`measure_beside`.
+    """
+    return measure_beside(module, spec, place, {}, rounds)[0]
+
+
+def measure_beside(
+    module: nn.Module,
+    spec: ModelSpec,
+    place: Place,
+    others: Mapping[str, Path],
+    rounds: int = ROUNDS,
+) -> tuple[LatencyTable, dict[str, Timing]]:
+    """A table, and the times of other artefacts, taken in the same turns.
+
     Args:
         module: dense; left as it was.
         spec: what it is.
         place: where; what it leaves open is fp32, one image a call, and the runtime's own choice.
+        others: files by name.
         rounds: bursts of each.
 
     Raises:
@@ -272,13 +287,14 @@ def measure_table(
         narrows = find_format(settings.format, settings.precision).from_onnx
         probes = make_probes(module.cpu().eval(), spec, batch, narrows)
         count = len(probes.blocks) + len(probes.anchors)
-        with progress_bar(f"latency on {place.runtime}", count * (rounds + 1)) as bar:
+        total = count * (rounds + 1) + len(others) * rounds
+        with progress_bar(f"latency on {place.runtime}", total) as bar:
             files = _write(probes, input_size(module), settings, batch, Path(scratch), bar)
             times, session = time_in_turns(
-                files, place.runtime, device, place.threads, batch, rounds,
+                {**files, **others}, place.runtime, device, place.threads, batch, rounds,
                 lambda _: bar.advance(note="measure"),
             )  # fmt: skip
-    return LatencyTable(
+    table = LatencyTable(
         model=spec,
         runtime=place.runtime,
         runtime_version=session.version,
@@ -291,6 +307,7 @@ def measure_table(
         anchors=Anchors(dense=times["dense"], no_mlp=times["no MLP"], least=times["least"]),
         shapes=tuple(_shapes(probes, times)),
     )
+    return table, {name: times[name] for name in others}
 
 
 def _write(

@@ -232,7 +232,7 @@ def test_times_of_another_host_are_taken_where_that_is_meant(tmp_path: Path) -> 
     assert (amount["unit"], amount["asked"], amount["dense"]) == ("ns", 15_000_000, 30_000_000)
     assert 0.98 * amount["asked"] <= amount["met"] <= amount["asked"]
     assert "another processor" in amount["on"]
-    assert load_latency(out / "latency.json").tables[0].host == another_host()
+    assert load_latency(out / "latency.json").tables[0].host.cpu == "another processor"
     good("materialize", out, "-o", tmp_path / "lean")
     good(*SEARCH, "--budget", "50%", "-o", out, "--force")
 

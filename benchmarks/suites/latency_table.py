@@ -1,6 +1,7 @@
 """How well a latency table foretells whole models: random plans of DeiT-S, predicted and measured.
 
-The plans are written as an export writes them and timed as the table is, in turns, in one process.
+The plans are written as an export writes them, and timed in the same turns as the table, so that
+what differs is not the host's mood.
 
 Usage: python benchmarks/suites/latency_table.py [--runtime NAME …] [--plans N] [--work FOLDER]
 """
@@ -22,16 +23,16 @@ from torch import nn
 
 from spvit_deploy.benchmarks.charts import LEAN, OTHER, style
 from spvit_deploy.benchmarks.host import read_host
-from spvit_deploy.benchmarks.latency import LatencyFile, LatencyTable, load_latency, save_latency
+from spvit_deploy.benchmarks.latency import LatencyFile, LatencyTable, save_latency
 from spvit_deploy.benchmarks.report import render_png
-from spvit_deploy.benchmarks.turns import time_in_turns
+from spvit_deploy.benchmarks.turns import Timing
 from spvit_deploy.export.graphs import write_unproven
 from spvit_deploy.families import BlockSite, find_sites
 from spvit_deploy.lean.chains import shaken_model
 from spvit_deploy.lean.materialize import shape_lean
 from spvit_deploy.models import create_model, input_size
 from spvit_deploy.plan import AttentionKind, BlockPlan, ModelSpec, PrunePlan
-from spvit_deploy.profiling import measure_table, settings_of
+from spvit_deploy.profiling import measure_beside, settings_of
 from spvit_deploy.search.budget import Place
 
 RESULTS = Path(__file__).parent / "results" / "latency_table.json"
@@ -43,13 +44,15 @@ COLOURS = {"onnxruntime": LEAN, "openvino": OTHER}
 def random_plan(dice: random.Random, sites: list[BlockSite]) -> PrunePlan:
     """A plan as dense as the dice say: operations and MLP widths of every block drawn alone."""
     density = dice.uniform(0.05, 0.95)
-    blocks = []
+    blocks: list[BlockPlan] = []
     for site in sites:
         dear = dice.random() < density
         kind = AttentionKind.MSA if dear else dice.choice(list(AttentionKind)[:3])
         share = min(1.0, max(0.0, dice.gauss(density, 0.25)))
         width = round(share * site.hidden / 8) * 8
         blocks.append(BlockPlan(path=site.path, attention=kind, mlp_keep=tuple(range(width))))
+    if all(block.attention is not AttentionKind.MSA for block in blocks):
+        return random_plan(dice, sites)  # a search never gives one without attention
     return PrunePlan(model=SPEC, blocks=tuple(blocks))
 
 
@@ -69,18 +72,16 @@ def write_plans(plans: list[PrunePlan], model: nn.Module, place: Place, work: Pa
     return files
 
 
-def compare(table: LatencyTable, plans: list[PrunePlan], files: list[Path]) -> dict[str, Any]:
+def compare(table: LatencyTable, plans: list[PrunePlan], times: list[Timing]) -> dict[str, Any]:
     """Predicted and measured milliseconds of every plan, and how far they differ."""
     costs = table.costs([block.path for block in plans[0].blocks])
-    named = {str(index): file for index, file in enumerate(files)}
-    times, _ = time_in_turns(named, table.runtime, table.device, table.threads, table.batch)
-    measured = [1e3 * times[name].seconds for name in named]
+    measured = [1e3 * time.seconds for time in times]
     predicted = [costs.of_plan(plan) / 1e6 for plan in plans]
     errors = [p / m - 1 for p, m in zip(predicted, measured, strict=True)]
     return {
         "predicted_ms": predicted,
         "measured_ms": measured,
-        "spread": [times[name].spread for name in named],
+        "spread": [time.spread for time in times],
         "mean_error": sum(map(abs, errors)) / len(errors),
         "largest_error": max(map(abs, errors)),
         "bias": sum(errors) / len(errors),
@@ -120,15 +121,14 @@ def draw(found: dict[str, Any], picture: Path) -> None:
 def one_runtime(runtime: str, count: int, work: Path) -> dict[str, Any]:
     """Measure the table and the plans."""
     torch.manual_seed(0)
-    model, place = create_model(SPEC), Place(runtime)
-    kept = work / f"{runtime}.json"
-    if not kept.exists():
-        save_latency(LatencyFile(tables=(measure_table(model, SPEC, place),)), kept)
-    dice = random.Random(0)
+    model, place, dice = create_model(SPEC), Place(runtime), random.Random(0)
     sites = find_sites(model, str(SPEC))
     plans = [random_plan(dice, sites) for _ in range(count)]
     files = write_plans(plans, model, place, work)
-    row = compare(load_latency(kept).tables[0], plans, files)
+    named = {str(index): file for index, file in enumerate(files)}
+    table, times = measure_beside(model, SPEC, place, named)
+    save_latency(LatencyFile(tables=(table,)), work / f"{runtime}.json")
+    row = compare(table, plans, [times[name] for name in named])
     print(
         f"{runtime}: mean error {100 * row['mean_error']:.1f}%, largest "
         f"{100 * row['largest_error']:.1f}%, rank correlation {row['rank_correlation']:.3f}"
@@ -141,7 +141,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runtime", action="append", help="default: onnxruntime and openvino")
     parser.add_argument("--plans", type=int, default=20)
-    parser.add_argument("--work", type=Path, help="Folder of tables and exports, to go on with.")
+    parser.add_argument("--work", type=Path, help="Folder of exports, to measure them again.")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         work = asked.work or Path(scratch)
