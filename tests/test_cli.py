@@ -494,6 +494,17 @@ def test_data_that_cannot_be_used(work: Path, tmp_path: Path) -> None:
                     says=f"pip install {package}")  # fmt: skip
 
 
+def test_a_teacher_is_looked_at_first(work: Path, tmp_path: Path) -> None:
+    tune = ["finetune", work / "lean", "--data", "digits", "-o", tmp_path / "out", "--teacher"]
+    for teacher, says in (("vit_tinny", "no model 'vit_tinny'"), (tmp_path, "neither a dense nor")):
+        refused(*tune, teacher, says=says)
+        assert len(call(*tune, teacher).stderr.splitlines()) == 1
+    good("finetune", NAME, *TINY_ARGS, "--model-arg", "img_size=32", "--data", "digits",
+         "--epochs", 0, "-o", tmp_path / "larger")  # fmt: skip
+    refused(*tune, tmp_path / "larger", says="The teacher takes images of (1, 32, 32)")
+    refused(*tune[:3], "folder/nowhere", *tune[4:], tmp_path / "larger", says="no folder")
+
+
 def test_numbers_that_are_none(work: Path, tmp_path: Path) -> None:
     tune = ["finetune", work / "lean", "--data", "digits", "-o", tmp_path / "out"]
     for option in ("--lr", "--weight-decay", "--distill-temperature"):
