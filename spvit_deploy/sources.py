@@ -227,10 +227,39 @@ def _folder_source(settings: DataSettings, train: bool) -> Source:
     top = _folder_root(settings)
     chosen = _split_folder(top, train, settings)
     other = _split_folder(top, not train, settings)
-    if chosen is not None and other is not None:
-        return _source(_create(settings, "", str(chosen), "", train))
-    whole = _source(_create(settings, "", str(chosen or other or top), "", train))
-    return _hold_out(whole, train)
+    one = chosen or other
+    if one is not None and not (chosen and other):
+        _check_alone(settings, one)
+    whole = _source(_create(settings, "", str(one or top), "", train))
+    _check_classes(settings, whole.images.reader)
+    return whole if chosen and other else _hold_out(whole, train)
+
+
+def _check_alone(settings: DataSettings, split: Path) -> None:
+    """Refuse a split beside which classes lie: it is more likely one of them."""
+    splits = (settings.train_split, settings.val_split, *_TRAIN_NAMES, *_VAL_NAMES)
+    others = sorted(
+        entry.name
+        for entry in split.parent.iterdir()
+        if entry.is_dir() and not entry.name.startswith(".") and entry.name not in splits
+    )
+    if others:
+        raise DataError(
+            f"{_name(settings)}: {split.name} holds folders, as a split does, and beside it lies "
+            f"{others[0]}, as classes do.",
+            f"Name {split} if that is the split; a class holds its images directly.",
+        )
+
+
+def _check_classes(settings: DataSettings, reader: Any) -> None:
+    """Refuse images above or below the folder of their class; timm takes that around each."""
+    root = Path(reader.root)
+    for folder in dict.fromkeys(os.path.dirname(path) for path, _ in reader.samples):
+        if Path(folder).parent != root:
+            raise DataError(
+                f"{_name(settings)}: the images in {folder} do not lie in the folder of a class.",
+                f"Each folder of {root} is a class, and holds its images directly.",
+            )
 
 
 def _folder_root(settings: DataSettings) -> Path:

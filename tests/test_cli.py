@@ -494,6 +494,24 @@ def test_data_that_cannot_be_used(work: Path, tmp_path: Path) -> None:
                     says=f"pip install {package}")  # fmt: skip
 
 
+def test_folders_that_are_neither_split_nor_class(tmp_path: Path) -> None:
+    """timm would call images after the folder that they lie in, or leave whole classes out."""
+
+    def refuse(root: Path, says: str) -> None:
+        refused("finetune", NAME, *TINY_ARGS, "--data", f"folder/{root}", "-o", tmp_path / "out",
+                says=says)  # fmt: skip
+
+    one = image_folder(image_folder(tmp_path / "one" / "train", ["x", "y"], 2).parent, ["cat"], 2)
+    refuse(one, f"beside it lies cat, as classes do. Name {one / 'train'} if that is the split")
+    good("finetune", NAME, *TINY_ARGS, "--model-arg", "num_classes=2", "--epochs", 0,
+         "--data", f"folder/{one / 'train'}", "-o", tmp_path / "split")  # fmt: skip
+    deep = image_folder(tmp_path / "deep", ["cat/a", "cat/b", "dog/a"], 2)
+    refuse(deep, f"the images in {deep / 'cat' / 'a'} do not lie in the folder of a class")
+    high = image_folder(tmp_path / "high", ["cat", "dog"], 2)
+    shutil.copy(high / "cat" / "0.png", high)
+    refuse(high, f"the images in {high} do not lie in the folder of a class")
+
+
 def test_a_teacher_is_looked_at_first(work: Path, tmp_path: Path) -> None:
     tune = ["finetune", work / "lean", "--data", "digits", "-o", tmp_path / "out", "--teacher"]
     for teacher, says in (("vit_tinny", "no model 'vit_tinny'"), (tmp_path, "neither a dense nor")):
