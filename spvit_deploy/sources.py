@@ -112,7 +112,8 @@ class ReadableImages(Dataset[tuple[Image.Image, int]]):
         file, label, *_ = self.reader[index]
         try:
             with file, Image.open(file) as image:
-                return image.convert("RGB"), int(label)
+                image.load()
+                return image, int(label)
         except OSError as error:
             name = self.reader.filename(index)
             raise DataError(f"{name} cannot be read: {error}.", "Remove or mend it.") from None
@@ -190,6 +191,8 @@ def _create(
             is_training=train,
             download=settings.download,
             batch_size=settings.batch_size,
+            # Left as they are, images of 16 bits can be told from those of 8.
+            input_img_mode="RGB" if name else None,
         )
         strict = not train and isinstance(dataset, ImageDataset)
         return ReadableImages(dataset) if strict else dataset
@@ -197,10 +200,11 @@ def _create(
         raise
     except Exception as error:
         text = " ".join(str(error).split())[:160].rstrip(". ") or type(error).__name__
-        raise DataError(
-            f"{_name(settings)}, split '{split}': {text}.",
-            "Check --data-dir; --data-download lets torchvision or the hub fetch it.",
-        ) from error
+        where, hint = "", "Check --data and --data-dir."
+        if name:  # of timm, not a folder
+            where = f", split '{split}'"
+            hint = "Check --data-dir; --data-download lets torchvision or the hub fetch it."
+        raise DataError(f"{_name(settings)}{where}: {text}.", hint) from error
 
 
 def fingerprint(settings: DataSettings) -> str:
