@@ -18,11 +18,16 @@ from spvit_deploy.device import pick_device
 from spvit_deploy.errors import DataError, InputError
 from spvit_deploy.exports import Pathish, export_model
 from spvit_deploy.lean.folder import SavedModel, is_model_folder, load_saved, save_model
-from spvit_deploy.loading import ModelRequest, load_model
+from spvit_deploy.loading import ModelRequest, check_request, load_model
 from spvit_deploy.models import Preprocessing
 from spvit_deploy.originals import warn_if_blind
 from spvit_deploy.plan import GATES_FILE, PrunePlan, load_plan, save_plan
-from spvit_deploy.search.finetuning import FinetuneSettings, finetune_model, top1
+from spvit_deploy.search.finetuning import (
+    FinetuneSettings,
+    check_teacher,
+    finetune_model,
+    top1,
+)
 from spvit_deploy.search.folder import (
     SearchRecord,
     is_search_folder,
@@ -235,12 +240,16 @@ def finetune(
     chosen = settings or FinetuneSettings()
     torch.manual_seed(chosen.seed)
     request = ModelRequest.of(model, model_args, checkpoint, pretrained)
+    teaching = None
+    if teacher is not None:
+        teaching = ModelRequest(teacher, pretrained=not Path(teacher).exists())
+        check_request(teaching)
     saved, digest = load_model(request, _classes(DataSettings.of(data)))
     taught = None
     sources = {"model": digest} if digest else {}
-    if teacher is not None:
-        is_folder = Path(teacher).exists()
-        taught, sources["teacher"] = load_model(ModelRequest(teacher, pretrained=not is_folder))
+    if teaching is not None:
+        taught, sources["teacher"] = load_model(teaching)
+        check_teacher(saved, taught)
     batches = _open(data, saved, where, chosen.seed)
     trained = finetune_model(saved, batches, chosen, taught, where)
     trained = replace(trained, sources=sources)

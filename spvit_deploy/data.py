@@ -84,6 +84,8 @@ def _image_transform(prep: Preprocessing, augment: bool, whole: bool) -> Any:
     to_channels = _ToChannels(channels)
 
     def prepare(image: Image.Image) -> Tensor:
+        if image.mode.startswith("I"):  # 16 bits, which PIL would cut off at 255
+            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
         return to_channels(resize(image.convert(pil_mode)))
 
     return prepare
