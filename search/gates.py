@@ -18,17 +18,18 @@ from torch.autograd.function import FunctionCtx
 from spvit_deploy.errors import JobError
 
 
-def draw(logits: Tensor) -> Tensor:
+def draw(logits: Tensor, chance: Tensor) -> Tensor:
     """Straight-through Bernoulli sample.
 
     Args:
         logits: z of any shape.
+        chance: uniform in [0, 1), of the same shape.
 
     Returns:
         Zeros and ones of that shape; their gradient goes to σ(z).
     """
     probability = torch.sigmoid(logits)
-    sample = torch.bernoulli(probability.detach())
+    sample = (chance < probability.detach()).to(probability.dtype)
     return sample + probability - probability.detach()
 
 
@@ -61,8 +62,10 @@ class ChooseBranch(torch.autograd.Function):
     def backward(ctx: Any, *grads: Any) -> Any:
         """Gradients of the chosen branch and of the gates."""
         (grad,) = grads
-        flat = grad.reshape(-1)
-        dots = [torch.dot(flat, branch.reshape(-1)) for branch in ctx.saved_tensors]
+        # Under autocast a branch is bfloat16 and its input is not; and sums of so many need more.
+        wide = torch.promote_types(grad.dtype, torch.float32)
+        flat = grad.reshape(-1).to(wide)
+        dots = [torch.dot(flat, branch.reshape(-1).to(wide)) for branch in ctx.saved_tensors]
         steps = [after - before for before, after in pairwise(dots)]
         steps += [torch.zeros_like(dots[0])] * (ctx.gates - len(steps))
         return grad, torch.stack(steps), *([None] * len(ctx.saved_tensors))
@@ -98,6 +101,16 @@ class GateOptimizer:
         self._velocity = [torch.zeros_like(p) for p in self.parameters]
         self._square = 0.0
         self._steps = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a later run needs to go on as if it were this one; the logits are the model's."""
+        return {"velocity": self._velocity, "square": self._square, "steps": self._steps}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what :meth:`state_dict` gave."""
+        for own, saved in zip(self._velocity, state["velocity"], strict=True):
+            own.copy_(saved)
+        self._square, self._steps = float(state["square"]), int(state["steps"])
 
     @torch.no_grad()
     def step(self) -> None:

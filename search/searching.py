@@ -16,8 +16,9 @@ from spvit_deploy.plan import BlockPlan, Budget, PrunePlan
 from spvit_deploy.search.budget import ExpectedCost, parse_budget
 from spvit_deploy.search.gates import GateOptimizer
 from spvit_deploy.search.projection import Projection, project
+from spvit_deploy.search.running import Run
 from spvit_deploy.search.supernet import Supernet
-from spvit_deploy.search.training import TrainSettings, train
+from spvit_deploy.search.training import GateTraining, TrainSettings, train
 
 # How far a gate's logit can move in one search: from 1.5 to firmly closed and back.
 _GATE_TRAVEL = 12.0
@@ -78,6 +79,10 @@ class SearchLoss:
         """Share of the cost behind each of the supernet's gate parameters."""
         return self._cost.shares([mlp.unit_logits.detach() for mlp in self._supernet.mlps])
 
+    def metrics(self) -> dict[str, float]:
+        """Expected cost and budget, as shares of the dense model's."""
+        return {"cost": float(self.expected().detach()), "budget": self._target}
+
     def __call__(self, output: Any, images: Tensor, labels: Tensor) -> Tensor:
         """Scores [B, classes] → scalar."""
         scores = output[0] if isinstance(output, tuple) else output
@@ -88,13 +93,16 @@ class SearchLoss:
         return task + self._settings.cost_weight * excess**2
 
 
-def run_search(supernet: Supernet, batches: Batches, settings: SearchSettings) -> SearchResult:
+def run_search(
+    supernet: Supernet, batches: Batches, settings: SearchSettings, run: Run | None = None
+) -> SearchResult:
     """Train weights and gates together, and fix the gates to the plan that meets the budget.
 
     Args:
         supernet: on the device of the batches; trained in place.
         batches: training split.
         settings: see :class:`SearchSettings`.
+        run: as in :func:`train`.
 
     Raises:
         BudgetError: no plan meets the budget; said before training where it can be.
@@ -107,16 +115,13 @@ def run_search(supernet: Supernet, batches: Batches, settings: SearchSettings) -
     loss = SearchLoss(supernet, table, target, settings)
     steps = max(1, settings.epochs * max(1, len(batches)))
     gate_lr = settings.gate_lr or _GATE_TRAVEL / steps
-    gates = GateOptimizer(list(supernet.gate_parameters()), loss.shares(), gate_lr)
-    epochs = train(
-        supernet,
-        batches,
-        loss,
-        settings,
-        "search",
-        gates=gates,
+    gates = GateTraining(
+        GateOptimizer(list(supernet.gate_parameters()), loss.shares(), gate_lr),
+        supernet.seed_draws,
         note=lambda: f"expected cost {100 * float(loss.expected().detach()):.0f}%",
+        metrics=lambda: {**loss.metrics(), **supernet.metrics()},
     )
+    epochs = train(supernet, batches, loss, settings, "search", gates, run)
     projection = project(supernet.probabilities(), table, target, settings.align, attend)
     plan = _plan(supernet, projection, table, settings, target)
     supernet.fix(plan)

@@ -23,10 +23,12 @@ from spvit_deploy.options import (
     json_option,
     model_options,
     output_option,
+    run_options,
     runtime_device_option,
     take_data,
     take_engine_flags,
     take_layers,
+    take_run,
     take_training,
     train_options,
 )
@@ -74,6 +76,7 @@ def main(verbose: bool, debug: bool) -> None:
     show_default=True,
     help="MLP widths in multiples of N, which runtimes multiply faster.",
 )
+@run_options
 @device_option
 @output_option("Search folder to write.")
 @force_option
@@ -88,6 +91,7 @@ def search(**options: Any) -> None:
     from spvit_deploy.search.searching import SearchSettings
 
     data, training = take_data(options), take_training(options)
+    options["run"] = take_run(options)
     training.update({key: options.pop(key) for key in ("cost_weight", "gate_lr", "align")})
     result = api.search_gates(data=data, settings=SearchSettings(**training), **options)
     show.search(result, options["output"], training["align"])
@@ -160,6 +164,7 @@ def import_(**options: Any) -> None:
 @click.option(
     "--distill-temperature", type=Number(0, min_open=True), default=2.0, show_default=True
 )
+@run_options
 @device_option
 @output_option("Model folder to write.")
 @force_option
@@ -174,6 +179,7 @@ def finetune(**options: Any) -> None:
     from spvit_deploy.search.finetuning import FinetuneSettings
 
     data, training = take_data(options), take_training(options)
+    options["run"] = take_run(options)
     for key in ("distillation", "distill_weight", "distill_temperature"):
         training[key] = options.pop(key)
     saved = api.finetune(data=data, settings=FinetuneSettings(**training), **options)

@@ -6,6 +6,7 @@ import ast
 import errno
 import math
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,9 +15,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from spvit_deploy.errors import JobError, SpvitError
+from spvit_deploy.ranks import rank, speaks
 
 if TYPE_CHECKING:
     from spvit_deploy.export.formats import EngineFlags
+    from spvit_deploy.search.running import RunSettings
     from spvit_deploy.sources import DataSettings
 
 Decorator = Callable[[Any], Any]
@@ -64,6 +67,14 @@ def _model_args(_: click.Context, __: click.Parameter, values: tuple[str, ...]) 
     return args
 
 
+def _interval(ctx: click.Context, param: click.Parameter, value: str) -> str:
+    if not re.fullmatch(r"[1-9]\d*[smh]?|never", value):
+        raise click.BadParameter(
+            f"'{value}': write 500 (steps), 30s, 10m, 2h or never.", ctx, param
+        )
+    return value
+
+
 model_options = _stack(
     click.option(
         "--model-arg", "model_args", metavar="K=V", multiple=True, callback=_model_args,
@@ -105,6 +116,21 @@ train_options = _stack(
     ),
     click.option("--amp", is_flag=True, help="bfloat16 autocast, for GPUs."),
     click.option("--seed", type=int, default=0, show_default=True),
+)  # fmt: skip
+
+run_options = _stack(
+    click.option(
+        "--checkpoint-every", default="10m", show_default=True, metavar="10m|500|never",
+        callback=_interval, help="Time (s, m, h) or steps between checkpoints.",
+    ),
+    click.option(
+        "--resume", is_flag=True,
+        help="Go on from the last checkpoint of a run with this -o that was cut short.",
+    ),
+    click.option(
+        "--tensorboard", type=Folder, metavar="DIR",
+        help="Log for TensorBoard too, beside the log.jsonl of the output.",
+    ),
 )  # fmt: skip
 
 engine_options = _stack(
@@ -182,6 +208,14 @@ def take_training(options: dict[str, Any]) -> dict[str, Any]:
     return {key: options.pop(key) for key in _TRAIN_KEYS if key in options}
 
 
+def take_run(options: dict[str, Any]) -> RunSettings:
+    """Take the options of :data:`run_options` out of a command's options."""
+    from spvit_deploy.search.running import RunSettings
+
+    names = ("checkpoint_every", "resume", "tensorboard")
+    return RunSettings(**{name: options.pop(name) for name in names})
+
+
 def take_engine_flags(options: dict[str, Any]) -> EngineFlags:
     """Take the options of :data:`engine_options` out of a command's options."""
     from spvit_deploy.export.formats import EngineFlags
@@ -225,5 +259,8 @@ def _fail(ctx: click.Context, error: SpvitError) -> None:
     if ctx.params.get("debug"):
         raise error
     line = " ".join(f"{error.message} {error.hint}".split())
-    click.echo(f"Error: {line}", err=True)
+    if speaks():
+        click.echo(f"Error: {line}", err=True)
+    elif error.alone:
+        click.echo(f"Error in process {rank()}: {line}", err=True)
     ctx.exit(error.exit_code)

@@ -1,0 +1,149 @@
+"""The parts of a supernet that choose: attention among operations, an MLP among hidden units."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional
+
+from spvit_deploy.families import BlockSite
+from spvit_deploy.lean.blocks import to_grid, to_tokens
+from spvit_deploy.lean.kernels import POSITIONS, conv_weights
+from spvit_deploy.lean.mlps import gated_output
+from spvit_deploy.plan import AttentionKind, Semantics
+from spvit_deploy.search.gates import ChooseBranch, cumulative
+
+START_LOGIT = 1.5
+_KINDS = tuple(AttentionKind)
+
+
+class UnifiedAttention(nn.Module):
+    """Skip, 1×1 conv, 3×3 conv and attention, on one set of weights, chosen by three gates."""
+
+    def __init__(self, site: BlockSite, semantics: Semantics) -> None:
+        super().__init__()
+        self.msa: Any = site.attn
+        self.site, self.semantics = site, semantics
+        self.gate_logits = nn.Parameter(torch.full((3,), START_LOGIT))
+        if AttentionKind.CONV1X1 in site.kinds:
+            # A spread of α: the softmax over heads starts soft enough to learn.
+            spread = semantics.head_temperature
+            self.head_logits = nn.Parameter(torch.randn(site.heads, POSITIONS) * spread)
+            self.bn_1x1 = nn.BatchNorm2d(site.head_dim)
+        if AttentionKind.CONV3X3 in site.kinds:
+            self.bn_3x3 = nn.BatchNorm2d(site.head_dim)
+        for name in site.exposed:
+            setattr(self, name, getattr(site.attn, name))
+        self.fixed: AttentionKind | None = None
+        self._drawn: tuple[Tensor, list[float]] | None = None
+
+    def set_drawn(self, gates: Tensor, values: list[float]) -> None:
+        """Hand over this step's sampled gates [3] and their values on the host."""
+        self._drawn = (gates, values)
+
+    def forget(self) -> None:
+        """Let go of the sample, and of the graph behind it."""
+        self._drawn = None
+
+    def kind(self) -> AttentionKind:
+        """The operation in evaluation: the fixed one, or that of the open gates."""
+        if self.fixed is not None:
+            return self.fixed
+        is_open = cumulative((self.gate_logits.detach() > 0).float())
+        return self.site.taken(AttentionKind.of_gates(int(is_open.sum())))
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """[B, N, C] → [B, N, C]; the other arguments are the attention's own."""
+        choice = not (self.fixed is not None or len(self.site.kinds) == 1)
+        if not self.training or self._drawn is None or not choice:
+            return self._branch(self.kind(), x, args, kwargs)
+        gates, values = self._drawn  # kept: gradient checkpointing runs a block again
+        chosen = _count_open(values)
+        output = self._branch(_KINDS[chosen], x, args, kwargs)
+        outputs = [x]
+        # Opening a second gate changes nothing while a first stays closed: nobody asks
+        # for branches beyond that.
+        for index in range(1, _reach(values) + 1):
+            if index == chosen:
+                outputs.append(output.detach())
+                continue
+            with torch.no_grad():
+                outputs.append(self._branch(_KINDS[index], x, args, kwargs))
+        result: Tensor = ChooseBranch.apply(output, cumulative(gates), *outputs)
+        return result
+
+    def _branch(
+        self, asked: AttentionKind, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Tensor:
+        kind = self.site.taken(asked)
+        if kind is AttentionKind.SKIP:
+            return x
+        if kind is AttentionKind.MSA:
+            attended: Tensor = self.msa(x, *args, **kwargs)
+            return attended
+        regroup = self.site.regroup
+        if regroup is None:
+            return self._convolve(kind, x)
+        return regroup.split(self._convolve(kind, regroup.merge(x)))
+
+    def _convolve(self, kind: AttentionKind, x: Tensor) -> Tensor:
+        prefix, values = self.site.prefix, self.site.values(self.msa)
+        weights = conv_weights(kind, self.head_logits, self.semantics, values, self.msa.proj)
+        size = weights.kernel.shape[-1]
+        image = to_grid(x[:, prefix:], self.site.grid)
+        y = functional.conv2d(image, weights.kernel, weights.bias, padding=size // 2)
+        norm = self.bn_1x1 if kind is AttentionKind.CONV1X1 else self.bn_3x3
+        y = functional.linear(to_tokens(functional.relu(norm(y))), weights.proj, weights.proj_bias)
+        return torch.cat((x[:, :prefix], y), dim=1) if prefix else y
+
+
+def _count_open(values: list[float]) -> int:
+    count = 0
+    while count < 3 and values[count] > 0.5:
+        count += 1
+    return count
+
+
+def _reach(values: list[float]) -> int:
+    """The last branch that flipping a single gate can reach."""
+    flipped = [[v if i != f else 1.0 for i, v in enumerate(values)] for f in range(3)]
+    return max(_count_open(row) for row in flipped)
+
+
+class GatedMlp(nn.Module):
+    """An MLP with one gate a hidden unit."""
+
+    def __init__(self, site: BlockSite) -> None:
+        super().__init__()
+        self.inner: Any = site.mlp
+        self.site = site
+        self.unit_logits = nn.Parameter(torch.full((site.hidden,), START_LOGIT))
+        self.register_buffer("fixed", None, persistent=False)
+        self.fixed: Tensor | None
+        self._drawn: Tensor | None = None
+
+    def set_drawn(self, gates: Tensor) -> None:
+        """Hand over this step's sampled gates [hidden]."""
+        self._drawn = gates
+
+    def forget(self) -> None:
+        """Let go of the sample, and of the graph behind it."""
+        self._drawn = None
+
+    def forward(self, x: Tensor, *args: Any) -> Tensor:
+        """[B, N, C] → [B, N, C]; the other arguments are the MLP's own."""
+        if not self.site.hidden:
+            whole: Tensor = self.inner(x, *args)
+            return whole
+        if self.fixed is not None:
+            gates = self.fixed
+        elif self.training and self._drawn is not None:
+            gates = self._drawn
+        else:
+            gates = (self.unit_logits > 0).to(x.dtype)
+        weight = gated_output(self.site, self.inner, gates)
+        y: Tensor = functional_call(self.inner, weight, (x, *args))
+        return y
