@@ -31,7 +31,7 @@ def finish(work: Any, *args: Any) -> None:
 
 
 def search(output: Path, resume: Any = "auto", every: str = "1", **settings: Any) -> None:
-    """A quick search on digits: 4 epochs of 5 steps."""
+    """A quick search on digits: 3 epochs of 5 steps."""
     import torch
 
     from spvit_deploy.api import search_gates
@@ -44,8 +44,8 @@ def search(output: Path, resume: Any = "auto", every: str = "1", **settings: Any
         NAME,
         DataSettings(spec="digits", batch_size=256),
         output,
-        model_args={**TINY, "drop_path_rate": 0.1, "proj_drop_rate": 0.1},
-        settings=SearchSettings(**{"epochs": 4, **settings}),
+        model_args={**TINY, "depth": 2, "drop_path_rate": 0.1},
+        settings=SearchSettings(**{"epochs": 3, **settings}),
         force=True,
         run=RunSettings(checkpoint_every=every, resume=resume),
     )
