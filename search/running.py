@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, field_validator
 from spvit_deploy.data import Batches
 from spvit_deploy.errors import InputError, JobError, OutputExistsError
 from spvit_deploy.plan import ModelSpec
-from spvit_deploy.processes import ALONE, Processes
+from spvit_deploy.processes import ALONE, Processes, together
 from spvit_deploy.progress import stderr_console, warn
 from spvit_deploy.search.checkpoints import Checkpoints, Interval, State
 from spvit_deploy.search.optimizing import TrainSettings
@@ -180,7 +180,8 @@ def open_run(
             lines = state["lines"] if state else 0
             log = TrainLog(folder / LOG_FILE, settings.tensorboard, output.name, step, lines)
         try:
-            yield Run(processes, kept if processes.first else None, log, state)
+            with together(processes):
+                yield Run(processes, kept if processes.first else None, log, state)
         except JobError as error:
             _tidy(kept, log)
             raise _with_checkpoint(error, kept) from error

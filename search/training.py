@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,8 +15,8 @@ from torch import Tensor, nn
 from spvit_deploy.data import Batches
 from spvit_deploy.errors import DataError, JobError
 from spvit_deploy.order import mix
-from spvit_deploy.processes import together
 from spvit_deploy.progress import Bar, progress_bar
+from spvit_deploy.search.batch_norm import shared_batch_norm
 from spvit_deploy.search.checkpoints import State
 from spvit_deploy.search.gates import GateOptimizer
 from spvit_deploy.search.optimizing import LossFunction, Stepper, TrainSettings, make_optimizer
@@ -85,12 +86,11 @@ def train(
         StorageError: a checkpoint or the log cannot be written.
     """
     run = run or Run()
+    history: list[Epoch] = []
     if settings.epochs:
-        loop = _Loop(model, batches, loss_function, settings, label, gates, run)
-        with together(run.processes):
+        with shared_batch_norm(model) if run.processes.several else nullcontext():
+            loop = _Loop(model, batches, loss_function, settings, label, gates, run)
             history = loop.run()
-    else:
-        history = []
     model.eval()
     return history
 

@@ -32,13 +32,15 @@ from spvit_deploy.options import (
     take_training,
     train_options,
 )
+from spvit_deploy.ranks import launched
 
 
 @click.group(cls=Main, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="spvit-deploy")
 @click.option("-v", "--verbose", is_flag=True, help="Say more about what is done.")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
-def main(verbose: bool, debug: bool) -> None:
+@click.pass_context
+def main(ctx: click.Context, verbose: bool, debug: bool) -> None:
     """Take a trained Vision Transformer to the fastest engine that still answers right.
 
     \b
@@ -50,6 +52,11 @@ def main(verbose: bool, debug: bool) -> None:
 
     level = logging.DEBUG if debug else logging.INFO if verbose else logging.WARNING
     logging.basicConfig(level=level, format="%(name)s: %(message)s")
+    if launched() > 1 and ctx.invoked_subcommand not in ("search", "finetune"):
+        raise InputError(
+            f"{ctx.invoked_subcommand} is for one process; {launched()} were launched.",
+            "Call it without a launcher.",
+        )
 
 
 @main.command()

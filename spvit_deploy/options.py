@@ -8,6 +8,7 @@ import math
 import os
 import re
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,9 @@ Folder = click.Path(path_type=Path)
 # What `export` writes; kept here by name, so that --help loads none of it.
 FORMATS = ("onnx", "openvino", "tensorrt-rtx", "tensorrt", "torch", "executorch")
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+
+# Seconds that the first of several processes may take to say what is wrong.
+_TO_SPEAK = 10
 
 
 class Number(click.FloatRange):
@@ -241,11 +245,12 @@ class Main(click.Group):
             if error.errno == errno.EPIPE:
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
                 ctx.exit(0)
-            _fail(ctx, JobError(f"{error.filename or 'A file'}: {error.strerror or error}."))
+            said = JobError(f"{error.filename or 'A file'}: {error.strerror or error}.")
+            _fail(ctx, said, alone=True)
         except MemoryError:
-            _fail(ctx, JobError("Out of memory.", "Try a smaller --batch-size."))
+            _fail(ctx, JobError("Out of memory.", "Try a smaller --batch-size."), alone=True)
         except Exception as error:
-            _fail(ctx, _unexpected(error))
+            _fail(ctx, _unexpected(error), alone=True)
 
 
 def _unexpected(error: Exception) -> JobError:
@@ -255,12 +260,14 @@ def _unexpected(error: Exception) -> JobError:
     )
 
 
-def _fail(ctx: click.Context, error: SpvitError) -> None:
+def _fail(ctx: click.Context, error: SpvitError, alone: bool = False) -> None:
     if ctx.params.get("debug"):
         raise error
     line = " ".join(f"{error.message} {error.hint}".split())
     if speaks():
         click.echo(f"Error: {line}", err=True)
-    elif error.alone:
+    elif alone or error.alone:
         click.echo(f"Error in process {rank()}: {line}", err=True)
+    else:  # a launcher ends the others when one ends: let the first one say it
+        time.sleep(_TO_SPEAK)
     ctx.exit(error.exit_code)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, distributed
 
 from spvit_deploy.device import pick_device
-from spvit_deploy.errors import JobError, RuntimeMissingError
+from spvit_deploy.errors import DataError, JobError, RuntimeMissingError
 from spvit_deploy.order import ALONE as WHOLE
 from spvit_deploy.order import Share
 from spvit_deploy.ranks import launched
@@ -53,7 +53,7 @@ class Processes:
         """Give every process the first one's values."""
         if self.several:
             for tensor in tensors:
-                distributed.broadcast(tensor, 0)
+                distributed.broadcast(tensor.detach(), 0)
 
     def number_of_first(self, number: int, device: torch.device) -> int:
         """The first process's number."""
@@ -159,6 +159,9 @@ def together(processes: Processes) -> Iterator[None]:
     """
     try:
         yield
+    except DataError as error:
+        error.alone = True  # each has images of its own
+        raise
     except RuntimeError as error:
         text = str(error)
         lost = ("Connection closed", "Connection reset", "Timed out", "NCCL", "Gloo", "gloo")
