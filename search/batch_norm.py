@@ -55,6 +55,7 @@ class SharedBatchNorm(nn.Module):
         self.drop: nn.Module = getattr(own, "drop", None) or nn.Identity()
         self.act: nn.Module = getattr(own, "act", None) or nn.Identity()
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, …] → the same shape."""
         if not self.training and self.running_mean is not None and self.running_var is not None:

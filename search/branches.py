@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -39,6 +40,11 @@ class UnifiedAttention(nn.Module):
             setattr(self, name, getattr(site.attn, name))
         self.fixed: AttentionKind | None = None
         self._drawn: tuple[Tensor, list[float]] | None = None
+        self._compiled: Callable[..., Tensor] | None = None
+
+    def compile_parts(self) -> None:
+        """Compile the attention; what chooses changes from step to step."""
+        self._compiled = torch.compile(self.msa.forward)
 
     def set_drawn(self, gates: Tensor, values: list[float]) -> None:
         """Hand over this step's sampled gates [3] and their values on the host."""
@@ -82,7 +88,7 @@ class UnifiedAttention(nn.Module):
         if kind is AttentionKind.SKIP:
             return x
         if kind is AttentionKind.MSA:
-            attended: Tensor = self.msa(x, *args, **kwargs)
+            attended: Tensor = (self._compiled or self.msa)(x, *args, **kwargs)
             return attended
         regroup = self.site.regroup
         if regroup is None:
@@ -124,6 +130,11 @@ class GatedMlp(nn.Module):
         self.register_buffer("fixed", None, persistent=False)
         self.fixed: Tensor | None
         self._drawn: Tensor | None = None
+        self._compiled: Callable[..., Tensor] | None = None
+
+    def compile_parts(self) -> None:
+        """Compile the MLP with its gates."""
+        self._compiled = torch.compile(self._gated)
 
     def set_drawn(self, gates: Tensor) -> None:
         """Hand over this step's sampled gates [hidden]."""
@@ -144,6 +155,9 @@ class GatedMlp(nn.Module):
             gates = self._drawn
         else:
             gates = (self.unit_logits > 0).to(x.dtype)
+        return (self._compiled or self._gated)(gates, x, *args)
+
+    def _gated(self, gates: Tensor, x: Tensor, *args: Any) -> Tensor:
         weight = gated_output(self.site, self.inner, gates)
         y: Tensor = functional_call(self.inner, weight, (x, *args))
         return y

@@ -65,10 +65,11 @@ class ChooseBranch(torch.autograd.Function):
         # Under autocast a branch is bfloat16 and its input is not; and sums of so many need more.
         wide = torch.promote_types(grad.dtype, torch.float32)
         flat = grad.reshape(-1).to(wide)
-        dots = [torch.dot(flat, branch.reshape(-1).to(wide)) for branch in ctx.saved_tensors]
+        branches = ctx.saved_tensors  # once: checkpointing gives them once
+        dots = [torch.dot(flat, branch.reshape(-1).to(wide)) for branch in branches]
         steps = [after - before for before, after in pairwise(dots)]
         steps += [torch.zeros_like(dots[0])] * (ctx.gates - len(steps))
-        return grad, torch.stack(steps), *([None] * len(ctx.saved_tensors))
+        return grad, torch.stack(steps), *([None] * len(branches))
 
 
 class GateOptimizer:

@@ -15,6 +15,7 @@ from spvit_deploy.errors import DataError
 from spvit_deploy.processes import Processes
 from spvit_deploy.quiet import quiet
 from spvit_deploy.search.gates import GateOptimizer
+from spvit_deploy.search.saving_memory import norms_of, still_statistics
 
 LossFunction = Callable[[Any, Tensor, Tensor], Tensor]
 
@@ -30,6 +31,8 @@ class TrainSettings(BaseModel):
         clip: largest gradient norm; 0 for none.
         label_smoothing: of the task loss.
         amp: bfloat16 autocast.
+        grad_checkpointing: compute activations again in the backward pass: less memory, more time.
+        compile: torch.compile; of a supernet the parts that do not choose.
         seed: of draws, order and augmentation.
     """
 
@@ -42,6 +45,8 @@ class TrainSettings(BaseModel):
     clip: float = Field(default=1.0, ge=0)
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     amp: bool = False
+    grad_checkpointing: bool = False
+    compile: bool = False
     seed: int = 0
 
 
@@ -76,6 +81,16 @@ def make_optimizer(
     return optimizer, schedule
 
 
+def compiled(model: nn.Module) -> Callable[[Tensor], Any]:
+    """What computes the model's output; a model that compiles its parts itself is told to."""
+    parts = getattr(model, "compile_parts", None)
+    if parts is not None:
+        parts()
+        return model
+    whole: Callable[[Tensor], Any] = torch.compile(model)
+    return whole
+
+
 class Stepper:
     """Moves the weights by the gradients of one batch, of all processes.
 
@@ -95,9 +110,11 @@ class Stepper:
         settings: TrainSettings,
         processes: Processes,
     ) -> None:
-        self._model, self._optimizer, self._loss_function = model, optimizer, loss_function
+        self._forward = compiled(model) if settings.compile else model
+        self._optimizer, self._loss_function = optimizer, loss_function
         self._settings, self._processes = settings, processes
         self._all = [p for p in model.parameters() if p.requires_grad]
+        self._norms = norms_of(model) if settings.grad_checkpointing else []
         self._owned = [p for group in optimizer.param_groups for p in group["params"]]
 
     def step(self, images: Tensor, labels: Tensor) -> Tensor:
@@ -115,7 +132,7 @@ class Stepper:
             DataError: labels that the model has no output for.
         """
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self._settings.amp):
-            output = self._model(images)
+            output = self._forward(images)
             _check_labels(output, labels)
             loss = self._loss_function(output, images, labels)
         logits = output[0] if isinstance(output, tuple) else output
@@ -124,7 +141,9 @@ class Stepper:
         sums = torch.stack([loss.detach().float() * count, right.float(), right.new_tensor(count)])
         self._optimizer.zero_grad(set_to_none=True)
         # Shares of a batch may differ by an image: gradients are summed, and then divided.
-        (loss * count if self._processes.several else loss).backward()  # type: ignore[no-untyped-call]
+        total = loss * count if self._processes.several else loss
+        with still_statistics(self._norms):
+            total.backward()  # type: ignore[no-untyped-call]
         if self._processes.several:
             self._share(sums)
         if self._settings.clip:

@@ -24,6 +24,9 @@ from spvit_deploy.search.tracking import LOG_FILE, TrainLog, require_tensorboard
 from spvit_deploy.sources import fingerprint
 from spvit_deploy.store import claimed, ensure_free, storage_error
 
+# Settings of a training that it comes to the same with, but for rounding.
+_CHANGES_NOTHING = {"compile", "grad_checkpointing"}
+
 
 class RunSettings(BaseModel):
     """What a training leaves for the case that it is cut short, and where it is followed.
@@ -128,6 +131,7 @@ def asked_of(
 ) -> dict[str, Any]:
     """All that decides what a training comes to, by the names that a person knows it by."""
     data = batches.settings
+    chosen = settings.model_dump(mode="json", exclude=_CHANGES_NOTHING)
     same = data.model_copy(update={"workers": 0, "download": False, "batch_size": 1})
     return {
         "stage": stage,
@@ -137,7 +141,7 @@ def asked_of(
         "images": fingerprint(same),
         "batch-size": batches.global_batch,
         "augment": data.augment,
-        **{k.replace("_", "-"): v for k, v in settings.model_dump(mode="json").items()},
+        **{k.replace("_", "-"): v for k, v in chosen.items()},
     }
 
 

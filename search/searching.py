@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from spvit_deploy.search.budget import ExpectedCost, parse_budget
 from spvit_deploy.search.gates import GateOptimizer
 from spvit_deploy.search.projection import Projection, project
 from spvit_deploy.search.running import Run
+from spvit_deploy.search.settling import Settled
 from spvit_deploy.search.supernet import Supernet
 from spvit_deploy.search.training import GateTraining, TrainSettings, train
 
@@ -33,12 +35,14 @@ class SearchSettings(TrainSettings):
         gate_lr: learning rate of the gates; None for what lets a gate close and reopen
             within the search.
         align: MLP widths become multiples of this.
+        stop_when_settled: end after so many epochs in which the plan stayed; None for never.
     """
 
     budget: str = "50%"
     cost_weight: float = Field(default=20.0, ge=0)
     gate_lr: float | None = Field(default=None, gt=0)
     align: int = Field(default=8, ge=1)
+    stop_when_settled: int | None = Field(default=None, ge=1)
 
 
 @dataclass(frozen=True)
@@ -111,7 +115,11 @@ def run_search(
     table = cost_table_of(supernet)
     target = parse_budget(settings.budget, table.dense)
     attend = supernet.blocks_to_attend()
-    project(supernet.probabilities(), table, target, settings.align, attend)
+
+    def choose() -> Projection:
+        return project(supernet.probabilities(), table, target, settings.align, attend)
+
+    choose()
     loss = SearchLoss(supernet, table, target, settings)
     steps = max(1, settings.epochs * max(1, len(batches)))
     gate_lr = settings.gate_lr or _GATE_TRAVEL / steps
@@ -120,12 +128,21 @@ def run_search(
         supernet.seed_draws,
         note=lambda: f"expected cost {100 * float(loss.expected().detach()):.0f}%",
         metrics=lambda: {**loss.metrics(), **supernet.metrics()},
+        settled=_settled(settings, choose, sum(site.hidden for site in supernet.sites)),
     )
     epochs = train(supernet, batches, loss, settings, "search", gates, run)
-    projection = project(supernet.probabilities(), table, target, settings.align, attend)
+    projection = choose()
     plan = _plan(supernet, projection, table, settings, target)
     supernet.fix(plan)
     return SearchResult(plan, projection, tuple(epoch.loss for epoch in epochs))
+
+
+def _settled(
+    settings: SearchSettings, choose: Callable[[], Projection], units: int
+) -> Settled | None:
+    if settings.stop_when_settled is None:
+        return None
+    return Settled(settings.stop_when_settled, lambda: choose().choices, units)
 
 
 def cost_table_of(supernet: Supernet) -> CostTable:

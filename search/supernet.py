@@ -69,6 +69,12 @@ class Supernet(nn.Module):
             self._draw()
         return self.model(x)
 
+    def compile_parts(self) -> None:
+        """Compile what does not choose: which operations run changes from step to step."""
+        for attention, mlp in zip(self.attentions, self.mlps, strict=True):
+            attention.compile_parts()
+            mlp.compile_parts()
+
     def seed_draws(self, seed: int) -> None:
         """What gates are drawn from hereafter: a generator of their own, so that several
         processes draw alike while each drops what it likes.

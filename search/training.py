@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -21,6 +21,8 @@ from spvit_deploy.search.checkpoints import State
 from spvit_deploy.search.gates import GateOptimizer
 from spvit_deploy.search.optimizing import LossFunction, Stepper, TrainSettings, make_optimizer
 from spvit_deploy.search.running import Run
+from spvit_deploy.search.saving_memory import gradient_checkpointing
+from spvit_deploy.search.settling import Settled
 
 __all__ = ["Epoch", "GateTraining", "LossFunction", "TrainSettings", "train"]
 
@@ -52,12 +54,14 @@ class GateTraining:
         seed_draws: told before each step what its gates are drawn from.
         note: what to show beside the loss.
         metrics: what to log beside it.
+        settled: looked at after each epoch, whether the search may end; None for never.
     """
 
     optimizer: GateOptimizer
     seed_draws: Callable[[int], None]
     note: Callable[[], str]
     metrics: Callable[[], dict[str, float]]
+    settled: Settled | None = None
 
 
 def train(
@@ -88,7 +92,11 @@ def train(
     run = run or Run()
     history: list[Epoch] = []
     if settings.epochs:
-        with shared_batch_norm(model) if run.processes.several else nullcontext():
+        with ExitStack() as stack:
+            if run.processes.several:
+                stack.enter_context(shared_batch_norm(model))
+            if settings.grad_checkpointing:
+                stack.enter_context(gradient_checkpointing(model))
             loop = _Loop(model, batches, loss_function, settings, label, gates, run)
             history = loop.run()
     model.eval()
@@ -115,6 +123,7 @@ class _Loop:
         self._optimizer, self._schedule = make_optimizer(model, settings, steps, own)
         self._stepper = Stepper(model, self._optimizer, loss_function, settings, run.processes)
         self._step = self._epoch = self._done = 0
+        self._ended = False
         self._seen = _Seen()
         self._history: list[Epoch] = []
         if run.state is not None:
@@ -125,12 +134,12 @@ class _Loop:
         """Train to the end."""
         total = self._settings.epochs * len(self._batches) or None
         with progress_bar(self._label, total, self._step) as bar:
-            while self._epoch < self._settings.epochs:
+            while self._epoch < self._settings.epochs and not self._ended:
                 self._model.train()
                 for images, labels in self._all_have(self._batches.epoch(self._epoch, self._done)):
                     self._advance(images, labels)
                     self._look(bar)
-                self._end_epoch()
+                self._end_epoch(bar)
         return self._history
 
     def _all_have(
@@ -171,7 +180,7 @@ class _Loop:
             self._require_numbers(weights=True)
             kept.save(self._step, self._state())
 
-    def _end_epoch(self) -> None:
+    def _end_epoch(self, bar: Bar) -> None:
         if not self._seen.count:
             raise DataError(f"--data {self._batches.settings.spec}: no images to train on.")
         self._require_numbers()
@@ -181,6 +190,10 @@ class _Loop:
         self._epoch += 1
         self._done = 0
         self._seen = _Seen()
+        settled = self._gates.settled if self._gates else None
+        if settled is not None and settled.look() and self._epoch < self._settings.epochs:
+            self._ended = True
+            bar.log(f"the plan has settled: the {self._label} ends after epoch {self._epoch}")
 
     def _require_numbers(self, weights: bool = False) -> None:
         """Stop where a loss, or a weight that is about to be kept, is no number."""
@@ -205,11 +218,13 @@ class _Loop:
         return f"{text}, {self._gates.note()}" if self._gates else text
 
     def _state(self) -> State:
+        settled = self._gates.settled if self._gates else None
         return {
             "place": [self._step, self._epoch, self._done],
             "model": self._model.state_dict(),
             "optimizer": self._optimizer.state_dict(),
             "gates": self._gates.optimizer.state_dict() if self._gates else None,
+            "settled": settled.state_dict() if settled else None,
             "seen": self._seen.state_dict(),
             "lines": self._run.log.lines if self._run.log else 0,
             "history": [asdict(epoch) for epoch in self._history],
@@ -222,6 +237,8 @@ class _Loop:
         self._schedule.step_update(self._step)
         if self._gates is not None:
             self._gates.optimizer.load_state_dict(state["gates"])
+            if self._gates.settled is not None:
+                self._gates.settled.load_state_dict(state["settled"])
         self._seen.load_state_dict(state["seen"])
         self._history = [Epoch(**epoch) for epoch in state["history"]]
 

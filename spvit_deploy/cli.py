@@ -83,6 +83,13 @@ def main(ctx: click.Context, verbose: bool, debug: bool) -> None:
     show_default=True,
     help="MLP widths in multiples of N, which runtimes multiply faster.",
 )
+@click.option(
+    "--stop-when-settled",
+    type=click.IntRange(1),
+    metavar="N",
+    help="End after N epochs in a row in which no block changed its operation, and hardly a hidden "
+    "unit came or went.",
+)
 @run_options
 @device_option
 @output_option("Search folder to write.")
@@ -99,7 +106,8 @@ def search(**options: Any) -> None:
 
     data, training = take_data(options), take_training(options)
     options["run"] = take_run(options)
-    training.update({key: options.pop(key) for key in ("cost_weight", "gate_lr", "align")})
+    for key in ("cost_weight", "gate_lr", "align", "stop_when_settled"):
+        training[key] = options.pop(key)
     result = api.search_gates(data=data, settings=SearchSettings(**training), **options)
     show.search(result, options["output"], training["align"])
 

@@ -118,7 +118,12 @@ train_options = _stack(
     click.option(
         "--label-smoothing", type=Number(0, 1, max_open=True), default=0.0, show_default=True
     ),
-    click.option("--amp", is_flag=True, help="bfloat16 autocast, for GPUs."),
+    click.option("--amp", is_flag=True, help="bfloat16 autocast, for devices that are fast in it."),
+    click.option(
+        "--grad-checkpointing", is_flag=True,
+        help="Compute activations again in the backward pass: less memory, more time.",
+    ),
+    click.option("--compile", is_flag=True, help="torch.compile: for long trainings on GPUs."),
     click.option("--seed", type=int, default=0, show_default=True),
 )  # fmt: skip
 
@@ -196,7 +201,10 @@ _DATA_KEYS = {
     "batch_size": "batch_size", "workers": "workers", "augment": "augment",
     "data_download": "download",
 }  # fmt: skip
-_TRAIN_KEYS = ("epochs", "lr", "weight_decay", "label_smoothing", "amp", "seed")
+_TRAIN_KEYS = (
+    "epochs", "lr", "weight_decay", "label_smoothing", "amp", "grad_checkpointing", "compile",
+    "seed",
+)  # fmt: skip
 
 
 def take_data(options: dict[str, Any]) -> DataSettings:
