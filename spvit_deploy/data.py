@@ -18,7 +18,7 @@ from PIL import Image
 from timm.data import create_transform
 from torch import Tensor
 from torch.nn import functional
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, get_worker_info
 
 from spvit_deploy.errors import DataError
 from spvit_deploy.models import Preprocessing
@@ -71,10 +71,15 @@ class _PreparedStream(IterableDataset[tuple[Tensor, int]]):
     def __init__(self, source: Source, prep: Preprocessing, augment: bool) -> None:
         self._images = source.images
         self._prepare = _image_transform(prep, augment, source.whole)
+        self.seeds: tuple[int, ...] = ()
 
     def __iter__(self) -> Iterator[tuple[Tensor, int]]:
-        for image, label in self._images:
-            yield self._prepare(image), int(label)
+        worker = get_worker_info()
+        seeds = (*self.seeds, worker.id if worker else 0)
+        for place, (image, label) in enumerate(self._images):
+            with drawing_from(*seeds, place):
+                prepared = self._prepare(image)
+            yield prepared, int(label)
 
 
 def _image_transform(prep: Preprocessing, augment: bool, whole: bool) -> Any:
@@ -139,7 +144,7 @@ class Batches:
         timm_augment = self._augment == "timm"
         self._cache = self._fill(source) if fits and not timm_augment else None
         prepared = _PreparedStream if source.size is None else _Prepared
-        self._images = None if self._cache else prepared(source, prep, timm_augment)
+        self._images: Any = None if self._cache else prepared(source, prep, timm_augment)
         self._scale = 255 * torch.tensor(prep.std, device=self._device).reshape(-1, 1, 1)
         self._shift = 255 * torch.tensor(prep.mean, device=self._device).reshape(-1, 1, 1)
 
@@ -182,6 +187,7 @@ class Batches:
     def _raw(self, epoch: int, skip: int) -> Iterator[tuple[Tensor, Tensor]]:
         """uint8 images [B, C, H, W] and labels as the data number them."""
         if self.size is None:
+            self._images.seeds = (self._seed, epoch, self._share.index)
             return islice(iter(self._load(None)), skip, None)
         if not self._train:
             mine = torch.arange(self.size)[self._share.index :: self._share.count]
@@ -199,7 +205,7 @@ class Batches:
     def _load(self, order: Any) -> DataLoader[Any]:
         stream = {"batch_size": self.settings.batch_size}
         return DataLoader(
-            self._images,  # type: ignore[arg-type]
+            self._images,
             **(stream if order is None else {"batch_sampler": order}),  # type: ignore[arg-type]
             num_workers=min(self.settings.workers, os.cpu_count() or 1),
             # Without one the loader would draw from the generator that the model draws from.

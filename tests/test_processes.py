@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -17,10 +18,14 @@ import pytest
 import torch
 from PIL import Image
 
+from spvit_deploy.errors import JobError
 from spvit_deploy.lean.folder import SavedModel
 from spvit_deploy.models import read_state_dict
+from spvit_deploy.search.training import _Loop
 from tests.calls import call, good, refused
 from tests.conftest import NAME, TINY_ARGS
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 TWO = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
 
@@ -43,10 +48,15 @@ def odd_images(root: Path) -> str:
     return f"folder/{root}"
 
 
+def search_into(output: Path, share: int) -> list[object]:
+    return ["search", "--model", NAME, *TINY_ARGS, "--device", "cpu", "--lr", 2e-3,
+            "--data", "digits", "--epochs", 2, "--batch-size", 128 // share, "--budget", "50%",
+            "--checkpoint-every", 5, "-o", output]  # fmt: skip
+
+
 def commands(root: Path, lean: Path, images: str, share: int) -> list[list[str]]:
     both = ["--device", "cpu", "--lr", 2e-3]
-    search = ["search", "--model", NAME, *TINY_ARGS, *both, "--data", "digits", "--epochs", 2,
-              "--batch-size", 128 // share, "--budget", "50%", "-o", root / "search"]  # fmt: skip
+    search = search_into(root / "search", share)
     finetune = ["finetune", lean, *both, "--data", images, "--epochs", 3, "--augment", "timm",
                 "--batch-size", 64 // share, "--teacher", lean, "-o", root / "tuned"]  # fmt: skip
     return [[str(part) for part in command] for command in (search, finetune)]
@@ -58,19 +68,25 @@ def log_of(folder: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.slow
 def test_two_processes_do_what_one_does_with_the_doubled_batch(
-    make_lean: Callable[..., tuple[SavedModel, Path]], tmp_path: Path
+    make_lean: Callable[..., tuple[SavedModel, Path]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     _, lean = make_lean(["conv3x3", "conv1x1", "msa"], [40, 96, 16], num_classes=2)
     images = odd_images(tmp_path / "images")
-    process = launch("-m", "tests.several", json.dumps(commands(tmp_path / "two", lean, images, 2)))
+    cut_short(search_into(tmp_path / "cut", 1), monkeypatch)
+    resume = [str(part) for part in (*search_into(tmp_path / "cut", 2), "--resume")]
+    both = [*commands(tmp_path / "two", lean, images, 2), resume]
+    process = launch("-m", "tests.several", json.dumps(both))
     for command in commands(tmp_path / "one", lean, images, 1):
         good(*command)
     stdout, stderr = process.communicate(timeout=180)
     assert process.returncode == 0, stderr
-    assert stdout.count("wrote ") == 2
-    plans = [json.loads((tmp_path / n / "search" / "gates.json").read_bytes())["blocks"]
-             for n in ("one", "two")]  # fmt: skip
-    assert plans[0] == plans[1]
+    assert stdout.count("wrote ") == 3
+    assert "going on after step 15" in stderr
+    plans = [json.loads((tmp_path / n / "gates.json").read_bytes())["blocks"]
+             for n in ("one/search", "two/search", "cut")]  # fmt: skip
+    assert plans[0] == plans[1] == plans[2]
     for folder, weights in (("search", "supernet"), ("tuned", "model")):
         logs = [log_of(tmp_path / n / folder) for n in ("one", "two")]
         assert len(logs[0]) == len(logs[1]) > 2
@@ -80,6 +96,20 @@ def test_two_processes_do_what_one_does_with_the_doubled_batch(
                   for n in ("one", "two")]  # fmt: skip
         for name, tensor in states[0].items():
             assert torch.allclose(tensor.float(), states[1][name].float(), atol=1e-3), name
+
+
+def cut_short(command: list[object], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run it up to step 17, in this process alone."""
+    advance, steps = _Loop._advance, itertools.count(1)
+
+    def until(self: _Loop, *args: Any) -> None:
+        if next(steps) == 17:
+            raise JobError("Cut.")
+        advance(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_Loop, "_advance", until)
+        refused(*command, code=1, says="checkpoint of step 15 is kept")
 
 
 def children_of(pid: int) -> list[int]:

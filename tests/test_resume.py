@@ -14,15 +14,21 @@ import pytest
 import torch
 from PIL import Image
 
-from spvit_deploy.data import DataSettings, open_batches
+from spvit_deploy.data import Batches, DataSettings, open_batches
 from spvit_deploy.errors import JobError
 from spvit_deploy.models import Preprocessing
 from spvit_deploy.order import Share
+from spvit_deploy.pipeline import Runner, dense_stage
+from spvit_deploy.recipe import Recipe
+from spvit_deploy.search.finetuning import FinetuneSettings
 from spvit_deploy.search.training import _Loop
+from spvit_deploy.sources import Source
 from tests.calls import good, refused
-from tests.conftest import NAME, TINY_ARGS
+from tests.conftest import NAME, TINY, TINY_ARGS
 from tests.test_cli import run_apart
 from tests.trainings import finetune, finish, search, start
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 MOMENTS = 10
 
@@ -80,7 +86,7 @@ QUICK = ["--model", NAME, *TINY_ARGS, "--data", "digits", "--batch-size", 256, "
 
 
 @pytest.fixture(scope="module")
-def cut_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def cut_once(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A search that was cut short in step 7 of 10, which left checkpoints of 4 and 6."""
     root = tmp_path_factory.mktemp("cut")
     advance, steps = _Loop._advance, itertools.count(1)
@@ -282,3 +288,42 @@ def test_images_that_are_done_are_not_loaded_again(
     )
     taken(photos(tmp_path), "timm", 0, 0, 2, Share())
     assert len([key for key in loaded if isinstance(key, tuple)]) == 6
+
+
+def test_data_that_stream_are_passed_over() -> None:
+    draw = random.Random(0)
+    images = [(Image.frombytes("L", (8, 8), draw.randbytes(64)), index % 2) for index in range(10)]
+    source = Source(images, ("a", "b"), True, None)
+    batches = Batches(source, GREY, DataSettings(spec="stream", batch_size=4, workers=0), True)
+    full, rest = list(batches.epoch(0)), list(batches.epoch(0, 1))
+    assert [len(labels) for _, labels in full] == [4, 4, 2]
+    assert [len(labels) for _, labels in rest] == [4, 2]
+    assert torch.equal(full[1][0], rest[0][0])
+    assert not torch.equal(full[0][0], next(batches.epoch(1))[0])
+
+
+def test_a_recipe_goes_on_in_the_middle_of_a_stage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = Recipe.model_validate({
+        "output": str(tmp_path), "checkpoint_every": "3",
+        "model": {"name": NAME, "args": TINY}, "data": {"spec": "digits", "batch_size": 256},
+        "train": {"epochs": 2},
+    })  # fmt: skip
+    advance, steps = _Loop._advance, itertools.count(1)
+
+    def until_eight(self: _Loop, *args: Any) -> None:
+        if next(steps) == 8:
+            raise JobError("Cut.")
+        advance(self, *args)
+
+    monkeypatch.setattr(_Loop, "_advance", until_eight)
+    with pytest.raises(JobError, match="checkpoint of step 6 is kept"):
+        dense_stage(Runner(tmp_path), recipe, "")
+    dense_stage(Runner(tmp_path), recipe, "")
+    assert "going on after step 6" in capsys.readouterr().err
+    assert next(steps) == 8 + 4 + 1
+    assert {path.name for path in tmp_path.iterdir()} == {"dense", "state.json"}
+    changed = recipe.model_copy(update={"train": FinetuneSettings(epochs=3)})
+    dense_stage(Runner(tmp_path), changed, "")
+    assert "going on" not in capsys.readouterr().err

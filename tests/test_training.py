@@ -20,6 +20,8 @@ from spvit_deploy.search.settling import Settled
 from tests.calls import good, refused
 from tests.conftest import NAME, TINY_ARGS
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 DATA = ["--data", "digits", "--batch-size", 256]
 SEARCH = ["search", "--model", NAME, *TINY_ARGS, *DATA, "--epochs", 2, "--budget", "50%"]
 
@@ -41,7 +43,7 @@ def require_alike(one: Path, two: Path, tolerance: float) -> None:
 
 
 @pytest.fixture(scope="module")
-def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def plain(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A search and a fine-tuning without any of it."""
     root = tmp_path_factory.mktemp("plain")
     good(*SEARCH, "-o", root / "search")
