@@ -16,6 +16,7 @@ from spvit_deploy.lean.kernels import POSITIONS, conv_weights
 from spvit_deploy.lean.mlps import gated_output
 from spvit_deploy.plan import AttentionKind, Semantics
 from spvit_deploy.search.gates import ChooseBranch, cumulative
+from spvit_deploy.search.live_units import LiveUnits
 
 START_LOGIT = 1.5
 _KINDS = tuple(AttentionKind)
@@ -39,6 +40,7 @@ class UnifiedAttention(nn.Module):
         for name in site.exposed:
             setattr(self, name, getattr(site.attn, name))
         self.fixed: AttentionKind | None = None
+        self._settled = [0, 0, 0]
         self._drawn: tuple[Tensor, list[float]] | None = None
         self._compiled: Callable[..., Tensor] | None = None
 
@@ -54,6 +56,10 @@ class UnifiedAttention(nn.Module):
         """Let go of the sample, and of the graph behind it."""
         self._drawn = None
 
+    def settle(self, sides: list[int]) -> None:
+        """Take gates as open (1) or closed (-1) for good; 0 leaves them free."""
+        self._settled = sides
+
     def kind(self) -> AttentionKind:
         """The operation in evaluation: the fixed one, or that of the open gates."""
         if self.fixed is not None:
@@ -64,22 +70,43 @@ class UnifiedAttention(nn.Module):
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """[B, N, C] → [B, N, C]; the other arguments are the attention's own."""
         choice = not (self.fixed is not None or len(self.site.kinds) == 1)
+        # The sample is kept: gradient checkpointing runs a block again.
         if not self.training or self._drawn is None or not choice:
             return self._branch(self.kind(), x, args, kwargs)
-        gates, values = self._drawn  # kept: gradient checkpointing runs a block again
-        chosen = _count_open(values)
+        gates, values = self._with_settled(*self._drawn)
+        chosen, (first, last) = _count_open(values), self._reach(values)
         output = self._branch(_KINDS[chosen], x, args, kwargs)
-        outputs = [x]
-        # Opening a second gate changes nothing while a first stays closed: nobody asks
-        # for branches beyond that.
-        for index in range(1, _reach(values) + 1):
+        if last <= first:
+            return output
+        outputs = []
+        for index in range(first, last + 1):
             if index == chosen:
                 outputs.append(output.detach())
                 continue
             with torch.no_grad():
                 outputs.append(self._branch(_KINDS[index], x, args, kwargs))
-        result: Tensor = ChooseBranch.apply(output, cumulative(gates), *outputs)
+        result: Tensor = ChooseBranch.apply(output, cumulative(gates), first, *outputs)
         return result
+
+    def _with_settled(self, gates: Tensor, values: list[float]) -> tuple[Tensor, list[float]]:
+        if not any(self._settled):
+            return gates, values
+        sides = gates.new_tensor(self._settled)
+        pairs = zip(values, self._settled, strict=True)
+        values = [float(side > 0) if side else value for value, side in pairs]
+        return torch.where(sides == 0, gates, (sides > 0).to(gates.dtype)), values
+
+    def _reach(self, values: list[float]) -> tuple[int, int]:
+        """The branches that the gradients of the free gates are made of, first and last.
+
+        Opening a second gate changes nothing while a first stays closed: nobody asks for branches
+        beyond that, nor for those before the first free gate's.
+        """
+        free = [index for index, side in enumerate(self._settled) if not side]
+        if not free:
+            return 0, 0
+        flipped = [[v if i != f else 1.0 for i, v in enumerate(values)] for f in free]
+        return free[0], max(_count_open(row) for row in (values, *flipped))
 
     def _branch(
         self, asked: AttentionKind, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -113,12 +140,6 @@ def _count_open(values: list[float]) -> int:
     return count
 
 
-def _reach(values: list[float]) -> int:
-    """The last branch that flipping a single gate can reach."""
-    flipped = [[v if i != f else 1.0 for i, v in enumerate(values)] for f in range(3)]
-    return max(_count_open(row) for row in flipped)
-
-
 class GatedMlp(nn.Module):
     """An MLP with one gate a hidden unit."""
 
@@ -129,12 +150,20 @@ class GatedMlp(nn.Module):
         self.unit_logits = nn.Parameter(torch.full((site.hidden,), START_LOGIT))
         self.register_buffer("fixed", None, persistent=False)
         self.fixed: Tensor | None
+        self._closed: Tensor | None = None
+        self._live: LiveUnits | None = None
         self._drawn: Tensor | None = None
         self._compiled: Callable[..., Tensor] | None = None
 
     def compile_parts(self) -> None:
         """Compile the MLP with its gates."""
         self._compiled = torch.compile(self._gated)
+
+    def settle(self, sides: Tensor) -> None:
+        """Leave hidden units out of training whose side [hidden] is -1."""
+        closed = sides < 0
+        if self._closed is None or not torch.equal(closed, self._closed):
+            self._closed, self._live = closed, LiveUnits.of(self.site, self.inner, ~closed)
 
     def set_drawn(self, gates: Tensor) -> None:
         """Hand over this step's sampled gates [hidden]."""
@@ -153,6 +182,13 @@ class GatedMlp(nn.Module):
             gates = self.fixed
         elif self.training and self._drawn is not None:
             gates = self._drawn
+            if self._closed is not None:
+                gates = gates.masked_fill(self._closed, 0.0)
+            # Compiled code would be compiled anew for each width.
+            if self._live is not None and self._compiled is None:
+                weights = self._live.weights(self.inner, gates)
+                few: Tensor = functional_call(self._live.shell, weights, (x, *args))
+                return few
         else:
             gates = (self.unit_logits > 0).to(x.dtype)
         return (self._compiled or self._gated)(gates, x, *args)

@@ -52,10 +52,14 @@ class ChooseBranch(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: FunctionCtx, chosen: Tensor, gates: Tensor, *branches: Tensor) -> Tensor:
-        """chosen [B, N, C], gates [3], up to four branches [B, N, C], cheapest first."""
+    def forward(
+        ctx: FunctionCtx, chosen: Tensor, gates: Tensor, first: int, *branches: Tensor
+    ) -> Tensor:
+        """chosen [B, N, C], gates [3], up to four branches [B, N, C], cheapest first, of which
+        those before ``first`` are left out.
+        """
         ctx.save_for_backward(*branches)
-        ctx.gates = gates.shape[0]  # type: ignore[attr-defined]
+        ctx.gates, ctx.first = gates.shape[0], first  # type: ignore[attr-defined]
         return chosen.view_as(chosen)
 
     @staticmethod
@@ -67,9 +71,10 @@ class ChooseBranch(torch.autograd.Function):
         flat = grad.reshape(-1).to(wide)
         branches = ctx.saved_tensors  # once: checkpointing gives them once
         dots = [torch.dot(flat, branch.reshape(-1).to(wide)) for branch in branches]
-        steps = [after - before for before, after in pairwise(dots)]
-        steps += [torch.zeros_like(dots[0])] * (ctx.gates - len(steps))
-        return grad, torch.stack(steps), *([None] * len(branches))
+        zero = torch.zeros_like(dots[0])
+        steps = [zero] * ctx.first + [after - before for before, after in pairwise(dots)]
+        steps += [zero] * (ctx.gates - len(steps))
+        return grad, torch.stack(steps), None, *([None] * len(branches))
 
 
 class GateOptimizer:

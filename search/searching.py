@@ -15,15 +15,17 @@ from spvit_deploy.data import Batches
 from spvit_deploy.models import input_size
 from spvit_deploy.plan import BlockPlan, Budget, PrunePlan
 from spvit_deploy.search.budget import ExpectedCost, parse_budget
-from spvit_deploy.search.gates import GateOptimizer
 from spvit_deploy.search.projection import Projection, project
 from spvit_deploy.search.running import Run
 from spvit_deploy.search.settling import Settled
+from spvit_deploy.search.shrinking import ShrinkingGates
 from spvit_deploy.search.supernet import Supernet
 from spvit_deploy.search.training import GateTraining, TrainSettings, train
 
 # How far a gate's logit can move in one search: from 1.5 to firmly closed and back.
 _GATE_TRAVEL = 12.0
+# How often a search looks for gates that have settled.
+_LOOKS = 100
 
 
 class SearchSettings(TrainSettings):
@@ -124,7 +126,7 @@ def run_search(
     steps = max(1, settings.epochs * max(1, len(batches)))
     gate_lr = settings.gate_lr or _GATE_TRAVEL / steps
     gates = GateTraining(
-        GateOptimizer(list(supernet.gate_parameters()), loss.shares(), gate_lr),
+        ShrinkingGates(supernet, loss.shares(), gate_lr, steps // _LOOKS),
         supernet.seed_draws,
         note=lambda: f"expected cost {100 * float(loss.expected().detach()):.0f}%",
         metrics=lambda: {**loss.metrics(), **supernet.metrics()},

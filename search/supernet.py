@@ -7,7 +7,7 @@ a gate needs without.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,6 +93,15 @@ class Supernet(nn.Module):
         for index, attention in enumerate(self.attentions):
             attention.set_drawn(gates[index], values[index])
             self.mlps[index].set_drawn(drawn[index])
+
+    def settle(self, attention: Sequence[Tensor], units: Sequence[Tensor]) -> None:
+        """Take gates as settled in training: sides [3] and [hidden] of each block, 1 for open, -1
+        for closed, 0 for free. What no free gate can reach is not computed.
+        """
+        for branch, sides in zip(self.attentions, attention, strict=True):
+            branch.settle(sides.tolist())
+        for mlp, sides in zip(self.mlps, units, strict=True):
+            mlp.settle(sides)
 
     def blocks_to_attend(self) -> tuple[int, ...]:
         """Blocks one of which must keep its attention for the answer to depend on the image;
