@@ -119,9 +119,14 @@ class SavedSearch:
 
 
 def save_search(
-    supernet: Supernet, plan: PrunePlan, record: SearchRecord, folder: Path, force: bool = False
+    supernet: Supernet,
+    plan: PrunePlan,
+    record: SearchRecord,
+    folder: Path,
+    force: bool = False,
+    beside: Sequence[Path] = (),
 ) -> None:
-    """Write a search folder, whole or not at all.
+    """Write a search folder, whole or not at all; files ``beside`` it are copied into it.
 
     Raises:
         OutputExistsError, StorageError: as :func:`new_folder`.
@@ -131,6 +136,8 @@ def save_search(
         tensors = {k: v.detach().cpu().contiguous() for k, v in {**dense, **extras}.items()}
         write_bytes(staging / WEIGHTS_FILE, safetensors.torch.save(tensors, {"format": "pt"}))
         save_plan(plan, staging)
+        for file in beside:
+            write_bytes(staging / file.name, file.read_bytes())
         files = {name: sha256_file(staging / name) for name in (WEIGHTS_FILE, GATES_FILE)}
         full = record.model_copy(update={"files": files, "tools": tool_versions()})
         write_record(staging / RECORD_FILE, full.model_dump(mode="json"))

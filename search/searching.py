@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,13 +15,17 @@ from spvit_deploy.data import Batches
 from spvit_deploy.models import input_size
 from spvit_deploy.plan import BlockPlan, Budget, PrunePlan
 from spvit_deploy.search.budget import ExpectedCost, parse_budget
-from spvit_deploy.search.gates import GateOptimizer
 from spvit_deploy.search.projection import Projection, project
+from spvit_deploy.search.running import Run
+from spvit_deploy.search.settling import Settled
+from spvit_deploy.search.shrinking import ShrinkingGates
 from spvit_deploy.search.supernet import Supernet
-from spvit_deploy.search.training import TrainSettings, train
+from spvit_deploy.search.training import GateTraining, TrainSettings, train
 
 # How far a gate's logit can move in one search: from 1.5 to firmly closed and back.
 _GATE_TRAVEL = 12.0
+# How often a search looks for gates that have settled.
+_LOOKS = 100
 
 
 class SearchSettings(TrainSettings):
@@ -32,12 +37,14 @@ class SearchSettings(TrainSettings):
         gate_lr: learning rate of the gates; None for what lets a gate close and reopen
             within the search.
         align: MLP widths become multiples of this.
+        stop_when_settled: end after so many epochs in which the plan stayed; None for never.
     """
 
     budget: str = "50%"
     cost_weight: float = Field(default=20.0, ge=0)
     gate_lr: float | None = Field(default=None, gt=0)
     align: int = Field(default=8, ge=1)
+    stop_when_settled: int | None = Field(default=None, ge=1)
 
 
 @dataclass(frozen=True)
@@ -78,6 +85,10 @@ class SearchLoss:
         """Share of the cost behind each of the supernet's gate parameters."""
         return self._cost.shares([mlp.unit_logits.detach() for mlp in self._supernet.mlps])
 
+    def metrics(self) -> dict[str, float]:
+        """Expected cost and budget, as shares of the dense model's."""
+        return {"cost": float(self.expected().detach()), "budget": self._target}
+
     def __call__(self, output: Any, images: Tensor, labels: Tensor) -> Tensor:
         """Scores [B, classes] → scalar."""
         scores = output[0] if isinstance(output, tuple) else output
@@ -88,13 +99,16 @@ class SearchLoss:
         return task + self._settings.cost_weight * excess**2
 
 
-def run_search(supernet: Supernet, batches: Batches, settings: SearchSettings) -> SearchResult:
+def run_search(
+    supernet: Supernet, batches: Batches, settings: SearchSettings, run: Run | None = None
+) -> SearchResult:
     """Train weights and gates together, and fix the gates to the plan that meets the budget.
 
     Args:
         supernet: on the device of the batches; trained in place.
         batches: training split.
         settings: see :class:`SearchSettings`.
+        run: as in :func:`train`.
 
     Raises:
         BudgetError: no plan meets the budget; said before training where it can be.
@@ -103,24 +117,34 @@ def run_search(supernet: Supernet, batches: Batches, settings: SearchSettings) -
     table = cost_table_of(supernet)
     target = parse_budget(settings.budget, table.dense)
     attend = supernet.blocks_to_attend()
-    project(supernet.probabilities(), table, target, settings.align, attend)
+
+    def choose() -> Projection:
+        return project(supernet.probabilities(), table, target, settings.align, attend)
+
+    choose()
     loss = SearchLoss(supernet, table, target, settings)
     steps = max(1, settings.epochs * max(1, len(batches)))
     gate_lr = settings.gate_lr or _GATE_TRAVEL / steps
-    gates = GateOptimizer(list(supernet.gate_parameters()), loss.shares(), gate_lr)
-    epochs = train(
-        supernet,
-        batches,
-        loss,
-        settings,
-        "search",
-        gates=gates,
+    gates = GateTraining(
+        ShrinkingGates(supernet, loss.shares(), gate_lr, steps // _LOOKS),
+        supernet.seed_draws,
         note=lambda: f"expected cost {100 * float(loss.expected().detach()):.0f}%",
+        metrics=lambda: {**loss.metrics(), **supernet.metrics()},
+        settled=_settled(settings, choose, sum(site.hidden for site in supernet.sites)),
     )
-    projection = project(supernet.probabilities(), table, target, settings.align, attend)
+    epochs = train(supernet, batches, loss, settings, "search", gates, run)
+    projection = choose()
     plan = _plan(supernet, projection, table, settings, target)
     supernet.fix(plan)
     return SearchResult(plan, projection, tuple(epoch.loss for epoch in epochs))
+
+
+def _settled(
+    settings: SearchSettings, choose: Callable[[], Projection], units: int
+) -> Settled | None:
+    if settings.stop_when_settled is None:
+        return None
+    return Settled(settings.stop_when_settled, lambda: choose().choices, units)
 
 
 def cost_table_of(supernet: Supernet) -> CostTable:

@@ -14,7 +14,6 @@ from spvit_deploy.benchmarks.evaluate import Evaluation, evaluate_artefact
 from spvit_deploy.benchmarks.measure import run_benchmark
 from spvit_deploy.benchmarks.results import ResultsFile, Workload
 from spvit_deploy.data import Batches, DataSettings, open_batches
-from spvit_deploy.device import pick_device
 from spvit_deploy.errors import DataError, InputError
 from spvit_deploy.exports import Pathish, export_model
 from spvit_deploy.lean.folder import SavedModel, is_model_folder, load_saved, save_model
@@ -22,6 +21,7 @@ from spvit_deploy.loading import ModelRequest, check_request, load_model
 from spvit_deploy.models import Preprocessing
 from spvit_deploy.originals import warn_if_blind
 from spvit_deploy.plan import GATES_FILE, PrunePlan, load_plan, save_plan
+from spvit_deploy.processes import Processes, first_alone, join
 from spvit_deploy.search.finetuning import (
     FinetuneSettings,
     check_teacher,
@@ -37,6 +37,7 @@ from spvit_deploy.search.folder import (
     save_search,
 )
 from spvit_deploy.search.importing import import_lean, import_plan
+from spvit_deploy.search.running import RunSettings, asked_of, begin_run, open_run
 from spvit_deploy.search.searching import SearchResult, SearchSettings, run_search
 from spvit_deploy.search.supernet import Supernet
 from spvit_deploy.sources import open_source
@@ -54,6 +55,7 @@ def search_gates(
     settings: SearchSettings | None = None,
     device: str = "auto",
     force: bool = False,
+    run: RunSettings | None = None,
 ) -> SearchResult:
     """Train a supernet and its gates (arXiv 2111.11802), and write a search folder.
 
@@ -67,15 +69,16 @@ def search_gates(
         pretrained: start from timm's pretrained weights.
         settings: see :class:`SearchSettings`.
         device: ``auto|cpu|cuda|cuda:N|mps``.
-        force: replace an old output.
+        force: replace an old output, and start again where a run was cut short.
+        run: checkpoints, resuming and logs; see :class:`RunSettings`.
 
     Raises:
         InputError: a wrong model, checkpoint, budget or data, or an output that exists.
         JobError: training failed, or the disk is full.
     """
-    target = Path(output)
-    ensure_free(target, force, reads=(model, checkpoint))
-    where = pick_device(device)
+    target, upkeep = Path(output), run or RunSettings()
+    begin_run(target, upkeep, force, reads=(model, checkpoint))
+    processes, where = join(device)
     chosen = (settings or SearchSettings()).model_copy(update={"budget": budget})
     torch.manual_seed(chosen.seed)
     request = ModelRequest.of(model, model_args, checkpoint, pretrained)
@@ -83,25 +86,36 @@ def search_gates(
     if saved.kind != "dense":
         raise InputError(f"{model} is lean already.", "Search from a dense model.")
     supernet = Supernet(saved.module.to(where), saved.spec).to(where)
-    batches = _open(data, saved, where, chosen.seed)
-    result = run_search(supernet, batches, chosen)
+    batches = _open(data, saved, where, chosen.seed, processes)
+    asked = asked_of("search", saved.spec, digest, pretrained, batches, chosen)
+    with open_run(target, asked, upkeep, processes, where) as opened:
+        result = run_search(supernet, batches, chosen, opened)
+        sources = {"checkpoint": digest} if digest else {}
+        result = replace(result, plan=result.plan.model_copy(update={"sources": sources}))
+        record = _search_record(result, chosen, saved, batches)
+        with first_alone(processes, where) as mine:
+            if mine:
+                save_search(supernet.cpu(), result.plan, record, target, force, opened.files)
+    return result
+
+
+def _search_record(
+    result: SearchResult, settings: SearchSettings, saved: SavedModel, batches: Batches
+) -> SearchRecord:
     history = {
         "stage": "search",
         "data": batches.settings.spec,
-        "settings": chosen.model_dump(),
+        "settings": settings.model_dump(),
         "loss": [round(loss, 5) for loss in result.loss],
         "gates_flipped_by_projection": result.projection.flipped,
     }
-    plan = result.plan.model_copy(update={"sources": {"checkpoint": digest} if digest else {}})
-    record = SearchRecord(
+    return SearchRecord(
         preprocessing=_whole(saved.preprocessing, batches),
         class_names=batches.class_names or saved.class_names,
         data=batches.settings.spec,
-        sources=plan.sources,
+        sources=result.plan.sources,
         history=(*saved.history, history),
     )
-    save_search(supernet.cpu(), plan, record, target, force)
-    return replace(result, plan=plan)
 
 
 def _whole(prep: Preprocessing, batches: Batches) -> Preprocessing:
@@ -218,6 +232,7 @@ def finetune(
     settings: FinetuneSettings | None = None,
     device: str = "auto",
     force: bool = False,
+    run: RunSettings | None = None,
 ) -> SavedModel:
     """Train a lean folder, a dense folder or a timm model, with or without a teacher.
 
@@ -228,15 +243,14 @@ def finetune(
         teacher: a dense or lean folder, or a timm name (pretrained), to distil from.
         model_args, checkpoint, pretrained: as in :func:`search_gates`, with a timm name.
         settings: see :class:`FinetuneSettings`.
-        device: ``auto|cpu|cuda|cuda:N|mps``.
-        force: replace an old output.
+        device, force, run: as in :func:`search_gates`.
 
     Raises:
         InputError, JobError: as :func:`search_gates`.
     """
-    target = Path(output)
-    ensure_free(target, force, reads=(model, checkpoint, teacher))
-    where = pick_device(device)
+    target, upkeep = Path(output), run or RunSettings()
+    begin_run(target, upkeep, force, reads=(model, checkpoint, teacher))
+    processes, where = join(device)
     chosen = settings or FinetuneSettings()
     torch.manual_seed(chosen.seed)
     request = ModelRequest.of(model, model_args, checkpoint, pretrained)
@@ -250,22 +264,33 @@ def finetune(
     if teaching is not None:
         taught, sources["teacher"] = load_model(teaching)
         check_teacher(saved, taught)
-    batches = _open(data, saved, where, chosen.seed)
-    trained = finetune_model(saved, batches, chosen, taught, where)
-    trained = replace(trained, sources=sources)
-    if chosen.epochs:
-        trained = _validated(trained, DataSettings.of(data), where)
-    save_model(trained, target, force)
+    batches = _open(data, saved, where, chosen.seed, processes)
+    asked = asked_of("finetune", saved.spec, digest, pretrained, batches, chosen)
+    asked["teacher"] = sources.get("teacher") or teacher
+    with open_run(target, asked, upkeep, processes, where) as opened:
+        trained = finetune_model(saved, batches, chosen, taught, where, run=opened)
+        trained = replace(trained, sources=sources)
+        if chosen.epochs:
+            trained = _validated(trained, DataSettings.of(data), where, processes)
+        with first_alone(processes, where) as mine:
+            if mine:
+                save_model(trained, target, force, opened.files if chosen.epochs else ())
     return trained
 
 
-def _validated(saved: SavedModel, data: DataSettings, device: torch.device) -> SavedModel:
+def _validated(
+    saved: SavedModel, data: DataSettings, device: torch.device, processes: Processes
+) -> SavedModel:
     """The model with its accuracy in its history, where there is a split to take it on."""
     try:
-        batches = open_batches(data, saved.preprocessing, False, device, classes=saved.class_names)
+        batches = open_batches(
+            data, saved.preprocessing, False, device,
+            classes=saved.class_names, share=processes.share,
+        )  # fmt: skip
     except DataError:
         return saved
-    last = {**saved.history[-1], "top1": round(top1(saved.module.to(device), batches), 3)}
+    accuracy = top1(saved.module.to(device), batches, processes)
+    last = {**saved.history[-1], "top1": round(accuracy, 3)}
     return replace(saved, module=saved.module.cpu(), history=(*saved.history[:-1], last))
 
 
@@ -314,10 +339,23 @@ def _classes(data: DataSettings) -> int | None:
     return len(open_source(data, train=True).class_names) or None
 
 
-def _open(data: DataSettings | str, saved: SavedModel, device: torch.device, seed: int) -> Batches:
+def _open(
+    data: DataSettings | str,
+    saved: SavedModel,
+    device: torch.device,
+    seed: int,
+    processes: Processes,
+) -> Batches:
     batches = open_batches(
-        DataSettings.of(data), saved.preprocessing, True, device, seed, saved.class_names
-    )
+        DataSettings.of(data), saved.preprocessing, True, device, seed, saved.class_names,
+        share=processes.share,
+    )  # fmt: skip
+    if batches.size is not None and batches.size < processes.share.count:
+        raise DataError(
+            f"--data {batches.settings.spec} has {batches.size} images for "
+            f"{processes.share.count} processes.",
+            "Start fewer.",
+        )
     outputs = getattr(saved.module, "num_classes", None)
     if batches.class_names and outputs is not None and len(batches.class_names) > outputs:
         raise DataError(

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from spvit_deploy.benchmarks.runtimes import find_runtime
 from spvit_deploy.cost import count_cost
@@ -18,6 +18,7 @@ from spvit_deploy.models import create_empty, input_size
 from spvit_deploy.plan import ModelSpec, first_line
 from spvit_deploy.search.budget import parse_budget
 from spvit_deploy.search.finetuning import FinetuneSettings
+from spvit_deploy.search.running import RunSettings
 from spvit_deploy.search.searching import SearchSettings
 from spvit_deploy.sources import DataSettings
 from spvit_deploy.store import ensure_free, write_bytes
@@ -59,6 +60,8 @@ class Recipe(_Section):
     version: Literal[1] = 1
     output: str = "run"
     device: str = "auto"
+    checkpoint_every: str = "10m"
+    tensorboard: Path | None = None
     model: ModelSection
     data: DataSettings
     train: FinetuneSettings | None = None
@@ -67,12 +70,25 @@ class Recipe(_Section):
     export: ExportSection = ExportSection()
     benchmark: BenchmarkSection = BenchmarkSection()
 
+    @field_validator("checkpoint_every")
+    @classmethod
+    def _is_interval(cls, text: str) -> str:
+        return RunSettings(checkpoint_every=text).checkpoint_every
+
+    def run_settings(self) -> RunSettings:
+        """How trainings are kept and followed; each goes on where it was cut short."""
+        return RunSettings(
+            checkpoint_every=self.checkpoint_every, resume="auto", tensorboard=self.tensorboard
+        )
+
 
 TEMPLATE = """\
 # The whole way of one model. `spvit-deploy run recipe.yaml`; relative paths count from here.
 version: 1
 output: run              # folder for all results
 device: auto             # auto, cpu, cuda, cuda:N, mps
+checkpoint_every: 10m    # of training; or 500 (steps), or never
+# tensorboard: logs
 model:
   name: vit_tiny_patch16_224      # any timm name that `spvit-deploy inspect NAME` accepts
   args: {img_size: 32, patch_size: 8, in_chans: 1, embed_dim: 128, depth: 6, num_heads: 8,
@@ -145,6 +161,8 @@ def load_recipe(path: Path) -> Recipe:
     elif data.root:
         data = data.model_copy(update={"root": str(here / data.root)})
     update = {"model": model, "data": data, "output": str(here / recipe.output)}
+    if recipe.tensorboard:
+        update["tensorboard"] = here / recipe.tensorboard
     return recipe.model_copy(update=update)
 
 
