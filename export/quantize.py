@@ -92,6 +92,7 @@ def quantize(
     batch: int | None,
     note: Callable[[str], None],
     symmetric: bool = False,
+    finish: Callable[[onnx.ModelProto], onnx.ModelProto] = lambda proto: proto,
 ) -> tuple[onnx.ModelProto, Accuracy]:
     """Quantize a graph, and leave layers out until no more accuracy is lost than allowed.
 
@@ -101,6 +102,7 @@ def quantize(
         batch: fixed batch of the graph, or None.
         note: told what is being done.
         symmetric: signed activations around zero and biases in fp32, as TensorRT takes them.
+        finish: what is made of the quantized graph afterwards, for its accuracy to be measured.
     """
     layers = linear_layers(proto)
     fit = _Fit(calibration.images, batch or _BATCH, symmetric)
@@ -112,7 +114,7 @@ def quantize(
 
     def measure(kept: tuple[str, ...]) -> float:
         note(f"{len(kept)} of {len(layers)} layers in fp32")
-        return calibration.top1(_runner(build(kept), batch))
+        return calibration.top1(_runner(finish(build(kept)), batch))
 
     after = measure(())
     kept: tuple[str, ...] = ()
