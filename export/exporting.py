@@ -25,6 +25,7 @@ from spvit_deploy.store import new_folder, sha256_file, write_record
 
 # From here on ONNX has convolutions in bf16.
 _BF16_OPSET = 22
+_FP16_SCALES_OPSET = 19
 _TOOLS = (
     "torch", "timm", "onnx", "onnxscript", "onnxslim", "onnxruntime", "openvino", "nncf",
     "tensorrt_rtx", "tensorrt", "executorch",
@@ -59,6 +60,7 @@ def run_export(job: ExportJob, output: Path, force: bool = False) -> ExportRecor
             bar.advance(0, "timing")
             gain = speedup(job, form, graph, staging)
         bar.advance(note="parity")
+        proof = proof if written.proof is None else written.proof
         parity, judged = prove(job, answers, staging / form.file, form.runtime, proof)
         bar.advance(note="record")
         accuracy = _accuracy(written.accuracy or judged, gain)
@@ -125,8 +127,12 @@ def _opset(job: ExportJob, form: Format) -> int | None:
     settings = job.settings
     if not form.from_onnx:
         return None
-    low = form.lowers and settings.precision == "bf16"
-    return max(settings.opset or onnxrt.DEFAULT_OPSET, _BF16_OPSET if low else 0)
+    least = 0
+    if form.lowers and settings.precision == "bf16":
+        least = _BF16_OPSET
+    elif form.name.startswith("tensorrt") and settings.precision == "int8":
+        least = _FP16_SCALES_OPSET
+    return max(settings.opset or onnxrt.DEFAULT_OPSET, least)
 
 
 def _trace(job: ExportJob, answers: Answers) -> onnx.ModelProto:
