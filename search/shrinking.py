@@ -1,8 +1,9 @@
 """Settled gates leave a search: what is closed for good is no longer computed.
 
-A gate whose logit stays beyond ±:data:`SETTLED` for several looks in a row is fixed there. Closed
-hidden units are then left out of their MLP's products, and operations that no free gate can reach
-are not run. Evaluation opens a gate at σ > 0.5 and so answers as before; a step costs what is left.
+A gate whose logit stays beyond ±:data:`SETTLED` for several looks in a row is fixed there, unless
+it is that of a hidden unit and open: nothing would be saved. Closed hidden units are then left out
+of their MLP's products, and operations that no free gate can reach are not run. Evaluation opens a
+gate at σ > 0.5 and so answers as before; a step costs what is left.
 """
 
 from __future__ import annotations
@@ -41,8 +42,10 @@ class Shrinking:
         self._steps += 1
         if self._steps % self._period:
             return
-        for logits, agreed in zip(self._logits, self._agreed, strict=True):
-            side = (logits > SETTLED).to(torch.int8) - (logits < -SETTLED).to(torch.int8)
+        for index, (logits, agreed) in enumerate(zip(self._logits, self._agreed, strict=True)):
+            side = -(logits < -SETTLED).to(torch.int8)
+            if index % 2 == 0:  # of attention; units come between
+                side += (logits > SETTLED).to(torch.int8)
             done = agreed.abs() >= _LOOKS
             moved = torch.where(agreed * side > 0, agreed + side, side)
             agreed.copy_(torch.where(done, agreed, moved))

@@ -43,7 +43,8 @@ def test_int8_keeps_its_accuracy(form: str, dense: Path, tmp_path: Path) -> None
     found = record["accuracy"]
     assert record["precision"] == "int8"
     assert found["before"] - found["after"] <= 2
-    assert top1(out) == pytest.approx(found["after"], abs=1e-3)
+    # Batches of another size may answer one or two images of 355 otherwise.
+    assert top1(out) == pytest.approx(found["after"], abs=0.6)
     assert "in int8" in text
     assert "as fast as fp32" in text or "not faster than fp32" in text
     assert f"calibrating on 64 images of digits, recorded in {dense}\n" in done.stderr
@@ -157,10 +158,10 @@ def test_normalization_inside_openvino(precision: str, dense: Path, tmp_path: Pa
     )
     right = 0
     images = DigitImages(train=False)
-    for image, label in (images[index] for index in range(60)):
+    for image, label in (images[index] for index in range(len(images))):
         pixels = np.array(image.resize((16, 16), 3))[None, :, :, None]
         right += int(next(iter(compiled({0: pixels}).values())).argmax() == label)
-    assert right / 60 == pytest.approx(top1(tmp_path / "plain") / 100, abs=0.15)
+    assert 100 * right / len(images) == pytest.approx(top1(tmp_path / "plain"), abs=0.6)
     refused("export", dense, "--with-preprocessing", "-o", tmp_path / "o", says="for OpenVINO")
 
 
