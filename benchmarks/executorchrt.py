@@ -19,6 +19,8 @@ from spvit_deploy.store import check_files, read_record
 
 _FILE = "model.pte"
 _METADATA = "spvit_deploy"
+# As ExecuTorch numbers types.
+_FLOAT32 = 6
 
 
 class ExecuTorchSession:
@@ -46,13 +48,19 @@ class ExecuTorchSession:
             # It says where it looked for the kinds of this CPU's cores, and found nothing.
             with without_lines(b"[cpuinfo_utils.cpp:"):
                 self._method = program.load_method("forward")
-            planned = self._method.metadata.input_tensor_meta(0).sizes()
-            answers = self._method.metadata.num_outputs()
-            self._largest, channels, height, width = planned
+            facts = self._method.metadata
+            taken = [facts.input_tensor_meta(index) for index in range(facts.num_inputs())]
+            answers = facts.num_outputs()
         except (RuntimeError, ValueError) as error:
             raise CorruptFileError(
                 f"{path}: ExecuTorch cannot run it ({error}).", "Export it again."
             ) from error
+        if [(len(one.sizes()), one.dtype()) for one in taken] != [(4, _FLOAT32)]:
+            raise InputError(
+                f"{path} takes {'; '.join(str(list(one.sizes())) for one in taken)}.",
+                "What is measured takes float32 images [batch, channels, height, width].",
+            )
+        self._largest, channels, height, width = taken[0].sizes()
         self.input_size = (channels, height, width)
         dynamic = metadata.get("spvit_deploy.batch") == "dynamic"
         self.batch: int | None = None if dynamic else self._largest

@@ -21,7 +21,13 @@ import numpy as np
 from spvit_deploy.benchmarks.artefacts import Artefact, describe
 from spvit_deploy.benchmarks.host import read_host
 from spvit_deploy.benchmarks.results import BenchmarkResult, ResultsFile, Workload
-from spvit_deploy.benchmarks.runtimes import Session, find_runtime, open_session, runtimes_for
+from spvit_deploy.benchmarks.runtimes import (
+    Session,
+    batch_limits,
+    find_runtime,
+    open_session,
+    runtimes_for,
+)
 from spvit_deploy.errors import InputError
 from spvit_deploy.progress import Bar, progress_bar
 
@@ -126,6 +132,14 @@ def _open(
                 f"Add --batch {session.batch}.",
             )
         return None
+    smallest, largest = batch_limits(session)
+    if not smallest <= workload.batch <= (largest or workload.batch):
+        session.close()
+        raise InputError(
+            f"{path} takes batches of {smallest} to {largest or 'any number'}; {workload.batch} "
+            "was asked for.",
+            "Choose another --batch.",
+        )
     rng = np.random.default_rng(workload.seed)
     shape = (workload.batch, *session.input_size)
     call = session.prepare(rng.standard_normal(shape, dtype=np.float32))

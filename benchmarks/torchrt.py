@@ -14,7 +14,7 @@ import torch
 from spvit_deploy.benchmarks.pt2 import check_archive, read_metadata
 from spvit_deploy.benchmarks.runtimes import Array, check_images
 from spvit_deploy.device import pick_device
-from spvit_deploy.errors import CorruptFileError, JobError, RuntimeMissingError
+from spvit_deploy.errors import CorruptFileError, InputError, JobError, RuntimeMissingError
 from spvit_deploy.lean.folder import load_saved
 from spvit_deploy.store import check_files, read_record
 
@@ -23,11 +23,15 @@ _FILE = "model.pt2"
 
 @dataclass(frozen=True)
 class _Network:
-    """What a path holds, on its device."""
+    """What a path holds, on its device.
+
+    Attributes:
+        batches: smallest and largest batch that it takes, the same for a fixed one.
+    """
 
     module: Any
     input_size: tuple[int, int, int]
-    batch: int | None
+    batches: tuple[int, int | None]
     outputs: tuple[str, ...]
 
 
@@ -44,7 +48,8 @@ class TorchSession:
             torch.set_num_threads(threads)
         program = path.suffix == ".pt2" or (path / "export.json").is_file()
         network = (_program if program else _folder)(path, self._where)
-        self.input_size, self.batch = network.input_size, network.batch
+        self.input_size, self.limits = network.input_size, network.batches
+        self.batch = self.limits[0] if self.limits[0] == self.limits[1] else None
         self.outputs = network.outputs
         self._module = network.module
 
@@ -57,6 +62,8 @@ class TorchSession:
         ready = torch.from_numpy(check_images(images, self.input_size, self.batch))
         with torch.inference_mode():
             answer = self._module(ready.to(self._where))
+        if isinstance(answer, dict):  # of others' programs
+            answer = list(answer.values())
         answers = answer if isinstance(answer, (list, tuple)) else [answer]
         return [part.cpu().numpy() for part in answers]
 
@@ -153,7 +160,7 @@ def _folder(path: Path, device: torch.device) -> _Network:
     saved = load_saved(path)
     headless = getattr(saved.module, "num_classes", None) == 0
     outputs = ("embedding",) if headless else ("logits",)
-    return _Network(saved.module.to(device), saved.preprocessing.input_size, None, outputs)
+    return _Network(saved.module.to(device), saved.preprocessing.input_size, (1, None), outputs)
 
 
 def _program(path: Path, device: torch.device) -> _Network:
@@ -164,13 +171,12 @@ def _program(path: Path, device: torch.device) -> _Network:
     check_archive(file)
     try:
         program = torch.export.load(file)
-        images = next(
+        taken = [
             node.meta["val"]
             for node in program.graph.nodes
             if node.name in program.graph_signature.user_inputs
-        )
+        ]
         answers = len(program.graph_signature.user_outputs)
-        batch, channels, height, width = images.shape
         if device.type != "cpu":
             from torch.export.passes import move_to_device_pass
 
@@ -185,8 +191,30 @@ def _program(path: Path, device: torch.device) -> _Network:
         )
     names = json.loads(read_metadata(file).get("spvit_deploy.outputs", "[]"))
     outputs = tuple(names) or tuple(f"output_{index}" for index in range(answers))
-    fixed = batch if isinstance(batch, int) else None
-    return _Network(module, (int(channels), int(height), int(width)), fixed, outputs)
+    batches, size = _images_of(taken, program.range_constraints, file)
+    return _Network(module, size, batches, outputs)
+
+
+def _images_of(
+    taken: list[Any], ranges: Any, file: Path
+) -> tuple[tuple[int, int | None], tuple[int, int, int]]:
+    """Batches and size of the images that a program takes."""
+    shapes: list[list[Any]] = [list(getattr(value, "shape", [])) for value in taken]
+    kinds = [getattr(value, "dtype", type(value).__name__) for value in taken]
+    shape = shapes[0] if kinds == [torch.float32] else []
+    if len(shape) != 4 or not all(isinstance(side, int) for side in shape[1:]):
+        found = "; ".join(f"{kind} {sides}" for kind, sides in zip(kinds, shapes, strict=True))
+        raise InputError(
+            f"{file} takes {found.replace('torch.', '')}.",
+            "What is measured takes float32 images [batch, channels, height, width] of one size.",
+        )
+    batch, channels, height, width = shape
+    size = (channels, height, width)
+    if isinstance(batch, int):
+        return (batch, batch), size
+    allowed = ranges[batch.node.expr]
+    largest = int(allowed.upper) if allowed.upper.is_Integer else None
+    return (max(1, int(allowed.lower)), largest), size
 
 
 def _cuda_call(module: torch.nn.Module, images: torch.Tensor) -> Callable[[], float]:

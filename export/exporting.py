@@ -58,6 +58,7 @@ def run_export(job: ExportJob, output: Path, force: bool = False) -> ExportRecor
             bar.advance(0, "timing")
             gain = speedup(job, form, graph, staging)
         bar.advance(note="parity")
+        proof = proof if written.proof is None else written.proof
         parity, judged = prove(job, answers, staging / form.file, form.runtime, proof)
         bar.advance(note="record")
         accuracy = _accuracy(written.accuracy or judged, gain)

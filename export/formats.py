@@ -88,11 +88,13 @@ class Written:
         files: names.
         accuracy: what int8 cost, None else.
         delegated: share of the operators that the format's backend took, where not all.
+        proof: graph that proves the one that was written, where nothing here computes as that does.
     """
 
     files: tuple[str, ...]
     accuracy: Accuracy | None = None
     delegated: float | None = None
+    proof: onnx.ModelProto | None = None
 
 
 Writer = Callable[[Graph, Path, Callable[[str], None]], Written]

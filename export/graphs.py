@@ -19,6 +19,7 @@ from spvit_deploy.export.outputs import Answers
 
 # From here on ONNX has convolutions in bf16.
 _BF16_OPSET = 22
+_FP16_SCALES_OPSET = 19
 _FITTED = 8
 
 
@@ -27,8 +28,12 @@ def opset_of(settings: ExportSettings) -> int | None:
     form = find_format(settings.format, settings.precision)
     if not form.from_onnx:
         return None
-    low = form.lowers and settings.precision == "bf16"
-    return max(settings.opset or onnxrt.DEFAULT_OPSET, _BF16_OPSET if low else 0)
+    least = 0
+    if form.lowers and settings.precision == "bf16":
+        least = _BF16_OPSET
+    elif form.name.startswith("tensorrt") and settings.precision == "int8":
+        least = _FP16_SCALES_OPSET
+    return max(settings.opset or onnxrt.DEFAULT_OPSET, least)
 
 
 def is_lowered(settings: ExportSettings, form: Format) -> bool:

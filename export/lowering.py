@@ -135,8 +135,10 @@ def _computes_low(
 ) -> bool:
     if node.op_type in _PRODUCTS:
         return True
+    if node.op_type == "DequantizeLinear":  # only products read what int8 stands for
+        return True
     read = [name for name in node.input if name in floats and name not in constants]
-    if node.op_type in _MOVES:
+    if node.op_type in _MOVES or node.op_type == "QuantizeLinear":
         return bool(read) and all(name in low for name in read)
     if node.op_type in _POINTWISE:
         return all(name in low for name in read)

@@ -103,7 +103,8 @@ def _link(job: ExportJob, runtime: str, by_rounding: bool) -> str:
     what = form if precision == "fp32" else f"{form} {precision}"
     if form.startswith("tensorrt"):
         what = f"graph of {what}"
-    how = f", every {precision} tensor rounded in {runtime}" if by_rounding else ""
+    low = "fp16" if precision == "int8" else precision
+    how = f", every {low} tensor rounded in {runtime}" if by_rounding else ""
     return f"{job.saved.kind} → {what}{how}"
 
 

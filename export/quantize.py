@@ -1,7 +1,9 @@
 """int8 for ONNX Runtime: post-training, in the shape of QDQ that its fusions recognize.
 
 Unsigned activations, weights a scale a channel, on the linear layers and the patch embedding.
-Products of two activations (attention scores) stay as they are: they cost accuracy first.
+Products of two activations (attention scores) stay as they are: they cost accuracy first. So do
+classifiers: one token's product costs no time, and in int8 the most accuracy of all layers.
+docs/decisions/0005 has the figures.
 """
 
 from __future__ import annotations
@@ -29,9 +31,18 @@ from spvit_deploy.export.parity import Array, OutputsRunner
 from spvit_deploy.quiet import quiet
 
 _OPERATORS = ("MatMul", "Gemm", "Conv")
+# Two heads (class and distillation token) are averaged.
+_ARITHMETIC = ("Add", "Mul", "Div", "Identity")
 _BATCH = 8
 _JUDGED = 32
-_SYMMETRIC = {"ActivationSymmetric": True, "QuantizeBias": False}
+# What a product gives is read in fp32: rounding it to int8 too costs accuracy, and its own kernels.
+# A convolution in ONNX Runtime is int8 between int8 tensors alone.
+_UNSIGNED = {"OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm"]}
+_SYMMETRIC = {
+    "ActivationSymmetric": True,
+    "QuantizeBias": False,
+    "OpTypesToExcludeOutputQuantization": list(_OPERATORS),
+}
 
 
 class _Reader(CalibrationDataReader):  # type: ignore[misc]
@@ -46,13 +57,33 @@ class _Reader(CalibrationDataReader):  # type: ignore[misc]
 
 
 def linear_layers(proto: onnx.ModelProto) -> list[str]:
-    """Names of the nodes that can be quantized: products and convolutions with weights."""
+    """Names of the nodes that are quantized: products and convolutions with weights.
+
+    Classifiers are left out, unless there is nothing else.
+    """
     weights = {tensor.name for tensor in proto.graph.initializer}
-    return [
+    layers = [
         node.name
         for node in proto.graph.node
         if node.op_type in _OPERATORS and node.input[1] in weights
     ]
+    heads = _classifiers(proto)
+    return [name for name in layers if name not in heads] or layers
+
+
+def _classifiers(proto: onnx.ModelProto) -> set[str]:
+    """Products of a vector an image with nothing but arithmetic between them and an output."""
+    makers = {name: node for node in proto.graph.node for name in node.output}
+    found, todo = set(), [output.name for output in proto.graph.output]
+    while todo:
+        node = makers.get(todo.pop())
+        if node is None:
+            continue
+        if node.op_type == "Gemm":  # a product of tokens is a MatMul
+            found.add(node.name)
+        elif node.op_type in _ARITHMETIC:
+            todo.extend(node.input)
+    return found
 
 
 def quantize(
@@ -61,6 +92,7 @@ def quantize(
     batch: int | None,
     note: Callable[[str], None],
     symmetric: bool = False,
+    finish: Callable[[onnx.ModelProto], onnx.ModelProto] = lambda proto: proto,
 ) -> tuple[onnx.ModelProto, Accuracy]:
     """Quantize a graph, and leave layers out until no more accuracy is lost than allowed.
 
@@ -70,6 +102,7 @@ def quantize(
         batch: fixed batch of the graph, or None.
         note: told what is being done.
         symmetric: signed activations around zero and biases in fp32, as TensorRT takes them.
+        finish: what is made of the quantized graph afterwards, for its accuracy to be measured.
     """
     layers = linear_layers(proto)
     fit = _Fit(calibration.images, batch or _BATCH, symmetric)
@@ -81,7 +114,7 @@ def quantize(
 
     def measure(kept: tuple[str, ...]) -> float:
         note(f"{len(kept)} of {len(layers)} layers in fp32")
-        return calibration.top1(_runner(build(kept), batch))
+        return calibration.top1(_runner(finish(build(kept)), batch))
 
     after = measure(())
     kept: tuple[str, ...] = ()
@@ -123,7 +156,7 @@ def _quantized(proto: onnx.ModelProto, layers: Sequence[str], fit: _Fit) -> onnx
             weight_type=QuantType.QInt8,
             nodes_to_quantize=list(layers),
             calibrate_method=CalibrationMethod.MinMax,
-            extra_options=_SYMMETRIC if fit.symmetric else {},
+            extra_options=_SYMMETRIC if fit.symmetric else _UNSIGNED,
         )
         return onnx.load(target)
 

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from spvit_deploy.driver import find_driver, require_gpu
 from spvit_deploy.engines import SUFFIX, EngineRecord, sidecar
 from spvit_deploy.errors import InputError, JobError
-from spvit_deploy.export.calibration import Accuracy
 from spvit_deploy.export.formats import Graph, Written
+from spvit_deploy.export.lowering import lower, rounded
 from spvit_deploy.export.onnxrt import INPUT_NAME, MODEL_FILE, write
 from spvit_deploy.export.timing_cache import TimingCache
 from spvit_deploy.export.trtlayers import (
@@ -28,11 +30,12 @@ from spvit_deploy.progress import stderr_console
 from spvit_deploy.store import sha256_file, write_bytes, write_record
 from spvit_deploy.trtlog import make_logger
 
+# What products that are not int8 compute in.
+_REST = "fp16"
 # What a generation has no kernels for, found by building.
 _LACKS = {
     ("sm75", "fp32"): "it has no fp32 GEMM there",
     ("sm75", "bf16"): "the GPU has no bf16",
-    ("sm75", "int8"): "layers beside the int8 ones stay in fp32, and it has no fp32 GEMM there",
 }
 
 
@@ -50,15 +53,16 @@ def write_rtx(graph: Graph, folder: Path, note: Callable[[str], None]) -> Writte
             f"{trt.__name__} {trt.__version__} builds refittable engines only where there is a GPU",
             "Leave --refittable out, or run it where the GPU is.",
         )
-    files, accuracy = _source(graph, folder, note)
+    source = _source(graph, folder, note)
     build = _Build(trt, graph, folder)
+    files: list[str] = []
     for gpu in gpus:
         note(f"engine for {gpu}")
         config = build.config()
         config.num_compute_capabilities = 1
         config.set_compute_capability(getattr(trt.ComputeCapability, gpu.upper()), 0)
         files += build.save(gpu, build.run(config, gpu))
-    return Written(tuple(files), accuracy)
+    return replace(source, files=(*source.files, *files))
 
 
 def write_plain(graph: Graph, folder: Path, note: Callable[[str], None]) -> Written:
@@ -79,7 +83,7 @@ def write_plain(graph: Graph, folder: Path, note: Callable[[str], None]) -> Writ
             "Leave --gpu out, or choose --format tensorrt-rtx.",
         )
     trt: Any = importlib.import_module("tensorrt")
-    files, accuracy = _source(graph, folder, note)
+    source = _source(graph, folder, note)
     build = _Build(trt, graph, folder)
     note("engine")
     config, file = build.config(), graph.engine.flags.timing_cache
@@ -89,8 +93,7 @@ def write_plain(graph: Graph, folder: Path, note: Callable[[str], None]) -> Writ
     blob = build.run(config, gpu)
     if cache is not None:
         cache.save(config)
-    files += build.save(gpu, blob)
-    return Written(tuple(files), accuracy)
+    return replace(source, files=(*source.files, *build.save(gpu, blob)))
 
 
 def check_gpus(trt: Any, asked: tuple[str, ...], precision: str | None = None) -> tuple[str, ...]:
@@ -122,15 +125,18 @@ def lacks(gpu: str, precision: str) -> str:
     return _LACKS.get((gpu.lower(), precision), "")
 
 
-def _source(
-    graph: Graph, folder: Path, note: Callable[[str], None]
-) -> tuple[list[str], Accuracy | None]:
-    proto, accuracy = graph.proto, None
-    if graph.calibration is not None:
-        from spvit_deploy.export.quantize import quantize
+def _source(graph: Graph, folder: Path, note: Callable[[str], None]) -> Written:
+    """Write the graph that engines are built from; in one of int8 the rest is fp16."""
+    if graph.calibration is None:
+        return Written(tuple(write(graph.proto, folder)))
+    from spvit_deploy.export.quantize import quantize
 
-        proto, accuracy = quantize(proto, graph.calibration, graph.batch, note, symmetric=True)
-    return list(write(proto, folder)), accuracy
+    with_rest = partial(rounded, precision=_REST)
+    proto, accuracy = quantize(
+        graph.proto, graph.calibration, graph.batch, note, symmetric=True, finish=with_rest
+    )
+    files = write(lower(proto, _REST), folder)
+    return Written(tuple(files), accuracy, proof=with_rest(proto))
 
 
 class _Build:

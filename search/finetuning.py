@@ -13,7 +13,9 @@ from torch.nn import functional
 from spvit_deploy.data import Batches
 from spvit_deploy.errors import DataError, ModelError
 from spvit_deploy.lean.folder import SavedModel
+from spvit_deploy.processes import ALONE, Processes
 from spvit_deploy.progress import progress_bar
+from spvit_deploy.search.running import Run
 from spvit_deploy.search.training import TrainSettings, train
 
 
@@ -95,6 +97,7 @@ def finetune_model(
     teacher: SavedModel | None,
     device: torch.device,
     label: str = "fine-tune",
+    run: Run | None = None,
 ) -> SavedModel:
     """Train a dense or lean model in place.
 
@@ -105,6 +108,7 @@ def finetune_model(
         teacher: model to agree with, or None.
         device: where to compute.
         label: name of the progress bar.
+        run: as in :func:`train`.
 
     Returns:
         The model back on the CPU, with the settings and losses added to its history.
@@ -118,7 +122,7 @@ def finetune_model(
         teacher.module.to(device).requires_grad_(False)
     loss = DistillationLoss(settings, teacher.module if teacher else None)
     module = saved.module.to(device)
-    epochs = train(module, batches, loss, settings, label)
+    epochs = train(module, batches, loss, settings, label, run=run)
     done = {
         "stage": "finetune",
         "data": batches.settings.spec,
@@ -141,22 +145,24 @@ def finetune_model(
 
 
 @torch.inference_mode()
-def top1(module: nn.Module, batches: Batches) -> float:
+def top1(module: nn.Module, batches: Batches, processes: Processes = ALONE) -> float:
     """Percent of images whose best class is right.
 
     Args:
         module: in evaluation mode, on the device of the batches.
-        batches: validation split.
+        batches: validation split, or this process's share of it.
+        processes: that share it.
 
     Raises:
         DataError: there are no images.
     """
-    right = images = 0
+    counts = torch.zeros(2, device=next(module.parameters()).device)
     with progress_bar("validate", len(batches) or None) as bar:
         for batch, labels in batches:
-            right += int((module(batch).argmax(1) == labels).sum())
-            images += len(labels)
+            counts[0] += (module(batch).argmax(1) == labels).sum()
+            counts[1] += len(labels)
             bar.advance()
+    right, images = processes.sum(counts).tolist()
     if not images:
         raise DataError(f"--data {batches.settings.spec}: no images to evaluate.")
     return 100 * right / images

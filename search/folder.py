@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -124,7 +124,7 @@ def save_search(
     record: SearchRecord,
     folder: Path,
     force: bool = False,
-    beside: Mapping[str, Callable[[Path], None]] | None = None,
+    beside: Sequence[Path] = (),
 ) -> None:
     """Write a search folder, whole or not at all.
 
@@ -132,7 +132,7 @@ def save_search(
         supernet, plan, record: what was searched.
         folder: to write.
         force: replace an old one.
-        beside: other files of it, by name, and what writes each.
+        beside: files that are copied into it.
 
     Raises:
         OutputExistsError, StorageError: as :func:`new_folder`.
@@ -142,10 +142,9 @@ def save_search(
         tensors = {k: v.detach().cpu().contiguous() for k, v in {**dense, **extras}.items()}
         write_bytes(staging / WEIGHTS_FILE, safetensors.torch.save(tensors, {"format": "pt"}))
         save_plan(plan, staging)
-        for name, write in (beside or {}).items():
-            write(staging / name)
-        names = (WEIGHTS_FILE, GATES_FILE, *(beside or {}))
-        files = {name: sha256_file(staging / name) for name in names}
+        for file in beside:
+            write_bytes(staging / file.name, file.read_bytes())
+        files = {name: sha256_file(staging / name) for name in (WEIGHTS_FILE, GATES_FILE)}
         full = record.model_copy(update={"files": files, "tools": tool_versions()})
         write_record(staging / RECORD_FILE, full.model_dump(mode="json"))
 

@@ -18,17 +18,18 @@ from torch.autograd.function import FunctionCtx
 from spvit_deploy.errors import JobError
 
 
-def draw(logits: Tensor) -> Tensor:
+def draw(logits: Tensor, chance: Tensor) -> Tensor:
     """Straight-through Bernoulli sample.
 
     Args:
         logits: z of any shape.
+        chance: uniform in [0, 1), of the same shape.
 
     Returns:
         Zeros and ones of that shape; their gradient goes to σ(z).
     """
     probability = torch.sigmoid(logits)
-    sample = torch.bernoulli(probability.detach())
+    sample = (chance < probability.detach()).to(probability.dtype)
     return sample + probability - probability.detach()
 
 
@@ -51,21 +52,29 @@ class ChooseBranch(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: FunctionCtx, chosen: Tensor, gates: Tensor, *branches: Tensor) -> Tensor:
-        """chosen [B, N, C], gates [3], up to four branches [B, N, C], cheapest first."""
+    def forward(
+        ctx: FunctionCtx, chosen: Tensor, gates: Tensor, first: int, *branches: Tensor
+    ) -> Tensor:
+        """chosen [B, N, C], gates [3], up to four branches [B, N, C], cheapest first, of which
+        those before ``first`` are left out.
+        """
         ctx.save_for_backward(*branches)
-        ctx.gates = gates.shape[0]  # type: ignore[attr-defined]
+        ctx.gates, ctx.first = gates.shape[0], first  # type: ignore[attr-defined]
         return chosen.view_as(chosen)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         """Gradients of the chosen branch and of the gates."""
         (grad,) = grads
-        flat = grad.reshape(-1)
-        dots = [torch.dot(flat, branch.reshape(-1)) for branch in ctx.saved_tensors]
-        steps = [after - before for before, after in pairwise(dots)]
-        steps += [torch.zeros_like(dots[0])] * (ctx.gates - len(steps))
-        return grad, torch.stack(steps), *([None] * len(ctx.saved_tensors))
+        # Under autocast a branch is bfloat16 and its input is not; and sums of so many need more.
+        wide = torch.promote_types(grad.dtype, torch.float32)
+        flat = grad.reshape(-1).to(wide)
+        branches = ctx.saved_tensors  # once: checkpointing gives them once
+        dots = [torch.dot(flat, branch.reshape(-1).to(wide)) for branch in branches]
+        zero = torch.zeros_like(dots[0])
+        steps = [zero] * ctx.first + [after - before for before, after in pairwise(dots)]
+        steps += [zero] * (ctx.gates - len(steps))
+        return grad, torch.stack(steps), None, *([None] * len(branches))
 
 
 class GateOptimizer:
@@ -105,6 +114,16 @@ class GateOptimizer:
         if not self._steps:
             return 0.0
         return max((self._square / (1 - 0.9**self._steps)) ** 0.5, 1e-12)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a later run needs to go on as if it were this one; the logits are the model's."""
+        return {"velocity": self._velocity, "square": self._square, "steps": self._steps}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what :meth:`state_dict` gave."""
+        for own, saved in zip(self._velocity, state["velocity"], strict=True):
+            own.copy_(saved)
+        self._square, self._steps = float(state["square"]), int(state["steps"])
 
     @torch.no_grad()
     def step(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
@@ -27,25 +27,23 @@ class ExpectedCost:
         self._sites = _Curves(table.sites, table.dense, device)
         self._tail = _Curves(table.tail, table.dense, device) if table.tail else None
         self._fixed = table.fixed / table.dense
-        self._shares = [_gate_shares(site, table.dense) for site in table.sites]
-        self._units = [site.mlp[-1] / max(1, site.hidden) / table.dense for site in table.sites]
-
-    def shares(self, units: Sequence[Tensor]) -> list[Tensor]:
-        """Share of the cost behind each gate, as logits are ordered: [3], [hidden], [3], …"""
-        pairs = zip(self._shares, units, self._units, strict=True)
-        return [
-            t
-            for gates, row, unit in pairs
-            for t in (torch.tensor(gates, device=row.device), torch.full_like(row, unit))
+        self._shares = [
+            torch.tensor(shares, device=device)
+            for site in table.sites
+            for shares in (_gate_shares(site, table.dense), _unit_shares(site, table.dense))
         ]
 
-    def __call__(self, gates: Sequence[Tensor], units: Sequence[Tensor]) -> Tensor:
-        """Gate logits [3] and unit logits [hidden] of each block → scalar.
+    def shares(self) -> list[Tensor]:
+        """Share of the cost behind each gate, in the order of their logits."""
+        return self._shares
+
+    def __call__(self, logits: Sequence[Tensor]) -> Tensor:
+        """Logits of attention [3] and of units [hidden], in turn, of each block → scalar.
 
         An MLP costs what its curve says at the expected width.
         """
-        opened = cumulative(torch.sigmoid(torch.stack(list(gates))))
-        widths = torch.stack([torch.sigmoid(logits).sum() for logits in units])
+        opened = cumulative(torch.sigmoid(torch.stack(list(logits[::2]))))
+        widths = torch.stack([torch.sigmoid(units).sum() for units in logits[1::2]])
         costs = self._sites(opened, widths)
         if self._tail is not None:
             behind = _none_after(opened[:, -1])
@@ -87,6 +85,33 @@ def _gate_shares(site: SiteCost, dense: int) -> list[float]:
     return [max(step, least) / dense if step else 0.0 for step in steps]
 
 
+def _unit_shares(site: SiteCost, dense: int) -> list[float]:
+    return [site.mlp[-1] / max(1, site.hidden) / dense] * site.hidden
+
+
+class Penalty:
+    """The price of cost by the paper's penalty (arXiv 2111.11802, section 3): λ·(cost − target)².
+
+    Args:
+        target: as a share of the dense model's cost.
+        weight: λ.
+    """
+
+    def __init__(self, target: float, weight: float) -> None:
+        self._target, self._weight = target, weight
+
+    def __call__(self, cost: Tensor) -> Tensor:
+        """Term of the loss at this expected cost; scalar → scalar."""
+        return self._weight * (cost - self._target) ** 2
+
+    def state_dict(self) -> dict[str, float]:
+        """Nothing: it does not change."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        """Go on from there."""
+
+
 class Price:
     """The price of cost that brings the expected cost to its target: the multiplier of a
     Lagrangian, kept by a PI controller (Stooke et al., arXiv 2007.03964).
@@ -99,23 +124,19 @@ class Price:
         start: expected cost before training, as a share of the dense model's.
         target: the same, wanted.
         steps: of the whole search.
+        scale: root mean square of the gates' gradients per cost, lately.
     """
 
-    def __init__(self, start: float, target: float, steps: int) -> None:
-        self._start, self._target, self._steps = start, target, steps
+    def __init__(self, start: float, target: float, steps: int, scale: Callable[[], float]) -> None:
+        self._start, self._target, self._steps, self._scale = start, target, steps, scale
         self._wait = min(_WAIT, 1 + steps // 10)
         self._step, self._unit = 0, 0.0
         self._integral: Tensor | float = 0.0
 
-    def __call__(self, cost: Tensor, scale: float) -> Tensor:
-        """Term of the loss at this expected cost, which counts as one step; scalar → scalar.
-
-        Args:
-            cost: as a share of the dense model's.
-            scale: root mean square of the gates' gradients per cost.
-        """
+    def __call__(self, cost: Tensor) -> Tensor:
+        """Term of the loss at this expected cost, which counts as one step; scalar → scalar."""
         if self._step == self._wait:
-            self._unit = scale
+            self._unit = self._scale()
         done = min(1.0, self._step / max(1.0, _RAMP * self._steps))
         excess = cost - (self._start + done * (self._target - self._start))
         error = excess.detach()

@@ -16,15 +16,20 @@ from spvit_deploy.errors import BudgetError
 from spvit_deploy.lean.counting import parameter_table
 from spvit_deploy.models import input_size
 from spvit_deploy.plan import Amount, BlockPlan, Budget, PrunePlan
-from spvit_deploy.search.budget import parse_budget
+from spvit_deploy.search.budget import BudgetRequest, parse_budget
 from spvit_deploy.search.gates import GateOptimizer
-from spvit_deploy.search.pricing import ExpectedCost, Price
+from spvit_deploy.search.pricing import ExpectedCost, Penalty, Price
 from spvit_deploy.search.projection import Projection, project
+from spvit_deploy.search.running import Run
+from spvit_deploy.search.settling import Settled
+from spvit_deploy.search.shrinking import ShrinkingGates
 from spvit_deploy.search.supernet import Supernet
-from spvit_deploy.search.training import TrainSettings, train
+from spvit_deploy.search.training import GateTraining, TrainSettings, train
 
 # How far a gate's logit can move in one search: from 1.5 to firmly closed and back.
 _GATE_TRAVEL = 12.0
+# How often a search looks for gates that have settled.
+_LOOKS = 100
 
 
 class SearchSettings(TrainSettings):
@@ -40,6 +45,7 @@ class SearchSettings(TrainSettings):
             within the search.
         align: MLP widths become multiples of this.
         allow_host: take times of a latency budget from another host.
+        stop_when_settled: end after so many epochs in which the plan stayed; None for never.
     """
 
     budget: str = Field(default="50%", coerce_numbers_to_str=True)
@@ -49,6 +55,7 @@ class SearchSettings(TrainSettings):
     gate_lr: float | None = Field(default=None, gt=0)
     align: int = Field(default=8, ge=1)
     allow_host: bool = False
+    stop_when_settled: int | None = Field(default=None, ge=1)
 
 
 @dataclass(frozen=True)
@@ -65,7 +72,7 @@ class SearchResult:
     plan: PrunePlan
     projection: Projection
     loss: tuple[float, ...]
-    expected: float = 0.0
+    expected: float
 
 
 @dataclass(frozen=True)
@@ -79,57 +86,33 @@ class Measured:
 class SearchLoss:
     """Task loss + the price of the expected cost.
 
-    By the paper's penalty (arXiv 2111.11802, section 3) that is λ·(cost − target)².
-
     Args:
         supernet: whose gates cost.
-        table: what they cost.
-        target: in its unit.
-        settings: see :class:`SearchSettings`.
-        steps: of the search.
-
-    Attributes:
-        price: of cost, for the method ``lagrangian``.
-        scale: what tells the price how large the gates' gradients are.
+        cost: of its gates.
+        price: of that.
+        label_smoothing: of the task loss.
     """
 
     def __init__(
         self,
         supernet: Supernet,
-        table: CostTable,
-        target: int,
-        settings: SearchSettings,
-        steps: int = 1,
+        cost: ExpectedCost,
+        price: Price | Penalty,
+        label_smoothing: float = 0.0,
     ) -> None:
-        self._supernet = supernet
-        self._settings = settings
-        self._target = target / table.dense
-        device = supernet.attentions[0].gate_logits.device
-        self._cost = ExpectedCost(table, device)
-        self.scale: Callable[[], float] = lambda: 0.0
-        self.price = Price(float(self.expected().detach()), self._target, steps)
+        self._logits = list(supernet.gate_parameters())
+        self._cost, self._label_smoothing = cost, label_smoothing
+        self.price = price
 
     def expected(self) -> Tensor:
         """Expected cost as a share of the dense model's."""
-        return self._cost(
-            [attention.gate_logits for attention in self._supernet.attentions],
-            [mlp.unit_logits for mlp in self._supernet.mlps],
-        )
-
-    def shares(self) -> list[Tensor]:
-        """Share of the cost behind each of the supernet's gate parameters."""
-        return self._cost.shares([mlp.unit_logits.detach() for mlp in self._supernet.mlps])
+        return self._cost(self._logits)
 
     def __call__(self, output: Any, images: Tensor, labels: Tensor) -> Tensor:
         """Scores [B, classes] → scalar."""
         scores = output[0] if isinstance(output, tuple) else output
-        task = functional.cross_entropy(
-            scores, labels, label_smoothing=self._settings.label_smoothing
-        )
-        if self._settings.budget_method == "lagrangian":
-            return task + self.price(self.expected(), self.scale())
-        excess = self.expected() - self._target
-        return task + self._settings.cost_weight * excess**2
+        task = functional.cross_entropy(scores, labels, label_smoothing=self._label_smoothing)
+        return task + self.price(self.expected())
 
 
 def run_search(
@@ -137,6 +120,7 @@ def run_search(
     batches: Batches,
     settings: SearchSettings,
     measured: Measured | None = None,
+    run: Run | None = None,
 ) -> SearchResult:
     """Train weights and gates together, and fix the gates to the plan that meets the budget.
 
@@ -145,48 +129,76 @@ def run_search(
         batches: training split.
         settings: see :class:`SearchSettings`.
         measured: the times that a latency budget needs.
+        run: as in :func:`train`.
 
     Raises:
         BudgetError: no plan meets the budget; said before training where it can be.
         JobError, DataError: as :func:`train`.
     """
     asked = parse_budget(settings.budget, settings.budget_on)
-    if asked.unit != "ns":
-        table = cost_table_of(supernet, asked.unit)
-    elif measured is not None:
-        table = measured.table
-    else:
-        raise BudgetError(f"Budget {settings.budget} needs a table of measured times.")
+    table = _table(supernet, asked, measured)
     target = asked.target(table)
     attend = supernet.blocks_to_attend()
-    project(supernet.probabilities(), table, target, settings.align, attend)
+
+    def choose() -> Projection:
+        return project(supernet.probabilities(), table, target, settings.align, attend)
+
+    choose()
     steps = max(1, settings.epochs * max(1, len(batches)))
-    loss = SearchLoss(supernet, table, target, settings, steps)
-    gate_lr = settings.gate_lr or _GATE_TRAVEL / steps
-    gates = GateOptimizer(list(supernet.gate_parameters()), loss.shares(), gate_lr)
-    loss.scale = lambda: gates.scale
-    epochs = train(
-        supernet,
-        batches,
-        loss,
-        settings,
-        "search",
-        gates=gates,
+    loss, gates = _priced(supernet, table, target, settings, steps)
+    training = GateTraining(
+        gates,
+        loss.price,
+        supernet.seed_draws,
         note=lambda: f"expected cost {100 * float(loss.expected().detach()):.0f}%",
+        metrics=lambda: {
+            "cost": float(loss.expected().detach()),
+            "budget": target / table.dense,
+            **supernet.metrics(),
+        },
+        settled=_settled(settings, choose, sum(site.hidden for site in supernet.sites)),
     )
-    projection = project(supernet.probabilities(), table, target, settings.align, attend)
-    blocks = tuple(
-        BlockPlan(path=site.path, attention=site.taken(choice.kind), mlp_keep=choice.keep)
-        for site, choice in zip(supernet.sites, projection.choices, strict=True)
-    )
-    plan = PrunePlan(model=supernet.spec, blocks=blocks, semantics=supernet.semantics)
-    met = _budget(plan, table, cost_table_of(supernet), settings.budget, target)
-    if met.amount is not None and measured is not None:
-        met = met.model_copy(update={"amount": met.amount.model_copy(update={"on": measured.on})})
+    epochs = train(supernet, batches, loss, settings, "search", training, run)
+    projection, expected = choose(), float(loss.expected().detach())
+    plan = _plan(supernet, projection)
+    tables, on = (cost_table_of(supernet), table), measured.on if measured else ""
+    met = _budget(plan, settings.budget, target, tables, on)
     plan = plan.model_copy(update={"budget": met})
     supernet.fix(plan)
-    expected = float(loss.expected().detach())
     return SearchResult(plan, projection, tuple(epoch.loss for epoch in epochs), expected)
+
+
+def _table(supernet: Supernet, asked: BudgetRequest, measured: Measured | None) -> CostTable:
+    """What the budget is counted in."""
+    if asked.unit != "ns":
+        return cost_table_of(supernet, asked.unit)
+    if measured is None:
+        raise BudgetError(f"Budget {asked.text} needs a table of measured times.")
+    return measured.table
+
+
+def _priced(
+    supernet: Supernet, table: CostTable, target: int, settings: SearchSettings, steps: int
+) -> tuple[SearchLoss, GateOptimizer]:
+    """The loss of a search of so many steps, and what moves its gates."""
+    cost = ExpectedCost(table, supernet.attentions[0].gate_logits.device)
+    gates = ShrinkingGates(
+        supernet, cost.shares(), settings.gate_lr or _GATE_TRAVEL / steps, steps // _LOOKS
+    )
+    share = target / table.dense
+    price: Price | Penalty = Penalty(share, settings.cost_weight)
+    if settings.budget_method == "lagrangian":
+        start = float(cost(gates.parameters).detach())
+        price = Price(start, share, steps, lambda: gates.scale)
+    return SearchLoss(supernet, cost, price, settings.label_smoothing), gates
+
+
+def _settled(
+    settings: SearchSettings, choose: Callable[[], Projection], units: int
+) -> Settled | None:
+    if settings.stop_when_settled is None:
+        return None
+    return Settled(settings.stop_when_settled, lambda: choose().choices, units)
 
 
 def cost_table_of(supernet: Supernet, unit: Unit = "MACs") -> CostTable:
@@ -204,12 +216,23 @@ def cost_table_of(supernet: Supernet, unit: Unit = "MACs") -> CostTable:
             site.replace(attn, mlp)
 
 
-def _budget(plan: PrunePlan, table: CostTable, macs: CostTable, asked: str, target: int) -> Budget:
-    """What was asked and met, in MACs and in the table's unit."""
+def _plan(supernet: Supernet, projection: Projection) -> PrunePlan:
+    blocks = tuple(
+        BlockPlan(path=site.path, attention=site.taken(choice.kind), mlp_keep=choice.keep)
+        for site, choice in zip(supernet.sites, projection.choices, strict=True)
+    )
+    return PrunePlan(model=supernet.spec, blocks=blocks, semantics=supernet.semantics)
+
+
+def _budget(
+    plan: PrunePlan, asked: str, target: int, tables: tuple[CostTable, CostTable], on: str
+) -> Budget:
+    """What was asked and met, in MACs and in the unit that was asked for; tables of both."""
+    macs, table = tables
     amount = None
     if table.unit != "MACs":
         met = table.of_plan(plan)
-        amount = Amount(unit=table.unit, asked=target, met=met, dense=table.dense)
+        amount = Amount(unit=table.unit, asked=target, met=met, dense=table.dense, on=on)
     return Budget(
         asked=asked,
         asked_macs=target if amount is None else None,

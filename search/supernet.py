@@ -7,27 +7,20 @@ a gate needs without.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
-from torch.nn import functional
 
-from spvit_deploy.families import BlockSite, find_sites
-from spvit_deploy.lean.blocks import to_grid, to_tokens
-from spvit_deploy.lean.kernels import POSITIONS, conv_weights
+from spvit_deploy.families import find_sites
 from spvit_deploy.lean.materialize import EXTRAS_PREFIX, check_plan
-from spvit_deploy.lean.mlps import gated_output
 from spvit_deploy.lean.sight import sees_images
 from spvit_deploy.models import input_size
 from spvit_deploy.plan import AttentionKind, BlockPlan, ModelSpec, PrunePlan, Semantics
-from spvit_deploy.search.gates import ChooseBranch, cumulative, draw
-
-START_LOGIT = 1.5
-_KINDS = tuple(AttentionKind)
+from spvit_deploy.search.branches import GatedMlp, UnifiedAttention
+from spvit_deploy.search.gates import draw
 
 
 @dataclass(frozen=True)
@@ -41,122 +34,6 @@ class GateProbabilities:
 
     attention: tuple[float, ...]
     units: tuple[float, ...]
-
-
-class UnifiedAttention(nn.Module):
-    """Skip, 1×1 conv, 3×3 conv and attention, on one set of weights, chosen by three gates."""
-
-    def __init__(self, site: BlockSite, semantics: Semantics) -> None:
-        super().__init__()
-        self.msa: Any = site.attn
-        self.site, self.semantics = site, semantics
-        self.gate_logits = nn.Parameter(torch.full((3,), START_LOGIT))
-        if AttentionKind.CONV1X1 in site.kinds:
-            # A spread of α: the softmax over heads starts soft enough to learn.
-            spread = semantics.head_temperature
-            self.head_logits = nn.Parameter(torch.randn(site.heads, POSITIONS) * spread)
-            self.bn_1x1 = nn.BatchNorm2d(site.head_dim)
-        if AttentionKind.CONV3X3 in site.kinds:
-            self.bn_3x3 = nn.BatchNorm2d(site.head_dim)
-        for name in site.exposed:
-            setattr(self, name, getattr(site.attn, name))
-        self.fixed: AttentionKind | None = None
-        self._drawn: tuple[Tensor, list[float]] | None = None
-
-    def set_drawn(self, gates: Tensor, values: list[float]) -> None:
-        """Hand over this step's sampled gates [3] and their values on the host."""
-        self._drawn = (gates, values)
-
-    def kind(self) -> AttentionKind:
-        """The operation in evaluation: the fixed one, or that of the open gates."""
-        if self.fixed is not None:
-            return self.fixed
-        is_open = cumulative((self.gate_logits.detach() > 0).float())
-        return self.site.taken(AttentionKind.of_gates(int(is_open.sum())))
-
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """[B, N, C] → [B, N, C]; the other arguments are the attention's own."""
-        choice = not (self.fixed is not None or len(self.site.kinds) == 1)
-        if not self.training or self._drawn is None or not choice:
-            return self._branch(self.kind(), x, args, kwargs)
-        (gates, values), self._drawn = self._drawn, None
-        chosen = _count_open(values)
-        output = self._branch(_KINDS[chosen], x, args, kwargs)
-        outputs = [x]
-        # Opening a second gate changes nothing while a first stays closed: nobody asks
-        # for branches beyond that.
-        for index in range(1, _reach(values) + 1):
-            if index == chosen:
-                outputs.append(output.detach())
-                continue
-            with torch.no_grad():
-                outputs.append(self._branch(_KINDS[index], x, args, kwargs))
-        result: Tensor = ChooseBranch.apply(output, cumulative(gates), *outputs)
-        return result
-
-    def _branch(
-        self, asked: AttentionKind, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Tensor:
-        kind = self.site.taken(asked)
-        if kind is AttentionKind.SKIP:
-            return x
-        if kind is AttentionKind.MSA:
-            attended: Tensor = self.msa(x, *args, **kwargs)
-            return attended
-        regroup = self.site.regroup
-        if regroup is None:
-            return self._convolve(kind, x)
-        return regroup.split(self._convolve(kind, regroup.merge(x)))
-
-    def _convolve(self, kind: AttentionKind, x: Tensor) -> Tensor:
-        prefix, values = self.site.prefix, self.site.values(self.msa)
-        weights = conv_weights(kind, self.head_logits, self.semantics, values, self.msa.proj)
-        size = weights.kernel.shape[-1]
-        image = to_grid(x[:, prefix:], self.site.grid)
-        y = functional.conv2d(image, weights.kernel, weights.bias, padding=size // 2)
-        norm = self.bn_1x1 if kind is AttentionKind.CONV1X1 else self.bn_3x3
-        y = functional.linear(to_tokens(functional.relu(norm(y))), weights.proj, weights.proj_bias)
-        return torch.cat((x[:, :prefix], y), dim=1) if prefix else y
-
-
-def _count_open(values: list[float]) -> int:
-    count = 0
-    while count < 3 and values[count] > 0.5:
-        count += 1
-    return count
-
-
-def _reach(values: list[float]) -> int:
-    """The last branch that flipping a single gate can reach."""
-    flipped = [[v if i != f else 1.0 for i, v in enumerate(values)] for f in range(3)]
-    return max(_count_open(row) for row in flipped)
-
-
-class GatedMlp(nn.Module):
-    """An MLP with one gate a hidden unit."""
-
-    def __init__(self, site: BlockSite) -> None:
-        super().__init__()
-        self.inner: Any = site.mlp
-        self.site = site
-        self.unit_logits = nn.Parameter(torch.full((site.hidden,), START_LOGIT))
-        self.register_buffer("fixed", None, persistent=False)
-        self.fixed: Tensor | None
-
-    def forward(self, x: Tensor, *args: Any) -> Tensor:
-        """[B, N, C] → [B, N, C]; the other arguments are the MLP's own."""
-        if not self.site.hidden:
-            whole: Tensor = self.inner(x, *args)
-            return whole
-        if self.fixed is not None:
-            gates = self.fixed
-        elif self.training:
-            gates = draw(self.unit_logits)
-        else:
-            gates = (self.unit_logits > 0).to(x.dtype)
-        weight = gated_output(self.site, self.inner, gates)
-        y: Tensor = functional_call(self.inner, weight, (x, *args))
-        return y
 
 
 class Supernet(nn.Module):
@@ -183,6 +60,8 @@ class Supernet(nn.Module):
         self.mlps = [GatedMlp(site) for site in self.sites]
         for site, attention, mlp in zip(self.sites, self.attentions, self.mlps, strict=True):
             site.replace(attention, mlp)
+        self._generator = torch.Generator()
+        self._generator.manual_seed(torch.initial_seed() % 2**63)
 
     def forward(self, x: Tensor) -> Any:
         """[B, C, H, W] → logits."""
@@ -190,12 +69,39 @@ class Supernet(nn.Module):
             self._draw()
         return self.model(x)
 
+    def compile_parts(self) -> None:
+        """Compile what does not choose: which operations run changes from step to step."""
+        for attention, mlp in zip(self.attentions, self.mlps, strict=True):
+            attention.compile_parts()
+            mlp.compile_parts()
+
+    def seed_draws(self, seed: int) -> None:
+        """What gates are drawn from hereafter: a generator of their own, so that several
+        processes draw alike while each drops what it likes.
+        """
+        self._generator.manual_seed(seed)
+
     def _draw(self) -> None:
-        """Sample every block's gates, with one transfer to the host for all."""
-        gates = draw(torch.stack([attention.gate_logits for attention in self.attentions]))
+        """Sample every gate, with one transfer to the device and one to the host for all."""
+        rows: list[Tensor] = [attention.gate_logits for attention in self.attentions]
+        units: list[Tensor] = [mlp.unit_logits for mlp in self.mlps]
+        count, sizes = 3 * len(rows), [len(row) for row in units]
+        chance = torch.rand(count + sum(sizes), generator=self._generator).to(rows[0].device)
+        gates = draw(torch.stack(rows), chance[:count].view(-1, 3))
         values = gates.detach().tolist()
+        drawn = draw(torch.cat(units), chance[count:]).split(sizes)
         for index, attention in enumerate(self.attentions):
             attention.set_drawn(gates[index], values[index])
+            self.mlps[index].set_drawn(drawn[index])
+
+    def settle(self, attention: Sequence[Tensor], units: Sequence[Tensor]) -> None:
+        """Take gates as settled in training: sides [3] and [hidden] of each block, 1 for open, -1
+        for closed, 0 for free. What no free gate can reach is not computed.
+        """
+        for branch, sides in zip(self.attentions, attention, strict=True):
+            branch.settle(sides.tolist())
+        for mlp, sides in zip(self.mlps, units, strict=True):
+            mlp.settle(sides)
 
     def blocks_to_attend(self) -> tuple[int, ...]:
         """Blocks one of which must keep its attention for the answer to depend on the image;
@@ -228,6 +134,16 @@ class Supernet(nn.Module):
             for attention, mlp in zip(self.attentions, self.mlps, strict=True)
         ]
 
+    def metrics(self) -> dict[str, float]:
+        """Probability of each attention gate, and of the mean hidden unit, by block."""
+        found = {}
+        for site, block in zip(self.sites, self.probabilities(), strict=True):
+            kinds = zip(tuple(AttentionKind)[1:], block.attention, strict=True)
+            found.update({f"gates/{site.path}/{kind.value}": value for kind, value in kinds})
+            if block.units:
+                found[f"gates/{site.path}/mlp"] = sum(block.units) / len(block.units)
+        return found
+
     def hard_blocks(self) -> tuple[BlockPlan, ...]:
         """What evaluation runs at the moment."""
         return tuple(
@@ -248,6 +164,8 @@ class Supernet(nn.Module):
         check_plan(plan, self.sites)
         for attention, mlp, block in zip(self.attentions, self.mlps, plan.blocks, strict=True):
             attention.fixed = block.attention
+            attention.forget()
+            mlp.forget()
             mask = torch.zeros_like(mlp.unit_logits.detach())
             mask[list(block.mlp_keep)] = 1
             mlp.fixed = mask

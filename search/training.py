@@ -1,52 +1,36 @@
-"""One training loop for search and fine-tuning, on timm's optimizers and schedules."""
+"""One training loop for search and fine-tuning, which goes on where it was cut short."""
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
-from timm.optim import create_optimizer_v2
-from timm.scheduler import CosineLRScheduler
 from torch import Tensor, nn
 
 from spvit_deploy.data import Batches
 from spvit_deploy.errors import DataError, JobError
-from spvit_deploy.progress import progress_bar
-from spvit_deploy.quiet import quiet
+from spvit_deploy.order import mix
+from spvit_deploy.progress import Bar, progress_bar
+from spvit_deploy.search.batch_norm import shared_batch_norm
+from spvit_deploy.search.checkpoints import State
 from spvit_deploy.search.gates import GateOptimizer
+from spvit_deploy.search.optimizing import LossFunction, Stepper, TrainSettings, make_optimizer
+from spvit_deploy.search.pricing import Penalty, Price
+from spvit_deploy.search.running import Run
+from spvit_deploy.search.saving_memory import gradient_checkpointing
+from spvit_deploy.search.settling import Settled
+
+__all__ = ["Epoch", "GateTraining", "LossFunction", "TrainSettings", "train"]
 
 _log = logging.getLogger(__name__)
-
-
-class TrainSettings(BaseModel):
-    """How weights are trained.
-
-    Attributes:
-        epochs: passes over the data.
-        lr: peak learning rate of AdamW; a cosine leads to a hundredth of it.
-        weight_decay: of matrices; biases and norms have none.
-        warmup: share of the steps in which the rate rises.
-        clip: largest gradient norm; 0 for none.
-        label_smoothing: of the task loss.
-        amp: bfloat16 autocast (CUDA).
-        seed: of draws, order and augmentation.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    epochs: int = Field(default=10, ge=0)
-    lr: float = Field(default=5e-4, gt=0)
-    weight_decay: float = Field(default=0.05, ge=0)
-    warmup: float = Field(default=0.1, ge=0, le=1)
-    clip: float = Field(default=1.0, ge=0)
-    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
-    amp: bool = False
-    seed: int = 0
+# Steps between looks at the device, which wait for it: those of the bar, and of the log.
+_SHOWN, _LOGGED = 5, 10
+Batch = tuple[Tensor, Tensor]
 
 
 @dataclass
@@ -62,7 +46,25 @@ class Epoch:
     accuracy: float
 
 
-LossFunction = Callable[[Any, Tensor, Tensor], Tensor]
+@dataclass(frozen=True)
+class GateTraining:
+    """What a search adds to training.
+
+    Attributes:
+        optimizer: steps the gates; AdamW leaves these alone.
+        price: of their cost, which is part of the loss.
+        seed_draws: told before each step what its gates are drawn from.
+        note: what to show beside the loss.
+        metrics: what to log beside it.
+        settled: looked at after each epoch, whether the search may end; None for never.
+    """
+
+    optimizer: GateOptimizer
+    price: Price | Penalty
+    seed_draws: Callable[[int], None]
+    note: Callable[[], str]
+    metrics: Callable[[], dict[str, float]]
+    settled: Settled | None = None
 
 
 def train(
@@ -71,8 +73,8 @@ def train(
     loss_function: LossFunction,
     settings: TrainSettings,
     label: str,
-    gates: GateOptimizer | None = None,
-    note: Callable[[], str] | None = None,
+    gates: GateTraining | None = None,
+    run: Run | None = None,
 ) -> list[Epoch]:
     """Train in place.
 
@@ -82,135 +84,219 @@ def train(
         loss_function: (output, images, labels) → scalar.
         settings: see :class:`TrainSettings`.
         label: name of the progress bar.
-        gates: steps the gates of a supernet; AdamW leaves these alone.
-        note: what to show beside the loss.
+        gates: those of a supernet.
+        run: processes, checkpoints, log, and where to go on; nothing of it by default.
 
     Raises:
-        JobError: the loss is no longer a number.
+        JobError: the loss is no longer a number, or another process is gone.
         DataError: no batch, or labels that the model has no output for.
+        StorageError: a checkpoint or the log cannot be written.
     """
-    if not settings.epochs:
-        model.eval()
-        return []
-    torch.manual_seed(settings.seed)
-    optimizer, schedule = _optimizer(model, batches, settings, gates)
+    run = run or Run()
     history: list[Epoch] = []
-    step = 0
-    total = settings.epochs * len(batches) or None
-    with progress_bar(label, total) as bar:
-        for epoch in range(settings.epochs):
-            model.train()
-            seen = _Mean()
-            for images, labels in batches:
-                loss, output = _step(model, optimizer, loss_function, images, labels, settings)
-                if gates is not None:
-                    gates.step()
-                seen.add(loss, output, labels)
-                step += 1
-                schedule.step_update(step)
-                bar.advance(note=_note(epoch, settings, seen, note) if step % 5 == 0 else None)
-            if not seen.count:
-                raise DataError(f"--data {batches.settings.spec}: no images to train on.")
-            history.append(Epoch(seen.loss, seen.accuracy))
-            _log.info("%s: %s", label, _note(epoch, settings, seen, note))
-            if not math.isfinite(seen.loss):
-                raise JobError(
-                    f"The loss became {seen.loss} in epoch {epoch + 1}.", "Try a smaller --lr."
-                )
+    if settings.epochs:
+        with ExitStack() as stack:
+            if run.processes.several:
+                stack.enter_context(shared_batch_norm(model))
+            if settings.grad_checkpointing:
+                stack.enter_context(gradient_checkpointing(model))
+            loop = _Loop(model, batches, loss_function, settings, label, gates, run)
+            history = loop.run()
     model.eval()
     return history
 
 
-def _optimizer(
-    model: nn.Module,
-    batches: Batches,
-    settings: TrainSettings,
-    gates: GateOptimizer | None,
-) -> tuple[torch.optim.Optimizer, CosineLRScheduler]:
-    elsewhere = {id(p) for p in gates.parameters} if gates else set()
-    no_decay = set(getattr(model, "no_weight_decay", set)())
-    decayed: list[nn.Parameter] = []
-    plain: list[nn.Parameter] = []
-    for name, parameter in model.named_parameters():
-        if id(parameter) in elsewhere or not parameter.requires_grad:
-            continue
-        bare = parameter.ndim < 2 or name.split(".")[-1] in no_decay
-        (plain if bare else decayed).append(parameter)
-    own = [
-        {"params": decayed, "lr": settings.lr, "weight_decay": settings.weight_decay},
-        {"params": plain, "lr": settings.lr, "weight_decay": 0.0},
-    ]
-    optimizer = create_optimizer_v2(own, opt="adamw", lr=settings.lr)
-    steps = max(1, settings.epochs * max(1, len(batches)))
-    with quiet("timm"):  # of a single step there is nothing to schedule, and it says so
-        schedule = CosineLRScheduler(
-            optimizer,
-            t_initial=steps,
-            lr_min=settings.lr / 100,
-            warmup_t=int(settings.warmup * steps),
-            warmup_lr_init=settings.lr / 100,
-            warmup_prefix=False,
-            t_in_epochs=False,
-        )
-    return optimizer, schedule
+class _Loop:
+    """A training, and where it stands: step of all, epoch, and step of the epoch."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        batches: Batches,
+        loss_function: LossFunction,
+        settings: TrainSettings,
+        label: str,
+        gates: GateTraining | None,
+        run: Run,
+    ) -> None:
+        self._model, self._batches, self._settings = model, batches, settings
+        self._label, self._gates, self._run = label, gates, run
+        steps = max(1, settings.epochs * max(1, len(batches)))
+        own = gates.optimizer if gates else None
+        self._optimizer, self._schedule = make_optimizer(model, settings, steps, own)
+        self._stepper = Stepper(model, self._optimizer, loss_function, settings, run.processes)
+        self._step = self._epoch = self._done = 0
+        self._ended = False
+        self._seen = _Seen()
+        self._history: list[Epoch] = []
+        if run.state is not None:
+            self._restore(run.state)
+        run.processes.copy_from_first([*model.parameters(), *model.buffers()])
+
+    def run(self) -> list[Epoch]:
+        """Train to the end."""
+        total = self._settings.epochs * len(self._batches) or None
+        with progress_bar(self._label, total, self._step) as bar:
+            while self._epoch < self._settings.epochs and not self._ended:
+                self._model.train()
+                for images, labels in self._all_have(self._batches.epoch(self._epoch, self._done)):
+                    self._advance(images, labels)
+                    self._look(bar)
+                self._end_epoch(bar)
+        return self._history
+
+    def _all_have(
+        self, batches: Iterator[tuple[Tensor, Tensor]]
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches as long as every process has one; data that stream may end unevenly."""
+        several = self._run.processes.several and self._batches.size is None
+        while True:
+            batch = next(batches, None)
+            device = next(self._model.parameters()).device
+            if several and not self._run.processes.all_agree(batch is not None, device):
+                return
+            if batch is None:
+                return
+            yield batch
+
+    def _advance(self, images: Tensor, labels: Tensor) -> None:
+        # What is drawn in a step follows from its number: nothing need be remembered of it.
+        seed = self._settings.seed
+        torch.manual_seed(mix(seed, self._step, self._run.processes.share.index))
+        if self._gates is not None:
+            self._gates.seed_draws(mix(seed, self._step))
+        self._step += 1
+        self._done += 1
+        self._seen.add(self._stepper.step(images, labels), self._step)
+        if self._gates is not None:
+            self._gates.optimizer.step()
+        self._schedule.step_update(self._step)
+
+    def _look(self, bar: Bar) -> None:
+        """Show, log and keep, where it is time."""
+        bar.advance(note=self._note() if self._step % _SHOWN == 0 else None)
+        if self._step % _LOGGED == 0:
+            self._require_numbers()
+            self._write(loss=self._seen.last())
+        kept = self._run.checkpoints
+        if kept is not None and kept.due(self._step):
+            self._require_numbers(weights=True)
+            kept.save(self._step, self._state())
+
+    def _end_epoch(self, bar: Bar) -> None:
+        if not self._seen.count:
+            raise DataError(f"--data {self._batches.settings.spec}: no images to train on.")
+        self._require_numbers()
+        self._history.append(Epoch(self._seen.loss, self._seen.accuracy))
+        _log.info("%s: %s", self._label, self._note())
+        self._write(epoch_loss=self._seen.loss, epoch_accuracy=self._seen.accuracy)
+        self._epoch += 1
+        self._done = 0
+        self._seen = _Seen()
+        settled = self._gates.settled if self._gates else None
+        if settled is not None and settled.look() and self._epoch < self._settings.epochs:
+            self._ended = True
+            bar.log(f"the plan has settled: the {self._label} ends after epoch {self._epoch}")
+
+    def _require_numbers(self, weights: bool = False) -> None:
+        """Stop where a loss, or a weight that is about to be kept, is no number."""
+        bad = self._seen.first_bad()
+        if bad:
+            raise JobError(
+                f"The loss became {self._seen.bad_value()} in step {bad}, epoch {self._epoch + 1}.",
+                "Try a smaller --lr.",
+            )
+        if weights and not all(bool(p.isfinite().all()) for p in self._model.parameters()):
+            raise JobError(f"A weight became NaN in step {self._step}.", "Try a smaller --lr.")
+
+    def _write(self, **values: float) -> None:
+        if self._run.log is None:
+            return
+        rate = self._optimizer.param_groups[0]["lr"]
+        more = self._gates.metrics() if self._gates else {}
+        self._run.log.add(self._step, {"epoch": self._epoch + 1, **values, "lr": rate, **more})
+
+    def _note(self) -> str:
+        text = f"epoch {self._epoch + 1}/{self._settings.epochs}, loss {self._seen.loss:.3f}"
+        return f"{text}, {self._gates.note()}" if self._gates else text
+
+    def _state(self) -> State:
+        settled = self._gates.settled if self._gates else None
+        return {
+            "place": [self._step, self._epoch, self._done],
+            "model": self._model.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "gates": self._gates.optimizer.state_dict() if self._gates else None,
+            "price": self._gates.price.state_dict() if self._gates else None,
+            "settled": settled.state_dict() if settled else None,
+            "seen": self._seen.state_dict(),
+            "lines": self._run.log.lines if self._run.log else 0,
+            "history": [asdict(epoch) for epoch in self._history],
+        }
+
+    def _restore(self, state: State) -> None:
+        self._step, self._epoch, self._done = state["place"]
+        self._model.load_state_dict(state["model"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._schedule.step_update(self._step)
+        if self._gates is not None:
+            self._gates.optimizer.load_state_dict(state["gates"])
+            self._gates.price.load_state_dict(state["price"])
+            if self._gates.settled is not None:
+                self._gates.settled.load_state_dict(state["settled"])
+        self._seen.load_state_dict(state["seen"])
+        self._history = [Epoch(**epoch) for epoch in state["history"]]
 
 
-def _step(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    loss_function: LossFunction,
-    images: Tensor,
-    labels: Tensor,
-    settings: TrainSettings,
-) -> tuple[Tensor, Tensor]:
-    with torch.autocast(images.device.type, torch.bfloat16, enabled=settings.amp):
-        output = model(images)
-        _check_labels(output, labels)
-        loss = loss_function(output, images, labels)
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
-    if settings.clip:
-        owned = [p for group in optimizer.param_groups for p in group["params"]]
-        nn.utils.clip_grad_norm_(owned, settings.clip)
-    optimizer.step()
-    logits = output[0] if isinstance(output, tuple) else output
-    return loss.detach(), logits.detach()
-
-
-def _check_labels(output: Any, labels: Tensor) -> None:
-    logits = output[0] if isinstance(output, tuple) else output
-    if logits.ndim != 2:
-        raise DataError("The model gives no class scores.", "Set --model-arg num_classes=N.")
-    if labels.device.type == "cpu" and int(labels.max()) >= logits.shape[1]:
-        raise DataError(
-            f"An image has class {int(labels.max())}; the model has {logits.shape[1]} outputs.",
-            "Set --model-arg num_classes=N to the number of classes.",
-        )
-
-
-class _Mean:
-    """Running means, kept on the device until somebody asks."""
+class _Seen:
+    """Sums over an epoch, kept on the device until somebody asks."""
 
     def __init__(self) -> None:
-        self.count = 0
-        self._loss = torch.zeros(())
-        self._right = torch.zeros(())
+        self._sums = torch.zeros(3)
+        self._last = torch.zeros(3)
+        # Step and value of the first loss that was no number; step 0 for none.
+        self._bad = torch.zeros(2)
 
-    def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
-        right = (logits.argmax(1) == labels).sum()
-        self._loss = self._loss.to(loss.device) + loss * len(labels)
-        self._right = self._right.to(loss.device) + right
-        self.count += len(labels)
+    def add(self, sums: Tensor, step: int) -> None:
+        """Sums of one batch: loss, right answers, images."""
+        self._last = sums
+        self._sums = self._sums.to(sums.device) + sums
+        self._bad = self._bad.to(sums.device)
+        now = torch.stack([torch.full_like(sums[0], step), sums[0]])
+        fresh = (self._bad[0] == 0) & ~sums[0].isfinite()
+        self._bad = torch.where(fresh, now, self._bad)
+
+    @property
+    def count(self) -> int:
+        """Images."""
+        return int(self._sums[2])
 
     @property
     def loss(self) -> float:
-        return float(self._loss) / max(1, self.count)
+        """Mean over the images."""
+        return float(self._sums[0]) / max(1, self.count)
 
     @property
     def accuracy(self) -> float:
-        return 100 * float(self._right) / max(1, self.count)
+        """Percent of right answers."""
+        return 100 * float(self._sums[1]) / max(1, self.count)
 
+    def last(self) -> float:
+        """Mean loss of the last batch."""
+        return float(self._last[0] / self._last[2])
 
-def _note(epoch: int, settings: TrainSettings, seen: _Mean, note: Callable[[], str] | None) -> str:
-    text = f"epoch {epoch + 1}/{settings.epochs}, loss {seen.loss:.3f}"
-    return f"{text}, {note()}" if note else text
+    def first_bad(self) -> int:
+        """The step whose loss was the first that is no number, or 0."""
+        return int(self._bad[0])
+
+    def bad_value(self) -> str:
+        """What it was."""
+        return "NaN" if math.isnan(float(self._bad[1])) else "infinite"
+
+    def state_dict(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        return {"sums": self._sums, "last": self._last}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what :meth:`state_dict` gave."""
+        self._sums, self._last = state["sums"], state["last"]

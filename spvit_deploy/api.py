@@ -11,21 +11,26 @@ import torch
 from torch import nn
 
 from spvit_deploy.benchmarks.evaluate import Evaluation, evaluate_artefact
-from spvit_deploy.benchmarks.latency import LATENCY_FILE, LatencyFile, save_latency
 from spvit_deploy.benchmarks.measure import run_benchmark
 from spvit_deploy.benchmarks.results import ResultsFile, Workload
 from spvit_deploy.data import Batches, DataSettings, open_batches
-from spvit_deploy.device import pick_device
 from spvit_deploy.errors import DataError, InputError
 from spvit_deploy.exports import Pathish, export_model
+from spvit_deploy.latency_budgets import times_of_run
 from spvit_deploy.lean.folder import SavedModel, is_model_folder, load_saved, save_model
-from spvit_deploy.loading import ModelRequest, load_model
+from spvit_deploy.loading import ModelRequest, check_request, load_model
 from spvit_deploy.models import Preprocessing
 from spvit_deploy.originals import warn_if_blind
 from spvit_deploy.plan import GATES_FILE, PrunePlan, load_plan, save_plan
-from spvit_deploy.profiling import measured_costs, merge_latencies, profile_latency
+from spvit_deploy.processes import Processes, first_alone, join
+from spvit_deploy.profiling import merge_latencies, profile_latency
 from spvit_deploy.search.budget import parse_budget
-from spvit_deploy.search.finetuning import FinetuneSettings, finetune_model, top1
+from spvit_deploy.search.finetuning import (
+    FinetuneSettings,
+    check_teacher,
+    finetune_model,
+    top1,
+)
 from spvit_deploy.search.folder import (
     SearchRecord,
     is_search_folder,
@@ -35,6 +40,7 @@ from spvit_deploy.search.folder import (
     save_search,
 )
 from spvit_deploy.search.importing import import_lean, import_plan
+from spvit_deploy.search.running import RunSettings, asked_of, begin_run, open_run
 from spvit_deploy.search.searching import SearchResult, SearchSettings, run_search
 from spvit_deploy.search.supernet import Supernet
 from spvit_deploy.sources import open_source
@@ -52,6 +58,7 @@ def search_gates(
     settings: SearchSettings | None = None,
     device: str = "auto",
     force: bool = False,
+    run: RunSettings | None = None,
 ) -> SearchResult:
     """Train a supernet and its gates (arXiv 2111.11802), and write a search folder.
 
@@ -67,50 +74,56 @@ def search_gates(
         pretrained: start from timm's pretrained weights.
         settings: see :class:`SearchSettings`.
         device: ``auto|cpu|cuda|cuda:N|mps``.
-        force: replace an old output.
+        force: replace an old output, and start again where a run was cut short.
+        run: checkpoints, resuming and logs; see :class:`RunSettings`.
 
     Raises:
         InputError: a wrong model, checkpoint, budget or data, or an output that exists.
         JobError: training failed, or the disk is full.
     """
-    target = Path(output)
-    ensure_free(target, force, reads=(model, checkpoint))
-    where = pick_device(device)
+    target, upkeep = Path(output), run or RunSettings()
     chosen = (settings or SearchSettings()).model_copy(update={"budget": budget})
     asked = parse_budget(budget, chosen.budget_on)
+    begin_run(target, upkeep, force, reads=(model, checkpoint, asked.file))
+    processes, where = join(device)
     torch.manual_seed(chosen.seed)
     request = ModelRequest.of(model, model_args, checkpoint, pretrained)
     saved, digest = load_model(request, _classes(DataSettings.of(data)))
     if saved.kind != "dense":
         raise InputError(f"{model} is lean already.", "Search from a dense model.")
-    batches = _open(data, saved, where, chosen.seed)
-    measured, table = None, None
-    if asked.place is not None:
-        measured, table = measured_costs(asked, saved.module, saved.spec, chosen.allow_host)
-    supernet = Supernet(saved.module.to(where), saved.spec).to(where)
-    result = run_search(supernet, batches, chosen, measured)
+    batches = _open(data, saved, where, chosen.seed, processes)
+    same = asked_of("search", saved.spec, digest, pretrained, batches, chosen)
+    with open_run(target, same, upkeep, processes, where) as opened:
+        times = times_of_run(asked, saved, opened, where, chosen.allow_host)
+        supernet = Supernet(saved.module.to(where), saved.spec).to(where)
+        result = run_search(supernet, batches, chosen, times, opened)
+        sources = {"checkpoint": digest} if digest else {}
+        result = replace(result, plan=result.plan.model_copy(update={"sources": sources}))
+        record = _search_record(result, chosen, saved, batches)
+        with first_alone(processes, where) as mine:
+            if mine:
+                save_search(supernet.cpu(), result.plan, record, target, force, opened.files)
+    return result
+
+
+def _search_record(
+    result: SearchResult, settings: SearchSettings, saved: SavedModel, batches: Batches
+) -> SearchRecord:
     history = {
         "stage": "search",
         "data": batches.settings.spec,
-        "settings": chosen.model_dump(),
+        "settings": settings.model_dump(),
         "loss": [round(loss, 5) for loss in result.loss],
         "expected_cost": round(result.expected, 4),
         "gates_flipped_by_projection": result.projection.flipped,
     }
-    plan = result.plan.model_copy(update={"sources": {"checkpoint": digest} if digest else {}})
-    record = SearchRecord(
+    return SearchRecord(
         preprocessing=_whole(saved.preprocessing, batches),
         class_names=batches.class_names or saved.class_names,
         data=batches.settings.spec,
-        sources=plan.sources,
+        sources=result.plan.sources,
         history=(*saved.history, history),
     )
-    beside = {}
-    if table is not None:
-        file = LatencyFile(tables=(table,))
-        beside[LATENCY_FILE] = lambda path: save_latency(file, path)
-    save_search(supernet.cpu(), plan, record, target, force, beside)
-    return replace(result, plan=plan)
 
 
 def _whole(prep: Preprocessing, batches: Batches) -> Preprocessing:
@@ -227,6 +240,7 @@ def finetune(
     settings: FinetuneSettings | None = None,
     device: str = "auto",
     force: bool = False,
+    run: RunSettings | None = None,
 ) -> SavedModel:
     """Train a lean folder, a dense folder or a timm model, with or without a teacher.
 
@@ -237,40 +251,54 @@ def finetune(
         teacher: a dense or lean folder, or a timm name (pretrained), to distil from.
         model_args, checkpoint, pretrained: as in :func:`search_gates`, with a timm name.
         settings: see :class:`FinetuneSettings`.
-        device: ``auto|cpu|cuda|cuda:N|mps``.
-        force: replace an old output.
+        device, force, run: as in :func:`search_gates`.
 
     Raises:
         InputError, JobError: as :func:`search_gates`.
     """
-    target = Path(output)
-    ensure_free(target, force, reads=(model, checkpoint, teacher))
-    where = pick_device(device)
+    target, upkeep = Path(output), run or RunSettings()
+    begin_run(target, upkeep, force, reads=(model, checkpoint, teacher))
+    processes, where = join(device)
     chosen = settings or FinetuneSettings()
     torch.manual_seed(chosen.seed)
     request = ModelRequest.of(model, model_args, checkpoint, pretrained)
+    teaching = None
+    if teacher is not None:
+        teaching = ModelRequest(teacher, pretrained=not Path(teacher).exists())
+        check_request(teaching)
     saved, digest = load_model(request, _classes(DataSettings.of(data)))
     taught = None
     sources = {"model": digest} if digest else {}
-    if teacher is not None:
-        is_folder = Path(teacher).exists()
-        taught, sources["teacher"] = load_model(ModelRequest(teacher, pretrained=not is_folder))
-    batches = _open(data, saved, where, chosen.seed)
-    trained = finetune_model(saved, batches, chosen, taught, where)
-    trained = replace(trained, sources=sources)
-    if chosen.epochs:
-        trained = _validated(trained, DataSettings.of(data), where)
-    save_model(trained, target, force)
+    if teaching is not None:
+        taught, sources["teacher"] = load_model(teaching)
+        check_teacher(saved, taught)
+    batches = _open(data, saved, where, chosen.seed, processes)
+    asked = asked_of("finetune", saved.spec, digest, pretrained, batches, chosen)
+    asked["teacher"] = sources.get("teacher") or teacher
+    with open_run(target, asked, upkeep, processes, where) as opened:
+        trained = finetune_model(saved, batches, chosen, taught, where, run=opened)
+        trained = replace(trained, sources=sources)
+        if chosen.epochs:
+            trained = _validated(trained, DataSettings.of(data), where, processes)
+        with first_alone(processes, where) as mine:
+            if mine:
+                save_model(trained, target, force, opened.files if chosen.epochs else ())
     return trained
 
 
-def _validated(saved: SavedModel, data: DataSettings, device: torch.device) -> SavedModel:
+def _validated(
+    saved: SavedModel, data: DataSettings, device: torch.device, processes: Processes
+) -> SavedModel:
     """The model with its accuracy in its history, where there is a split to take it on."""
     try:
-        batches = open_batches(data, saved.preprocessing, False, device, classes=saved.class_names)
+        batches = open_batches(
+            data, saved.preprocessing, False, device,
+            classes=saved.class_names, share=processes.share,
+        )  # fmt: skip
     except DataError:
         return saved
-    last = {**saved.history[-1], "top1": round(top1(saved.module.to(device), batches), 3)}
+    accuracy = top1(saved.module.to(device), batches, processes)
+    last = {**saved.history[-1], "top1": round(accuracy, 3)}
     return replace(saved, module=saved.module.cpu(), history=(*saved.history[:-1], last))
 
 
@@ -319,10 +347,23 @@ def _classes(data: DataSettings) -> int | None:
     return len(open_source(data, train=True).class_names) or None
 
 
-def _open(data: DataSettings | str, saved: SavedModel, device: torch.device, seed: int) -> Batches:
+def _open(
+    data: DataSettings | str,
+    saved: SavedModel,
+    device: torch.device,
+    seed: int,
+    processes: Processes,
+) -> Batches:
     batches = open_batches(
-        DataSettings.of(data), saved.preprocessing, True, device, seed, saved.class_names
-    )
+        DataSettings.of(data), saved.preprocessing, True, device, seed, saved.class_names,
+        share=processes.share,
+    )  # fmt: skip
+    if batches.size is not None and batches.size < processes.share.count:
+        raise DataError(
+            f"--data {batches.settings.spec} has {batches.size} images for "
+            f"{processes.share.count} processes.",
+            "Start fewer.",
+        )
     outputs = getattr(saved.module, "num_classes", None)
     if batches.class_names and outputs is not None and len(batches.class_names) > outputs:
         raise DataError(

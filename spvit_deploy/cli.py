@@ -24,20 +24,24 @@ from spvit_deploy.options import (
     json_option,
     model_options,
     output_option,
+    run_options,
     runtime_device_option,
     take_data,
     take_engine_flags,
     take_layers,
+    take_run,
     take_training,
     train_options,
 )
+from spvit_deploy.ranks import launched
 
 
 @click.group(cls=Main, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="spvit-deploy")
 @click.option("-v", "--verbose", is_flag=True, help="Say more about what is done.")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
-def main(verbose: bool, debug: bool) -> None:
+@click.pass_context
+def main(ctx: click.Context, verbose: bool, debug: bool) -> None:
     """Take a trained Vision Transformer to the fastest engine that still answers right.
 
     \b
@@ -49,6 +53,11 @@ def main(verbose: bool, debug: bool) -> None:
 
     level = logging.DEBUG if debug else logging.INFO if verbose else logging.WARNING
     logging.basicConfig(level=level, format="%(name)s: %(message)s")
+    if launched() > 1 and ctx.invoked_subcommand not in ("search", "finetune"):
+        raise InputError(
+            f"{ctx.invoked_subcommand} is for one process; {launched()} were launched.",
+            "Call it without a launcher.",
+        )
 
 
 @main.command()
@@ -84,6 +93,14 @@ def main(verbose: bool, debug: bool) -> None:
     show_default=True,
     help="MLP widths in multiples of N, which runtimes multiply faster.",
 )
+@click.option(
+    "--stop-when-settled",
+    type=click.IntRange(1),
+    metavar="N",
+    help="End after N epochs in a row in which no block changed its operation, and hardly a hidden "
+    "unit came or went.",
+)
+@run_options
 @device_option
 @output_option("Search folder to write.")
 @force_option
@@ -106,8 +123,10 @@ def search(**options: Any) -> None:
     from spvit_deploy.search.searching import SearchSettings
 
     data, training = take_data(options), take_training(options)
-    keys = ("budget_on", "budget_method", "cost_weight", "gate_lr", "align", "allow_host")
-    training.update({key: options.pop(key) for key in keys})
+    options["run"] = take_run(options)
+    for key in ("budget_on", "budget_method", "allow_host", "cost_weight", "gate_lr", "align",
+                "stop_when_settled"):  # fmt: skip
+        training[key] = options.pop(key)
     result = api.search_gates(data=data, settings=SearchSettings(**training), **options)
     show.search(result, options["output"], training["align"])
 
@@ -224,6 +243,7 @@ def import_(**options: Any) -> None:
 @click.option(
     "--distill-temperature", type=Number(0, min_open=True), default=2.0, show_default=True
 )
+@run_options
 @device_option
 @output_option("Model folder to write.")
 @force_option
@@ -238,6 +258,7 @@ def finetune(**options: Any) -> None:
     from spvit_deploy.search.finetuning import FinetuneSettings
 
     data, training = take_data(options), take_training(options)
+    options["run"] = take_run(options)
     for key in ("distillation", "distill_weight", "distill_temperature"):
         training[key] = options.pop(key)
     saved = api.finetune(data=data, settings=FinetuneSettings(**training), **options)

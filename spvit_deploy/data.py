@@ -7,8 +7,9 @@ whole batches, on the device.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -17,10 +18,11 @@ from PIL import Image
 from timm.data import create_transform
 from torch import Tensor
 from torch.nn import functional
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, get_worker_info
 
 from spvit_deploy.errors import DataError
 from spvit_deploy.models import Preprocessing
+from spvit_deploy.order import ALONE, Share, TrainOrder, drawing_from, generator_of
 from spvit_deploy.sources import DataSettings, Source, open_source
 
 _IN_MEMORY_BYTES = 256 * 2**20
@@ -55,19 +57,29 @@ class _Prepared(Dataset[tuple[Tensor, int]]):
     def __len__(self) -> int:
         return len(self._images)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        image, label = self._images[index]
-        return self._prepare(image), int(label)
+    def __getitem__(self, key: int | tuple[int, int]) -> tuple[Tensor, int]:
+        """The image with this index; or with the augmentation of a seed: (seed, index)."""
+        if isinstance(key, int):
+            image, label = self._images[key]
+            return self._prepare(image), int(label)
+        seed, index = key
+        with drawing_from(seed):
+            return self[index]
 
 
 class _PreparedStream(IterableDataset[tuple[Tensor, int]]):
     def __init__(self, source: Source, prep: Preprocessing, augment: bool) -> None:
         self._images = source.images
         self._prepare = _image_transform(prep, augment, source.whole)
+        self.seeds: tuple[int, ...] = ()
 
     def __iter__(self) -> Iterator[tuple[Tensor, int]]:
-        for image, label in self._images:
-            yield self._prepare(image), int(label)
+        worker = get_worker_info()
+        seeds = (*self.seeds, worker.id if worker else 0)
+        for place, (image, label) in enumerate(self._images):
+            with drawing_from(*seeds, place):
+                prepared = self._prepare(image)
+            yield prepared, int(label)
 
 
 def _image_transform(prep: Preprocessing, augment: bool, whole: bool) -> Any:
@@ -84,6 +96,8 @@ def _image_transform(prep: Preprocessing, augment: bool, whole: bool) -> Any:
     to_channels = _ToChannels(channels)
 
     def prepare(image: Image.Image) -> Tensor:
+        if image.mode.startswith("I"):  # 16 bits, which PIL would cut off at 255
+            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
         return to_channels(resize(image.convert(pil_mode)))
 
     return prepare
@@ -92,7 +106,8 @@ def _image_transform(prep: Preprocessing, augment: bool, whole: bool) -> Any:
 class Batches:
     """Normalized batches of one split, as often as it is iterated.
 
-    Yields (images [B, C, H, W] float32, labels [B] int64) on ``device``.
+    Yields (images [B, C, H, W] float32, labels [B] int64) on ``device``. Order and augmentation
+    follow from seed and epoch alone.
 
     Attributes:
         class_names: one a class, or empty.
@@ -110,6 +125,7 @@ class Batches:
         device: torch.device | None = None,
         seed: int = 0,
         classes: Sequence[str] = (),
+        share: Share = ALONE,
     ) -> None:
         self.class_names = tuple(classes) or source.class_names
         self.size = source.size
@@ -118,7 +134,8 @@ class Batches:
         self.prep = prep
         self._device = device or torch.device("cpu")
         self._train = train
-        self._generator = torch.Generator().manual_seed(seed)
+        self._seed = seed
+        self._share = share
         self._index = _index_of(source.class_names, self.class_names)
         one = int(np.prod(prep.input_size))
         fits = source.size is not None and source.size * one <= _IN_MEMORY_BYTES
@@ -128,39 +145,33 @@ class Batches:
         self._augment = augment if train else "none"
         timm_augment = self._augment == "timm"
         self._cache = self._fill(source) if fits and not timm_augment else None
-        self._loader = None if self._cache else self._make_loader(source, timm_augment)
+        prepared = _PreparedStream if source.size is None else _Prepared
+        self._images: Any = None if self._cache else prepared(source, prep, timm_augment)
         self._scale = 255 * torch.tensor(prep.std, device=self._device).reshape(-1, 1, 1)
         self._shift = 255 * torch.tensor(prep.mean, device=self._device).reshape(-1, 1, 1)
+
+    @property
+    def global_batch(self) -> int:
+        """Images a training step, of all processes together."""
+        return self.settings.batch_size * self._share.count
 
     def __len__(self) -> int:
         """Number of batches; 0 when the data stream and do not say."""
         if self.size is None:
             return 0
-        count, batch = self.size, self.settings.batch_size
-        return max(1, count // batch) if self._train else -(-count // batch)
-
-    def _fill(self, source: Source) -> tuple[Tensor, Tensor]:
-        prepared = _Prepared(source, self.prep, augment=False)
-        samples = [_sample(prepared, index) for index in range(len(prepared))]
-        return torch.stack([s[0] for s in samples]), torch.tensor([s[1] for s in samples])
-
-    def _make_loader(self, source: Source, augment: bool) -> DataLoader[Any]:
-        batch = self.settings.batch_size
-        stream = source.size is None
-        dataset = (_PreparedStream if stream else _Prepared)(source, self.prep, augment)
-        drop = self._train and not stream and batch <= (source.size or 0)
-        return DataLoader(
-            dataset,
-            batch_size=batch,
-            shuffle=self._train and not stream,
-            drop_last=drop,
-            num_workers=min(self.settings.workers, os.cpu_count() or 1),
-            generator=self._generator,
-            pin_memory=self._device.type == "cuda",
-        )
+        if self._train:
+            return max(1, self.size // self.global_batch)
+        return -(-self.size // self.global_batch)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        raw = self._from_cache(*self._cache) if self._cache else iter(self._loader or ())
+        return self.epoch(0)
+
+    def epoch(self, number: int, skip: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of an epoch without its first ``skip``, whose images are not loaded; of
+        data that stream they are loaded and passed over.
+        """
+        raw = self._raw(number, skip)
+        step = skip
         while True:
             try:
                 images, labels = next(raw)
@@ -170,20 +181,44 @@ class Batches:
                 raise _unreadable(self.settings, error) from error
             images = images.to(self._device, non_blocking=True)
             if self._augment == "shift":
-                images = _translate(images, self._generator)
+                images = _translate(images, generator_of(self._seed, number, step, 1))
             labels = labels if self._index is None else self._index[labels]
             yield (images - self._shift) / self._scale, labels.to(self._device)
+            step += 1
 
-    def _from_cache(self, images: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        count, batch = len(labels), self.settings.batch_size
+    def _raw(self, epoch: int, skip: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """uint8 images [B, C, H, W] and labels as the data number them."""
+        if self.size is None:
+            self._images.seeds = (self._seed, epoch, self._share.index)
+            return islice(iter(self._load(None)), skip, None)
         if not self._train:
-            for start in range(0, count, batch):
-                yield images[start : start + batch], labels[start : start + batch]
-            return
-        order = torch.randperm(count, generator=self._generator)
-        for start in range(0, max(1, count - batch + 1), batch):
-            part = order[start : start + batch]
-            yield images[part], labels[part]
+            mine = torch.arange(self.size)[self._share.index :: self._share.count]
+            parts = mine.split(self.settings.batch_size)
+            return self._cached(parts) or iter(self._load([part.tolist() for part in parts]))
+        order = TrainOrder(self.size, self.global_batch, self._seed, epoch, skip, self._share)
+        return self._cached(order.indices()) or iter(self._load(order))
+
+    def _cached(self, parts: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]] | None:
+        if self._cache is None:
+            return None
+        images, labels = self._cache
+        return ((images[part], labels[part]) for part in parts)
+
+    def _load(self, order: Any) -> DataLoader[Any]:
+        stream = {"batch_size": self.settings.batch_size}
+        return DataLoader(
+            self._images,
+            **(stream if order is None else {"batch_sampler": order}),  # type: ignore[arg-type]
+            num_workers=min(self.settings.workers, os.cpu_count() or 1),
+            # Without one the loader would draw from the generator that the model draws from.
+            generator=generator_of(self._seed),
+            pin_memory=self._device.type == "cuda",
+        )
+
+    def _fill(self, source: Source) -> tuple[Tensor, Tensor]:
+        prepared = _Prepared(source, self.prep, augment=False)
+        samples = [_sample(prepared, index) for index in range(len(prepared))]
+        return torch.stack([s[0] for s in samples]), torch.tensor([s[1] for s in samples])
 
 
 def _index_of(data: Sequence[str], model: Sequence[str]) -> Tensor | None:
@@ -224,6 +259,7 @@ def open_batches(
     seed: int = 0,
     classes: tuple[str, ...] = (),
     limit: int | None = None,
+    share: Share = ALONE,
 ) -> Batches:
     """Open one split for a model.
 
@@ -235,6 +271,7 @@ def open_batches(
         seed: order and augmentation.
         classes: class names of the model; data with names of their own must agree.
         limit: at most so many images, spread evenly over the split; None for all.
+        share: the part of one of several processes.
 
     Raises:
         DataError: as :func:`open_source`, or classes that the model does not know. Data with
@@ -252,4 +289,4 @@ def open_batches(
         # Folders are sorted by class: the first images would be of one.
         spread = np.linspace(0, (source.size or 1) - 1, limit).round().astype(int).tolist()
         source = replace(source, images=Subset(source.images, spread), size=limit)
-    return Batches(source, prep, settings, train, device, seed, classes)
+    return Batches(source, prep, settings, train, device, seed, classes, share)

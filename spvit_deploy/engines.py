@@ -169,9 +169,9 @@ def misfits(record: EngineRecord, place: Place) -> list[str]:
     found = []
     here = f"{place.library} {place.version}"
     if not _fits_library(record, place):
-        found.append(f"was built by {record.library} {record.library_version}, and this is {here}")
+        found.append(f"was built by {record.library} {record.library_version} (here is {here})")
     if not _fits_device(record, place):
-        found.append(f"is for {record.compute_capability}, and this GPU is {place.capability}")
+        found.append(f"is for {record.compute_capability} (this GPU is {place.capability})")
     return found
 
 

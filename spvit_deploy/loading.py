@@ -16,7 +16,7 @@ from spvit_deploy.lean.folder import (
     is_model_folder,
     load_saved,
 )
-from spvit_deploy.models import create_model, load_weights, read_state_dict
+from spvit_deploy.models import create_model, load_weights, read_state_dict, require_known
 from spvit_deploy.plan import ModelSpec
 from spvit_deploy.progress import progress_bar
 from spvit_deploy.store import sha256_file
@@ -47,6 +47,31 @@ class ModelRequest:
         return ModelRequest(str(model), dict(args or {}), weights, pretrained)
 
 
+def check_request(request: ModelRequest) -> None:
+    """Refuse a model that is none, before anything is loaded.
+
+    Raises:
+        InputError: neither a model folder nor a timm name.
+    """
+    path = Path(request.name)
+    if is_model_folder(path):
+        if request.args or request.checkpoint or request.pretrained:
+            raise InputError(
+                f"{path} is a model folder; --model-arg, --checkpoint and --pretrained do not "
+                "apply to it.",
+                "Leave them out.",
+            )
+        return
+    if path.exists():
+        raise InputError(
+            f"{path}: neither a dense nor a lean folder, nor a timm model name.",
+            "`spvit-deploy inspect PATH` says what it is; weights go to --checkpoint.",
+        )
+    if request.name.endswith("/") or request.name.count("/") > 1 or request.name.startswith("."):
+        raise InputError(f"{path}: no such folder.", "Check the path.")
+    require_known(request.name)
+
+
 def load_model(request: ModelRequest, num_classes: int | None = None) -> tuple[SavedModel, str]:
     """Load or build what was asked for.
 
@@ -61,22 +86,10 @@ def load_model(request: ModelRequest, num_classes: int | None = None) -> tuple[S
         InputError: ModelError, CheckpointError and others, as :func:`load_saved` and
             :func:`create_model` raise them.
     """
+    check_request(request)
     path = Path(request.name)
     if is_model_folder(path):
-        if request.args or request.checkpoint or request.pretrained:
-            raise InputError(
-                f"{path} is a model folder; --model-arg, --checkpoint and --pretrained do not "
-                "apply to it.",
-                "Leave them out.",
-            )
         return load_saved(path), folder_digest(path)
-    if path.exists():
-        raise InputError(
-            f"{path}: neither a dense nor a lean folder, nor a timm model name.",
-            "`spvit-deploy inspect PATH` says what it is; weights go to --checkpoint.",
-        )
-    if request.name.endswith("/") or request.name.count("/") > 1 or request.name.startswith("."):
-        raise InputError(f"{path}: no such folder.", "Check the path.")
     if request.checkpoint is not None and is_model_folder(request.checkpoint):
         return _from_dense_folder(request, request.checkpoint)
     args = dict(request.args)

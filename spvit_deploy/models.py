@@ -43,6 +43,26 @@ class Preprocessing(BaseModel):
     crop_mode: str = "center"
 
 
+def require_known(name: str) -> None:
+    """Refuse a name that timm and the plug-ins do not have; ids of a hub are looked up later.
+
+    Raises:
+        ModelError: unknown.
+    """
+    base = name.split(".")[0]
+    if _of_hub(name) or timm.is_model(base):
+        return
+    load_plugins()
+    if not timm.is_model(base):
+        close = difflib.get_close_matches(name, timm.list_models(), n=3)
+        known = f"Did you mean {', '.join(close)}?" if close else "`timm.list_models()` has them."
+        raise ModelError(f"timm {timm.__version__} knows no model '{name}'.", known)
+
+
+def _of_hub(name: str) -> bool:
+    return ":" in name or name.startswith("local-dir")
+
+
 def create_model(spec: ModelSpec, pretrained: bool = False) -> nn.Module:
     """Build a timm model.
 
@@ -53,14 +73,7 @@ def create_model(spec: ModelSpec, pretrained: bool = False) -> nn.Module:
     Raises:
         ModelError: unknown name, arguments that timm refuses, or no way to the weights.
     """
-    hub = ":" in spec.name or spec.name.startswith("local-dir")
-    base = spec.name.split(".")[0]
-    if not hub and not timm.is_model(base):
-        load_plugins()
-    if not hub and not timm.is_model(base):
-        close = difflib.get_close_matches(spec.name, timm.list_models(), n=3)
-        known = f"Did you mean {', '.join(close)}?" if close else "`timm.list_models()` has them."
-        raise ModelError(f"timm {timm.__version__} knows no model '{spec.name}'.", known)
+    require_known(spec.name)
     try:
         # Without a network the hub tells of each of its retries.
         with quiet("huggingface_hub", "timm"):
@@ -68,7 +81,7 @@ def create_model(spec: ModelSpec, pretrained: bool = False) -> nn.Module:
     except (KeyboardInterrupt, MemoryError):
         raise
     except Exception as error:
-        if hub or (pretrained and not _is_argument_error(error)):
+        if _of_hub(spec.name) or (pretrained and not _is_argument_error(error)):
             raise ModelError(
                 f"The weights of {spec.name} cannot be had ({_line(error)}).",
                 "Connect to the network, or give --checkpoint FILE.",

@@ -6,7 +6,9 @@ import ast
 import errno
 import math
 import os
+import re
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,9 +16,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from spvit_deploy.errors import JobError, SpvitError
+from spvit_deploy.ranks import rank, speaks
 
 if TYPE_CHECKING:
     from spvit_deploy.export.formats import EngineFlags
+    from spvit_deploy.search.running import RunSettings
     from spvit_deploy.sources import DataSettings
 
 Decorator = Callable[[Any], Any]
@@ -24,6 +28,9 @@ Folder = click.Path(path_type=Path)
 # What `export` writes; kept here by name, so that --help loads none of it.
 FORMATS = ("onnx", "openvino", "tensorrt-rtx", "tensorrt", "torch", "executorch")
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+
+# Seconds that the first of several processes may take to say what is wrong.
+_TO_SPEAK = 10
 
 
 class Number(click.FloatRange):
@@ -62,6 +69,14 @@ def _model_args(_: click.Context, __: click.Parameter, values: tuple[str, ...]) 
             raise click.BadParameter(f"'{value}': a number, text, True, False, None or (a, b).")
         args[key] = parsed
     return args
+
+
+def _interval(ctx: click.Context, param: click.Parameter, value: str) -> str:
+    if not re.fullmatch(r"[1-9]\d*[smh]?|never", value):
+        raise click.BadParameter(
+            f"'{value}': write 500 (steps), 30s, 10m, 2h or never.", ctx, param
+        )
+    return value
 
 
 model_options = _stack(
@@ -103,7 +118,12 @@ train_options = _stack(
     click.option(
         "--label-smoothing", type=Number(0, 1, max_open=True), default=0.0, show_default=True
     ),
-    click.option("--amp", is_flag=True, help="bfloat16 autocast, for GPUs."),
+    click.option("--amp", is_flag=True, help="bfloat16 autocast, for devices that are fast in it."),
+    click.option(
+        "--grad-checkpointing", is_flag=True,
+        help="Compute activations again in the backward pass: less memory, more time.",
+    ),
+    click.option("--compile", is_flag=True, help="torch.compile: for long trainings on GPUs."),
     click.option("--seed", type=int, default=0, show_default=True),
 )  # fmt: skip
 
@@ -119,6 +139,21 @@ budget_options = _stack(
     click.option(
         "--allow-host", is_flag=True,
         help="Take the times of a budget's file though they are another host's.",
+    ),
+)  # fmt: skip
+
+run_options = _stack(
+    click.option(
+        "--checkpoint-every", default="10m", show_default=True, metavar="10m|500|never",
+        callback=_interval, help="Time (s, m, h) or steps between checkpoints.",
+    ),
+    click.option(
+        "--resume", is_flag=True,
+        help="Go on from the last checkpoint of a run with this -o that was cut short.",
+    ),
+    click.option(
+        "--tensorboard", type=Folder, metavar="DIR",
+        help="Log for TensorBoard too, beside the log.jsonl of the output.",
     ),
 )  # fmt: skip
 
@@ -181,7 +216,10 @@ _DATA_KEYS = {
     "batch_size": "batch_size", "workers": "workers", "augment": "augment",
     "data_download": "download",
 }  # fmt: skip
-_TRAIN_KEYS = ("epochs", "lr", "weight_decay", "label_smoothing", "amp", "seed")
+_TRAIN_KEYS = (
+    "epochs", "lr", "weight_decay", "label_smoothing", "amp", "grad_checkpointing", "compile",
+    "seed",
+)  # fmt: skip
 
 
 def take_data(options: dict[str, Any]) -> DataSettings:
@@ -195,6 +233,14 @@ def take_data(options: dict[str, Any]) -> DataSettings:
 def take_training(options: dict[str, Any]) -> dict[str, Any]:
     """Take the training options out of a command's options."""
     return {key: options.pop(key) for key in _TRAIN_KEYS if key in options}
+
+
+def take_run(options: dict[str, Any]) -> RunSettings:
+    """Take the options of :data:`run_options` out of a command's options."""
+    from spvit_deploy.search.running import RunSettings
+
+    names = ("checkpoint_every", "resume", "tensorboard")
+    return RunSettings(**{name: options.pop(name) for name in names})
 
 
 def take_engine_flags(options: dict[str, Any]) -> EngineFlags:
@@ -222,11 +268,12 @@ class Main(click.Group):
             if error.errno == errno.EPIPE:
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
                 ctx.exit(0)
-            _fail(ctx, JobError(f"{error.filename or 'A file'}: {error.strerror or error}."))
+            said = JobError(f"{error.filename or 'A file'}: {error.strerror or error}.")
+            _fail(ctx, said, alone=True)
         except MemoryError:
-            _fail(ctx, JobError("Out of memory.", "Try a smaller --batch-size."))
+            _fail(ctx, JobError("Out of memory.", "Try a smaller --batch-size."), alone=True)
         except Exception as error:
-            _fail(ctx, _unexpected(error))
+            _fail(ctx, _unexpected(error), alone=True)
 
 
 def _unexpected(error: Exception) -> JobError:
@@ -236,9 +283,14 @@ def _unexpected(error: Exception) -> JobError:
     )
 
 
-def _fail(ctx: click.Context, error: SpvitError) -> None:
+def _fail(ctx: click.Context, error: SpvitError, alone: bool = False) -> None:
     if ctx.params.get("debug"):
         raise error
     line = " ".join(f"{error.message} {error.hint}".split())
-    click.echo(f"Error: {line}", err=True)
+    if speaks():
+        click.echo(f"Error: {line}", err=True)
+    elif alone or error.alone:
+        click.echo(f"Error in process {rank()}: {line}", err=True)
+    else:  # a launcher ends the others when one ends: let the first one say it
+        time.sleep(_TO_SPEAK)
     ctx.exit(error.exit_code)

@@ -1,7 +1,8 @@
 """The whole way of one model, from a recipe.
 
 Each stage has a key: the hash of its settings and of what it reads. A stage whose key and
-outputs are as ``state.json`` says is skipped, so a killed or changed run goes on where it must.
+outputs are as ``state.json`` says is skipped, so a killed or changed run goes on where it must;
+a training that was cut short goes on from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -118,6 +119,7 @@ def _run(recipe: Recipe, images: str, force: bool, png: bool) -> Runner:
             api.search_gates(
                 str(dense), recipe.data, root / "search", recipe.search.budget,
                 settings=recipe.search, device=recipe.device, force=True,
+                run=recipe.run_settings(),
             ), root / "search", recipe.search.align,
         ),
     )  # fmt: skip
@@ -131,7 +133,7 @@ def _run(recipe: Recipe, images: str, force: bool, png: bool) -> Runner:
         lambda: show.accuracy(
             api.finetune(
                 str(lean), recipe.data, root / "tuned", str(dense), settings=recipe.finetune,
-                device=recipe.device, force=True,
+                device=recipe.device, force=True, run=recipe.run_settings(),
             ), root / "tuned",
         ),
     )  # fmt: skip
@@ -159,6 +161,7 @@ def dense_stage(runner: Runner, recipe: Recipe, images: str) -> Path:
         lambda: show.accuracy(api.finetune(
             spec.name, recipe.data, output, model_args=spec.args, checkpoint=model.checkpoint,
             pretrained=model.pretrained, settings=settings, device=recipe.device, force=True,
+            run=recipe.run_settings(),
         ), output),
     )  # fmt: skip
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from spvit_deploy.benchmarks.host import HostRecord, read_host
+from spvit_deploy.benchmarks.host import read_host
 from spvit_deploy.benchmarks.latency import (
     Anchors,
     LatencyFile,
@@ -23,7 +23,6 @@ from spvit_deploy.benchmarks.latency import (
     WidthTime,
     load_latency,
     merge,
-    same_host,
     save_latency,
 )
 from spvit_deploy.benchmarks.runtimes import find_runtime
@@ -33,15 +32,13 @@ from spvit_deploy.errors import InputError
 from spvit_deploy.export.formats import FORMATS, EngineSettings, find_format
 from spvit_deploy.export.graphs import write_unproven
 from spvit_deploy.export.job import ExportSettings
-from spvit_deploy.families import BlockSite, find_sites
 from spvit_deploy.lean.chains import DEPTH
 from spvit_deploy.lean.probes import Probes, SiteProbes, make_probes
 from spvit_deploy.loading import ModelRequest, load_model
 from spvit_deploy.models import input_size
 from spvit_deploy.plan import ModelSpec
 from spvit_deploy.progress import Bar, progress_bar
-from spvit_deploy.search.budget import BudgetRequest, Place
-from spvit_deploy.search.searching import Measured
+from spvit_deploy.search.budget import Place
 from spvit_deploy.store import ensure_free
 
 Pathish = str | Path
@@ -106,128 +103,6 @@ def merge_latencies(files: Sequence[Pathish], output: Pathish, force: bool = Fal
     return merged
 
 
-def measured_costs(
-    asked: BudgetRequest, module: nn.Module, spec: ModelSpec, allow_host: bool = False
-) -> tuple[Measured, LatencyTable]:
-    """The costs that a latency budget is about: read from its file, or measured here.
-
-    Args:
-        asked: a budget with a place.
-        module: the dense model.
-        spec: what it is.
-        allow_host: take a table of another host.
-
-    Raises:
-        InputError: no table in the file fits, or the runtime is not here.
-        JobError: as :func:`profile_latency`.
-    """
-    assert asked.place is not None
-    sites = find_sites(module, str(spec))
-    if asked.file is not None:
-        return read_costs(asked, sites, spec, allow_host)
-    table = measure_table(module, spec, asked.place)
-    return _measured(table, sites), table
-
-
-def read_costs(
-    asked: BudgetRequest, sites: Sequence[BlockSite], spec: ModelSpec, allow_host: bool = False
-) -> tuple[Measured, LatencyTable]:
-    """As :func:`measured_costs`, for a budget that names a file."""
-    assert asked.place is not None
-    assert asked.file is not None
-    hidden = {site.path: site.hidden for site in sites}
-    wanted = Wanted(asked.place, spec, hidden, allow_host)
-    table = choose_table(load_latency(asked.file), str(asked.file), wanted)
-    return _measured(table, sites), table
-
-
-def _measured(table: LatencyTable, sites: Sequence[BlockSite]) -> Measured:
-    return Measured(table.costs([site.path for site in sites]), table.place)
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What a table has to be of.
-
-    Attributes:
-        place: runtime, and what else was named.
-        spec: the model.
-        hidden: units of its blocks, by path.
-        allow_host: whether another host's will do.
-    """
-
-    place: Place
-    spec: ModelSpec
-    hidden: dict[str, int]
-    allow_host: bool
-
-
-def choose_table(file: LatencyFile, name: str, wanted: Wanted) -> LatencyTable:
-    """The one table of a file that fits.
-
-    Raises:
-        InputError: none, or several; says what the file holds.
-    """
-    tables = [table for table in file.tables if _is_of_model(table, wanted)]
-    if not tables:
-        models = ", ".join(dict.fromkeys(str(table.model) for table in file.tables))
-        raise InputError(
-            f"{name} is for {models}; the search is of {wanted.spec}.",
-            "Measure this model with `spvit-deploy profile`.",
-        )
-    place = wanted.place
-    named = {key: value for key, value in vars(place).items() if value is not None}
-    fitting = [t for t in tables if all(getattr(t, key) == v for key, v in named.items())]
-    if not fitting:
-        asked = ", ".join(str(value) for value in named.values())
-        raise InputError(f"{name} has no times of {asked}; it has {_listed(tables)}.",
-                         "Measure them with `spvit-deploy profile`.")  # fmt: skip
-    here = read_host()
-    own = [table for table in fitting if same_host(table.host, here)]
-    if not own and not wanted.allow_host:
-        raise InputError(
-            f"{name} was measured on {_hardware(fitting[0].host)}; this is {_hardware(here)}.",
-            "If that is where the model will run, give --allow-host; else measure here.",
-        )
-    found = own or fitting
-    if len(found) > 1:
-        raise InputError(
-            f"{name} has several tables that fit: {_listed(found)}.",
-            f"Name one, such as @{place.runtime},precision=fp32,batch=1.",
-        )
-    return found[0]
-
-
-def _is_of_model(table: LatencyTable, wanted: Wanted) -> bool:
-    """The same model but for its weights and classes."""
-    hidden = {path: shape.hidden for shape in table.shapes for path in shape.paths}
-    args = [{k: v for k, v in spec.args.items() if k != "num_classes"}
-            for spec in (table.model, wanted.spec)]  # fmt: skip
-    names = [spec.name.partition(".")[0] for spec in (table.model, wanted.spec)]
-    return names[0] == names[1] and args[0] == args[1] and hidden == wanted.hidden
-
-
-def _hardware(host: HostRecord) -> str:
-    gpus = "".join(f", {gpu}" for gpu in host.gpus)
-    return f"{host.cpu} ({host.threads} threads, {' '.join(host.flags) or 'no flags'}{gpus})"
-
-
-def _listed(tables: Sequence[LatencyTable]) -> str:
-    return "; ".join(
-        f"{t.runtime}, {t.precision}, batch {t.batch}, {t.threads or 'default'} threads, {t.device}"
-        for t in tables
-    )
-
-
-def check_place(place: Place) -> None:
-    """Refuse a runtime, precision or device that nothing can be measured on.
-
-    Raises:
-        InputError: says which.
-    """
-    settings_of(place)
-
-
 def settings_of(place: Place) -> ExportSettings:
     """How a model is exported for a place.
 
@@ -268,7 +143,7 @@ def measure_beside(
     """A table, and the times of other artefacts, taken in the same turns.
 
     Args:
-        module: dense; left as it was.
+        module: dense, on the CPU; left as it was.
         spec: what it is.
         place: where; what it leaves open is fp32, one image a call, and the runtime's own choice.
         others: files by name.
@@ -285,7 +160,7 @@ def measure_beside(
         # Weights of chance, but the same each time; the caller's own draws stay as they are.
         torch.manual_seed(0)
         narrows = find_format(settings.format, settings.precision).from_onnx
-        probes = make_probes(module.cpu().eval(), spec, batch, narrows)
+        probes = make_probes(module, spec, batch, narrows)
         count = len(probes.blocks) + len(probes.anchors)
         total = count * (rounds + 1) + len(others) * rounds
         with progress_bar(f"latency on {place.runtime}", total) as bar:

@@ -16,10 +16,12 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from spvit_deploy.ranks import speaks
+
 
 def stderr_console() -> Console:
-    """A console on standard error."""
-    return Console(stderr=True, markup=False, soft_wrap=True)
+    """A console on standard error; silent in all but the first of several processes."""
+    return Console(stderr=True, markup=False, soft_wrap=True, quiet=not speaks())
 
 
 def warn(text: str) -> None:
@@ -30,9 +32,9 @@ def warn(text: str) -> None:
 class Bar:
     """One running task of a progress display."""
 
-    def __init__(self, progress: Progress, total: float | None, label: str) -> None:
+    def __init__(self, progress: Progress, total: float | None, label: str, done: int) -> None:
         self._progress = progress
-        self._task = progress.add_task(label, total=total, note="")
+        self._task = progress.add_task(label, total=total, completed=done, note="")
 
     def advance(self, steps: float = 1, note: str | None = None) -> None:
         """Move on by ``steps``; ``note`` is shown at the end of the line."""
@@ -47,8 +49,8 @@ class Bar:
 
 
 @contextmanager
-def progress_bar(label: str, total: float | None = None) -> Iterator[Bar]:
-    """A bar of ``total`` steps, or a spinner when ``total`` is None."""
+def progress_bar(label: str, total: float | None = None, done: int = 0) -> Iterator[Bar]:
+    """A bar of ``total`` steps, ``done`` of them before; or a spinner when ``total`` is None."""
     console = stderr_console()
     columns = [SpinnerColumn(), TextColumn("{task.description}")]
     if total is not None:
@@ -56,5 +58,7 @@ def progress_bar(label: str, total: float | None = None) -> Iterator[Bar]:
     columns += [TimeElapsedColumn(), TextColumn("[dim]{task.fields[note]}")]
     if not console.is_terminal:
         console.print(f"{label} …", highlight=False)
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        yield Bar(progress, total, label)
+    with Progress(
+        *columns, console=console, disable=not console.is_terminal or not speaks()
+    ) as progress:
+        yield Bar(progress, total, label, done)

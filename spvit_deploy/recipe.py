@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from spvit_deploy.benchmarks.runtimes import find_runtime
 from spvit_deploy.cost import cost_table
@@ -14,12 +14,14 @@ from spvit_deploy.errors import InputError, OutputExistsError
 from spvit_deploy.export.formats import find_format
 from spvit_deploy.export.job import ExportSettings
 from spvit_deploy.families import find_sites
+from spvit_deploy.latency_budgets import measured, read_table
 from spvit_deploy.lean.counting import parameter_table
 from spvit_deploy.models import create_empty, input_size
 from spvit_deploy.plan import ModelSpec, first_line
-from spvit_deploy.profiling import check_place, read_costs
+from spvit_deploy.profiling import settings_of
 from spvit_deploy.search.budget import parse_budget, with_base
 from spvit_deploy.search.finetuning import FinetuneSettings
+from spvit_deploy.search.running import RunSettings
 from spvit_deploy.search.searching import SearchSettings
 from spvit_deploy.sources import DataSettings
 from spvit_deploy.store import ensure_free, write_bytes
@@ -61,6 +63,8 @@ class Recipe(_Section):
     version: Literal[1] = 1
     output: str = "run"
     device: str = "auto"
+    checkpoint_every: str = "10m"
+    tensorboard: Path | None = None
     model: ModelSection
     data: DataSettings
     train: FinetuneSettings | None = None
@@ -69,12 +73,25 @@ class Recipe(_Section):
     export: ExportSection = ExportSection()
     benchmark: BenchmarkSection = BenchmarkSection()
 
+    @field_validator("checkpoint_every")
+    @classmethod
+    def _is_interval(cls, text: str) -> str:
+        return RunSettings(checkpoint_every=text).checkpoint_every
+
+    def run_settings(self) -> RunSettings:
+        """How trainings are kept and followed; each goes on where it was cut short."""
+        return RunSettings(
+            checkpoint_every=self.checkpoint_every, resume="auto", tensorboard=self.tensorboard
+        )
+
 
 TEMPLATE = """\
 # The whole way of one model. `spvit-deploy run recipe.yaml`; relative paths count from here.
 version: 1
 output: run              # folder for all results
 device: auto             # auto, cpu, cuda, cuda:N, mps
+checkpoint_every: 10m    # of training; or 500 (steps), or never
+# tensorboard: logs
 model:
   name: vit_tiny_patch16_224      # any timm name that `spvit-deploy inspect NAME` accepts
   args: {img_size: 32, patch_size: 8, in_chans: 1, embed_dim: 128, depth: 6, num_heads: 8,
@@ -149,6 +166,8 @@ def load_recipe(path: Path) -> Recipe:
     budget = with_base(recipe.search.budget, here)
     search = recipe.search.model_copy(update={"budget": budget})
     update = {"model": model, "data": data, "search": search, "output": str(here / recipe.output)}
+    if recipe.tensorboard:
+        update["tensorboard"] = here / recipe.tensorboard
     return recipe.model_copy(update=update)
 
 
@@ -171,15 +190,15 @@ def check_recipe(recipe: Recipe) -> None:
         )
     budget = parse_budget(recipe.search.budget, recipe.search.budget_on)
     if budget.place is not None and budget.file is None:
-        check_place(budget.place)
+        settings_of(budget.place)
     if recipe.model.pretrained or ":" in recipe.model.name:
         return
     spec = ModelSpec(name=recipe.model.name, args=recipe.model.args)
     module = create_empty(spec)
     sites = find_sites(module, recipe.model.name)
     if budget.file is not None:
-        measured, _ = read_costs(budget, sites, spec, recipe.search.allow_host)
-        budget.target(measured.table)
+        table = read_table(budget, sites, spec, recipe.search.allow_host)
+        budget.target(measured(table, sites).table)
     elif budget.unit == "params":
         budget.target(parameter_table(module, sites))
     elif budget.unit == "MACs":

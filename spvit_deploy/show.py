@@ -20,11 +20,14 @@ from spvit_deploy.export_all import ExportRow
 from spvit_deploy.lean.folder import SavedModel
 from spvit_deploy.lean.materialize import plan_costs
 from spvit_deploy.plan import AttentionKind, Budget, PrunePlan
+from spvit_deploy.ranks import speaks
 from spvit_deploy.search.searching import SearchResult
 
 
 def console() -> Console:
-    """Standard output, never narrower than a table needs."""
+    """Standard output, never narrower than a table needs; the first of several processes'."""
+    if not speaks():
+        return Console(quiet=True)
     out = Console(highlight=False, markup=False, soft_wrap=True)
     return (
         out

@@ -112,7 +112,8 @@ class ReadableImages(Dataset[tuple[Image.Image, int]]):
         file, label, *_ = self.reader[index]
         try:
             with file, Image.open(file) as image:
-                return image.convert("RGB"), int(label)
+                image.load()
+                return image, int(label)
         except OSError as error:
             name = self.reader.filename(index)
             raise DataError(f"{name} cannot be read: {error}.", "Remove or mend it.") from None
@@ -190,6 +191,8 @@ def _create(
             is_training=train,
             download=settings.download,
             batch_size=settings.batch_size,
+            # Left as they are, images of 16 bits can be told from those of 8.
+            input_img_mode="RGB" if name else None,
         )
         strict = not train and isinstance(dataset, ImageDataset)
         return ReadableImages(dataset) if strict else dataset
@@ -197,10 +200,11 @@ def _create(
         raise
     except Exception as error:
         text = " ".join(str(error).split())[:160].rstrip(". ") or type(error).__name__
-        raise DataError(
-            f"{_name(settings)}, split '{split}': {text}.",
-            "Check --data-dir; --data-download lets torchvision or the hub fetch it.",
-        ) from error
+        where, hint = "", "Check --data and --data-dir."
+        if name:  # of timm, not a folder
+            where = f", split '{split}'"
+            hint = "Check --data-dir; --data-download lets torchvision or the hub fetch it."
+        raise DataError(f"{_name(settings)}{where}: {text}.", hint) from error
 
 
 def fingerprint(settings: DataSettings) -> str:
@@ -227,10 +231,39 @@ def _folder_source(settings: DataSettings, train: bool) -> Source:
     top = _folder_root(settings)
     chosen = _split_folder(top, train, settings)
     other = _split_folder(top, not train, settings)
-    if chosen is not None and other is not None:
-        return _source(_create(settings, "", str(chosen), "", train))
-    whole = _source(_create(settings, "", str(chosen or other or top), "", train))
-    return _hold_out(whole, train)
+    one = chosen or other
+    if one is not None and not (chosen and other):
+        _check_alone(settings, one)
+    whole = _source(_create(settings, "", str(one or top), "", train))
+    _check_classes(settings, whole.images.reader)
+    return whole if chosen and other else _hold_out(whole, train)
+
+
+def _check_alone(settings: DataSettings, split: Path) -> None:
+    """Refuse a split beside which classes lie: it is more likely one of them."""
+    splits = (settings.train_split, settings.val_split, *_TRAIN_NAMES, *_VAL_NAMES)
+    others = sorted(
+        entry.name
+        for entry in split.parent.iterdir()
+        if entry.is_dir() and not entry.name.startswith(".") and entry.name not in splits
+    )
+    if others:
+        raise DataError(
+            f"{_name(settings)}: {split.name} holds folders, as a split does, and beside it lies "
+            f"{others[0]}, as classes do.",
+            f"Name {split} if that is the split; a class holds its images directly.",
+        )
+
+
+def _check_classes(settings: DataSettings, reader: Any) -> None:
+    """Refuse images above or below the folder of their class; timm takes that around each."""
+    root = Path(reader.root)
+    for folder in dict.fromkeys(os.path.dirname(path) for path, _ in reader.samples):
+        if Path(folder).parent != root:
+            raise DataError(
+                f"{_name(settings)}: the images in {folder} do not lie in the folder of a class.",
+                f"Each folder of {root} is a class, and holds its images directly.",
+            )
 
 
 def _folder_root(settings: DataSettings) -> Path:

@@ -226,7 +226,8 @@ def test_the_expected_cost_of_sure_gates_is_that_of_their_plan(
     gates = [torch.tensor([30.0 if i < k.gates else -30.0 for i in range(3)]) for k in kinds]
     units = [torch.tensor([30.0 if i < k else -30.0 for i in range(w)])
              for k, w in zip(kept, widths, strict=True)]  # fmt: skip
-    found = float(cost(gates, units)) * table.dense
+    logits = [row for pair in zip(gates, units, strict=True) for row in pair]
+    found = float(cost(logits)) * table.dense
     assert found == pytest.approx(table.of(kinds, kept), abs=1e-3 * table.dense)
 
 
@@ -238,16 +239,16 @@ def test_the_controlled_price_brings_the_cost_to_its_target(target: float) -> No
     cost = ExpectedCost(table, torch.device("cpu"))
     logits = [torch.nn.Parameter(torch.full((n,), 1.5)) for _ in range(4) for n in (3, 500)]
     worth = [torch.rand_like(row) * share for row, share in
-             zip(logits, cost.shares(logits[1::2]), strict=True)]  # fmt: skip
+             zip(logits, cost.shares(), strict=True)]  # fmt: skip
     steps = 150
-    start = float(cost(logits[::2], logits[1::2]).detach())
-    price = Price(start, target, steps)
-    optimizer = GateOptimizer(logits, cost.shares(logits[1::2]), 12 / steps)
+    start = float(cost(logits).detach())
+    optimizer = GateOptimizer(logits, cost.shares(), 12 / steps)
+    price = Price(start, target, steps, lambda: optimizer.scale)
     for step in range(steps):
         if step == steps // 3:  # what goes on from a state goes on as it was
-            state, price = price.state_dict(), Price(start, target, steps)
+            state, price = price.state_dict(), Price(start, target, steps, lambda: optimizer.scale)
             price.load_state_dict(state)
         task = -sum((torch.sigmoid(z) * w).sum() for z, w in zip(logits, worth, strict=True))
-        (task + price(cost(logits[::2], logits[1::2]), optimizer.scale)).backward()
+        (task + price(cost(logits))).backward()
         optimizer.step()
-    assert float(cost(logits[::2], logits[1::2]).detach()) == pytest.approx(target, abs=0.02)
+    assert float(cost(logits).detach()) == pytest.approx(target, abs=0.02)

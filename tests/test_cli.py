@@ -494,6 +494,61 @@ def test_data_that_cannot_be_used(work: Path, tmp_path: Path) -> None:
                     says=f"pip install {package}")  # fmt: skip
 
 
+def test_folders_that_are_neither_split_nor_class(tmp_path: Path) -> None:
+    """timm would call images after the folder that they lie in, or leave whole classes out."""
+
+    def refuse(root: Path, says: str) -> None:
+        refused("finetune", NAME, *TINY_ARGS, "--data", f"folder/{root}", "-o", tmp_path / "out",
+                says=says)  # fmt: skip
+
+    one = image_folder(image_folder(tmp_path / "one" / "train", ["x", "y"], 2).parent, ["cat"], 2)
+    refuse(one, f"beside it lies cat, as classes do. Name {one / 'train'} if that is the split")
+    good("finetune", NAME, *TINY_ARGS, "--model-arg", "num_classes=2", "--epochs", 0,
+         "--data", f"folder/{one / 'train'}", "-o", tmp_path / "split")  # fmt: skip
+    deep = image_folder(tmp_path / "deep", ["cat/a", "cat/b", "dog/a"], 2)
+    refuse(deep, f"the images in {deep / 'cat' / 'a'} do not lie in the folder of a class")
+    high = image_folder(tmp_path / "high", ["cat", "dog"], 2)
+    shutil.copy(high / "cat" / "0.png", high)
+    refuse(high, f"the images in {high} do not lie in the folder of a class")
+
+
+def test_a_teacher_is_looked_at_first(work: Path, tmp_path: Path) -> None:
+    tune = ["finetune", work / "lean", "--data", "digits", "-o", tmp_path / "out", "--teacher"]
+    for teacher, says in (("vit_tinny", "no model 'vit_tinny'"), (tmp_path, "neither a dense nor")):
+        refused(*tune, teacher, says=says)
+        assert len(call(*tune, teacher).stderr.splitlines()) == 1
+    good("finetune", NAME, *TINY_ARGS, "--model-arg", "img_size=32", "--data", "digits",
+         "--epochs", 0, "-o", tmp_path / "larger")  # fmt: skip
+    refused(*tune, tmp_path / "larger", says="The teacher takes images of (1, 32, 32)")
+    refused(*tune[:3], "folder/nowhere", *tune[4:], tmp_path / "larger", says="no folder")
+
+
+def test_images_of_every_mode_keep_their_range(tmp_path: Path) -> None:
+    from spvit_deploy.data import DataSettings, open_batches
+    from spvit_deploy.models import Preprocessing
+
+    ramp = np.linspace(0, 255, 256, dtype=np.uint8).reshape(16, 16)
+    modes = {
+        "grey": Image.fromarray(ramp), "colour": Image.fromarray(ramp).convert("RGB"),
+        "deep": Image.fromarray(ramp.astype(np.uint16) * 257),
+        "alpha": Image.fromarray(ramp).convert("RGBA"),
+        "palette": Image.fromarray(ramp).convert("P"),
+    }  # fmt: skip
+    for name, image in modes.items():
+        for label in "ab":
+            for index in range(5):
+                target = tmp_path / name / label / f"{index}.png"
+                target.parent.mkdir(parents=True, exist_ok=True)
+                image.save(target)
+        settings = DataSettings(spec=f"folder/{tmp_path / name}", workers=0, augment="none")
+        for channels in (1, 3):
+            size, none, one = (channels, 16, 16), (0,) * channels, (1,) * channels
+            prep = Preprocessing(input_size=size, mean=none, std=one)
+            for train in (True, False):
+                images, _ = next(iter(open_batches(settings, prep, train)))
+                assert np.abs(255 * images.numpy() - ramp).max() <= 1, (name, channels, train)
+
+
 def test_numbers_that_are_none(work: Path, tmp_path: Path) -> None:
     tune = ["finetune", work / "lean", "--data", "digits", "-o", tmp_path / "out"]
     for option in ("--lr", "--weight-decay", "--distill-temperature"):

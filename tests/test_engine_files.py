@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from spvit_deploy.benchmarks.bindings import EngineTensor, bindings, check_tensors, image_size
-from spvit_deploy.driver import device_index, find_driver
+from spvit_deploy.driver import Driver, Gpu, device_index, find_driver
 from spvit_deploy.engines import (
     Engine,
     EngineRecord,
@@ -82,7 +82,7 @@ def test_the_engine_that_fits_is_chosen(tmp_path: Path) -> None:
     assert choose([compatible, own], Place("tensorrt", "11.3.0.99", "sm89")) is own
     assert choose([own, compatible], HERE) is compatible
     assert choose([own, compatible], Place("tensorrt", "11.3.0.99", "sm120")) is compatible
-    with pytest.raises(InputError, match=r"b.engine is for sm89, and this GPU is sm75.*tensorrt"):
+    with pytest.raises(InputError, match=r"b.engine is for sm89 \(this GPU is sm75\).*tensorrt"):
         choose([own], Place("tensorrt", "11.3.0.99", "sm75"))
     with pytest.raises(InputError, match=r"b.engine was built by .* or install tensorrt==11.3"):
         choose([own], Place("tensorrt", "11.4.0.106", "sm89"))
@@ -124,6 +124,19 @@ def test_damaged_and_foreign_engines_are_refused(tmp_path: Path) -> None:
 def test_without_a_driver_a_bare_engine_is_untouched(tmp_path: Path) -> None:
     says = "No CUDA driver found; the engine was built for sm86 and is untouched."
     refused("benchmark", engine(tmp_path), "-o", tmp_path / "r.json", code=1, says=says)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason="no tensorrt-rtx here")
+def test_an_engine_of_another_version_is_refused_before_it_is_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The driver alone is made up: nothing is computed."""
+    here = Driver("13.0", (Gpu(0, "GPU", "sm120"),))
+    monkeypatch.setattr("spvit_deploy.driver.find_driver", lambda: here)
+    file = engine(tmp_path, library="tensorrt_rtx", library_version="1.2.0.54")
+    says = "was built by tensorrt_rtx 1.2.0.54 (here is tensorrt_rtx "
+    refused("benchmark", file, "-o", tmp_path / "r.json", says=says)
+    refused("benchmark", file, "-o", tmp_path / "r.json", says="is for sm86 (this GPU is sm120).")
 
 
 def test_buffers_follow_the_record(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ needs_rtx = pytest.mark.skipif(
 )
 needs_no_driver = pytest.mark.skipif(find_driver() is not None, reason="a CUDA driver is here")
 GPUS = ("sm75", "sm80", "sm86", "sm89", "sm120")
-LACKING = {("sm75", "fp32"), ("sm75", "bf16"), ("sm75", "int8")}
+LACKING = {("sm75", "fp32"), ("sm75", "bf16")}
 
 
 @pytest.fixture
@@ -90,7 +90,9 @@ def test_every_precision_builds_or_is_refused(precision: str, lean: Path, tmp_pa
         assert file.stat().st_size > 10_000
         assert (record["compute_capability"], record["precision"]) == (gpu, precision)
         wanted = {"fp32": "FLOAT", "fp16": "HALF", "bf16": "BF16", "int8": "INT8"}[precision]
-        assert record["products"][wanted] > 0.7
+        assert record["products"][wanted] > 0.6
+        if precision == "int8":
+            assert set(record["products"]) == {"INT8", "HALF"}
         assert record["batches"] == [1, 8, 32]
     for gpu in set(GPUS) - set(taken):
         refused("export", lean, *args, "--gpu", gpu, "-o", tmp_path / gpu, says=f"for {gpu}: ")

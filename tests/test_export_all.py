@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from spvit_deploy import originals
 from spvit_deploy.errors import JobError
@@ -130,5 +131,6 @@ def test_accuracy_at_chance_is_warned_of(tmp_path: Path) -> None:
     args = ["--format", "openvino", "--precision", "bf16", "--data", "digits"]
     wide = [*TINY_ARGS, "--model-arg", "num_classes=1000"]
     pytest.importorskip("openvino")
+    torch.manual_seed(0)  # Some random models are right on a few by luck.
     said = good("export", NAME, *wide, *args, "-o", tmp_path / "o").stderr
     assert "hardly more than chance" in said

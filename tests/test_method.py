@@ -166,7 +166,7 @@ def test_gating_columns_is_gating_hidden_units() -> None:
 
 def test_draw_passes_gradients_straight_through() -> None:
     logits = torch.linspace(-2, 2, 9, requires_grad=True)
-    sample = draw(logits)
+    sample = draw(logits, torch.rand(9))
     assert set(sample.detach().round(decimals=5).tolist()) <= {0.0, 1.0}
     sample.sum().backward()
     p = torch.sigmoid(logits.detach())

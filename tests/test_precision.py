@@ -43,7 +43,8 @@ def test_int8_keeps_its_accuracy(form: str, dense: Path, tmp_path: Path) -> None
     found = record["accuracy"]
     assert record["precision"] == "int8"
     assert found["before"] - found["after"] <= 2
-    assert top1(out) == pytest.approx(found["after"], abs=1e-3)
+    # Batches of another size may answer one or two images of 355 otherwise.
+    assert top1(out) == pytest.approx(found["after"], abs=0.6)
     assert "in int8" in text
     assert "as fast as fp32" in text or "not faster than fp32" in text
     assert f"calibrating on 64 images of digits, recorded in {dense}\n" in done.stderr
@@ -76,7 +77,13 @@ def test_linear_layers_alone_are_quantized(dense: Path, tmp_path: Path) -> None:
     products = {n.name for n in graph.node if n.op_type in ("MatMul", "Gemm", "Conv")}
     scores = {name for name in products if name.split("/")[0].endswith(".attn")}
     assert len(scores) == 6
-    assert int8 == products - scores
+    heads = {name for name in products if name.startswith("head")}
+    assert len(heads) == 1
+    assert int8 == products - scores - heads
+    # Sums and activations read what a product gives, not what is left of it in int8.
+    rounded = {node.input[0] for node in graph.node if node.op_type == "QuantizeLinear"}
+    linear = {node.output[0] for node in graph.node if node.op_type in ("MatMul", "Gemm")}
+    assert rounded.isdisjoint(linear)
 
 
 def test_layers_return_to_fp32_until_the_drop_holds(dense: Path, tmp_path: Path) -> None:
@@ -151,10 +158,10 @@ def test_normalization_inside_openvino(precision: str, dense: Path, tmp_path: Pa
     )
     right = 0
     images = DigitImages(train=False)
-    for image, label in (images[index] for index in range(60)):
+    for image, label in (images[index] for index in range(len(images))):
         pixels = np.array(image.resize((16, 16), 3))[None, :, :, None]
         right += int(next(iter(compiled({0: pixels}).values())).argmax() == label)
-    assert right / 60 == pytest.approx(top1(tmp_path / "plain") / 100, abs=0.15)
+    assert 100 * right / len(images) == pytest.approx(top1(tmp_path / "plain"), abs=0.6)
     refused("export", dense, "--with-preprocessing", "-o", tmp_path / "o", says="for OpenVINO")
 
 

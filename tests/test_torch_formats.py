@@ -242,3 +242,62 @@ def test_more_images_than_memory_was_planned_for(lean: Path, tmp_path: Path) -> 
             says="for 4 at most")  # fmt: skip
     refused("benchmark", tmp_path / "out", "--device", "cuda", "-o", tmp_path / "r.json",
             says="computes on cpu")  # fmt: skip
+
+
+class Theirs(torch.nn.Module):
+    """Ten scores of images, in a dict."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = torch.nn.Linear(1, 10)
+
+    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"scores": self.head(images.mean((2, 3)))}
+
+
+class Pair(torch.nn.Module):
+    def forward(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+        return first + second
+
+
+def program_of(module: torch.nn.Module, *inputs: torch.Tensor, **dims: Any) -> Any:
+    program = torch.export.export(module.eval(), inputs, strict=False, **dims)
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)
+    program.example_inputs = None
+    return program
+
+
+def test_programs_of_others(tmp_path: Path) -> None:
+    images = torch.zeros(2, 1, 16, 16)
+    batch = torch.export.Dim("batch", min=1, max=8)
+    file, results = tmp_path / "theirs.pt2", tmp_path / "r.json"
+    torch.export.save(program_of(Theirs(), images, dynamic_shapes=({0: batch},)), file)
+    found = json.loads(good("evaluate", file, "--data", "digits", "--json").stdout)
+    assert found["images"] == 355
+    good("benchmark", file, "--batch", 8, "--duration", 0.05, "-o", results)
+    refused("benchmark", file, "--batch", 9, "-o", tmp_path / "o", says="takes batches of 1 to 8;")
+    half = program_of(Theirs().half(), images.half())
+    height = program_of(Theirs(), images, dynamic_shapes=({2: torch.export.Dim("h", min=8)},))
+    pair, flat = program_of(Pair(), images, images), program_of(torch.nn.ReLU(), images[0, 0])
+    for program, says in (
+        (half, "takes float16 [2, 1, 16, 16]. What is measured takes float32 images"),
+        (height, "of one size"), (flat, "takes float32 [16, 16]."),
+        (pair, "takes float32 [2, 1, 16, 16]; float32 [2, 1, 16, 16]."),
+    ):  # fmt: skip
+        torch.export.save(program, file)
+        refused("benchmark", file, "-o", tmp_path / "o", says=says)
+
+
+@needs_executorch
+def test_executorch_programs_of_others(tmp_path: Path) -> None:
+    from executorch.exir import to_edge
+
+    images = torch.zeros(2, 1, 16, 16)
+    for module, inputs, says in (
+        (Pair(), (images, images), "takes [2, 1, 16, 16]; [2, 1, 16, 16]."),
+        (torch.nn.ReLU(), (images.half(),), "What is measured takes float32 images"),
+    ):
+        file = tmp_path / "theirs.pte"
+        file.write_bytes(to_edge(program_of(module, *inputs)).to_executorch().buffer)
+        refused("benchmark", file, "-o", tmp_path / "o", says=says)

@@ -86,8 +86,8 @@ class ConvAttention(nn.Module):
 class ConstantMlp(nn.Module):
     """What is left of an MLP without hidden units: its output, the same for every token.
 
-    In evaluation that is all it gives, to be broadcast: an export then neither makes a tensor of its
-    input's shape nor needs the norm before it.
+    In evaluation that is all it gives, to be broadcast: an export then neither makes a tensor of
+    its input's shape nor needs the norm before it.
 
     Args:
         dim: channels C.

@@ -6,6 +6,7 @@ holds the weights; a lean folder has its ``gates.json`` too. Nothing else is nee
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -92,8 +93,10 @@ class SavedModel:
         return f"{self.spec.name} ({self.kind})"
 
 
-def save_model(saved: SavedModel, folder: Path, force: bool = False) -> ModelRecord:
-    """Write a model's folder, whole or not at all.
+def save_model(
+    saved: SavedModel, folder: Path, force: bool = False, beside: Sequence[Path] = ()
+) -> ModelRecord:
+    """Write a model's folder, whole or not at all; files ``beside`` it are copied into it.
 
     Raises:
         OutputExistsError: it exists and ``force`` is not given.
@@ -106,6 +109,8 @@ def save_model(saved: SavedModel, folder: Path, force: bool = False) -> ModelRec
         if saved.plan is not None:
             save_plan(saved.plan, staging)
             names.append(GATES_FILE)
+        for file in beside:
+            write_bytes(staging / file.name, file.read_bytes())
         record = ModelRecord(
             kind=saved.kind,
             model=saved.spec,

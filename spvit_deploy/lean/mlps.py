@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from spvit_deploy.families import BlockSite
+from spvit_deploy.families.base import MlpParts
 from spvit_deploy.lean.blocks import ConstantMlp
 
 
@@ -34,10 +35,15 @@ def lean_mlp(site: BlockSite, width: int) -> nn.Module:
     if width == 0:
         speaks = any(name.endswith("bias") for name, _ in site.mlp.named_parameters())
         return ConstantMlp(site.dim, speaks, _takes_maps(site))
-    trimmed = _own_containers(site.mlp, (*parts.inputs, parts.output))
+    return narrow_mlp(parts, site.mlp, width)
+
+
+def narrow_mlp(parts: MlpParts, mlp: nn.Module, width: int) -> nn.Module:
+    """A copy of an MLP with its first hidden units; what is not trimmed is shared."""
+    trimmed = _own_containers(mlp, (*parts.inputs, parts.output))
     for name in parts.inputs:
-        _put(trimmed, name, _with_outputs(site.mlp.get_submodule(name), width * parts.copies))
-    _put(trimmed, parts.output, _with_inputs(site.mlp.get_submodule(parts.output), width))
+        _put(trimmed, name, _with_outputs(mlp.get_submodule(name), width * parts.copies))
+    _put(trimmed, parts.output, _with_inputs(mlp.get_submodule(parts.output), width))
     return trimmed
 
 

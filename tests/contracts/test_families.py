@@ -209,7 +209,9 @@ ALONE = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("case", [c for c in MODELS if c.name in ALONE and not c.refused], ids=label)
+@pytest.mark.parametrize(
+    "case", [c for c in MODELS if c.name in ALONE and not c.refused], ids=label
+)
 def test_blocks_run_alone_to_be_timed(case: Case) -> None:
     model = create_model(spec_of(case))
     probes = make_probes(model.eval(), spec_of(case), batch=2)

@@ -1,0 +1,199 @@
+"""The parts of a supernet that choose: attention among operations, an MLP among hidden units."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional
+
+from spvit_deploy.families import BlockSite
+from spvit_deploy.lean.blocks import to_grid, to_tokens
+from spvit_deploy.lean.kernels import POSITIONS, conv_weights
+from spvit_deploy.lean.mlps import gated_output
+from spvit_deploy.plan import AttentionKind, Semantics
+from spvit_deploy.search.gates import ChooseBranch, cumulative
+from spvit_deploy.search.live_units import LiveUnits
+
+START_LOGIT = 1.5
+_KINDS = tuple(AttentionKind)
+
+
+class UnifiedAttention(nn.Module):
+    """Skip, 1×1 conv, 3×3 conv and attention, on one set of weights, chosen by three gates."""
+
+    def __init__(self, site: BlockSite, semantics: Semantics) -> None:
+        super().__init__()
+        self.msa: Any = site.attn
+        self.site, self.semantics = site, semantics
+        self.gate_logits = nn.Parameter(torch.full((3,), START_LOGIT))
+        if AttentionKind.CONV1X1 in site.kinds:
+            # A spread of α: the softmax over heads starts soft enough to learn.
+            spread = semantics.head_temperature
+            self.head_logits = nn.Parameter(torch.randn(site.heads, POSITIONS) * spread)
+            self.bn_1x1 = nn.BatchNorm2d(site.head_dim)
+        if AttentionKind.CONV3X3 in site.kinds:
+            self.bn_3x3 = nn.BatchNorm2d(site.head_dim)
+        for name in site.exposed:
+            setattr(self, name, getattr(site.attn, name))
+        self.fixed: AttentionKind | None = None
+        self._settled = [0, 0, 0]
+        self._drawn: tuple[Tensor, list[float]] | None = None
+        self._compiled: Callable[..., Tensor] | None = None
+
+    def compile_parts(self) -> None:
+        """Compile the attention; what chooses changes from step to step."""
+        self._compiled = torch.compile(self.msa.forward)
+
+    def set_drawn(self, gates: Tensor, values: list[float]) -> None:
+        """Hand over this step's sampled gates [3] and their values on the host."""
+        self._drawn = (gates, values)
+
+    def forget(self) -> None:
+        """Let go of the sample, and of the graph behind it."""
+        self._drawn = None
+
+    def settle(self, sides: list[int]) -> None:
+        """Take gates as open (1) or closed (-1) for good; 0 leaves them free."""
+        self._settled = sides
+
+    def kind(self) -> AttentionKind:
+        """The operation in evaluation: the fixed one, or that of the open gates."""
+        if self.fixed is not None:
+            return self.fixed
+        is_open = cumulative((self.gate_logits.detach() > 0).float())
+        return self.site.taken(AttentionKind.of_gates(int(is_open.sum())))
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """[B, N, C] → [B, N, C]; the other arguments are the attention's own."""
+        choice = not (self.fixed is not None or len(self.site.kinds) == 1)
+        # The sample is kept: gradient checkpointing runs a block again.
+        if not self.training or self._drawn is None or not choice:
+            return self._branch(self.kind(), x, args, kwargs)
+        gates, values = self._with_settled(*self._drawn)
+        chosen, (first, last) = _count_open(values), self._reach(values)
+        output = self._branch(_KINDS[chosen], x, args, kwargs)
+        if last <= first:
+            return output
+        outputs = []
+        for index in range(first, last + 1):
+            if index == chosen:
+                outputs.append(output.detach())
+                continue
+            with torch.no_grad():
+                outputs.append(self._branch(_KINDS[index], x, args, kwargs))
+        result: Tensor = ChooseBranch.apply(output, cumulative(gates), first, *outputs)
+        return result
+
+    def _with_settled(self, gates: Tensor, values: list[float]) -> tuple[Tensor, list[float]]:
+        if not any(self._settled):
+            return gates, values
+        sides = gates.new_tensor(self._settled)
+        pairs = zip(values, self._settled, strict=True)
+        values = [float(side > 0) if side else value for value, side in pairs]
+        return torch.where(sides == 0, gates, (sides > 0).to(gates.dtype)), values
+
+    def _reach(self, values: list[float]) -> tuple[int, int]:
+        """The branches that the gradients of the free gates are made of, first and last.
+
+        Opening a second gate changes nothing while a first stays closed: nobody asks for branches
+        beyond that, nor for those before the first free gate's.
+        """
+        free = [index for index, side in enumerate(self._settled) if not side]
+        if not free:
+            return 0, 0
+        flipped = [[v if i != f else 1.0 for i, v in enumerate(values)] for f in free]
+        return free[0], max(_count_open(row) for row in (values, *flipped))
+
+    def _branch(
+        self, asked: AttentionKind, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Tensor:
+        kind = self.site.taken(asked)
+        if kind is AttentionKind.SKIP:
+            return x
+        if kind is AttentionKind.MSA:
+            attended: Tensor = (self._compiled or self.msa)(x, *args, **kwargs)
+            return attended
+        regroup = self.site.regroup
+        if regroup is None:
+            return self._convolve(kind, x)
+        return regroup.split(self._convolve(kind, regroup.merge(x)))
+
+    def _convolve(self, kind: AttentionKind, x: Tensor) -> Tensor:
+        prefix, values = self.site.prefix, self.site.values(self.msa)
+        weights = conv_weights(kind, self.head_logits, self.semantics, values, self.msa.proj)
+        size = weights.kernel.shape[-1]
+        image = to_grid(x[:, prefix:], self.site.grid)
+        y = functional.conv2d(image, weights.kernel, weights.bias, padding=size // 2)
+        norm = self.bn_1x1 if kind is AttentionKind.CONV1X1 else self.bn_3x3
+        y = functional.linear(to_tokens(functional.relu(norm(y))), weights.proj, weights.proj_bias)
+        return torch.cat((x[:, :prefix], y), dim=1) if prefix else y
+
+
+def _count_open(values: list[float]) -> int:
+    count = 0
+    while count < 3 and values[count] > 0.5:
+        count += 1
+    return count
+
+
+class GatedMlp(nn.Module):
+    """An MLP with one gate a hidden unit."""
+
+    def __init__(self, site: BlockSite) -> None:
+        super().__init__()
+        self.inner: Any = site.mlp
+        self.site = site
+        self.unit_logits = nn.Parameter(torch.full((site.hidden,), START_LOGIT))
+        self.register_buffer("fixed", None, persistent=False)
+        self.fixed: Tensor | None
+        self._closed: Tensor | None = None
+        self._live: LiveUnits | None = None
+        self._drawn: Tensor | None = None
+        self._compiled: Callable[..., Tensor] | None = None
+
+    def compile_parts(self) -> None:
+        """Compile the MLP with its gates."""
+        self._compiled = torch.compile(self._gated)
+
+    def settle(self, sides: Tensor) -> None:
+        """Leave hidden units out of training whose side [hidden] is -1."""
+        closed = sides < 0
+        if self._closed is None or not torch.equal(closed, self._closed):
+            self._closed, self._live = closed, LiveUnits.of(self.site, self.inner, ~closed)
+
+    def set_drawn(self, gates: Tensor) -> None:
+        """Hand over this step's sampled gates [hidden]."""
+        self._drawn = gates
+
+    def forget(self) -> None:
+        """Let go of the sample, and of the graph behind it."""
+        self._drawn = None
+
+    def forward(self, x: Tensor, *args: Any) -> Tensor:
+        """[B, N, C] → [B, N, C]; the other arguments are the MLP's own."""
+        if not self.site.hidden:
+            whole: Tensor = self.inner(x, *args)
+            return whole
+        if self.fixed is not None:
+            gates = self.fixed
+        elif self.training and self._drawn is not None:
+            gates = self._drawn
+            if self._closed is not None:
+                gates = gates.masked_fill(self._closed, 0.0)
+            # Compiled code would be compiled anew for each width.
+            if self._live is not None and self._compiled is None:
+                weights = self._live.weights(self.inner, gates)
+                few: Tensor = functional_call(self._live.shell, weights, (x, *args))
+                return few
+        else:
+            gates = (self.unit_logits > 0).to(x.dtype)
+        return (self._compiled or self._gated)(gates, x, *args)
+
+    def _gated(self, gates: Tensor, x: Tensor, *args: Any) -> Tensor:
+        weight = gated_output(self.site, self.inner, gates)
+        y: Tensor = functional_call(self.inner, weight, (x, *args))
+        return y

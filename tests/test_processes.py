@@ -1,0 +1,157 @@
+"""Two processes do what one does with batches twice as large."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from spvit_deploy.errors import JobError
+from spvit_deploy.lean.folder import SavedModel
+from spvit_deploy.models import read_state_dict
+from spvit_deploy.search.training import _Loop
+from tests.calls import call, good, refused
+from tests.conftest import NAME, TINY_ARGS
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+TWO = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+
+
+def launch(*parts: object) -> subprocess.Popen[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [*TWO, *map(str, parts)], env=environment, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def odd_images(root: Path) -> str:
+    """23 images of two classes: two processes cannot take as many each."""
+    draw = random.Random(0)
+    for index in range(23):
+        folder = root / "train" / "ab"[index % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.frombytes("L", (16, 16), draw.randbytes(256)).save(folder / f"{index}.png")
+    return f"folder/{root}"
+
+
+def search_into(output: Path, share: int) -> list[object]:
+    return ["search", "--model", NAME, *TINY_ARGS, "--device", "cpu", "--lr", 2e-3,
+            "--data", "digits", "--epochs", 2, "--batch-size", 128 // share, "--budget", "50%",
+            "--checkpoint-every", 5, "-o", output]  # fmt: skip
+
+
+def commands(root: Path, lean: Path, images: str, share: int) -> list[list[str]]:
+    both = ["--device", "cpu", "--lr", 2e-3]
+    search = search_into(root / "search", share)
+    finetune = ["finetune", lean, *both, "--data", images, "--epochs", 3, "--augment", "timm",
+                "--batch-size", 64 // share, "--teacher", lean, "-o", root / "tuned"]  # fmt: skip
+    return [[str(part) for part in command] for command in (search, finetune)]
+
+
+def log_of(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "log.jsonl").open()]
+
+
+@pytest.mark.slow
+def test_two_processes_do_what_one_does_with_the_doubled_batch(
+    make_lean: Callable[..., tuple[SavedModel, Path]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    _, lean = make_lean(["conv3x3", "conv1x1", "msa"], [40, 96, 16], num_classes=2)
+    images = odd_images(tmp_path / "images")
+    cut_short(search_into(tmp_path / "cut", 1), monkeypatch)
+    resume = [str(part) for part in (*search_into(tmp_path / "cut", 2), "--resume")]
+    both = [*commands(tmp_path / "two", lean, images, 2), resume]
+    process = launch("-m", "tests.several", json.dumps(both))
+    for command in commands(tmp_path / "one", lean, images, 1):
+        good(*command)
+    stdout, stderr = process.communicate(timeout=180)
+    assert process.returncode == 0, stderr
+    assert stdout.count("wrote ") == 3
+    assert "going on after step 15" in stderr
+    plans = [json.loads((tmp_path / n / "gates.json").read_bytes())["blocks"]
+             for n in ("one/search", "two/search", "cut")]  # fmt: skip
+    assert plans[0] == plans[1] == plans[2]
+    for folder, weights in (("search", "supernet"), ("tuned", "model")):
+        logs = [log_of(tmp_path / n / folder) for n in ("one", "two")]
+        assert len(logs[0]) == len(logs[1]) > 2
+        for one, two in zip(*logs, strict=True):
+            assert two == pytest.approx(one, abs=1e-4)
+        states = [read_state_dict(tmp_path / n / folder / f"{weights}.safetensors")
+                  for n in ("one", "two")]  # fmt: skip
+        for name, tensor in states[0].items():
+            assert torch.allclose(tensor.float(), states[1][name].float(), atol=1e-3), name
+
+
+def cut_short(command: list[object], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run it up to step 17, in this process alone."""
+    advance, steps = _Loop._advance, itertools.count(1)
+
+    def until(self: _Loop, *args: Any) -> None:
+        if next(steps) == 17:
+            raise JobError("Cut.")
+        advance(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_Loop, "_advance", until)
+        refused(*command, code=1, says="checkpoint of step 15 is kept")
+
+
+def children_of(pid: int) -> list[int]:
+    text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    return [int(part) for part in text.split()]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
+def test_a_process_that_dies_ends_the_job_and_leaves_its_checkpoint(tmp_path: Path) -> None:
+    search = ["search", "--model", NAME, *TINY_ARGS, "--data", "digits", "--epochs", 5000,
+              "--device", "cpu", "--checkpoint-every", 3, "--budget", "50%"]  # fmt: skip
+    process = launch("-m", "spvit_deploy", *search, "-o", tmp_path / "out")
+    try:
+        while not list((tmp_path / "out.checkpoints").glob("step-*")):
+            assert process.poll() is None, process.communicate()[1]
+            time.sleep(0.05)
+        os.kill(children_of(process.pid)[1], signal.SIGKILL)
+        _, stderr = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 1
+    assert "exitcode  : -9" in stderr
+    assert "Another process of this job ended" in stderr or "Signal 15" in stderr
+    assert "Unexpected" not in stderr
+    assert not (tmp_path / "out").exists()
+    assert list((tmp_path / "out.checkpoints").glob("step-*/checkpoint.json"))
+
+
+def test_wrong_calls_are_refused_by_the_first_process_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    materialize = ["materialize", tmp_path, "-o", tmp_path / "out"]
+    search = ["search", "--model", NAME, "--data", "digits", "--budget", "50%",
+              "-o", tmp_path / "out"]  # fmt: skip
+    refused(*materialize, says="materialize is for one process; 2 were launched")
+    refused(*search, "--resume", says="holds no checkpoint")
+    refused(*search, "--device", "mps", says="mps")
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr("spvit_deploy.options._TO_SPEAK", 0)
+    result = call(*search, "--resume")
+    assert result.exit_code == 2
+    assert "Error" not in result.output

@@ -1,0 +1,115 @@
+"""What has settled leaves the search, and nothing else changes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from spvit_deploy.models import create_model, input_size
+from spvit_deploy.plan import ModelSpec
+from spvit_deploy.search.shrinking import Shrinking
+from spvit_deploy.search.supernet import Supernet
+from tests.conftest import tiny_spec
+
+SPECS = [
+    tiny_spec(),
+    ModelSpec(
+        name="eva02_tiny_patch14_224",
+        args={"img_size": 28, "patch_size": 7, "embed_dim": 48, "depth": 3, "num_heads": 3},
+    ),
+    ModelSpec(
+        name="pvt_v2_b0",
+        args={"depths": [1, 1, 1, 1], "embed_dims": [8, 16, 40, 64]},
+    ),
+]
+SIDES = [[1, 1, 0], [1, -1, 0], [-1, 1, 1], [1, 1, 1]]
+
+
+def net_of(spec: ModelSpec) -> Supernet:
+    torch.manual_seed(0)
+    return Supernet(create_model(spec), spec).train()
+
+
+def settled(net: Supernet, seed: int) -> tuple[list[Tensor], list[Tensor]]:
+    random = torch.Generator().manual_seed(seed)
+    attention = [torch.tensor(SIDES[index % 4]) for index in range(len(net.sites))]
+    units = [-(torch.rand(s.hidden, generator=random) < 0.5).int() for s in net.sites]
+    units[-1][:] = -1
+    return attention, units
+
+
+def step(net: Supernet, seed: int) -> Tensor:
+    torch.manual_seed(seed)
+    scores: Any = net(torch.randn(2, *input_size(net.model)))
+    scores.square().sum().backward()
+    return scores.detach()
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
+@pytest.mark.parametrize("seed", range(3))
+def test_a_shrunken_supernet_trains_as_one_whose_draws_are_sure(spec: ModelSpec, seed: int) -> None:
+    small, whole = net_of(spec), net_of(spec)
+    attention, units = settled(small, seed)
+    small.settle(attention, units)
+    for site, kinds, closed in zip(whole.sites, attention, units, strict=True):
+        branch, mlp = site.attn, site.mlp
+        branch.gate_logits.data[kinds != 0] = 40.0 * kinds[kinds != 0].float()
+        mlp.unit_logits.data[closed < 0] = -40.0
+    torch.testing.assert_close(step(small, seed), step(whole, seed))
+    pairs = zip(small.named_parameters(), whole.named_parameters(), strict=True)
+    for (name, ours), (_, theirs) in pairs:
+        if ours.grad is not None and theirs.grad is not None:
+            torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-5, rtol=1e-4, msg=name)
+        elif theirs.grad is not None:
+            assert theirs.grad.abs().max() < 1e-6, name
+
+
+def test_closed_units_are_not_computed() -> None:
+    net = net_of(tiny_spec())
+    attention, units = settled(net, 0)
+    widths: list[int] = []
+    net.settle(attention, units)
+    handles = [
+        mlp._live.shell.fc1.register_forward_hook(lambda _m, _i, y: widths.append(y.shape[-1]))
+        for mlp in net.mlps
+        if mlp._live
+    ]
+    step(net, 0)
+    assert widths == [int((row >= 0).sum()) or 1 for row in units]
+    assert handles
+
+
+def test_gates_settle_after_three_looks_that_agree() -> None:
+    net = net_of(tiny_spec())
+    shrinking = Shrinking(net, 2)
+    logits = net.mlps[0].unit_logits.data
+    logits[0], logits[1] = -3.5, -3.5
+    for turn in range(6):
+        if turn == 3:
+            logits[1] = -2.0
+        shrinking.step()
+    logits[0] = 0.5  # what is settled stays so
+    shrinking.step()
+    shrinking.step()
+    assert logits[0] == -3.0
+    live = net.mlps[0]._live
+    assert live is not None
+    assert live.units.tolist() == list(range(1, 96))
+    again = Shrinking(net_of(tiny_spec()), 2)
+    again.load_state_dict(shrinking.state_dict())
+    assert again._supernet.mlps[0]._live is not None
+
+
+def test_evaluation_answers_as_before() -> None:
+    net = net_of(tiny_spec())
+    attention, units = settled(net, 1)
+    for mlp, row in zip(net.mlps, units, strict=True):
+        mlp.unit_logits.data[row < 0] = -3.5
+    images = torch.randn(2, *input_size(net.model))
+    with torch.no_grad():
+        before = net.eval()(images)
+        net.settle(attention, units)
+        assert torch.equal(net(images), before)

@@ -1,0 +1,132 @@
+"""Ways to train that change time and memory, and not what comes out; and when a search ends."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from spvit_deploy.lean.folder import SavedModel
+from spvit_deploy.models import read_state_dict
+from spvit_deploy.plan import AttentionKind
+from spvit_deploy.search import settling
+from spvit_deploy.search.projection import Choice
+from spvit_deploy.search.settling import Settled
+from tests.calls import good, refused
+from tests.conftest import NAME, TINY_ARGS
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+DATA = ["--data", "digits", "--batch-size", 256]
+SEARCH = ["search", "--model", NAME, *TINY_ARGS, *DATA, "--epochs", 2, "--budget", "50%"]
+
+
+def log_of(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "log.jsonl").open()]
+
+
+def require_alike(one: Path, two: Path, tolerance: float) -> None:
+    logs = [log_of(folder) for folder in (one, two)]
+    assert len(logs[0]) == len(logs[1]) > 1
+    for line, other in zip(*logs, strict=True):
+        assert other == pytest.approx(line, abs=tolerance)
+    file = next(one.glob("*.safetensors")).name
+    states = [read_state_dict(folder / file) for folder in (one, two)]
+    for name, tensor in states[0].items():
+        if not name.endswith("num_batches_tracked"):
+            assert torch.allclose(tensor, states[1][name], atol=tolerance), name
+
+
+@pytest.fixture(scope="module")
+def plain(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A search and a fine-tuning without any of it."""
+    root = tmp_path_factory.mktemp("plain")
+    good(*SEARCH, "-o", root / "search")
+    good("materialize", root / "search", "-o", root / "lean")
+    good("finetune", root / "lean", *DATA, "--epochs", 2, "-o", root / "tuned")
+    return root
+
+
+@pytest.fixture
+def eager_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.compile up to the graphs: no C++ is compiled."""
+    quick = functools.partial(torch.compile, backend="aot_eager")
+    monkeypatch.setattr(torch, "compile", quick)
+
+
+@pytest.mark.parametrize("option", ["--grad-checkpointing", "--compile"])
+@pytest.mark.usefixtures("eager_compiler")
+def test_less_memory_or_time_and_the_same_result(option: str, plain: Path, tmp_path: Path) -> None:
+    good(*SEARCH, option, "-o", tmp_path / "search")
+    require_alike(plain / "search", tmp_path / "search", 1e-4)
+    good("finetune", plain / "lean", *DATA, "--epochs", 2, option, "-o", tmp_path / "tuned")
+    require_alike(plain / "tuned", tmp_path / "tuned", 1e-4)
+
+
+def test_statistics_are_told_once_of_a_batch_that_is_computed_twice(
+    make_lean: Callable[..., tuple[SavedModel, Path]], tmp_path: Path
+) -> None:
+    _, lean = make_lean(["conv3x3", "conv1x1", "msa"], [40, 96, 16])
+    for name, options in (("plain", []), ("checkpointed", ["--grad-checkpointing"])):
+        good("finetune", lean, *DATA, "--epochs", 2, *options, "-o", tmp_path / name)
+    require_alike(tmp_path / "plain", tmp_path / "checkpointed", 1e-5)
+
+
+def test_models_without_gradient_checkpointing(tmp_path: Path) -> None:
+    convit = ["--model-arg", "depth=1", "--model-arg", "img_size=32"]
+    refused("finetune", "convit_tiny", *convit, *DATA, "--grad-checkpointing", "-o",
+            tmp_path / "out", says="timm has no gradient checkpointing for a ConVit")  # fmt: skip
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bfloat16_comes_near(plain: Path, tmp_path: Path) -> None:
+    good(*SEARCH, "--amp", "-o", tmp_path / "search")
+    losses = [[line["epoch_loss"] for line in log_of(root / "search") if "epoch_loss" in line]
+              for root in (plain, tmp_path)]  # fmt: skip
+    assert losses[0] != losses[1]
+    assert losses[0] == pytest.approx(losses[1], abs=0.05)
+
+
+def plans(*steps: tuple[AttentionKind, Sequence[int]]) -> Callable[[], list[Choice]]:
+    rest = iter(steps)
+
+    def choose() -> list[Choice]:
+        kind, keep = next(rest)
+        return [Choice(kind, tuple(keep)), Choice(AttentionKind.MSA, ())]
+
+    return choose
+
+
+def test_a_plan_settles_when_nothing_but_a_few_units_changes() -> None:
+    msa, skip = AttentionKind.MSA, AttentionKind.SKIP
+    few = range(3, 40)
+    choose = plans((msa, range(40)), (msa, few), (msa, range(40)), (skip, range(40)),
+                   (skip, range(39)), (skip, range(35)), (skip, few), (skip, few))  # fmt: skip
+    settled = Settled(2, choose, units=60)
+    found = []
+    for _ in range(8):
+        found.append((settled.look(), settled.same))
+        again = Settled(2, choose, units=60)
+        again.load_state_dict(json.loads(json.dumps(settled.state_dict())))
+        settled = again
+    # Of 60 units 3 may waver: 3 go, 3 come, the operation changes, 1 goes, 4 go, 8 change, none.
+    same = [0, 1, 2, 0, 1, 0, 0, 1]
+    assert found == [(count >= 2, count) for count in same]
+
+
+def test_a_search_ends_when_its_plan_has_settled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(settling, "UNITS_THAT_WAVER", 2.0)
+    result = good(*SEARCH[:-4], "--epochs", 50, "--budget", "50%", "--stop-when-settled", 2,
+                  "-o", tmp_path / "out")  # fmt: skip
+    epochs = log_of(tmp_path / "out")[-1]["epoch"]
+    assert 3 <= epochs < 50
+    record = json.loads((tmp_path / "out" / "search.json").read_bytes())
+    assert len(record["history"][-1]["loss"]) == epochs
+    assert f"the plan has settled: the search ends after epoch {epochs}" in result.stderr

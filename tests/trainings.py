@@ -1,0 +1,72 @@
+"""Trainings in processes of their own, which can be killed; torch is loaded once for all."""
+
+from __future__ import annotations
+
+import multiprocessing
+from multiprocessing.context import ForkServerContext
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+from tests.conftest import NAME, TINY
+
+
+def server() -> ForkServerContext:
+    """Forks processes that have everything imported."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.trainings", "spvit_deploy.api", "sklearn.datasets"])
+    return context
+
+
+def start(work: Any, *args: Any) -> BaseProcess:
+    process = server().Process(target=work, args=args)
+    process.start()
+    return process
+
+
+def finish(work: Any, *args: Any) -> None:
+    process = start(work, *args)
+    process.join(120)
+    assert process.exitcode == 0
+
+
+def search(output: Path, resume: Any = "auto", every: str = "1", **settings: Any) -> None:
+    """A quick search on digits: 3 epochs of 5 steps."""
+    import torch
+
+    from spvit_deploy.api import search_gates
+    from spvit_deploy.search.running import RunSettings
+    from spvit_deploy.search.searching import SearchSettings
+    from spvit_deploy.sources import DataSettings
+
+    torch.set_num_threads(1)
+    search_gates(
+        NAME,
+        DataSettings(spec="digits", batch_size=256),
+        output,
+        model_args={**TINY, "depth": 2, "drop_path_rate": 0.1},
+        settings=SearchSettings(**{"epochs": 3, **settings}),
+        force=True,
+        run=RunSettings(checkpoint_every=every, resume=resume),
+    )
+
+
+def finetune(model: Path, output: Path) -> None:
+    """A quick training on digits, with a teacher: 4 epochs of 5 steps."""
+    import torch
+
+    from spvit_deploy.api import finetune as train
+    from spvit_deploy.search.finetuning import FinetuneSettings
+    from spvit_deploy.search.running import RunSettings
+    from spvit_deploy.sources import DataSettings
+
+    torch.set_num_threads(1)
+    train(
+        str(model),
+        DataSettings(spec="digits", batch_size=256),
+        output,
+        teacher=str(model),
+        settings=FinetuneSettings(epochs=4, lr=2e-3),
+        force=True,
+        run=RunSettings(checkpoint_every="1", resume="auto"),
+    )
