@@ -16,8 +16,10 @@ from spvit_deploy.search.gates import cumulative
 # A gate is judged by its gradient per cost. Where opening it costs next to nothing, or saves
 # time, that would be without bounds: it counts as this share of its block's attention.
 _LEAST_SHARE = 0.02
-# Of the controller: price per share of the dense cost; shares of the steps; steps to wait.
-_GAIN, _RESET, _RAMP, _WAIT = 100.0, 1.0, 0.5, 5
+# Share of the steps in which the cost is led to its target.
+RAMP = 0.5
+# Of the controller: price per share of the dense cost; share of the steps; steps to wait.
+_GAIN, _RESET, _WAIT = 100.0, 1.0, 5
 
 
 class ExpectedCost:
@@ -137,7 +139,7 @@ class Price:
         """Term of the loss at this expected cost, which counts as one step; scalar → scalar."""
         if self._step == self._wait:
             self._unit = self._scale()
-        done = min(1.0, self._step / max(1.0, _RAMP * self._steps))
+        done = min(1.0, self._step / max(1.0, RAMP * self._steps))
         excess = cost - (self._start + done * (self._target - self._start))
         error = excess.detach()
         self._step += 1

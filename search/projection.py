@@ -10,14 +10,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from spvit_deploy.cost import CostTable, SiteCost, Unit, format_cost, last_attention
+from spvit_deploy.cost import CostTable, SiteCost, format_cost, last_attention
 from spvit_deploy.errors import BudgetError
 from spvit_deploy.plan import AttentionKind
 from spvit_deploy.search.supernet import GateProbabilities
 
-# How far below the budget a plan may stay: times come in coarser steps than counts, and are not
-# known to a percent.
-TOLERANCES: dict[Unit, float] = {"MACs": 0.01, "params": 0.01, "ns": 0.02}
+# How far below the budget a plan may stay.
+TOLERANCE = 0.01
 
 
 @dataclass(frozen=True)
@@ -54,11 +53,12 @@ def project(
     step: int = 1,
     attend: Sequence[int] = (),
 ) -> Projection:
-    """The most probable plan that costs at most ``target``, and hardly less (:data:`TOLERANCES`).
+    """The most probable plan that costs at most ``target``, and at least 99% of it.
 
     Gates are taken in order of probability, those of attention after the cheaper ones of their
     block, as long as they fit. Attention gates come in lumps; hidden units fill up the rest. An
-    operation that costs no less than a later one is passed over.
+    operation that costs no less than a later one is passed over. Times may come in steps too
+    coarse for 99%: of these the nearest below the target is taken.
 
     Args:
         probabilities: of the gates of each block.
@@ -77,22 +77,39 @@ def project(
         raise _too_small(table, target, min(costs.values()), what)
     if table.least > target:
         raise _too_small(table, target, table.least, "what is never trimmed")
+    fitting = [block for block, cost in costs.items() if cost <= target]
+    return _ending_anywhere(probabilities, table, target, step, fitting)
+
+
+def _ending_anywhere(
+    probabilities: Sequence[GateProbabilities],
+    table: CostTable,
+    target: int,
+    step: int,
+    attend: Sequence[int],
+) -> Projection:
+    """As :func:`project`, whichever block has the last attention: what lies behind is cheaper."""
+
+    def ending(last: int, forced: int | None) -> Projection:
+        start = [3 if block == forced else 0 for block in range(len(probabilities))]
+        costs = _without_attention_after(last, table, target)
+        return _meet(probabilities, costs, target, step, start, attend)
+
     last = len(table.sites) - 1
-    start = [0] * len(probabilities)
-    while True:
-        ending = _without_attention_after(last, table, target)
-        found = _meet(probabilities, ending, target, step, start)
-        if attend and not any(found.choices[block].kind is AttentionKind.MSA for block in attend):
-            fitting = [block for block in attend if costs[block] <= target]
-            best = max(fitting, key=lambda block: min(probabilities[block].attention))
-            start = [3 if block == best else 0 for block in range(len(probabilities))]
-            found = _meet(probabilities, ending, target, step, start)
-        ends = last_attention([choice.kind for choice in found.choices])
-        if not table.tail or ends in (last, -1):
-            said = [_said(p) for p in probabilities]
-            return replace(found, cost_before=_cost(table, said))
-        # What lies behind the last attention is cheaper than it was taken for: once more.
-        last, start = ends, [3 if block == ends else 0 for block in range(len(probabilities))]
+    found, before = ending(last, None), None
+    while table.tail and (ends := max(0, _last(found))) < last:
+        before, last = last, ends
+        found = ending(last, ends if _last(found) >= 0 else None)
+    if before is not None and found.cost < (1 - TOLERANCE) * target:
+        found = max(found, ending(before, before), key=lambda p: (p.cost <= target, p.cost))
+    if found.cost > target:
+        raise _nearest(table, target, found.cost)
+    said = [_said(p) for p in probabilities]
+    return replace(found, cost_before=_cost(table, said))
+
+
+def _last(found: Projection) -> int:
+    return last_attention([choice.kind for choice in found.choices])
 
 
 def _without_attention_after(last: int, table: CostTable, target: int) -> CostTable:
@@ -127,30 +144,54 @@ def _with_one_attention(table: CostTable, attend: Sequence[int]) -> dict[int, in
     }
 
 
+def _nearest(table: CostTable, target: int, found: int) -> BudgetError:
+    asked, cost = (format_cost(amount, table.unit) for amount in (target, found))
+    return BudgetError(
+        f"The nearest plan to {asked} costs {cost}.", "Ask for a little more or less."
+    )
+
+
 def _meet(
     probabilities: Sequence[GateProbabilities],
     table: CostTable,
     target: int,
     step: int,
     start: list[int],
+    attend: Sequence[int],
 ) -> Projection:
     """As :func:`project`, with ``start`` gates of each block open from the beginning."""
+    found = _meet_at_all(probabilities, table, target, step, start)
+    if not attend or any(found.choices[block].kind is AttentionKind.MSA for block in attend):
+        return found
+    best = max(attend, key=lambda block: min(probabilities[block].attention))
+    start = [3 if block == best else 0 for block in range(len(probabilities))]
+    return _meet_at_all(probabilities, table, target, step, start)
+
+
+def _meet_at_all(
+    probabilities: Sequence[GateProbabilities],
+    table: CostTable,
+    target: int,
+    step: int,
+    start: list[int],
+) -> Projection:
+    """As :func:`_meet`, perhaps without attention."""
     forced: list[int] | None = start
-    spent, enough = 0, (1 - TOLERANCES[table.unit]) * target
+    found: list[Projection] = []
     while forced is not None:
         exact = _fill(probabilities, table, target, forced)
         choices, grain = _aligned_as_far_as_it_fits(exact, probabilities, table, target, step)
+        before = [_said(p) for p in probabilities]
+        flipped = sum(_distance(old, new) for old, new in zip(before, choices, strict=True))
         spent = _cost(table, choices)
-        if spent >= enough:
-            before = [_said(p) for p in probabilities]
-            flipped = sum(_distance(old, new) for old, new in zip(before, choices, strict=True))
-            return Projection(choices, spent, _cost(table, before), flipped, grain)
+        found.append(Projection(choices, spent, _cost(table, before), flipped, grain))
+        if spent >= (1 - TOLERANCE) * target:
+            return found[-1]
         forced = _force_one_more(exact, probabilities, table, target, forced)
-    raise BudgetError(
-        f"The nearest plan to {format_cost(target, table.unit)} costs "
-        f"{format_cost(spent, table.unit)}.",
-        "Ask for a little more or less.",
-    )
+    best = max(found, key=lambda projection: projection.cost)
+    if table.unit != "ns":
+        raise _nearest(table, target, best.cost)
+    return best
 
 
 def _fill(
@@ -210,7 +251,7 @@ def _aligned_as_far_as_it_fits(
     units = [p.units for p in probabilities]
     while step > 1:
         choices = align(exact, units, table, target, step)
-        if _cost(table, choices) >= (1 - TOLERANCES[table.unit]) * target:
+        if _cost(table, choices) >= (1 - TOLERANCE) * target:
             return choices, step
         step //= 2
     return exact, 1

@@ -18,7 +18,7 @@ from spvit_deploy.models import input_size
 from spvit_deploy.plan import Amount, BlockPlan, Budget, PrunePlan
 from spvit_deploy.search.budget import BudgetRequest, parse_budget
 from spvit_deploy.search.gates import GateOptimizer
-from spvit_deploy.search.pricing import ExpectedCost, Penalty, Price
+from spvit_deploy.search.pricing import RAMP, ExpectedCost, Penalty, Price
 from spvit_deploy.search.projection import Projection, project
 from spvit_deploy.search.running import Run
 from spvit_deploy.search.settling import Settled
@@ -182,12 +182,16 @@ def _priced(
 ) -> tuple[SearchLoss, GateOptimizer]:
     """The loss of a search of so many steps, and what moves its gates."""
     cost = ExpectedCost(table, supernet.attentions[0].gate_logits.device)
+    share, controlled = target / table.dense, settings.budget_method == "lagrangian"
     gates = ShrinkingGates(
-        supernet, cost.shares(), settings.gate_lr or _GATE_TRAVEL / steps, steps // _LOOKS
+        supernet,
+        cost.shares(),
+        settings.gate_lr or _GATE_TRAVEL / steps,
+        steps // _LOOKS,
+        rising=round(RAMP * steps) if controlled else 0,
     )
-    share = target / table.dense
     price: Price | Penalty = Penalty(share, settings.cost_weight)
-    if settings.budget_method == "lagrangian":
+    if controlled:
         start = float(cost(gates.parameters).detach())
         price = Price(start, share, steps, lambda: gates.scale)
     return SearchLoss(supernet, cost, price, settings.label_smoothing), gates

@@ -188,11 +188,11 @@ def test_projection_meets_budgets_of_measured_times(
     try:
         projection = project(said, table, target, step, attend)
     except BudgetError as error:
-        assert "below the" in error.message or "nearest plan" in error.message  # noqa: PT017
+        assert "below the" in error.message  # noqa: PT017
         return
     kinds = [choice.kind for choice in projection.choices]
     assert table.of(kinds, [len(choice.keep) for choice in projection.choices]) == projection.cost
-    assert 0.98 * target <= projection.cost <= target
+    assert 0.99 * target <= projection.cost <= target
     assert AttentionKind.MSA in kinds or not attend
     for kind, site in zip(kinds[: last_attention(kinds)], table.sites, strict=False):
         later = [k for k in AttentionKind if k.gates > kind.gates > 0]
@@ -252,3 +252,12 @@ def test_the_controlled_price_brings_the_cost_to_its_target(target: float) -> No
         (task + price(cost(logits))).backward()
         optimizer.step()
     assert float(cost(logits).detach()) == pytest.approx(target, abs=0.02)
+
+
+def test_times_too_coarse_for_a_budget_are_met_from_below() -> None:
+    table = CostTable(1000, (SiteCost.linear(COSTS, 0, 0),) * 2, "ns")
+    sure = GateProbabilities((0.9,) * 3, ())
+    projection = project([sure] * 2, table, 12_000)
+    assert projection.cost == 1000 + 9000 + 1500
+    with pytest.raises(BudgetError, match="nearest plan to 12 KMACs costs 11.5 KMACs"):
+        project([sure] * 2, CostTable(1000, table.sites), 12_000)
