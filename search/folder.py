@@ -34,7 +34,7 @@ from spvit_deploy.plan import (
     load_plan,
     save_plan,
 )
-from spvit_deploy.search.projection import Choice, align
+from spvit_deploy.search.alignment import Choice, align
 from spvit_deploy.search.supernet import Supernet
 from spvit_deploy.store import (
     check_files,

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from spvit_deploy.cost import CostTable, SiteCost, last_attention
 from spvit_deploy.errors import BudgetError
 from spvit_deploy.plan import AttentionKind
+from spvit_deploy.search.alignment import Choice, align
 from spvit_deploy.search.budget import Place, parse_budget, with_base
 from spvit_deploy.search.gates import GateOptimizer
 from spvit_deploy.search.pricing import ExpectedCost, Price
-from spvit_deploy.search.projection import Choice, align, project
+from spvit_deploy.search.projection import project
 from spvit_deploy.search.supernet import GateProbabilities
 
 COSTS = dict(zip(AttentionKind, (0, 300, 1500, 9000), strict=True))
@@ -259,5 +260,5 @@ def test_times_too_coarse_for_a_budget_are_met_from_below() -> None:
     sure = GateProbabilities((0.9,) * 3, ())
     projection = project([sure] * 2, table, 12_000)
     assert projection.cost == 1000 + 9000 + 1500
-    with pytest.raises(BudgetError, match="nearest plan to 12 KMACs costs 11.5 KMACs"):
+    with pytest.raises(BudgetError, match=r"nearest plan to 12 KMACs costs 11\.5 KMACs"):
         project([sure] * 2, CostTable(1000, table.sites), 12_000)
