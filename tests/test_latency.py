@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -11,61 +12,30 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spvit_deploy.benchmarks.host import read_host
 from spvit_deploy.benchmarks.latency import (
     Anchors,
     LatencyFile,
-    LatencyTable,
-    ShapeTimes,
     TailTimes,
     WidthTime,
     load_latency,
     merge,
     save_latency,
 )
-from spvit_deploy.benchmarks.turns import Timing
-from spvit_deploy.errors import CorruptFileError, InputError
+from spvit_deploy.errors import CorruptFileError, InputError, JobError
 from spvit_deploy.export.graphs import write_unproven
 from spvit_deploy.export.job import ExportSettings
 from spvit_deploy.lean.folder import load_saved
 from spvit_deploy.lean.probes import make_probes, probe_widths
 from spvit_deploy.models import create_model, input_size
 from spvit_deploy.plan import AttentionKind, load_plan
+from spvit_deploy.search.training import _Loop
 from spvit_deploy.store import read_record
 from tests.calls import good, refused
 from tests.conftest import NAME, TINY_ARGS, tiny_spec
+from tests.tables import MS, a_table, another_host, timing
 
 SEARCH = ["search", "--model", NAME, *TINY_ARGS, "--data", "digits", "--epochs", "1",
           "--batch-size", "128"]  # fmt: skip
-MS = 1e-3
-
-
-def timing(seconds: float) -> Timing:
-    return Timing(seconds=seconds, low=seconds, high=seconds)
-
-
-def a_table(**changes: Any) -> LatencyTable:
-    """Three blocks of a tiny model: operations of 0, 1, 2 and 5 ms, an MLP of 1 + 3 ms."""
-    times = dict(zip(AttentionKind, (2, 3, 4, 7), strict=True))
-    shape = ShapeTimes(
-        paths=("blocks.0", "blocks.1", "blocks.2"),
-        hidden=96,
-        attention={kind: timing(t * MS) for kind, t in times.items()},
-        mlp=tuple(
-            WidthTime(width=w, time=timing(t * MS)) for w, t in ((0, 1), (8, 2), (48, 3), (96, 5))
-        ),
-    )
-    facts = {
-        "model": tiny_spec(), "runtime": "onnxruntime", "runtime_version": "1", "device": "cpu",
-        "precision": "fp32", "batch": 1, "host": read_host(), "created": "2026-01-01T00:00:00",
-        "anchors": Anchors(dense=timing(30 * MS), no_mlp=timing(18 * MS), least=timing(3 * MS)),
-        "shapes": (shape,),
-    }  # fmt: skip
-    return LatencyTable.model_validate({**facts, **changes})
-
-
-def another_host() -> Any:
-    return read_host().model_copy(update={"cpu": "another processor"})
 
 
 def test_a_table_says_what_plans_cost() -> None:
@@ -208,7 +178,7 @@ def test_wrong_budgets_and_tables_are_refused(
     save_latency(LatencyFile(tables=(a_table(**changes),)), file)
     where = f":{file}" if "@" in budget else ""
     refused(*SEARCH, "--budget", f"{budget}{where}", "-o", tmp_path / "out", says=says)
-    assert not (tmp_path / "out").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["latency.json"]
 
 
 def test_of_several_tables_the_budget_names_one(tmp_path: Path) -> None:
@@ -235,6 +205,30 @@ def test_times_of_another_host_are_taken_where_that_is_meant(tmp_path: Path) -> 
     assert load_latency(out / "latency.json").tables[0].host.cpu == "another processor"
     good("materialize", out, "-o", tmp_path / "lean")
     good(*SEARCH, "--budget", "50%", "-o", out, "--force")
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_search_goes_on_counting_in_the_times_it_began_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "times.json"
+    save_latency(LatencyFile(tables=(a_table(),)), file)
+    call = [*SEARCH, "--budget", f"50%@onnxruntime:{file}", "--checkpoint-every", 4, "-o"]
+    good(*call, tmp_path / "whole")
+    advance, steps = _Loop._advance, itertools.count(1)
+
+    def until_seven(self: _Loop, *args: Any) -> None:
+        if next(steps) == 7:
+            raise JobError("Cut.")
+        advance(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_Loop, "_advance", until_seven)
+        refused(*call, tmp_path / "cut", code=1, says="checkpoint of step 4 is kept")
+    file.unlink()
+    good(*call, tmp_path / "cut", "--resume")
+    for name in ("gates.json", "supernet.safetensors", "latency.json", "log.jsonl"):
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
 def test_budgets_in_parameters_are_met(tmp_path: Path) -> None:

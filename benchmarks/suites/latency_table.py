@@ -3,7 +3,8 @@
 The plans are written as an export writes them, and timed in the same turns as the table, so that
 what differs is not the host's mood.
 
-Usage: python benchmarks/suites/latency_table.py [--runtime NAME …] [--plans N] [--work FOLDER]
+Usage: python benchmarks/suites/latency_table.py [--runtime NAME …] [--plans N] [--rounds N]
+           [--work FOLDER]
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from spvit_deploy.benchmarks.charts import LEAN, OTHER, style
 from spvit_deploy.benchmarks.host import read_host
 from spvit_deploy.benchmarks.latency import LatencyFile, LatencyTable, save_latency
 from spvit_deploy.benchmarks.report import render_png
-from spvit_deploy.benchmarks.turns import Timing
+from spvit_deploy.benchmarks.turns import ROUNDS, Timing
 from spvit_deploy.export.graphs import write_unproven
 from spvit_deploy.families import BlockSite, find_sites
 from spvit_deploy.lean.chains import shaken_model
@@ -118,7 +119,7 @@ def draw(found: dict[str, Any], picture: Path) -> None:
             print("no picture: that takes an installed Chromium")
 
 
-def one_runtime(runtime: str, count: int, work: Path) -> dict[str, Any]:
+def one_runtime(runtime: str, count: int, rounds: int, work: Path) -> dict[str, Any]:
     """Measure the table and the plans."""
     torch.manual_seed(0)
     model, place, dice = create_model(SPEC), Place(runtime), random.Random(0)
@@ -126,7 +127,7 @@ def one_runtime(runtime: str, count: int, work: Path) -> dict[str, Any]:
     plans = [random_plan(dice, sites) for _ in range(count)]
     files = write_plans(plans, model, place, work)
     named = {str(index): file for index, file in enumerate(files)}
-    table, times = measure_beside(model, SPEC, place, named)
+    table, times = measure_beside(model, SPEC, place, named, rounds)
     save_latency(LatencyFile(tables=(table,)), work / f"{runtime}.json")
     row = compare(table, plans, [times[name] for name in named])
     print(
@@ -141,12 +142,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runtime", action="append", help="default: onnxruntime and openvino")
     parser.add_argument("--plans", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="Bursts of each.")
     parser.add_argument("--work", type=Path, help="Folder of exports, to measure them again.")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         work = asked.work or Path(scratch)
         found = {
-            runtime: one_runtime(runtime, asked.plans, work)
+            runtime: one_runtime(runtime, asked.plans, asked.rounds, work)
             for runtime in asked.runtime or ("onnxruntime", "openvino")
         }
     record = {"runtimes": found, "host": read_host().model_dump(mode="json")}
