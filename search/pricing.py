@@ -16,10 +16,11 @@ from spvit_deploy.search.gates import cumulative
 # A gate is judged by its gradient per cost. Where opening it costs next to nothing, or saves
 # time, that would be without bounds: it counts as this share of its block's attention.
 _LEAST_SHARE = 0.02
-# Share of the steps in which the cost is led to its target.
-RAMP = 0.5
+# Share of the steps in which the cost is led to its target, ever more slowly. A straight line, and a
+# shorter one, close attention in a rush at its end, and leave no time to open what was worth more.
+RAMP = 0.8
 # Of the controller: price per share of the dense cost; share of the steps; steps to wait.
-_GAIN, _RESET, _WAIT = 100.0, 1.0, 5
+_GAIN, _RESET, _WAIT = 100.0, 0.3, 5
 
 
 class ExpectedCost:
@@ -120,7 +121,7 @@ class Price:
 
     It counts in the gates' own gradients, of which it waits for a few, and in searches: gates move
     by their gradient in that unit, so that the loop is the same for every model, task and length.
-    The cost is led to its target along a ramp, which keeps the integral from winding up.
+    The cost is led to its target along a curve, which keeps the integral from winding up.
 
     Args:
         start: expected cost before training, as a share of the dense model's.
@@ -139,7 +140,8 @@ class Price:
         """Term of the loss at this expected cost, which counts as one step; scalar → scalar."""
         if self._step == self._wait:
             self._unit = self._scale()
-        done = min(1.0, self._step / max(1.0, RAMP * self._steps))
+        left = max(0.0, 1 - self._step / max(1.0, RAMP * self._steps))
+        done = 1 - left**2
         excess = cost - (self._start + done * (self._target - self._start))
         error = excess.detach()
         self._step += 1
