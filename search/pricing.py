@@ -16,8 +16,8 @@ from spvit_deploy.search.gates import cumulative
 # A gate is judged by its gradient per cost. Where opening it costs next to nothing, or saves
 # time, that would be without bounds: it counts as this share of its block's attention.
 _LEAST_SHARE = 0.02
-# Share of the steps in which the cost is led to its target, ever more slowly: a straight line closes
-# attention in a rush at its end, and leaves no time to open what was worth more.
+# Share of the steps in which the cost is led to its target, ever more slowly: a straight line
+# closes attention in a rush at its end, and leaves no time to open what was worth more.
 RAMP = 0.8
 # Of the controller: price per share of the dense cost; share of the steps; steps to wait.
 _GAIN, _RESET, _WAIT = 100.0, 0.3, 5
