@@ -36,7 +36,7 @@ _HINTS = {
     "fp32": "Nothing was written; please report it.",
     "fp16": "Nothing was written: values of this model leave fp16's range (65504) or its digits. "
     "Choose bf16 or fp32.",
-    "bf16": "Nothing was written: the three digits of bf16 are too few for this model. Choose fp32, "
+    "bf16": "Nothing was written: the digits of bf16 are too few for this model. Choose fp32, "
     "or fp16 if its values stay below 65504.",
     "int8": "Nothing was written: give more --calibration images, a smaller --max-drop, or choose "
     "fp32.",
