@@ -28,9 +28,11 @@ from spvit_deploy.options import (
     take_data,
     take_engine_flags,
     take_layers,
+    take_profile,
     take_run,
     take_training,
     train_options,
+    warn_if_idle,
 )
 from spvit_deploy.ranks import launched
 
@@ -240,7 +242,7 @@ def finetune(**options: Any) -> None:
     "--profile",
     default="1,8,32",
     show_default=True,
-    callback=take_layers,
+    callback=take_profile,
     metavar="MIN,OPT,MAX",
     help="Batches of an engine with a dynamic batch.",
 )
@@ -315,6 +317,7 @@ def export(**options: Any) -> None:
     else:
         options["format"] = options["format"] or "onnx"
         options["precision"] = options["precision"] or "fp32"
+        warn_if_idle(options["precision"] == "int8", ("calibration", "max_drop"), "for int8")
         show.export(api.export_model(**options), options["output"])
 
 

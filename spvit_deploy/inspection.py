@@ -122,7 +122,7 @@ def _folder(path: Path) -> dict[str, Any]:
                 mode="json", include={"format", "precision", "opset", "batch"}, exclude_none=True
             ),
             "model": f"{record.model} ({record.model_kind})",
-            **({} if record.delegated is None else {"XNNPACK's share": record.delegated}),
+            **({} if record.delegated is None else {"XNNPACK's share": round(record.delegated, 3)}),
             "macs": record.macs,
             "params": record.params,
             "input": list(record.preprocessing.input_size),

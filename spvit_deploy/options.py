@@ -9,7 +9,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -183,6 +183,27 @@ def output_option(what: str) -> Decorator:
     return click.option("-o", "--output", type=Folder, required=True, help=what)
 
 
+def warn_if_idle(used: bool, names: Sequence[str], purpose: str) -> None:
+    """Say of options that were given that this call has no use for them."""
+    from spvit_deploy.progress import warn
+
+    ctx = click.get_current_context()
+    given = click.core.ParameterSource.COMMANDLINE
+    for name in names:
+        if not used and ctx.get_parameter_source(name) is given:
+            warn(f"--{name.replace('_', '-')} is {purpose}, and changes nothing here.")
+
+
+def take_profile(ctx: click.Context, param: click.Parameter, value: str) -> list[int]:
+    """``1,8,32`` as numbers."""
+    parts = [part.strip() for part in value.split(",")]
+    if len(parts) != 3 or not all(part.isdigit() for part in parts):
+        raise click.BadParameter(
+            f"'{value}': give the smallest, the usual and the largest batch: 1,8,32.", ctx, param
+        )
+    return [int(part) for part in parts]
+
+
 def take_layers(ctx: click.Context, param: click.Parameter, value: str | None) -> list[int] | None:
     """``2,5,8,11`` as numbers."""
     if value is None:
@@ -205,6 +226,8 @@ _TRAIN_KEYS = (
     "epochs", "lr", "weight_decay", "label_smoothing", "amp", "grad_checkpointing", "compile",
     "seed",
 )  # fmt: skip
+# Packages of the core installation.
+_NEEDED = ("torch", "torchvision", "timm", "onnx", "onnxruntime", "numpy", "PIL", "sklearn")
 
 
 def take_data(options: dict[str, Any]) -> DataSettings:
@@ -262,6 +285,8 @@ class Main(click.Group):
 
 
 def _unexpected(error: Exception) -> JobError:
+    if isinstance(error, ModuleNotFoundError) and error.name in _NEEDED:
+        return JobError(f"{error.name} is not installed.", "pip install spvit-deploy")
     text = " ".join(str(error).split())[:300]
     return JobError(
         f"Unexpected {type(error).__name__}: {text}.", "Run it with --debug, and report it."
