@@ -130,9 +130,7 @@ _fitting_options = _stack(
 
 def epochs_option(name: str = "--epochs", default: int = 10, what: str | None = None) -> Decorator:
     """Epochs of a training."""
-    return click.option(
-        name, type=click.IntRange(0), default=default, show_default=True, help=what
-    )
+    return click.option(name, type=click.IntRange(0), default=default, show_default=True, help=what)
 
 
 train_options = _stack(

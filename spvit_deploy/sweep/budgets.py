@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from spvit_deploy.errors import BudgetError
 from spvit_deploy.lean.folder import SavedModel
@@ -72,13 +73,11 @@ def check_budgets(budgets: tuple[str, ...], saved: SavedModel, align: int) -> No
         project(supernet.probabilities(), table, target, align, attend)
 
 
-def _require_distinct(budgets: list[str] | tuple[str, ...], amounts: list[str] | list[int]) -> None:
+def _require_distinct(budgets: Sequence[str], amounts: Sequence[str | int]) -> None:
     seen: dict[str | int, str] = {}
     for budget, amount in zip(budgets, amounts, strict=True):
         if amount in seen:
-            both = f"{seen[amount]} and {budget} are the same"
-            raise BudgetError(
-                f"Budget {budget} is there twice." if seen[amount] == budget else f"Budgets {both}.",
-                "Leave one out.",
-            )
+            other = seen[amount]
+            said = f"{budget} is there twice" if other == budget else f"{other} is {budget}"
+            raise BudgetError(f"Budgets: {said}.", "Leave one out.")
         seen[amount] = budget

@@ -52,7 +52,9 @@ def pick(
         InputError: no limit, nothing measured, or no trial within the limits.
     """
     if max_latency is None and min_accuracy is None:
-        raise InputError("No limit to pick by.", "Give --max-latency 4ms, --min-accuracy 95 or both.")
+        raise InputError(
+            "No limit to pick by.", "Give --max-latency 4ms, --min-accuracy 95 or both."
+        )
     if not record.points:
         raise InputError("No trial is measured yet.", "Run the sweep again; it goes on.")
     fitting = [p for p in record.points if _fits(p, max_latency, min_accuracy)]
