@@ -213,9 +213,14 @@ def pick(
     folder: Path, max_latency: float | None, min_accuracy: float | None, as_json: bool
 ) -> None:
     """Name the best trial within limits, and where its engine and model lie."""
-    from spvit_deploy.sweep import printing
-    from spvit_deploy.sweep.picking import pick as best
+    from spvit_deploy.progress import warn
+    from spvit_deploy.sweep import picking, printing
     from spvit_deploy.sweep.record import load_sweep
 
     record = load_sweep(folder)
-    printing.picked(record, best(record, max_latency, min_accuracy), folder, as_json)
+    best = picking.pick(record, max_latency, min_accuracy)
+    printing.picked(record, best, folder, as_json)
+    dense = record.dense
+    beaten = dense.measured and dense.place[1] >= best.place[1]
+    if beaten and picking.fits(dense, max_latency, min_accuracy):
+        warn(f"the dense model is within the limits too, and has {dense.top1:.2f}%.")

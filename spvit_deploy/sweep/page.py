@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import plotly.graph_objects as go
@@ -12,6 +12,7 @@ import plotly.graph_objects as go
 from spvit_deploy.benchmarks.charts import DENSE, LEAN, style
 from spvit_deploy.benchmarks.report import card, figure_section, method_section, write_page
 from spvit_deploy.benchmarks.results import ResultsFile
+from spvit_deploy.benchmarks.statistics import median_ratio
 from spvit_deploy.sweep.record import SweepPoint, SweepRecord, frontier
 
 PAGE_FILE = "frontier.html"
@@ -38,7 +39,7 @@ def write_frontier(record: SweepRecord, results: ResultsFile, output: Path) -> N
         f"<h1>{escape(f'Frontier of {model}')}</h1>"
         f"<p class=sub>{escape(' · '.join((record.host, record.runtime, record.measured[:10])))}"
         "</p>",
-        f"<div class=cards>{''.join(_cards(record))}</div>",
+        f"<div class=cards>{''.join(_cards(record, results))}</div>",
         figure_section(0, "Accuracy and latency", note, frontier_scatter(record)),
         f"<section><h2>Trials</h2>{_table(record)}</section>",
         method_section([results]),
@@ -79,12 +80,16 @@ def _add(figure: Any, name: str, colour: str, points: Sequence[SweepPoint]) -> N
     )  # fmt: skip
 
 
-def _cards(record: SweepRecord) -> list[str]:
+def _cards(record: SweepRecord, results: ResultsFile) -> list[str]:
+    """How much faster the first points of the frontier are, and what they lose."""
+    samples = {found.path: found.samples for found in results.results}
     dense, cards = record.dense, []
     for point in frontier(record.points)[:4]:
-        ratio = dense.place[0] / point.place[0]
+        names = [PurePosixPath(engine).name for engine in (dense.engine, point.engine)]
+        ratio = median_ratio(samples[names[0]], samples[names[1]])
         lost = point.place[1] - dense.place[1]
-        cards.append(card(f"{ratio:.2f}×", f"{point.name}: {lost:+.2f} points of top-1"))
+        text = f"{point.name}: {lost:+.2f} points of top-1 (95%: {ratio.low:.2f}–{ratio.high:.2f})"
+        cards.append(card(f"{ratio.value:.2f}×", text))
     return cards
 
 

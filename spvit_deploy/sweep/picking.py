@@ -57,7 +57,7 @@ def pick(
         )
     if not record.points:
         raise InputError("No trial is measured yet.", "Run the sweep again; it goes on.")
-    fitting = [p for p in record.points if _fits(p, max_latency, min_accuracy)]
+    fitting = [p for p in record.points if fits(p, max_latency, min_accuracy)]
     if not fitting:
         raise _nothing(record.points, max_latency, min_accuracy)
     if max_latency is None:
@@ -65,7 +65,8 @@ def pick(
     return max(fitting, key=lambda point: (point.place[1], -point.place[0]))
 
 
-def _fits(point: SweepPoint, max_latency: float | None, min_accuracy: float | None) -> bool:
+def fits(point: SweepPoint, max_latency: float | None, min_accuracy: float | None) -> bool:
+    """Whether a measured point is within limits, as :func:`pick` takes them."""
     latency, top1 = point.place
     quick = max_latency is None or latency <= max_latency
     return quick and (min_accuracy is None or top1 >= min_accuracy)
@@ -80,7 +81,7 @@ def _nothing(
         limits.append(f"reaches {min_accuracy:g}%")
     if max_latency is not None:
         limits.append(f"answers within {1000 * max_latency:g} ms")
-    quick = [p for p in points if _fits(p, max_latency, None)]
+    quick = [p for p in points if fits(p, max_latency, None)]
     if quick:
         near = max(quick, key=lambda point: point.place[1])
         what = "The most accurate there is" + (" in that time" if max_latency is not None else "")

@@ -151,7 +151,7 @@ def _run(asked: Asked, settings: SweepSettings, known: SweepRecord | None) -> Sw
         require_all(progress.record, asked.root)
     results = _measure(runner, asked, [engine, *(asked.root / p.engine for p in finished_ones)])
     record = _with_latencies(progress, dense, finished_ones, results)
-    _draw(record, results, asked.root, settings.png)
+    _draw(runner, record, results, settings.png)
     return record
 
 
@@ -206,11 +206,15 @@ def _with_latencies(
     )
 
 
-def _draw(record: SweepRecord, results: ResultsFile, root: Path, png: bool) -> None:
-    page = root / PAGE_FILE
-    write_frontier(record, results, page)
-    if png and not render_png(page, page.with_suffix(".png")):
-        stderr_console().print(
-            "no picture of the frontier: that takes an installed Chromium or Chrome",
-            highlight=False,
-        )
+def _draw(runner: Runner, record: SweepRecord, results: ResultsFile, png: bool) -> None:
+    page = runner.root / PAGE_FILE
+
+    def work() -> None:
+        write_frontier(record, results, page)
+        if png and not render_png(page, page.with_suffix(".png")):
+            stderr_console().print(
+                "no picture of the frontier: that takes an installed Chromium or Chrome",
+                highlight=False,
+            )
+
+    runner.stage("frontier", [png, record.model_dump(mode="json")], [], page, work)
