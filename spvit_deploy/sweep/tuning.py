@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from ray import tune
-from ray.exceptions import RayActorError, RayTaskError
 
-from spvit_deploy.errors import InputError
+from spvit_deploy.errors import InputError, JobError
 from spvit_deploy.progress import Bar, progress_bar
 from spvit_deploy.sweep.cluster import Portion
 from spvit_deploy.sweep.trials import STAGES, TrialJob, run_trial
@@ -28,6 +27,7 @@ class _Listener(tune.Callback):  # type: ignore[misc]
     retries: int
     ended: Callable[[str, str], None]
     reached: dict[str, int] = field(default_factory=dict)
+    reasons: dict[str, str] = field(default_factory=dict)
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Tune keeps its callbacks on disk, and a bar is of this process alone."""
@@ -40,19 +40,26 @@ class _Listener(tune.Callback):  # type: ignore[misc]
         name, stage = trial.config["job"], result.get("stage")
         if stage in STAGES:
             self._advance(name, STAGES.index(stage), f"{name}: {stage}")
+        if "reason" in result:
+            self.reasons[name] = result["reason"]
         if "failed" in result:
             self._end(name, result["failed"])
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         """It failed, and will be tried again."""
         self.bar.log(
-            f"{trial.config['job']}: {_reason(trial.get_error())} Trying again, "
+            f"{trial.config['job']}: {self._reason(trial)} Trying again, "
             f"{trial.num_failures} of {self.retries}."
         )
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         """It failed for the last time."""
-        self._end(trial.config["job"], _reason(trial.get_error()))
+        self._end(trial.config["job"], self._reason(trial))
+
+    def _reason(self, trial: Any) -> str:
+        """What the trial said before it failed, or else what Ray says of it."""
+        said = self.reasons.pop(trial.config["job"], "")
+        return said or _died(Path(trial.error_file))
 
     def _end(self, name: str, failed: str) -> None:
         self._advance(name, len(STAGES), name)
@@ -109,13 +116,16 @@ def _work(config: dict[str, Any], jobs: dict[str, TrialJob]) -> None:
         run_trial(jobs[config["job"]], lambda stage: tune.report({"stage": stage}))
     except InputError as error:
         tune.report({"failed": str(error)})
+    except JobError as error:
+        tune.report({"reason": str(error)})
+        raise
     else:
         tune.report({"failed": ""})
 
 
-def _reason(error: BaseException | None) -> str:
-    """One line of what Ray passes on."""
-    if isinstance(error, RayActorError):
+def _died(trace: Path) -> str:
+    """One line of a failure that the trial could not tell."""
+    lines = [line.strip() for line in trace.read_text().splitlines() if line.strip()]
+    if any(line.startswith("ray.exceptions.") and "Died" in line for line in lines):
         return "its process died: it was killed, or memory ran out."
-    cause = error.cause if isinstance(error, RayTaskError) else error
-    return " ".join(str(cause).split())[:300] or type(cause).__name__
+    return lines[-1][:300] if lines else "it failed."
