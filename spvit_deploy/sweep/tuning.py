@@ -125,7 +125,8 @@ def _work(config: dict[str, Any], jobs: dict[str, TrialJob]) -> None:
 
 def _died(trace: Path) -> str:
     """One line of a failure that the trial could not tell."""
-    lines = [line.strip() for line in trace.read_text().splitlines() if line.strip()]
-    if any(line.startswith("ray.exceptions.") and "Died" in line for line in lines):
+    text = trace.read_text()
+    if "worker process has died" in text or "actor died" in text:
         return "its process died: it was killed, or memory ran out."
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1][:300] if lines else "it failed."
