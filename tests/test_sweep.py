@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -222,6 +222,7 @@ def test_wrong_calls_are_refused_before_anything_is_written(
     half = [*named, "--budgets", "50%"]
     refused(*half, "--device", "cuda:0", says="each trial of a sweep takes one of its own")
     refused(*half, "--address", "ray://head:10001", says="runs on a node of the cluster")
+    refused(*half, "--address", "127.0.0.1:1", says="No Ray cluster answers at '127.0.0.1:1'")
     refused(*half, "--model-arg", "depth=2", says="do not apply")
     refused("sweep", "--model", NAME, "--budgets", "50%", "-o", out, says="--model and --data")
     good("run", "--init", tmp_path / "recipe.yaml")
@@ -245,6 +246,16 @@ def quick(dense: Path, output: Path, budgets: str, *more: str) -> subprocess.Pop
     )  # fmt: skip
 
 
+@pytest.fixture
+def started() -> Iterator[list[subprocess.Popen[str]]]:
+    """Sweeps, of which none outlives its test."""
+    sweeps: list[subprocess.Popen[str]] = []
+    yield sweeps
+    for process in sweeps:
+        process.kill()
+        process.wait()
+
+
 def until(found: Callable[[], object], process: subprocess.Popen[str]) -> None:
     while not found():
         assert process.poll() is None, process.communicate()[1]
@@ -263,10 +274,13 @@ def trial_at_work(process: subprocess.Popen[str]) -> psutil.Process | None:
 
 
 @pytest.mark.slow
-def test_a_sweep_outlives_kills_and_a_failing_trial(dense_folder: Path, tmp_path: Path) -> None:
+def test_a_sweep_outlives_kills_and_a_failing_trial(
+    dense_folder: Path, tmp_path: Path, started: list[subprocess.Popen[str]]
+) -> None:
     pytest.importorskip("ray")
     out = tmp_path / "sweep"
     killed = quick(dense_folder, out, "50%,70%")
+    started.append(killed)
     until(lambda: list(out.glob("trials/70pct/search.checkpoints/step-*")), killed)
     killed.kill()
     killed.communicate()
@@ -276,6 +290,7 @@ def test_a_sweep_outlives_kills_and_a_failing_trial(dense_folder: Path, tmp_path
     log = out / "trials/70pct/log.txt"
 
     again = quick(dense_folder, out, "50%,70%,30%", "--retries", "1")
+    started.append(again)
     until(lambda: "going on after step" in log.read_text(), again)
     found = trial_at_work(again)
     assert found is not None

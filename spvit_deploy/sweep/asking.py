@@ -16,6 +16,7 @@ from spvit_deploy.recipe import ModelSection, Recipe, anchored, check_recipe
 from spvit_deploy.sources import fingerprint, open_source
 from spvit_deploy.store import ensure_parent
 from spvit_deploy.sweep.budgets import check_budgets, folder_name, parse_budgets
+from spvit_deploy.sweep.cluster import check_address
 from spvit_deploy.sweep.record import SWEEP_FILE, SweepRecord, load_sweep
 from spvit_deploy.sweep.trials import TrialJob
 
@@ -141,11 +142,8 @@ def _check_place(recipe: Recipe, settings: SweepSettings) -> None:
         )
     if settings.address is None:
         pick_device(recipe.device)
-    elif "://" in settings.address:
-        raise InputError(
-            f"--address {settings.address}: a sweep runs on a node of the cluster.",
-            "Start it there, with --address auto or HOST:PORT.",
-        )
+    else:
+        check_address(settings.address)
 
 
 def _facts(recipe: Recipe, weights: str, images: str) -> dict[str, str]:

@@ -7,7 +7,9 @@ import logging
 import os
 import secrets
 import shutil
+import socket
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +29,10 @@ _ENVIRONMENT = {
 }
 # Bytes of Ray's store of objects: settings alone pass through it.
 _STORE = 100 << 20
+# Seconds that Ray's processes may take to end.
+_TO_END = 10
+# Seconds in which a cluster takes a connection.
+_TO_ANSWER = 5
 
 
 @dataclass(frozen=True)
@@ -88,6 +94,34 @@ def require_ray() -> None:
         )
 
 
+def check_address(address: str) -> None:
+    """Refuse an address at which nobody answers, which Ray itself would try for minutes.
+
+    Raises:
+        InputError: so, or no address.
+    """
+    if address == "auto":
+        return
+    host, colon, port = address.rpartition(":")
+    if "://" in address or not colon or not port.isdigit() or int(port) > 65535:
+        raise InputError(
+            f"--address {address}: a sweep runs on a node of the cluster.",
+            "Start it there, with --address auto or HOST:PORT.",
+        )
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), _TO_ANSWER):
+            pass
+    except OSError as error:
+        raise _no_cluster(address, error.strerror or str(error)) from None
+
+
+def _no_cluster(address: str, why: str) -> InputError:
+    return InputError(
+        f"No Ray cluster answers at '{address}': {why}.",
+        "Start one with `ray start --head`, or leave --address out.",
+    )
+
+
 @contextmanager
 def ray_started(root: Path, address: str | None) -> Iterator[Capacity]:
     """Ray on this host, with its files in a folder of its own that goes with it; or a cluster.
@@ -110,14 +144,26 @@ def ray_started(root: Path, address: str | None) -> Iterator[Capacity]:
         finally:
             ray.shutdown()
             if address is None:
-                shutil.rmtree(_place(root), ignore_errors=True)
+                _remove(_place(root))
+
+
+def _remove(place: Path) -> None:
+    """Remove Ray's folder, into which its last processes may write for a moment more."""
+    end = time.monotonic() + _TO_END
+    while place.exists():
+        shutil.rmtree(place, ignore_errors=True)
+        if time.monotonic() > end:
+            return
+        time.sleep(0.1)
 
 
 def _start(ray: Any, address: str | None, place: Path | None) -> None:
     options: dict[str, Any] = {"configure_logging": False, "log_to_driver": False}
     if address is None:
         options |= {
-            "address": "local", "include_dashboard": False, "_temp_dir": str(place),
+            "address": "local", "include_dashboard": False,
+            # One level down, since Ray opens its own folder to everyone.
+            "_temp_dir": str(place / "r") if place else None,
             "num_cpus": _processors(), "object_store_memory": _STORE,
         }  # fmt: skip
     else:
@@ -129,10 +175,7 @@ def _start(ray: Any, address: str | None, place: Path | None) -> None:
             text = " ".join(str(error).split())[:160]
             if address is None:
                 raise StorageError(f"Ray does not start: {text}.") from error
-            raise InputError(
-                f"No Ray cluster answers at '{address}': {text}.",
-                "Start one with `ray start --head`, or leave --address out.",
-            ) from error
+            raise _no_cluster(address, text) from error
 
 
 def _capacity(ray: Any) -> Capacity:
