@@ -104,7 +104,7 @@ data_source_options = _stack(
 
 DATA_HELP = "digits, folder/PATH, or a timm dataset: torch/fashion_mnist, hfds/…, wds/…"
 
-_images_options = _stack(
+images_options = _stack(
     click.option("--train-split", default="train", show_default=True, help="Split to train on."),
     click.option(
         "--augment", type=click.Choice(["auto", "none", "shift", "timm"]), default="auto",
@@ -112,7 +112,7 @@ _images_options = _stack(
     ),
 )  # fmt: skip
 
-_fitting_options = _stack(
+fitting_options = _stack(
     click.option("--lr", type=Number(0, min_open=True), default=5e-4, show_default=True),
     click.option("--weight-decay", type=Number(0), default=0.05, show_default=True),
     click.option(
@@ -135,18 +135,7 @@ def epochs_option(name: str = "--epochs", default: int = 10, what: str | None = 
 
 train_options = _stack(
     click.option("--data", required=True, metavar="SPEC", help=DATA_HELP),
-    data_source_options, _images_options, epochs_option(), _fitting_options,
-)  # fmt: skip
-
-# Of several trainings, each with epochs of its own; the data may be named in a recipe instead.
-trainings_options = _stack(
-    click.option("--data", metavar="SPEC", help=DATA_HELP),
-    data_source_options, _images_options,
-    epochs_option("--search-epochs"), epochs_option("--finetune-epochs"),
-    epochs_option(
-        "--dense-epochs", 0, "Train the dense model first, where it comes without weights."
-    ),
-    _fitting_options,
+    data_source_options, images_options, epochs_option(), fitting_options,
 )  # fmt: skip
 
 checkpoint_option = click.option(

@@ -11,18 +11,22 @@ from click.core import ParameterSource
 
 from spvit_deploy.errors import InputError
 from spvit_deploy.options import (
+    DATA_HELP,
     FORMATS,
     PRECISIONS,
     Folder,
     Number,
     checkpoint_option,
+    data_source_options,
     device_option,
+    epochs_option,
+    fitting_options,
+    images_options,
     json_option,
     model_options,
     output_option,
     take_data,
     take_training,
-    trainings_options,
 )
 
 if TYPE_CHECKING:
@@ -85,7 +89,13 @@ def sweep() -> None:
     help="MACs of the lean models: 30%,50%,80% of the dense model's, 30%,40%,...,80% in equal "
     "steps, or 1.6G,3.2G.",
 )
-@trainings_options
+@click.option("--data", metavar="SPEC", help=DATA_HELP)
+@data_source_options
+@images_options
+@epochs_option("--search-epochs")
+@epochs_option("--finetune-epochs")
+@epochs_option("--dense-epochs", 0, "Train the dense model first, where it comes without weights.")
+@fitting_options
 @click.option("--format", type=click.Choice(_FORMATS), default="onnx", show_default=True)
 @click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True)
 @click.option("--runtime", help="Runtime to measure on; the format's own by default.")
