@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -334,3 +335,16 @@ def test_a_sweep_outlives_kills_and_a_failing_trial(
             says="is another sweep: search epochs 4, now 10; finetune ")  # fmt: skip
     (out / "mine.txt").write_text("")
     refused(*named, "--budgets", "50%", "-o", out, "--force", says="holds 'mine.txt'")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_trials_train_on_gpus(
+    dense_folder: Path, tmp_path: Path, started: list[subprocess.Popen[str]]
+) -> None:
+    pytest.importorskip("ray")
+    out = tmp_path / "sweep"
+    started.append(quick(dense_folder, out, "50%,70%", "--device", "cuda"))
+    _, stderr = started[0].communicate()
+    assert started[0].returncode == 0, stderr
+    assert all(point.measured for point in load_sweep(out).trials)
