@@ -19,7 +19,8 @@ _KINDS = {
 }
 
 
-def _style(figure: Any, height: int, **layout: Any) -> Any:
+def style(figure: Any, height: int, **layout: Any) -> Any:
+    """The figure in the style of all."""
     figure.update_layout(
         height=height,
         margin={"l": 60, "r": 20, "t": 10, "b": 50},
@@ -58,7 +59,7 @@ def latency_bars(results: Sequence[BenchmarkResult]) -> Any:
             insidetextanchor="start",
             marker_color=colour(own[0].kind),
         )  # fmt: skip
-    return _style(figure, 360, barmode="group", yaxis_title="ms a call")
+    return style(figure, 360, barmode="group", yaxis_title="ms a call")
 
 
 def sample_boxes(results: Sequence[BenchmarkResult]) -> Any:
@@ -74,7 +75,7 @@ def sample_boxes(results: Sequence[BenchmarkResult]) -> Any:
             marker_size=3,
             showlegend=False,
         )
-    return _style(figure, 380, yaxis_title="ms a call")
+    return style(figure, 380, yaxis_title="ms a call")
 
 
 def plan_bars(plan: PrunePlan, hidden: Sequence[int]) -> Any:
@@ -97,7 +98,7 @@ def plan_bars(plan: PrunePlan, hidden: Sequence[int]) -> Any:
                 marker_line={"color": "#6366f1", "width": 1},
             )
     figure.update_xaxes(categoryorder="array", categoryarray=names)
-    return _style(figure, 340, barmode="overlay", yaxis_title="hidden units kept")
+    return style(figure, 340, barmode="overlay", yaxis_title="hidden units kept")
 
 
 def accuracy_scatter(results: Sequence[BenchmarkResult]) -> Any:
@@ -119,4 +120,4 @@ def accuracy_scatter(results: Sequence[BenchmarkResult]) -> Any:
             showlegend=False,
         )
     figure.update_xaxes(title="GMACs an image", rangemode="tozero")
-    return _style(figure, 340, yaxis_title="top-1 accuracy, %")
+    return style(figure, 340, yaxis_title="top-1 accuracy, %")

@@ -35,6 +35,7 @@ from spvit_deploy.options import (
     warn_if_idle,
 )
 from spvit_deploy.ranks import launched
+from spvit_deploy.sweep.command import sweep
 
 
 @click.group(cls=Main, context_settings={"help_option_names": ["-h", "--help"]})
@@ -438,6 +439,9 @@ def demo(output: Path, seed: int, png: bool, force: bool) -> None:
     from spvit_deploy.demo import run_demo
 
     run_demo(output, seed, png, force)
+
+
+main.add_command(sweep)
 
 
 if __name__ == "__main__":

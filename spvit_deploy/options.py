@@ -104,15 +104,15 @@ data_source_options = _stack(
 
 DATA_HELP = "digits, folder/PATH, or a timm dataset: torch/fashion_mnist, hfds/…, wds/…"
 
-train_options = _stack(
-    click.option("--data", required=True, metavar="SPEC", help=DATA_HELP),
-    data_source_options,
+images_options = _stack(
     click.option("--train-split", default="train", show_default=True, help="Split to train on."),
     click.option(
         "--augment", type=click.Choice(["auto", "none", "shift", "timm"]), default="auto",
         show_default=True, help="shift: translations; timm: crops, flips, colour.",
     ),
-    click.option("--epochs", type=click.IntRange(0), default=10, show_default=True),
+)  # fmt: skip
+
+fitting_options = _stack(
     click.option("--lr", type=Number(0, min_open=True), default=5e-4, show_default=True),
     click.option("--weight-decay", type=Number(0), default=0.05, show_default=True),
     click.option(
@@ -127,11 +127,24 @@ train_options = _stack(
     click.option("--seed", type=int, default=0, show_default=True),
 )  # fmt: skip
 
+
+def epochs_option(name: str = "--epochs", default: int = 10, what: str | None = None) -> Decorator:
+    """Epochs of a training."""
+    return click.option(name, type=click.IntRange(0), default=default, show_default=True, help=what)
+
+
+train_options = _stack(
+    click.option("--data", required=True, metavar="SPEC", help=DATA_HELP),
+    data_source_options, images_options, epochs_option(), fitting_options,
+)  # fmt: skip
+
+checkpoint_option = click.option(
+    "--checkpoint-every", default="10m", show_default=True, metavar="10m|500|never",
+    callback=_interval, help="Time (s, m, h) or steps between checkpoints.",
+)  # fmt: skip
+
 run_options = _stack(
-    click.option(
-        "--checkpoint-every", default="10m", show_default=True, metavar="10m|500|never",
-        callback=_interval, help="Time (s, m, h) or steps between checkpoints.",
-    ),
+    checkpoint_option,
     click.option(
         "--resume", is_flag=True,
         help="Go on from the last checkpoint of a run with this -o that was cut short.",

@@ -52,6 +52,7 @@ class BenchmarkSection(_Section):
     runtimes: tuple[str, ...] = ()
     batches: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(1,), min_length=1)
     duration: float = Field(default=2.0, gt=0)
+    device: str = "cpu"
 
 
 class Recipe(_Section):
@@ -151,7 +152,11 @@ def load_recipe(path: Path) -> Recipe:
         recipe = Recipe.model_validate(content)
     except ValueError as error:
         raise InputError(f"{path}: {first_line(error)}", "Compare it with `run --init`.") from None
-    here = path.absolute().parent
+    return anchored(recipe, path.absolute().parent)
+
+
+def anchored(recipe: Recipe, here: Path) -> Recipe:
+    """The recipe with its relative paths counted from ``here``, and so the same everywhere."""
     model = recipe.model
     if model.checkpoint:
         model = model.model_copy(update={"checkpoint": str(here / model.checkpoint)})
