@@ -1,8 +1,8 @@
 """Steps of a whole search against dense training steps, in turns: what settled gates save.
 
 Usage: python benchmarks/suites/search_cost.py --data-dir DIR [--epochs N] [--budget 50%]
-A small DeiT on Fashion-MNIST (``DIR/FashionMNIST/raw``, as torchvision keeps it). Before each step of
-the search one of the dense model is timed, on the same batch, with the same optimizer.
+A small DeiT on Fashion-MNIST (``DIR/FashionMNIST/raw``, as torchvision keeps it). Before each step
+of the search one of the dense model is timed, on the same batch, with the same optimizer.
 """
 
 from __future__ import annotations
