@@ -6,7 +6,7 @@ import io
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from plotly.offline import get_plotlyjs
 
 from spvit_deploy.benchmarks import charts
 from spvit_deploy.benchmarks.results import BenchmarkResult, ResultsFile, load_results
+from spvit_deploy.benchmarks.search_charts import read_search_log, search_figures
 from spvit_deploy.benchmarks.statistics import median_ratio
 from spvit_deploy.plan import PrunePlan
 from spvit_deploy.store import write_bytes
@@ -46,15 +47,17 @@ def write_report(
     output: Path,
     plan: PrunePlan | None = None,
     hidden: Sequence[int] = (),
+    search: Path | None = None,
     title: str = "spvit-deploy report",
 ) -> None:
     """Write the page.
 
     Args:
-        results: ``results.json`` files.
+        results: ``results.json`` files; none where a search alone is to be shown.
         output: page to write.
         plan: the lean model's, to draw.
         hidden: MLP widths of the dense model, to draw the plan against.
+        search: folder of a search, to draw how it went.
         title: heading.
 
     Raises:
@@ -63,24 +66,32 @@ def write_report(
     """
     files = [load_results(path) for path in results]
     rows = [result for file in files for result in file.results]
-    figures: list[tuple[str, str, Any]] = [
-        ("Latency", "Median of a call; the whisker ends at the 90th percentile.",
-         charts.latency_bars(rows)),
-        ("All samples", "Boxes hold the middle half of the calls.", charts.sample_boxes(rows)),
-    ]  # fmt: skip
+    figures = list(_figures(rows, plan, hidden))
+    if search is not None:
+        figures += search_figures(read_search_log(search))
+    body = [f"<h1>{escape(title)}</h1><p class=sub>{escape(_subtitle(files, plan))}</p>"]
+    if rows:
+        body.append(f"<div class=cards>{''.join(_cards(rows))}</div>")
+        body.append(f"<section><h2>Results</h2>{_table(rows)}</section>")
+    body += [figure_section(index, *entry) for index, entry in enumerate(figures)]
+    if files:
+        body.append(method_section(files))
+    write_page(output, title, body)
+
+
+def _figures(
+    rows: Sequence[BenchmarkResult], plan: PrunePlan | None, hidden: Sequence[int]
+) -> Iterator[tuple[str, str, Any]]:
+    """(heading, note, figure)."""
     if plan is not None:
         note = "Bars: hidden units that each MLP keeps. Colour: what took attention's place."
-        figures.insert(0, ("The plan", note, charts.plan_bars(plan, hidden)))
+        yield "The plan", note, charts.plan_bars(plan, hidden)
+    if rows:
+        note = "Median of a call; the whisker ends at the 90th percentile."
+        yield "Latency", note, charts.latency_bars(rows)
+        yield "All samples", "Boxes hold the middle half of the calls.", charts.sample_boxes(rows)
     if any(row.top1 is not None for row in rows):
-        figures.append(("Accuracy and cost", "", charts.accuracy_scatter(rows)))
-    body = [
-        f"<h1>{escape(title)}</h1><p class=sub>{escape(_subtitle(files, plan))}</p>",
-        f"<div class=cards>{''.join(_cards(rows))}</div>",
-        f"<section><h2>Results</h2>{_table(rows)}</section>",
-        *(figure_section(index, *entry) for index, entry in enumerate(figures)),
-        method_section(files),
-    ]
-    write_page(output, title, body)
+        yield "Accuracy and cost", "", charts.accuracy_scatter(rows)
 
 
 def write_page(output: Path, title: str, body: Sequence[str]) -> None:

@@ -377,18 +377,28 @@ def benchmark(**options: Any) -> None:
 
 
 @main.command()
-@click.argument("results", metavar="results.json…", type=Folder, nargs=-1, required=True)
+@click.argument("results", metavar="[results.json…]", type=Folder, nargs=-1)
 @click.option("--plan", type=Folder, help="Lean folder or gates.json whose plan to draw.")
+@click.option(
+    "--search", type=Folder, help="Search folder: loss, cost against budget, gates over the steps."
+)
 @click.option("--png", is_flag=True, help="Write a picture too, with an installed Chromium.")
 @output_option("report.html to write.")
 @force_option
 def report(
-    results: tuple[Path, ...], plan: Path | None, png: bool, output: Path, force: bool
+    results: tuple[Path, ...],
+    plan: Path | None,
+    search: Path | None,
+    png: bool,
+    output: Path,
+    force: bool,
 ) -> None:
-    """Write one self-contained HTML page from results."""
+    """Write one self-contained HTML page from results, a search, or both."""
     from spvit_deploy.bench import report_to_file
 
-    for path in report_to_file(results, output, plan, png, force):
+    if not results and search is None:
+        raise click.UsageError("Name results.json files, or a --search folder.")
+    for path in report_to_file(results, output, plan, png, force, search):
         click.echo(f"wrote {path}")
 
 

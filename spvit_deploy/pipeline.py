@@ -200,7 +200,8 @@ def _measure(
     runner.stage(
         "report", png, [results, folders["lean"]], root / "report.html",
         lambda: bench.report_to_file(
-            [results], root / "report.html", folders["lean"], png, force=True
+            [results], root / "report.html", folders["lean"], png, force=True,
+            search=root / "search",
         ),
     )  # fmt: skip
     bench.print_summary(results)
