@@ -25,6 +25,7 @@ from spvit_deploy.options import (
     output_option,
     run_options,
     runtime_device_option,
+    take_adapters,
     take_data,
     take_engine_flags,
     take_layers,
@@ -182,6 +183,14 @@ def import_(**options: Any) -> None:
 @click.option(
     "--distill-temperature", type=Number(0, min_open=True), default=2.0, show_default=True
 )
+@click.option(
+    "--adapters",
+    metavar="lora:r=N",
+    callback=take_adapters,
+    help="Train changes of rank N to linear and 1×1 and 3×3 layers, the classifier and the norms: "
+    "less memory for a large model. lora:r=8,alpha=16 scales them by alpha / r, 2 by default. They "
+    "are merged in the end.",
+)
 @run_options
 @device_option
 @output_option("Model folder to write.")
@@ -198,7 +207,7 @@ def finetune(**options: Any) -> None:
 
     data, training = take_data(options), take_training(options)
     options["run"] = take_run(options)
-    for key in ("distillation", "distill_weight", "distill_temperature"):
+    for key in ("distillation", "distill_weight", "distill_temperature", "adapters"):
         training[key] = options.pop(key)
     saved = api.finetune(data=data, settings=FinetuneSettings(**training), **options)
     show.model(saved, options["output"])

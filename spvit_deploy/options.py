@@ -230,6 +230,15 @@ def take_layers(ctx: click.Context, param: click.Parameter, value: str | None) -
     return numbers
 
 
+def take_adapters(_: click.Context, __: click.Parameter, value: str | None) -> str | None:
+    """``lora:r=8`` with all that it leaves open."""
+    if value is None:
+        return None
+    from spvit_deploy.search.adapters import LowRank
+
+    return str(LowRank.parse(value))
+
+
 _DATA_KEYS = {
     "data": "spec", "data_dir": "root", "train_split": "train_split", "val_split": "val_split",
     "batch_size": "batch_size", "workers": "workers", "augment": "augment",

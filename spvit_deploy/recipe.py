@@ -16,6 +16,7 @@ from spvit_deploy.export.job import ExportSettings
 from spvit_deploy.families import find_sites
 from spvit_deploy.models import create_empty, input_size
 from spvit_deploy.plan import ModelSpec, first_line
+from spvit_deploy.search.adapters import require_peft
 from spvit_deploy.search.budget import parse_budget
 from spvit_deploy.search.finetuning import FinetuneSettings
 from spvit_deploy.search.running import RunSettings
@@ -112,6 +113,7 @@ finetune:
   epochs: 10
   lr: 0.0005
   distillation: soft     # from the dense model
+  # adapters: lora:r=8   # train a small part of a large model
 export:
   format: onnx                 # or openvino
   precision: fp32              # bf16 with openvino
@@ -178,6 +180,8 @@ def check_recipe(recipe: Recipe) -> None:
         InputError: a model, budget, format, precision, batch or runtime that cannot be.
     """
     asked = recipe.export
+    for training in (recipe.train, recipe.finetune):
+        require_peft(training.adapters if training else None)
     find_format(asked.format, asked.precision).load()
     fixed = ExportSettings(batch=str(asked.batch)).fixed_batch
     for name in recipe.benchmark.runtimes:
