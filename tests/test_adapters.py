@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import re
@@ -81,11 +82,11 @@ def test_what_is_frozen_moves_by_a_matrix_of_low_rank(dense_folder: Path, tmp_pa
 
 
 def test_a_lean_model_with_convolutions(make_lean: Lean, tmp_path: Path) -> None:
-    _, lean = make_lean(["conv3x3", "conv1x1", "skip"], [40, 96, 16])
+    _, lean = make_lean(["conv3x3", "conv1x1", "msa"], [40, 96, 16])
     result = good("finetune", lean, *QUICK, *LORA, "-o", tmp_path / "out")
     moved = changes(lean, tmp_path / "out")
-    # Two convolutions with their linear layers, and three MLPs; statistics follow the data.
-    assert "adapters in 10 layers" in result.stderr
+    # Two convolutions with their linear layers, an attention, three MLPs; statistics follow the data.
+    assert "adapters in 12 layers" in result.stderr
     assert "stay frozen" not in result.stderr
     assert {name.split(".")[-1] for name in moved if ".bn." in name} >= {"running_mean", "weight"}
     require_low_rank(moved, 2)
@@ -190,6 +191,17 @@ def test_gradient_checkpointing_comes_to_the_same(make_lean: Lean, tmp_path: Pat
     for name, change in changes(tmp_path / "plain", tmp_path / "again").items():
         if not name.endswith("num_batches_tracked"):
             assert change.abs().max() < 1e-4, name
+
+
+@pytest.mark.parametrize("more", ["--amp", "--compile"])
+def test_with_ways_to_save_time(
+    more: str, make_lean: Lean, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Up to the graphs: no C++ is compiled.
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    _, lean = make_lean(["conv3x3", "conv1x1", "msa"], [40, 96, 16])
+    good("finetune", lean, *QUICK, *LORA, more, "--teacher", lean, "-o", tmp_path / "out")
+    require_low_rank(changes(lean, tmp_path / "out"), 2)
 
 
 @pytest.mark.slow
