@@ -85,7 +85,7 @@ def test_a_lean_model_with_convolutions(make_lean: Lean, tmp_path: Path) -> None
     _, lean = make_lean(["conv3x3", "conv1x1", "msa"], [40, 96, 16])
     result = good("finetune", lean, *QUICK, *LORA, "-o", tmp_path / "out")
     moved = changes(lean, tmp_path / "out")
-    # Two convolutions with their linear layers, an attention, three MLPs; statistics follow the data.
+    # Two convolutions and their linear layers, an attention, three MLPs.
     assert "adapters in 12 layers" in result.stderr
     assert "stay frozen" not in result.stderr
     assert {name.split(".")[-1] for name in moved if ".bn." in name} >= {"running_mean", "weight"}
