@@ -50,7 +50,7 @@ class _Entry:
     def sample(self, seconds: float, pause: float) -> None:
         """A burst among the others, and what each of its calls that count was made of."""
         self.heard.clear()
-        found = _burst(self.call, seconds, pause)
+        found = burst_of(self.call, seconds, pause)
         self.samples += found
         self.parts += self.heard[-len(found) :]
 
@@ -167,7 +167,7 @@ def _listening(
 def _measure(entries: list[_Entry], workload: Workload, bar: Bar) -> None:
     burst = workload.duration / _ROUNDS
     for entry in entries:
-        entry.solo += _burst(entry.call, 2 * burst, workload.pause)
+        entry.solo += burst_of(entry.call, 2 * burst, workload.pause)
         bar.advance(note=f"{entry.artefact.title}, alone")
     order = random.Random(workload.seed)
     for _ in range(_ROUNDS):
@@ -175,11 +175,11 @@ def _measure(entries: list[_Entry], workload: Workload, bar: Bar) -> None:
             entry.sample(burst, workload.pause)
             bar.advance(note=f"{entry.artefact.title}, {entry.session.name}")
     for entry in entries:
-        entry.solo += _burst(entry.call, 2 * burst, workload.pause)
+        entry.solo += burst_of(entry.call, 2 * burst, workload.pause)
         bar.advance(note=f"{entry.artefact.title}, alone")
 
 
-def _burst(call: Callable[[], float], seconds: float, pause: float) -> list[float]:
+def burst_of(call: Callable[[], float], seconds: float, pause: float) -> list[float]:
     """Sleep, wake the pool with two calls that do not count, then sample."""
     time.sleep(pause)
     call()

@@ -14,8 +14,9 @@ from spvit_deploy.errors import InputError
 from spvit_deploy.export import onnxrt
 from spvit_deploy.export.calibration import Accuracy
 from spvit_deploy.export.formats import Format, Graph, Written, check_flags, find_format
+from spvit_deploy.export.graphs import is_lowered, opset_of, trace_named
 from spvit_deploy.export.job import ExportJob, ExportSettings
-from spvit_deploy.export.lowering import LOW_TYPES, lower, rounded
+from spvit_deploy.export.lowering import lower, rounded
 from spvit_deploy.export.outputs import Answers
 from spvit_deploy.export.parity import ParityReport
 from spvit_deploy.export.proving import prove, speedup
@@ -23,9 +24,6 @@ from spvit_deploy.export.record import RECORD_FILE, AccuracyInfo, ExportRecord, 
 from spvit_deploy.progress import progress_bar
 from spvit_deploy.store import new_folder, sha256_file, write_record
 
-# From here on ONNX has convolutions in bf16.
-_BF16_OPSET = 22
-_FP16_SCALES_OPSET = 19
 _TOOLS = (
     "torch", "timm", "onnx", "onnxscript", "onnxslim", "onnxruntime", "openvino", "nncf",
     "tensorrt_rtx", "tensorrt", "executorch",
@@ -44,12 +42,12 @@ def run_export(job: ExportJob, output: Path, force: bool = False) -> ExportRecor
     settings = job.settings
     form = check_settings(settings)
     write = form.load()
-    low = form.lowers and settings.precision in LOW_TYPES
+    low = is_lowered(settings, form)
     with new_folder(output, force) as staging, progress_bar("export", 5) as bar:
         bar.advance(0, "trace")
         size = job.saved.preprocessing.input_size
         answers = Answers(job.saved.module, settings.outputs, size)
-        proto = _trace(job, answers) if form.from_onnx else onnx.ModelProto()
+        proto = trace_named(settings, answers, size)
         bar.advance(note="optimize")
         proto = onnxrt.optimize(proto) if form.from_onnx else proto
         bar.advance(note="write")
@@ -122,28 +120,6 @@ def _graph(
     return graph, proof
 
 
-def _opset(job: ExportJob, form: Format) -> int | None:
-    """ONNX operator set that is written, None for a format that has none."""
-    settings = job.settings
-    if not form.from_onnx:
-        return None
-    least = 0
-    if form.lowers and settings.precision == "bf16":
-        least = _BF16_OPSET
-    elif form.name.startswith("tensorrt") and settings.precision == "int8":
-        least = _FP16_SCALES_OPSET
-    return max(settings.opset or onnxrt.DEFAULT_OPSET, least)
-
-
-def _trace(job: ExportJob, answers: Answers) -> onnx.ModelProto:
-    settings, size = job.settings, job.saved.preprocessing.input_size
-    opset = _opset(job, find_format(settings.format, settings.precision))
-    assert opset is not None
-    proto = onnxrt.trace(onnxrt.prepare(answers), size, settings.fixed_batch, opset)
-    onnxrt.name_nodes(proto)
-    return proto
-
-
 def _metadata(job: ExportJob) -> dict[str, str]:
     saved = job.saved
     cost = count_cost(saved.module, saved.preprocessing.input_size)
@@ -185,12 +161,11 @@ def _record(
     accuracy: AccuracyInfo | None,
 ) -> ExportRecord:
     saved, batch = job.saved, job.settings.fixed_batch
-    form = find_format(job.settings.format, job.settings.precision)
     cost = count_cost(saved.module, saved.preprocessing.input_size)
     return ExportRecord(
         format=job.settings.format,
         precision=job.settings.precision,
-        opset=_opset(job, form),
+        opset=opset_of(job.settings),
         batch=batch or "dynamic",
         inputs=(_input(job),),
         outputs=tuple(

@@ -1,67 +1,138 @@
-"""Budgets: what was asked, and what a step of the search expects to cost."""
+"""Budgets: what was asked."""
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
-import torch
-from torch import Tensor
-
-from spvit_deploy.cost import CostTable
+from spvit_deploy.cost import CostTable, Unit, format_cost
 from spvit_deploy.errors import BudgetError
-from spvit_deploy.plan import AttentionKind
-from spvit_deploy.search.gates import cumulative
 
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+_COUNTS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+_TIMES = {"s": 10**9, "ms": 10**6, "us": 10**3, "µs": 10**3, "ns": 1}
+_PLACES = ("precision", "batch", "threads", "device")
+_AMOUNT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(%|[KMGT]|[munµ]?s)?\s*", re.IGNORECASE)
 
 
-def parse_budget(text: str, dense: int) -> int:
-    """MACs asked by ``50%`` (of the dense model), ``3.2G``, ``800M`` or a plain number.
+@dataclass(frozen=True)
+class Place:
+    """Where a latency budget is to hold; None for whatever a table says.
+
+    Attributes:
+        runtime: as ``benchmark`` calls it.
+        precision: ``fp32``, …
+        batch: images a call.
+        threads: of the runtime.
+        device: such as ``cpu``.
+    """
+
+    runtime: str
+    precision: str | None = None
+    batch: int | None = None
+    threads: int | None = None
+    device: str | None = None
+
+
+@dataclass(frozen=True)
+class BudgetRequest:
+    """A budget, understood but not yet compared with a model.
+
+    Attributes:
+        text: as it was written.
+        unit: of the cost that is limited.
+        amount: in that unit; None for a share.
+        share: of the dense model's cost; None for an amount.
+        place: of a latency budget.
+        file: with the cost table of a latency budget; None to measure one.
+    """
+
+    text: str
+    unit: Unit
+    amount: int | None
+    share: float | None
+    place: Place | None = None
+    file: Path | None = None
+
+    def target(self, table: CostTable) -> int:
+        """The budget for the model of a table.
+
+        Raises:
+            BudgetError: above the dense model, or below the smallest; says the range.
+        """
+        dense, least, unit = table.dense, table.least, self.unit
+        target = round(dense * (self.share or 0)) if self.amount is None else self.amount
+        if not least <= target <= dense or not target:
+            where = "above the dense model" if target > dense else "below the smallest model"
+            raise BudgetError(
+                f"Budget {self.text} is {format_cost(target, unit)}, {where}: this one takes "
+                f"{format_cost(least, unit)} to {format_cost(dense, unit)}.",
+                f"Ask for {max(1, math.ceil(100 * least / dense))}% to 100%.",
+            )
+        return target
+
+
+def parse_budget(text: str, on: str = "macs") -> BudgetRequest:
+    """``50%``, ``3.2G``; ``5M`` parameters; ``4ms@openvino``, ``70%@onnxruntime:latency.json``.
+
+    Args:
+        text: a share of the dense model's cost, or an amount; for a latency, where:
+            ``@RUNTIME[,KEY=VALUE…][:FILE]`` with ``precision``, ``batch``, ``threads`` and
+            ``device`` as keys, and a file with a cost table.
+        on: ``macs`` or ``params``: what a budget without a runtime limits.
 
     Raises:
-        BudgetError: neither, or not between nothing and the dense model.
+        BudgetError: neither.
     """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([%KMGT]?)\s*", text, re.IGNORECASE)
-    if not match:
-        raise BudgetError(f"Budget '{text}' is not understood.", "Give 50% or 3.2G (MACs).")
-    number, unit = float(match.group(1)), match.group(2).upper()
-    macs = round(dense * number / 100) if unit == "%" else round(number * _UNITS[unit])
-    if not 0 < macs <= dense:
+    number, at, where = text.partition("@")
+    match = _AMOUNT.fullmatch(number)
+    suffix = (match.group(2) or "").lower() if match else ""
+    if not match or (suffix in _TIMES) != bool(at and suffix != "%"):
+        hint = "Give 50% or 3.2G (MACs), 5M with --budget-on params, or 4ms@openvino."
+        if match and suffix in _TIMES:
+            hint = f"Say on which runtime: {number.strip()}@onnxruntime."
+        raise BudgetError(f"Budget '{text}' is not understood.", hint)
+    value = float(match.group(1))
+    share = value / 100 if suffix == "%" else None
+    if at:
+        place, file = _parse_place(text, where)
+        amount = None if share is not None else round(value * _TIMES[suffix])
+        return BudgetRequest(text, "ns", amount, share, place, file)
+    amount = None if share is not None else round(value * _COUNTS[suffix])
+    return BudgetRequest(text, "params" if on == "params" else "MACs", amount, share)
+
+
+def with_base(text: str, base: Path) -> str:
+    """The budget with its file, if it names one, counted from a folder."""
+    number, at, where = text.partition("@")
+    spec, colon, file = where.partition(":")
+    return f"{number}@{spec}:{base / file}" if at and colon and file else text
+
+
+def _parse_place(text: str, where: str) -> tuple[Place, Path | None]:
+    """``openvino,precision=bf16,batch=8:latency.json``."""
+    spec, colon, file = where.partition(":")
+    runtime, *settings = [part.strip() for part in spec.split(",")]
+    pairs = [part.partition("=") for part in settings]
+    wrong = [key for key, equals, value in pairs if key not in _PLACES or not equals or not value]
+    numbers = [value for key, _, value in pairs if key in ("batch", "threads")]
+    if not runtime or wrong or (colon and not file) or not all(map(_counts, numbers)):
         raise BudgetError(
-            f"Budget {text} is {format_macs(macs)}; the dense model has {format_macs(dense)}.",
-            "Ask for less than the dense model and more than nothing.",
+            f"Budget '{text}' is not understood after its @.",
+            "Write 4ms@openvino, 4ms@openvino:latency.json, or "
+            "4ms@openvino,precision=bf16,batch=8,threads=4.",
         )
-    return macs
+    known = {key: value for key, _, value in pairs}
+    place = Place(
+        runtime,
+        known.get("precision"),
+        int(known["batch"]) if "batch" in known else None,
+        int(known["threads"]) if "threads" in known else None,
+        known.get("device"),
+    )
+    return place, Path(file) if file else None
 
 
-def format_macs(macs: float) -> str:
-    """Three digits and a unit: ``3.21 GMACs``."""
-    for unit in ("T", "G", "M", "K"):
-        if abs(macs) >= _UNITS[unit]:
-            return f"{macs / _UNITS[unit]:.3g} {unit}MACs"
-    return f"{macs:.0f} MACs"
-
-
-class ExpectedCost:
-    """Expected MACs of a draw as a share of the dense model's, differentiable in the logits."""
-
-    def __init__(self, table: CostTable, device: torch.device) -> None:
-        kinds = tuple(AttentionKind)
-        rows = [[site.attention[kind] for kind in kinds] for site in table.sites]
-        costs = torch.tensor(rows, dtype=torch.float64) / table.dense
-        self._steps = (costs[:, 1:] - costs[:, :-1]).float().to(device)
-        self._units = [site.mlp_unit / table.dense for site in table.sites]
-        self._fixed = table.fixed / table.dense
-
-    def shares(self, units: Sequence[Tensor]) -> list[Tensor]:
-        """Share of the cost behind each gate, as logits are ordered: [3], [hidden], [3], …"""
-        pairs = zip(self._steps, units, self._units, strict=True)
-        return [t for step, row, unit in pairs for t in (step, torch.full_like(row, unit))]
-
-    def __call__(self, gates: Sequence[Tensor], units: Sequence[Tensor]) -> Tensor:
-        """Gate logits [3] and unit logits [hidden] of each block → scalar."""
-        attention = (cumulative(torch.sigmoid(torch.stack(list(gates)))) * self._steps).sum()
-        shares = zip(units, self._units, strict=True)
-        mlp = torch.stack([torch.sigmoid(logits).sum() * unit for logits, unit in shares]).sum()
-        return attention + mlp + self._fixed
+def _counts(text: str) -> bool:
+    return text.isdigit() and int(text) > 0

@@ -34,7 +34,7 @@ from spvit_deploy.plan import (
     load_plan,
     save_plan,
 )
-from spvit_deploy.search.projection import Choice, align
+from spvit_deploy.search.alignment import Choice, align
 from spvit_deploy.search.supernet import Supernet
 from spvit_deploy.store import (
     check_files,
@@ -126,7 +126,13 @@ def save_search(
     force: bool = False,
     beside: Sequence[Path] = (),
 ) -> None:
-    """Write a search folder, whole or not at all; files ``beside`` it are copied into it.
+    """Write a search folder, whole or not at all.
+
+    Args:
+        supernet, plan, record: what was searched.
+        folder: to write.
+        force: replace an old one.
+        beside: files that are copied into it.
 
     Raises:
         OutputExistsError, StorageError: as :func:`new_folder`.

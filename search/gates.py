@@ -108,6 +108,13 @@ class GateOptimizer:
         self._square = 0.0
         self._steps = 0
 
+    @property
+    def scale(self) -> float:
+        """Root mean square of the units' gradients per cost, lately; 0 before the first step."""
+        if not self._steps:
+            return 0.0
+        return max((self._square / (1 - 0.9**self._steps)) ** 0.5, 1e-12)
+
     def state_dict(self) -> dict[str, Any]:
         """What a later run needs to go on as if it were this one; the logits are the model's."""
         return {"velocity": self._velocity, "square": self._square, "steps": self._steps}
@@ -135,7 +142,7 @@ class GateOptimizer:
             raise JobError(f"The search diverged in step {self._steps + 1}.", "Try a smaller --lr.")
         self._steps += 1
         self._square += 0.1 * (square - self._square)
-        scale = max((self._square / (1 - 0.9**self._steps)) ** 0.5, 1e-12)
+        scale = self.scale
         for parameter, velocity, grad in zip(self.parameters, self._velocity, per_mac, strict=True):
             bounded = (grad / scale).clamp(-self._clip, self._clip)
             velocity.mul_(self._momentum).add_(bounded, alpha=1 - self._momentum)

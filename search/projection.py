@@ -5,26 +5,18 @@ Opens or closes first the gates that were least sure.
 
 from __future__ import annotations
 
-import heapq
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from spvit_deploy.cost import CostTable
+from spvit_deploy.cost import CostTable, SiteCost, format_cost, last_attention
 from spvit_deploy.errors import BudgetError
 from spvit_deploy.plan import AttentionKind
-from spvit_deploy.search.budget import format_macs
+from spvit_deploy.search.alignment import Choice, align
 from spvit_deploy.search.supernet import GateProbabilities
 
+# How far below the budget a plan may stay.
 TOLERANCE = 0.01
-
-
-@dataclass(frozen=True)
-class Choice:
-    """One block of a plan: open attention gates, and the hidden units kept."""
-
-    kind: AttentionKind
-    keep: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -33,15 +25,15 @@ class Projection:
 
     Attributes:
         choices: one a block.
-        macs: what they cost.
-        macs_before: what the gates alone would have cost.
+        cost: what they cost, in the unit of the table.
+        cost_before: what the gates alone would have cost.
         flipped: gates that were turned to meet the budget.
         step: what MLP widths are multiples of.
     """
 
     choices: tuple[Choice, ...]
-    macs: int
-    macs_before: int
+    cost: int
+    cost_before: int
     flipped: int
     step: int = 1
 
@@ -53,15 +45,17 @@ def project(
     step: int = 1,
     attend: Sequence[int] = (),
 ) -> Projection:
-    """The most probable plan of at most ``target`` MACs, and of at least 99% of it.
+    """The most probable plan that costs at most ``target``, and at least 99% of it.
 
     Gates are taken in order of probability, those of attention after the cheaper ones of their
-    block, as long as they fit. Attention gates come in lumps; hidden units fill up the rest.
+    block, as long as they fit. Attention gates come in lumps; hidden units fill up the rest. An
+    operation that costs no less than a later one is passed over. Times may come in steps too
+    coarse for 99%: of these the nearest below the target is taken.
 
     Args:
         probabilities: of the gates of each block.
         table: what they cost.
-        target: MACs.
+        target: in the unit of the table.
         step: MLP widths become multiples of this, or of half of it and so on where the model
             is too small to meet the budget so.
         attend: blocks one of which must keep its attention, however improbable.
@@ -73,34 +67,80 @@ def project(
     if costs and min(costs.values()) > target:
         what = "this model with one attention, without which every image gets the same answer"
         raise _too_small(table, target, min(costs.values()), what)
-    if table.fixed > target:
-        raise _too_small(table, target, table.fixed, "what is never trimmed")
-    found = _meet(probabilities, table, target, step, [0] * len(probabilities))
-    if attend and not any(found.choices[block].kind is AttentionKind.MSA for block in attend):
-        fitting = [block for block in attend if costs[block] <= target]
-        best = max(fitting, key=lambda block: min(probabilities[block].attention))
-        forced = [3 if block == best else 0 for block in range(len(probabilities))]
-        found = _meet(probabilities, table, target, step, forced)
-    return found
+    if table.least > target:
+        raise _too_small(table, target, table.least, "what is never trimmed")
+    fitting = [block for block, cost in costs.items() if cost <= target]
+    return _ending_anywhere(probabilities, table, target, step, fitting)
+
+
+def _ending_anywhere(
+    probabilities: Sequence[GateProbabilities],
+    table: CostTable,
+    target: int,
+    step: int,
+    attend: Sequence[int],
+) -> Projection:
+    """As :func:`project`, whichever block has the last attention: what lies behind is cheaper."""
+
+    def ending(last: int, forced: int | None) -> Projection:
+        start = [3 if block == forced else 0 for block in range(len(probabilities))]
+        costs = _without_attention_after(last, table, target)
+        return _meet(probabilities, costs, target, step, start, attend)
+
+    last = len(table.sites) - 1
+    found, before = ending(last, None), None
+    while table.tail and (ends := max(0, _last(found))) < last:
+        before, last = last, ends
+        found = ending(last, ends if _last(found) >= 0 else None)
+    if before is not None and found.cost < (1 - TOLERANCE) * target:
+        found = max(found, ending(before, before), key=lambda p: (p.cost <= target, p.cost))
+    if found.cost > target:
+        raise _nearest(table, target, found.cost)
+    said = [_said(p) for p in probabilities]
+    return replace(found, cost_before=_cost(table, said))
+
+
+def _last(found: Projection) -> int:
+    return last_attention([choice.kind for choice in found.choices])
+
+
+def _without_attention_after(last: int, table: CostTable, target: int) -> CostTable:
+    """The table of plans whose last attention is in this block, any other being beyond price."""
+    if not table.tail:
+        return table
+    ending = table.ending(last)
+    beyond = table.dense + target + 1
+    shut = tuple(
+        SiteCost({**site.attention, AttentionKind.MSA: beyond}, site.mlp)
+        for site in ending.sites[last + 1 :]
+    )
+    return replace(ending, sites=(*ending.sites[: last + 1], *shut))
 
 
 def _too_small(table: CostTable, target: int, least: int, of_what: str) -> BudgetError:
+    asked, found = (format_cost(amount, table.unit) for amount in (target, least))
     return BudgetError(
-        f"A budget of {format_macs(target)} is below the {format_macs(least)} of {of_what}.",
+        f"A budget of {asked} is below the {found} of {of_what}.",
         f"Ask for at least {math.ceil(100 * least / table.dense)}%.",
     )
 
 
 def _with_one_attention(table: CostTable, attend: Sequence[int]) -> dict[int, int]:
-    """MACs of the model whose only attention is that of each of these blocks."""
-    kinds = [AttentionKind.SKIP] * len(table.sites)
-    none = table.of(kinds, [0] * len(kinds))
+    """Cost of the model whose only attention is that of each of these blocks."""
+    count = len(table.sites)
     return {
-        block: none
-        + table.sites[block].attention[AttentionKind.MSA]
-        - table.sites[block].attention[AttentionKind.SKIP]
+        block: table.of(
+            [AttentionKind.of_gates(3 if block == one else 0) for one in range(count)], [0] * count
+        )
         for block in attend
     }
+
+
+def _nearest(table: CostTable, target: int, found: int) -> BudgetError:
+    asked, cost = (format_cost(amount, table.unit) for amount in (target, found))
+    return BudgetError(
+        f"The nearest plan to {asked} costs {cost}.", "Ask for a little more or less."
+    )
 
 
 def _meet(
@@ -109,23 +149,41 @@ def _meet(
     target: int,
     step: int,
     start: list[int],
+    attend: Sequence[int],
 ) -> Projection:
     """As :func:`project`, with ``start`` gates of each block open from the beginning."""
+    found = _meet_at_all(probabilities, table, target, step, start)
+    if not attend or any(found.choices[block].kind is AttentionKind.MSA for block in attend):
+        return found
+    best = max(attend, key=lambda block: min(probabilities[block].attention))
+    start = [3 if block == best else 0 for block in range(len(probabilities))]
+    return _meet_at_all(probabilities, table, target, step, start)
+
+
+def _meet_at_all(
+    probabilities: Sequence[GateProbabilities],
+    table: CostTable,
+    target: int,
+    step: int,
+    start: list[int],
+) -> Projection:
+    """As :func:`_meet`, perhaps without attention."""
     forced: list[int] | None = start
-    spent = 0
+    found: list[Projection] = []
     while forced is not None:
         exact = _fill(probabilities, table, target, forced)
         choices, grain = _aligned_as_far_as_it_fits(exact, probabilities, table, target, step)
-        spent = _macs(table, choices)
+        before = [_said(p) for p in probabilities]
+        flipped = sum(_distance(old, new) for old, new in zip(before, choices, strict=True))
+        spent = _cost(table, choices)
+        found.append(Projection(choices, spent, _cost(table, before), flipped, grain))
         if spent >= (1 - TOLERANCE) * target:
-            before = [_said(p) for p in probabilities]
-            flipped = sum(_distance(old, new) for old, new in zip(before, choices, strict=True))
-            return Projection(choices, spent, _macs(table, before), flipped, grain)
+            return found[-1]
         forced = _force_one_more(exact, probabilities, table, target, forced)
-    raise BudgetError(
-        f"The nearest plan to {format_macs(target)} costs {format_macs(spent)}.",
-        "Ask for a little more or less.",
-    )
+    best = max(found, key=lambda projection: projection.cost)
+    if table.unit != "ns":
+        raise _nearest(table, target, best.cost)
+    return best
 
 
 def _fill(
@@ -141,13 +199,14 @@ def _fill(
     gates = list(forced)
     spent = table.of([AttentionKind.of_gates(count) for count in gates], [0] * len(gates))
     for _, block, _, index in items:
-        price = _price(table, block, index, gates[block])
-        if price is None or spent + price > target:
-            continue
-        spent += price
         if index < 0:
-            gates[block] += 1
+            count, price = _dearer(table, block, index, gates[block])
         else:
+            count, price = gates[block], _next_unit(table, block, len(opened[block]))
+        if spent + price > target:
+            continue
+        spent, gates[block] = spent + price, count
+        if index >= 0:
             opened[block].add(index)
     return tuple(
         Choice(AttentionKind.of_gates(count), tuple(sorted(units)))
@@ -184,7 +243,7 @@ def _aligned_as_far_as_it_fits(
     units = [p.units for p in probabilities]
     while step > 1:
         choices = align(exact, units, table, target, step)
-        if _macs(table, choices) >= (1 - TOLERANCE) * target:
+        if _cost(table, choices) >= (1 - TOLERANCE) * target:
             return choices, step
         step //= 2
     return exact, 1
@@ -199,15 +258,23 @@ def _ranked(p: GateProbabilities) -> list[tuple[float, int]]:
     return ranked + [(probability, index) for index, probability in enumerate(p.units)]
 
 
-def _price(table: CostTable, block: int, index: int, open_gates: int) -> int | None:
-    """MACs of opening an item, or None where a cheaper gate of its block stayed closed."""
-    site = table.sites[block]
-    if index >= 0:
-        return site.mlp_unit
+def _dearer(table: CostTable, block: int, index: int, open_gates: int) -> tuple[int, int]:
+    """Gates that opening an item leads to, and the price; none where a cheaper gate is closed.
+
+    Measured times need not ascend: where a convolution takes as long as attention, the gate to it
+    leads on to attention.
+    """
     if -1 - index != open_gates:
-        return None
-    kinds = tuple(AttentionKind)
-    return site.attention[kinds[open_gates + 1]] - site.attention[kinds[open_gates]]
+        return open_gates, 0
+    costs = [table.sites[block].attention[kind] for kind in AttentionKind]
+    best = min(range(open_gates + 1, len(costs)), key=lambda gates: (costs[gates], -gates))
+    return best, costs[best] - costs[open_gates]
+
+
+def _next_unit(table: CostTable, block: int, width: int) -> int:
+    """Price of one more hidden unit."""
+    costs = table.sites[block].mlp
+    return costs[width + 1] - costs[width]
 
 
 def _said(p: GateProbabilities) -> Choice:
@@ -222,65 +289,5 @@ def _distance(old: Choice, new: Choice) -> int:
     return abs(old.kind.gates - new.kind.gates) + len(set(old.keep) ^ set(new.keep))
 
 
-def _macs(table: CostTable, choices: Sequence[Choice]) -> int:
+def _cost(table: CostTable, choices: Sequence[Choice]) -> int:
     return table.of([c.kind for c in choices], [len(c.keep) for c in choices])
-
-
-def align(
-    choices: Sequence[Choice],
-    units: Sequence[Sequence[float]],
-    table: CostTable,
-    target: int,
-    step: int,
-) -> tuple[Choice, ...]:
-    """Round MLP widths to multiples of ``step``, chosen by gate probability.
-
-    Every width is rounded down; then, while the target allows, the MLP whose next ``step``
-    units are the most probable gets them. A width that is not on the grid is left alone where
-    it is the whole MLP.
-
-    Args:
-        choices: operations and kept units of each block; operations stay.
-        units: gate probability of each hidden unit, one row a block.
-        table: what units cost.
-        target: MACs that the result must not pass.
-        step: such as 8.
-    """
-    ranked = [_by_keep_then_probability(c.keep, row) for c, row in zip(choices, units, strict=True)]
-    widths = [
-        len(c.keep) if len(c.keep) == len(row) else len(c.keep) // step * step
-        for c, row in zip(choices, units, strict=True)
-    ]
-    spent = table.of([c.kind for c in choices], widths)
-    queue = [
-        (*_next_units(ranked[block], units[block], width, step), block)
-        for block, width in enumerate(widths)
-    ]
-    heapq.heapify(queue)
-    while queue:
-        _, more, block = heapq.heappop(queue)
-        price = more * table.sites[block].mlp_unit
-        if not more or spent + price > target:
-            continue
-        spent += price
-        widths[block] += more
-        heapq.heappush(
-            queue, (*_next_units(ranked[block], units[block], widths[block], step), block)
-        )
-    return tuple(
-        Choice(c.kind, tuple(sorted(row[:width])))
-        for c, row, width in zip(choices, ranked, widths, strict=True)
-    )
-
-
-def _by_keep_then_probability(keep: Sequence[int], row: Sequence[float]) -> list[int]:
-    kept = set(keep)
-    return sorted(range(len(row)), key=lambda i: (i not in kept, -row[i], i))
-
-
-def _next_units(
-    ranked: Sequence[int], row: Sequence[float], width: int, step: int
-) -> tuple[float, int]:
-    """(minus the mean probability, number) of the units that would be added next."""
-    more = ranked[width : width + step]
-    return (-sum(row[i] for i in more) / max(1, len(more)), len(more))

@@ -6,7 +6,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,7 +25,7 @@ from spvit_deploy.sources import fingerprint
 from spvit_deploy.store import claimed, ensure_free, storage_error
 
 # Settings of a training that it comes to the same with, but for rounding.
-_CHANGES_NOTHING = {"compile", "grad_checkpointing"}
+_CHANGES_NOTHING = {"compile", "grad_checkpointing", "allow_host"}
 
 
 class RunSettings(BaseModel):
@@ -64,17 +64,16 @@ class Run:
         checkpoints: to be written by the first process; None elsewhere, and where none are kept.
         log: likewise.
         state: to go on from, or None at the beginning.
+        folder: where what it keeps lies.
+        files: of those there, what goes into the output beside its own files.
     """
 
     processes: Processes = ALONE
     checkpoints: Checkpoints | None = None
     log: TrainLog | None = None
     state: State | None = None
-
-    @property
-    def files(self) -> list[Path]:
-        """What goes into the output beside its own files."""
-        return [self.log.path] if self.log is not None else []
+    folder: Path = Path()
+    files: list[Path] = field(default_factory=list)
 
 
 def checkpoint_folder(output: Path) -> Path:
@@ -183,14 +182,16 @@ def open_run(
         if processes.first:
             lines = state["lines"] if state else 0
             log = TrainLog(folder / LOG_FILE, settings.tensorboard, output.name, step, lines)
+        files = [log.path] if log is not None else []
+        run = Run(processes, kept if processes.first else None, log, state, folder, files)
         try:
             with together(processes):
-                yield Run(processes, kept if processes.first else None, log, state)
+                yield run
         except JobError as error:
-            _tidy(kept, log)
+            _tidy(kept, run)
             raise _with_checkpoint(error, kept) from error
         except BaseException:
-            _tidy(kept, log)
+            _tidy(kept, run)
             raise
         if log is not None:
             log.close()
@@ -244,12 +245,13 @@ def _prepare(kept: Checkpoints, settings: RunSettings, hold: Callable[[Any], Any
     return step
 
 
-def _tidy(kept: Checkpoints, log: TrainLog | None) -> None:
+def _tidy(kept: Checkpoints, run: Run) -> None:
     """Close the files; a folder without a checkpoint is of no use to anybody."""
-    if log is not None:
-        log.close()
+    if run.log is not None:
+        run.log.close()
         if not kept.steps():
-            log.path.unlink(missing_ok=True)
+            for path in run.files:
+                path.unlink(missing_ok=True)
             with suppress(OSError):
                 kept.folder.rmdir()
 

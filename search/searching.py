@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from spvit_deploy.cost import CostTable, cost_table
+from spvit_deploy.cost import CostTable, Unit, cost_table
 from spvit_deploy.data import Batches
+from spvit_deploy.errors import BudgetError
+from spvit_deploy.lean.counting import parameter_table
 from spvit_deploy.models import input_size
-from spvit_deploy.plan import BlockPlan, Budget, PrunePlan
-from spvit_deploy.search.budget import ExpectedCost, parse_budget
+from spvit_deploy.plan import Amount, BlockPlan, Budget, PrunePlan
+from spvit_deploy.search.budget import BudgetRequest, parse_budget
+from spvit_deploy.search.gates import GateOptimizer
+from spvit_deploy.search.pricing import RAMP, ExpectedCost, Penalty, Price
 from spvit_deploy.search.projection import Projection, project
 from spvit_deploy.search.running import Run
 from spvit_deploy.search.settling import Settled
@@ -32,18 +36,25 @@ class SearchSettings(TrainSettings):
     """How gates are searched.
 
     Attributes:
-        budget: ``50%`` or ``3.2G`` MACs.
+        budget: ``50%`` or ``3.2G``; a latency as ``4ms@openvino``; see :func:`parse_budget`.
+        budget_on: what a budget without a runtime limits.
+        budget_method: ``lagrangian`` leads the expected cost to the budget with a multiplier that
+            it controls; ``penalty`` is the paper's term, with ``cost_weight``.
         cost_weight: λ of λ·(cost − target)², costs as shares of the dense model's.
         gate_lr: learning rate of the gates; None for what lets a gate close and reopen
             within the search.
         align: MLP widths become multiples of this.
+        allow_host: take times of a latency budget from another host.
         stop_when_settled: end after so many epochs in which the plan stayed; None for never.
     """
 
-    budget: str = "50%"
+    budget: str = Field(default="50%", coerce_numbers_to_str=True)
+    budget_on: Literal["macs", "params"] = "macs"
+    budget_method: Literal["lagrangian", "penalty"] = "lagrangian"
     cost_weight: float = Field(default=20.0, ge=0)
     gate_lr: float | None = Field(default=None, gt=0)
     align: int = Field(default=8, ge=1)
+    allow_host: bool = False
     stop_when_settled: int | None = Field(default=None, ge=1)
 
 
@@ -55,52 +66,61 @@ class SearchResult:
         plan: what was chosen.
         projection: how far the plan is from what the gates said.
         loss: mean training loss, one an epoch.
+        expected: expected cost at the end of training, as a share of the dense model's.
     """
 
     plan: PrunePlan
     projection: Projection
     loss: tuple[float, ...]
+    expected: float
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A cost table of times, and where they were taken."""
+
+    table: CostTable
+    on: str
 
 
 class SearchLoss:
-    """Task loss + λ·(cost − target)² (arXiv 2111.11802, section 3), cost being expected MACs."""
+    """Task loss + the price of the expected cost.
+
+    Args:
+        supernet: whose gates cost.
+        cost: of its gates.
+        price: of that.
+        label_smoothing: of the task loss.
+    """
 
     def __init__(
-        self, supernet: Supernet, table: CostTable, target: int, settings: SearchSettings
+        self,
+        supernet: Supernet,
+        cost: ExpectedCost,
+        price: Price | Penalty,
+        label_smoothing: float = 0.0,
     ) -> None:
-        self._supernet = supernet
-        self._settings = settings
-        self._target = target / table.dense
-        device = supernet.attentions[0].gate_logits.device
-        self._cost = ExpectedCost(table, device)
+        self._logits = list(supernet.gate_parameters())
+        self._cost, self._label_smoothing = cost, label_smoothing
+        self.price = price
 
     def expected(self) -> Tensor:
-        """Expected MACs as a share of the dense model's."""
-        return self._cost(
-            [attention.gate_logits for attention in self._supernet.attentions],
-            [mlp.unit_logits for mlp in self._supernet.mlps],
-        )
-
-    def shares(self) -> list[Tensor]:
-        """Share of the cost behind each of the supernet's gate parameters."""
-        return self._cost.shares([mlp.unit_logits.detach() for mlp in self._supernet.mlps])
-
-    def metrics(self) -> dict[str, float]:
-        """Expected cost and budget, as shares of the dense model's."""
-        return {"cost": float(self.expected().detach()), "budget": self._target}
+        """Expected cost as a share of the dense model's."""
+        return self._cost(self._logits)
 
     def __call__(self, output: Any, images: Tensor, labels: Tensor) -> Tensor:
         """Scores [B, classes] → scalar."""
         scores = output[0] if isinstance(output, tuple) else output
-        task = functional.cross_entropy(
-            scores, labels, label_smoothing=self._settings.label_smoothing
-        )
-        excess = self.expected() - self._target
-        return task + self._settings.cost_weight * excess**2
+        task = functional.cross_entropy(scores, labels, label_smoothing=self._label_smoothing)
+        return task + self.price(self.expected())
 
 
 def run_search(
-    supernet: Supernet, batches: Batches, settings: SearchSettings, run: Run | None = None
+    supernet: Supernet,
+    batches: Batches,
+    settings: SearchSettings,
+    measured: Measured | None = None,
+    run: Run | None = None,
 ) -> SearchResult:
     """Train weights and gates together, and fix the gates to the plan that meets the budget.
 
@@ -108,35 +128,73 @@ def run_search(
         supernet: on the device of the batches; trained in place.
         batches: training split.
         settings: see :class:`SearchSettings`.
+        measured: the times that a latency budget needs.
         run: as in :func:`train`.
 
     Raises:
         BudgetError: no plan meets the budget; said before training where it can be.
         JobError, DataError: as :func:`train`.
     """
-    table = cost_table_of(supernet)
-    target = parse_budget(settings.budget, table.dense)
+    asked = parse_budget(settings.budget, settings.budget_on)
+    table = _table(supernet, asked, measured)
+    target = asked.target(table)
     attend = supernet.blocks_to_attend()
 
     def choose() -> Projection:
         return project(supernet.probabilities(), table, target, settings.align, attend)
 
     choose()
-    loss = SearchLoss(supernet, table, target, settings)
     steps = max(1, settings.epochs * max(1, len(batches)))
-    gate_lr = settings.gate_lr or _GATE_TRAVEL / steps
-    gates = GateTraining(
-        ShrinkingGates(supernet, loss.shares(), gate_lr, steps // _LOOKS),
+    loss, gates = _priced(supernet, table, target, settings, steps)
+    training = GateTraining(
+        gates,
+        loss.price,
         supernet.seed_draws,
         note=lambda: f"expected cost {100 * float(loss.expected().detach()):.0f}%",
-        metrics=lambda: {**loss.metrics(), **supernet.metrics()},
+        metrics=lambda: {
+            "cost": float(loss.expected().detach()),
+            "budget": target / table.dense,
+            **supernet.metrics(),
+        },
         settled=_settled(settings, choose, sum(site.hidden for site in supernet.sites)),
     )
-    epochs = train(supernet, batches, loss, settings, "search", gates, run)
-    projection = choose()
-    plan = _plan(supernet, projection, table, settings, target)
+    epochs = train(supernet, batches, loss, settings, "search", training, run)
+    projection, expected = choose(), float(loss.expected().detach())
+    plan = _plan(supernet, projection)
+    tables, on = (cost_table_of(supernet), table), measured.on if measured else ""
+    met = _budget(plan, settings.budget, target, tables, on)
+    plan = plan.model_copy(update={"budget": met})
     supernet.fix(plan)
-    return SearchResult(plan, projection, tuple(epoch.loss for epoch in epochs))
+    return SearchResult(plan, projection, tuple(epoch.loss for epoch in epochs), expected)
+
+
+def _table(supernet: Supernet, asked: BudgetRequest, measured: Measured | None) -> CostTable:
+    """What the budget is counted in."""
+    if asked.unit != "ns":
+        return cost_table_of(supernet, asked.unit)
+    if measured is None:
+        raise BudgetError(f"Budget {asked.text} needs a table of measured times.")
+    return measured.table
+
+
+def _priced(
+    supernet: Supernet, table: CostTable, target: int, settings: SearchSettings, steps: int
+) -> tuple[SearchLoss, GateOptimizer]:
+    """The loss of a search of so many steps, and what moves its gates."""
+    cost = ExpectedCost(table, supernet.attentions[0].gate_logits.device)
+    share, controlled = target / table.dense, settings.budget_method == "lagrangian"
+    gates = ShrinkingGates(
+        supernet,
+        cost.shares(),
+        settings.gate_lr or _GATE_TRAVEL / steps,
+        steps // _LOOKS,
+        rising=round(RAMP * steps) if controlled else 0,
+    )
+    price: Price | Penalty = Penalty(share, settings.cost_weight)
+    if controlled:
+        start = float(cost(gates.parameters).detach())
+        price = Price(start, share, steps, lambda: gates.scale)
+    return SearchLoss(supernet, cost, price, settings.label_smoothing), gates
 
 
 def _settled(
@@ -147,38 +205,42 @@ def _settled(
     return Settled(settings.stop_when_settled, lambda: choose().choices, units)
 
 
-def cost_table_of(supernet: Supernet) -> CostTable:
-    """Cost of every choice; the wrapped blocks are counted as dense."""
+def cost_table_of(supernet: Supernet, unit: Unit = "MACs") -> CostTable:
+    """MACs or parameters of every choice; the wrapped blocks are counted as dense."""
     kept = [(site.attn, site.mlp) for site in supernet.sites]
     originals = [(a.msa, m.inner) for a, m in zip(supernet.attentions, supernet.mlps, strict=True)]
     try:
         for site, (attn, mlp) in zip(supernet.sites, originals, strict=True):
             site.replace(attn, mlp)
+        if unit == "params":
+            return parameter_table(supernet.model, supernet.sites)
         return cost_table(supernet.model, supernet.sites, input_size(supernet.model))
     finally:
         for site, (attn, mlp) in zip(supernet.sites, kept, strict=True):
             site.replace(attn, mlp)
 
 
-def _plan(
-    supernet: Supernet,
-    projection: Projection,
-    table: CostTable,
-    settings: SearchSettings,
-    target: int,
-) -> PrunePlan:
+def _plan(supernet: Supernet, projection: Projection) -> PrunePlan:
     blocks = tuple(
         BlockPlan(path=site.path, attention=site.taken(choice.kind), mlp_keep=choice.keep)
         for site, choice in zip(supernet.sites, projection.choices, strict=True)
     )
-    return PrunePlan(
-        model=supernet.spec,
-        blocks=blocks,
-        semantics=supernet.semantics,
-        budget=Budget(
-            asked=settings.budget,
-            asked_macs=target,
-            met_macs=projection.macs,
-            dense_macs=table.dense,
-        ),
+    return PrunePlan(model=supernet.spec, blocks=blocks, semantics=supernet.semantics)
+
+
+def _budget(
+    plan: PrunePlan, asked: str, target: int, tables: tuple[CostTable, CostTable], on: str
+) -> Budget:
+    """What was asked and met, in MACs and in the unit that was asked for; tables of both."""
+    macs, table = tables
+    amount = None
+    if table.unit != "MACs":
+        met = table.of_plan(plan)
+        amount = Amount(unit=table.unit, asked=target, met=met, dense=table.dense, on=on)
+    return Budget(
+        asked=asked,
+        asked_macs=target if amount is None else None,
+        met_macs=macs.of_plan(plan),
+        dense_macs=macs.dense,
+        amount=amount,
     )

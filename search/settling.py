@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from spvit_deploy.plan import AttentionKind
-from spvit_deploy.search.projection import Choice
+from spvit_deploy.search.alignment import Choice
 
 # Of all hidden units, the share that may come and go between two looks at a settled plan: gates
 # near the line are drawn to the end, and which of two equal units is kept decides nothing.

@@ -1,7 +1,8 @@
 """Settled gates leave a search: what is closed for good is no longer computed.
 
 A gate whose logit stays beyond ±:data:`SETTLED` for several looks in a row is fixed there, unless
-it is that of a hidden unit and open: nothing would be saved. Closed hidden units are then left out
+it is that of a hidden unit and open: nothing would be saved. Nor is one fixed open while the price
+of cost still rises, for it may not be worth that. Closed hidden units are then left out
 of their MLP's products, and operations that no free gate can reach are not run. Evaluation opens a
 gate at σ > 0.5 and so answers as before; a step costs what is left.
 """
@@ -28,10 +29,11 @@ class Shrinking:
     Args:
         supernet: whose gates to fix.
         period: steps from one look to the next; a gate is fixed after three that agree.
+        rising: steps in which the price of cost rises.
     """
 
-    def __init__(self, supernet: Supernet, period: int) -> None:
-        self._supernet, self._period = supernet, max(1, period)
+    def __init__(self, supernet: Supernet, period: int, rising: int = 0) -> None:
+        self._supernet, self._period, self._rising = supernet, max(1, period), rising
         self._logits = list(supernet.gate_parameters())
         self._agreed = [torch.zeros_like(p, dtype=torch.int8) for p in self._logits]
         self._steps = 0
@@ -44,7 +46,8 @@ class Shrinking:
             return
         for index, (logits, agreed) in enumerate(zip(self._logits, self._agreed, strict=True)):
             side = -(logits < -SETTLED).to(torch.int8)
-            if index % 2 == 0:  # of attention; units come between
+            # Of attention; units come between.
+            if index % 2 == 0 and self._steps > self._rising:
                 side += (logits > SETTLED).to(torch.int8)
             done = agreed.abs() >= _LOOKS
             moved = torch.where(agreed * side > 0, agreed + side, side)
@@ -81,14 +84,19 @@ class ShrinkingGates(GateOptimizer):
         supernet: whose gates to move.
         shares: as :class:`GateOptimizer`'s ``macs``.
         lr: as there.
-        period: as :class:`Shrinking`'s.
+        period, rising: as :class:`Shrinking`'s.
     """
 
     def __init__(
-        self, supernet: Supernet, shares: Sequence[Tensor], lr: float, period: int
+        self,
+        supernet: Supernet,
+        shares: Sequence[Tensor],
+        lr: float,
+        period: int,
+        rising: int = 0,
     ) -> None:
         super().__init__(list(supernet.gate_parameters()), shares, lr)
-        self._shrinking = Shrinking(supernet, period)
+        self._shrinking = Shrinking(supernet, period, rising)
 
     def step(self) -> None:
         """Move the free gates, and fix those that have settled."""

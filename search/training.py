@@ -20,6 +20,7 @@ from spvit_deploy.search.batch_norm import shared_batch_norm
 from spvit_deploy.search.checkpoints import State
 from spvit_deploy.search.gates import GateOptimizer
 from spvit_deploy.search.optimizing import LossFunction, Stepper, TrainSettings, make_optimizer
+from spvit_deploy.search.pricing import Penalty, Price
 from spvit_deploy.search.running import Run
 from spvit_deploy.search.saving_memory import gradient_checkpointing
 from spvit_deploy.search.settling import Settled
@@ -51,6 +52,7 @@ class GateTraining:
 
     Attributes:
         optimizer: steps the gates; AdamW leaves these alone.
+        price: of their cost, which is part of the loss.
         seed_draws: told before each step what its gates are drawn from.
         note: what to show beside the loss.
         metrics: what to log beside it.
@@ -58,6 +60,7 @@ class GateTraining:
     """
 
     optimizer: GateOptimizer
+    price: Price | Penalty
     seed_draws: Callable[[int], None]
     note: Callable[[], str]
     metrics: Callable[[], dict[str, float]]
@@ -224,6 +227,7 @@ class _Loop:
             "model": self._model.state_dict(),
             "optimizer": self._optimizer.state_dict(),
             "gates": self._gates.optimizer.state_dict() if self._gates else None,
+            "price": self._gates.price.state_dict() if self._gates else None,
             "settled": settled.state_dict() if settled else None,
             "seen": self._seen.state_dict(),
             "lines": self._run.log.lines if self._run.log else 0,
@@ -237,6 +241,7 @@ class _Loop:
         self._schedule.step_update(self._step)
         if self._gates is not None:
             self._gates.optimizer.load_state_dict(state["gates"])
+            self._gates.price.load_state_dict(state["price"])
             if self._gates.settled is not None:
                 self._gates.settled.load_state_dict(state["settled"])
         self._seen.load_state_dict(state["seen"])

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
         import_model,
         load_lean,
         materialize,
+        merge_latencies,
+        profile_latency,
         search_gates,
     )
 
@@ -30,6 +32,8 @@ __all__ = [
     "import_model",
     "load_lean",
     "materialize",
+    "merge_latencies",
+    "profile_latency",
     "search_gates",
 ]
 

@@ -16,14 +16,17 @@ from spvit_deploy.benchmarks.results import ResultsFile, Workload
 from spvit_deploy.data import Batches, DataSettings, open_batches
 from spvit_deploy.errors import DataError, InputError
 from spvit_deploy.exports import Pathish, export_model
+from spvit_deploy.latency_budgets import times_of_run
 from spvit_deploy.lean.folder import SavedModel, is_model_folder, load_saved, save_model
 from spvit_deploy.loading import ModelRequest, check_request, load_model
 from spvit_deploy.models import Preprocessing
 from spvit_deploy.originals import warn_if_blind
 from spvit_deploy.plan import GATES_FILE, PrunePlan, load_plan, save_plan
 from spvit_deploy.processes import Processes, first_alone, join
+from spvit_deploy.profiling import merge_latencies, profile_latency
 from spvit_deploy.progress import warn
 from spvit_deploy.search.adapters import require_peft
+from spvit_deploy.search.budget import parse_budget
 from spvit_deploy.search.finetuning import (
     FinetuneSettings,
     check_teacher,
@@ -65,7 +68,9 @@ def search_gates(
         model: timm name, or a dense folder.
         data: training data.
         output: folder to write.
-        budget: ``50%`` of the dense MACs, or ``3.2G``; takes the place of the settings' own.
+        budget: ``50%`` of the dense MACs, or ``3.2G``; ``4ms@openvino`` or ``70%@onnxruntime``,
+            with ``:FILE`` for times of :func:`profile_latency`, which are measured first
+            otherwise; takes the place of the settings' own.
         model_args: arguments of ``timm.create_model``.
         checkpoint: dense weights, file or folder.
         pretrained: start from timm's pretrained weights.
@@ -79,19 +84,21 @@ def search_gates(
         JobError: training failed, or the disk is full.
     """
     target, upkeep = Path(output), run or RunSettings()
-    begin_run(target, upkeep, force, reads=(model, checkpoint))
-    processes, where = join(device)
     chosen = (settings or SearchSettings()).model_copy(update={"budget": budget})
+    asked = parse_budget(budget, chosen.budget_on)
+    begin_run(target, upkeep, force, reads=(model, checkpoint, asked.file))
+    processes, where = join(device)
     torch.manual_seed(chosen.seed)
     request = ModelRequest.of(model, model_args, checkpoint, pretrained)
     saved, digest = load_model(request, _classes(DataSettings.of(data)))
     if saved.kind != "dense":
         raise InputError(f"{model} is lean already.", "Search from a dense model.")
-    supernet = Supernet(saved.module.to(where), saved.spec).to(where)
     batches = _open(data, saved, where, chosen.seed, processes)
-    asked = asked_of("search", saved.spec, digest, pretrained, batches, chosen)
-    with open_run(target, asked, upkeep, processes, where) as opened:
-        result = run_search(supernet, batches, chosen, opened)
+    same = asked_of("search", saved.spec, digest, pretrained, batches, chosen)
+    with open_run(target, same, upkeep, processes, where) as opened:
+        times = times_of_run(asked, saved, opened, where, chosen.allow_host)
+        supernet = Supernet(saved.module.to(where), saved.spec).to(where)
+        result = run_search(supernet, batches, chosen, times, opened)
         sources = {"checkpoint": digest} if digest else {}
         result = replace(result, plan=result.plan.model_copy(update={"sources": sources}))
         record = _search_record(result, chosen, saved, batches)
@@ -109,6 +116,7 @@ def _search_record(
         "data": batches.settings.spec,
         "settings": settings.model_dump(),
         "loss": [round(loss, 5) for loss in result.loss],
+        "expected_cost": round(result.expected, 4),
         "gates_flipped_by_projection": result.projection.flipped,
     }
     return SearchRecord(
@@ -379,5 +387,7 @@ __all__ = [
     "import_model",
     "load_lean",
     "materialize",
+    "merge_latencies",
+    "profile_latency",
     "search_gates",
 ]

@@ -16,6 +16,7 @@ from spvit_deploy.options import (
     Folder,
     Main,
     Number,
+    budget_options,
     data_source_options,
     device_option,
     engine_options,
@@ -67,13 +68,22 @@ def main(ctx: click.Context, verbose: bool, debug: bool) -> None:
 @click.option("--model", required=True, help="timm model name, or a dense folder.")
 @model_options
 @train_options
-@click.option("--budget", required=True, help="MACs of the lean model: 50% or 3.2G.")
+@budget_options
+@click.option(
+    "--budget-method",
+    type=click.Choice(["lagrangian", "penalty"]),
+    default="lagrangian",
+    show_default=True,
+    help="How the cost enters the loss: by a multiplier that is controlled so that the budget is "
+    "met, or by the paper's penalty.",
+)
 @click.option(
     "--cost-weight",
     type=Number(0),
     default=20.0,
     show_default=True,
-    help="λ of λ·(cost − target)², costs as shares of the dense model's.",
+    help="With --budget-method penalty: λ of λ·(cost − target)², costs as shares of the dense "
+    "model's.",
 )
 @click.option(
     "--gate-lr",
@@ -101,19 +111,73 @@ def main(ctx: click.Context, verbose: bool, debug: bool) -> None:
 def search(**options: Any) -> None:
     """Train a supernet and its gates; choose one operation a block and the MLP widths.
 
+    A budget in milliseconds is about a runtime: what each choice costs there is measured first, or
+    read from a file that `spvit-deploy profile` wrote, perhaps on another machine.
+
     \b
     Example: spvit-deploy search --model deit_small_patch16_224 --pretrained \\
                --data folder/imagenet --budget 50% -o search/
+    Budgets: 50%  3.2G                          MACs of the lean model
+             5M --budget-on params              parameters
+             4ms@openvino  70%@onnxruntime      latency on a runtime, measured first
+             2ms@tensorrt:latency.json          latency, by times from a file
+             9ms@openvino,precision=bf16,batch=8,threads=4
     """
     from spvit_deploy import api, show
     from spvit_deploy.search.searching import SearchSettings
 
     data, training = take_data(options), take_training(options)
     options["run"] = take_run(options)
-    for key in ("cost_weight", "gate_lr", "align", "stop_when_settled"):
+    for key in ("budget_on", "budget_method", "allow_host", "cost_weight", "gate_lr", "align",
+                "stop_when_settled"):  # fmt: skip
         training[key] = options.pop(key)
     result = api.search_gates(data=data, settings=SearchSettings(**training), **options)
     show.search(result, options["output"], training["align"])
+
+
+@main.command()
+@click.argument("models", metavar="MODEL | FILE…", nargs=-1, required=True)
+@model_options
+@click.option(
+    "--runtime",
+    "runtimes",
+    multiple=True,
+    default=("onnxruntime",),
+    show_default=True,
+    help="onnxruntime, openvino, torch, torch-compile, executorch, tensorrt-rtx or tensorrt; "
+    "repeat it for a table of each.",
+)
+@click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True)
+@click.option(
+    "--batch", type=click.IntRange(1), default=1, show_default=True, help="Images a call."
+)
+@click.option("--threads", type=click.IntRange(1), help="Threads of the runtime.")
+@click.option("--device", metavar="cpu|cuda|cuda:N", help="Where the runtime computes.")
+@click.option("--merge", is_flag=True, help="Put the tables of FILEs into one file instead.")
+@output_option("latency.json to write.")
+@force_option
+def profile(
+    models: tuple[str, ...], merge: bool, output: Path, force: bool, **options: Any
+) -> None:
+    """Measure what each choice of a search costs in time, for budgets such as 4ms@openvino.
+
+    Every operation of every kind of block and MLPs of several widths are exported as small models
+    and timed in turns on the runtime itself. The file goes with the search to another machine.
+
+    \b
+    Examples: spvit-deploy profile deit_small_patch16_224 --runtime openvino -o latency.json
+              spvit-deploy search … --budget 4ms@openvino:latency.json --allow-host
+              spvit-deploy profile --merge here.json there.json -o latency.json
+    """
+    from spvit_deploy import api, show
+
+    if merge:
+        file = api.merge_latencies(models, output, force)
+    elif len(models) > 1:
+        raise click.UsageError("Name one model; with --merge, files to put together.")
+    else:
+        file = api.profile_latency(models[0], output, force=force, **options)
+    show.latency(file, output)
 
 
 @main.command()
@@ -450,14 +514,17 @@ def run(recipe: Path | None, init: bool, force: bool) -> None:
 @output_option("Folder to write.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option(
+    "--budget", default="50%", show_default=True, help="As `search` takes it: 70%@onnxruntime, …"
+)
+@click.option(
     "--png/--no-png", default=True, help="Picture of the report, where Chromium is installed."
 )
 @force_option
-def demo(output: Path, seed: int, png: bool, force: bool) -> None:
+def demo(output: Path, seed: int, budget: str, png: bool, force: bool) -> None:
     """Walk the whole way with a small model on real images, in about two minutes."""
     from spvit_deploy.demo import run_demo
 
-    run_demo(output, seed, png, force)
+    run_demo(output, seed, png, force, budget)
 
 
 main.add_command(sweep)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -79,43 +79,112 @@ def _macs_by_module(model: nn.Module, input_size: tuple[int, int, int]) -> dict[
 
 @dataclass(frozen=True)
 class SiteCost:
-    """MACs that one block's choices cost. What an MLP costs beside its hidden units (a convolution
-    before them, in FastViT) counts as fixed, though it goes when no unit is left.
+    """What one block's choices cost, in the unit of its table.
+
+    Of MACs, what an MLP costs beside its hidden units (a convolution before them, in FastViT)
+    counts as fixed, though it goes when no unit is left.
+
+    Attributes:
+        attention: of each operation.
+        mlp: of 0, 1, … and all hidden units; nothing first, and never less than before.
     """
 
     attention: dict[AttentionKind, int]
-    mlp_unit: int
-    hidden: int
+    mlp: tuple[int, ...]
+
+    @staticmethod
+    def linear(attention: dict[AttentionKind, int], unit: int, hidden: int) -> SiteCost:
+        """A site each of whose hidden units costs the same."""
+        return SiteCost(attention, tuple(unit * width for width in range(hidden + 1)))
+
+    @property
+    def hidden(self) -> int:
+        """Hidden units that can be kept."""
+        return len(self.mlp) - 1
 
     @property
     def dense(self) -> int:
         """With attention and all hidden units."""
-        return self.attention[AttentionKind.MSA] + self.mlp_unit * self.hidden
+        return self.attention[AttentionKind.MSA] + self.mlp[-1]
+
+
+Unit = Literal["MACs", "params", "ns"]
 
 
 @dataclass(frozen=True)
 class CostTable:
-    """MACs of a model as a function of its plan."""
+    """The cost of a model as a function of its plan.
+
+    Attributes:
+        fixed: of what every plan has.
+        sites: of the blocks, in order.
+        unit: MACs and nanoseconds of one call; parameters.
+        tail: of the blocks from the last attention on, where these differ: an export computes no
+            tokens there that nobody reads. Empty where they do not.
+    """
 
     fixed: int
     sites: tuple[SiteCost, ...]
+    unit: Unit = "MACs"
+    tail: tuple[SiteCost, ...] = ()
 
     @property
     def dense(self) -> int:
-        """MACs of the dense model."""
-        return self.fixed + sum(site.dense for site in self.sites)
+        """Of the dense model."""
+        count = len(self.sites)
+        return self.of([AttentionKind.MSA] * count, [site.hidden for site in self.sites])
 
-    def of(self, kinds: Sequence[AttentionKind], widths: Sequence[int]) -> int:
-        """MACs of a plan with these operations and MLP widths."""
-        return self.fixed + sum(
-            site.attention[kind] + site.mlp_unit * width
-            for site, kind, width in zip(self.sites, kinds, widths, strict=True)
+    @property
+    def least(self) -> int:
+        """Of the cheapest plan."""
+        return min(
+            self.fixed + sum(min(site.attention.values()) for site in sites)
+            for sites in (self.sites, self.tail or self.sites)
         )
 
+    def of(self, kinds: Sequence[AttentionKind], widths: Sequence[int]) -> int:
+        """Of a plan with these operations and MLP widths."""
+        sites = self.ending(last_attention(kinds)).sites
+        return self.fixed + sum(
+            site.attention[kind] + site.mlp[width]
+            for site, kind, width in zip(sites, kinds, widths, strict=True)
+        )
+
+    def ending(self, last: int) -> CostTable:
+        """The table of plans whose last attention is in this block, in which every choice costs the
+        same whatever the others are.
+        """
+        if not self.tail:
+            return self
+        last = max(0, last)
+        return CostTable(self.fixed, (*self.sites[:last], *self.tail[last:]), self.unit)
+
     def of_plan(self, plan: PrunePlan) -> int:
-        """MACs of a plan."""
+        """Of a plan."""
         kinds = [block.attention for block in plan.blocks]
         return self.of(kinds, [len(block.mlp_keep) for block in plan.blocks])
+
+
+def last_attention(kinds: Sequence[AttentionKind]) -> int:
+    """Index of the last block with attention; -1 where there is none."""
+    found = [index for index, kind in enumerate(kinds) if kind is AttentionKind.MSA]
+    return found[-1] if found else -1
+
+
+_SCALES: dict[Unit, tuple[tuple[float, str], ...]] = {
+    "MACs": ((1e12, "TMACs"), (1e9, "GMACs"), (1e6, "MMACs"), (1e3, "KMACs"), (1, "MACs")),
+    "params": ((1e9, "G parameters"), (1e6, "M parameters"), (1e3, "K parameters"),
+               (1, "parameters")),
+    "ns": ((1e9, "s"), (1e6, "ms"), (1e3, "µs"), (1, "ns")),
+}  # fmt: skip
+
+
+def format_cost(amount: float, unit: Unit = "MACs") -> str:
+    """Three digits and a unit: ``3.21 GMACs``, ``5.7 M parameters``, ``4.02 ms``."""
+    for scale, name in _SCALES[unit]:
+        if abs(amount) >= scale:
+            return f"{amount / scale:.3g} {name}"
+    return f"0 {_SCALES[unit][-1][1]}"
 
 
 def cost_table(
@@ -141,7 +210,7 @@ def _site_cost(site: BlockSite, counts: dict[str, int]) -> SiteCost:
     }
     parts = (*site.mlp_parts.inputs, site.mlp_parts.output)
     mlp = sum(counts.get(f"{site.path}.{site.mlp_name}.{part}", 0) for part in parts)
-    return SiteCost(
+    return SiteCost.linear(
         {kind: own[site.taken(kind)] for kind in AttentionKind},
         mlp // site.hidden if site.hidden else 0,
         site.hidden,

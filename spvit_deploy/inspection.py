@@ -14,6 +14,7 @@ import onnx
 import torch
 
 from spvit_deploy._version import __version__
+from spvit_deploy.benchmarks.latency import LatencyTable, load_latency
 from spvit_deploy.benchmarks.results import load_results
 from spvit_deploy.benchmarks.runtimes import artefact_format, read_metadata
 from spvit_deploy.cost import count_cost
@@ -282,11 +283,23 @@ def _json(path: Path) -> dict[str, Any]:
             for r in results.results
         ]  # fmt: skip
         return {"kind": "results", "created": str(results.created), "results": rows}
+    if kind == "latency":
+        return {"kind": "latency", "tables": [_times(t) for t in load_latency(path).tables]}
     if kind == "engine":
         return {"kind": "engine", **_engine(parse_record(path))}
     if path.name in (CONFIG_FILE, SEARCH_FILE, EXPORT_FILE):
         return _folder(path.parent)
     raise InputError(f"{path}: a JSON file that is none of ours.", "Check the path.")
+
+
+def _times(table: LatencyTable) -> dict[str, Any]:
+    costs = table.costs(sorted(table.paths))
+    return {
+        "model": str(table.model), "runtime": table.runtime, "precision": table.precision,
+        "batch": table.batch, "threads": table.threads or "default", "device": table.device,
+        "host": table.host.cpu, "created": table.created,
+        "dense_ms": round(costs.dense / 1e6, 4), "least_ms": round(costs.least / 1e6, 4),
+    }  # fmt: skip
 
 
 _PACKAGES = {

@@ -127,6 +127,21 @@ fitting_options = _stack(
     click.option("--seed", type=int, default=0, show_default=True),
 )  # fmt: skip
 
+budget_options = _stack(
+    click.option(
+        "--budget", required=True,
+        help="What the lean model may cost: MACs, parameters, or time on a runtime; see below.",
+    ),
+    click.option(
+        "--budget-on", type=click.Choice(["macs", "params"]), default="macs", show_default=True,
+        help="What a budget without a runtime is about.",
+    ),
+    click.option(
+        "--allow-host", is_flag=True,
+        help="Take the times of a budget's file though they are another host's.",
+    ),
+)  # fmt: skip
+
 
 def epochs_option(name: str = "--epochs", default: int = 10, what: str | None = None) -> Decorator:
     """Epochs of a training."""

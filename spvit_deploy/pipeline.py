@@ -19,6 +19,7 @@ from spvit_deploy.errors import InputError
 from spvit_deploy.plan import ModelSpec
 from spvit_deploy.progress import stderr_console, warn
 from spvit_deploy.recipe import Recipe, check_recipe, load_recipe
+from spvit_deploy.search.budget import parse_budget
 from spvit_deploy.search.finetuning import FinetuneSettings
 from spvit_deploy.sources import fingerprint
 from spvit_deploy.store import claimed, read_record, sha256_bytes, sha256_file, write_record
@@ -124,7 +125,8 @@ def lean_stages(runner: Runner, recipe: Recipe, images: str, dense: Path) -> Pat
     """Search, materialize and fine-tune; the folder of the lean model."""
     root = runner.root
     search = runner.stage(
-        "search", [recipe.search.model_dump(), images], [dense], root / "search",
+        "search", [recipe.search.model_dump(), images], [dense, *_profile(recipe)],
+        root / "search",
         lambda: show.search(
             api.search_gates(
                 str(dense), recipe.data, root / "search", recipe.search.budget,
@@ -147,6 +149,12 @@ def lean_stages(runner: Runner, recipe: Recipe, images: str, dense: Path) -> Pat
             ), root / "tuned",
         ),
     )  # fmt: skip
+
+
+def _profile(recipe: Recipe) -> list[Path]:
+    """The file of times that the budget is read from, if it is."""
+    file = parse_budget(recipe.search.budget, recipe.search.budget_on).file
+    return [] if file is None else [file]
 
 
 def dense_stage(runner: Runner, recipe: Recipe, images: str) -> Path:

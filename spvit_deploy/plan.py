@@ -11,7 +11,15 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from spvit_deploy.errors import PlanError
 from spvit_deploy.store import read_record, record_digest, write_record
@@ -69,13 +77,43 @@ class BlockPlan(_Record):
         return keep
 
 
+class Amount(_Record):
+    """A budget in another unit than MACs.
+
+    Attributes:
+        unit: ``params``, or ``ns`` of a call.
+        asked, met, dense: what was asked, what the plan costs and what the dense model does.
+        on: where times were measured: runtime, precision, batch and host.
+    """
+
+    unit: Literal["params", "ns"]
+    asked: int
+    met: int
+    dense: int
+    on: str = ""
+
+
 class Budget(_Record):
-    """What was asked and what the plan costs, in MACs for one image."""
+    """What was asked and what the plan costs, in MACs for one image.
+
+    Attributes:
+        asked: as it was written.
+        asked_macs: None where another unit was asked for.
+        met_macs, dense_macs: of the plan and of the dense model.
+        amount: the same in the unit that was asked for, where it is not MACs.
+    """
 
     asked: str
-    asked_macs: int
+    asked_macs: int | None = None
     met_macs: int
     dense_macs: int
+    amount: Amount | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_nothing(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A budget in MACs is written, and hashed, as it was before there were others."""
+        written: dict[str, Any] = write(self)
+        return {key: value for key, value in written.items() if value is not None}
 
 
 class Semantics(_Record):

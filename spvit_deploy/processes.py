@@ -61,6 +61,14 @@ class Processes:
         self.copy_from_first([tensor])
         return int(tensor)
 
+    def text_of_first(self, text: str, device: torch.device) -> str:
+        """The first process's text."""
+        content = torch.tensor(list(text.encode()), dtype=torch.uint8, device=device)
+        size = self.number_of_first(len(content), device)
+        given = content if self.first else content.new_zeros(size)
+        self.copy_from_first([given])
+        return bytes(given.tolist()).decode()
+
 
 ALONE = Processes()
 

@@ -9,15 +9,18 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from spvit_deploy.benchmarks.runtimes import find_runtime
-from spvit_deploy.cost import count_cost
+from spvit_deploy.cost import cost_table
 from spvit_deploy.errors import InputError, OutputExistsError
 from spvit_deploy.export.formats import find_format
 from spvit_deploy.export.job import ExportSettings
 from spvit_deploy.families import find_sites
+from spvit_deploy.latency_budgets import measured, read_table
+from spvit_deploy.lean.counting import parameter_table
 from spvit_deploy.models import create_empty, input_size
 from spvit_deploy.plan import ModelSpec, first_line
+from spvit_deploy.profiling import settings_of
 from spvit_deploy.search.adapters import require_peft
-from spvit_deploy.search.budget import parse_budget
+from spvit_deploy.search.budget import parse_budget, with_base
 from spvit_deploy.search.finetuning import FinetuneSettings
 from spvit_deploy.search.running import RunSettings
 from spvit_deploy.search.searching import SearchSettings
@@ -105,7 +108,7 @@ train:                   # leave this section out to start from a checkpoint
   epochs: 20
   lr: 0.001
 search:
-  budget: 50%            # of the dense MACs, or 3.2G
+  budget: 50%            # of the dense MACs; or 3.2G, 4ms@openvino, 70%@onnxruntime
   epochs: 10
   lr: 0.0005
   align: 8               # MLP widths in multiples of this
@@ -167,7 +170,9 @@ def anchored(recipe: Recipe, here: Path) -> Recipe:
         data = data.model_copy(update={"root": str(here)})
     elif data.root:
         data = data.model_copy(update={"root": str(here / data.root)})
-    update = {"model": model, "data": data, "output": str(here / recipe.output)}
+    budget = with_base(recipe.search.budget, here)
+    search = recipe.search.model_copy(update={"budget": budget})
+    update = {"model": model, "data": data, "search": search, "output": str(here / recipe.output)}
     if recipe.tensorboard:
         update["tensorboard"] = here / recipe.tensorboard
     return recipe.model_copy(update=update)
@@ -192,8 +197,18 @@ def check_recipe(recipe: Recipe) -> None:
             f"{', '.join(map(str, recipe.benchmark.batches))}.",
             f"Set benchmark.batches: [{fixed}].",
         )
+    budget = parse_budget(recipe.search.budget, recipe.search.budget_on)
+    if budget.place is not None and budget.file is None:
+        settings_of(budget.place)
     if recipe.model.pretrained or ":" in recipe.model.name:
         return
-    module = create_empty(ModelSpec(name=recipe.model.name, args=recipe.model.args))
-    find_sites(module, recipe.model.name)
-    parse_budget(recipe.search.budget, count_cost(module, input_size(module)).macs)
+    spec = ModelSpec(name=recipe.model.name, args=recipe.model.args)
+    module = create_empty(spec)
+    sites = find_sites(module, recipe.model.name)
+    if budget.file is not None:
+        table = read_table(budget, sites, spec, recipe.search.allow_host)
+        budget.target(measured(table, sites).table)
+    elif budget.unit == "params":
+        budget.target(parameter_table(module, sites))
+    elif budget.unit == "MACs":
+        budget.target(cost_table(module, sites, input_size(module)))

@@ -11,16 +11,16 @@ from rich.console import Console
 from rich.table import Table
 
 from spvit_deploy.benchmarks.evaluate import Evaluation
+from spvit_deploy.benchmarks.latency import LatencyFile, LatencyTable
 from spvit_deploy.benchmarks.results import BenchmarkResult, ResultsFile
 from spvit_deploy.benchmarks.statistics import percentile
-from spvit_deploy.cost import count_cost
+from spvit_deploy.cost import Unit, count_cost, format_cost
 from spvit_deploy.export.record import AccuracyInfo, ExportRecord
 from spvit_deploy.export_all import ExportRow
 from spvit_deploy.lean.folder import SavedModel
 from spvit_deploy.lean.materialize import plan_costs
-from spvit_deploy.plan import PrunePlan
+from spvit_deploy.plan import AttentionKind, Budget, PrunePlan
 from spvit_deploy.ranks import speaks
-from spvit_deploy.search.budget import format_macs
 from spvit_deploy.search.searching import SearchResult
 
 # From here on int8 is called faster.
@@ -54,16 +54,13 @@ def search(result: SearchResult, output: Path, align: int) -> None:
     out, projection, budget = console(), result.projection, result.plan.budget
     out.print(plan_table(result.plan))
     if budget is not None:
-        share = 100 * budget.met_macs / budget.dense_macs
+        out.print(_budget_line(budget))
+        unit = budget.amount.unit if budget.amount else "MACs"
+        before = format_cost(projection.cost_before, unit)
         out.print(
-            f"budget {budget.asked} = {format_macs(budget.asked_macs)}; the plan costs "
-            f"{format_macs(budget.met_macs)}, {share:.1f}% of the dense model's "
-            f"{format_macs(budget.dense_macs)}"
+            f"the gates alone said {before}; {projection.flipped} of them, the least sure, were "
+            "turned to meet the budget"
         )
-    out.print(
-        f"the gates alone said {format_macs(projection.macs_before)}; {projection.flipped} of "
-        "them, the least sure, were turned to meet the budget"
-    )
     if projection.step < align:
         out.print(
             f"MLP widths are multiples of {projection.step}, not of {align}: the model is too "
@@ -72,13 +69,31 @@ def search(result: SearchResult, output: Path, align: int) -> None:
     out.print(f"wrote {output}")
 
 
+def _budget_line(budget: Budget) -> str:
+    """What was asked and met, in the unit that was asked for, and in MACs."""
+    unit: Unit = "MACs"
+    amounts = (budget.asked_macs or 0, budget.met_macs, budget.dense_macs)
+    more = ""
+    if budget.amount is not None:
+        unit, found = budget.amount.unit, budget.amount
+        amounts = (found.asked, found.met, found.dense)
+        more = f" ({100 * budget.met_macs / budget.dense_macs:.1f}% of its MACs)"
+        more += f", as measured in {found.on}" if found.on else ""
+    asked, met, dense = (format_cost(amount, unit) for amount in amounts)
+    share = f"{100 * amounts[1] / amounts[2]:.1f}%"
+    return (
+        f"budget {budget.asked} = {asked}; the plan costs {met}, {share} of the dense model's "
+        f"{dense}{more}"
+    )
+
+
 def model(saved: SavedModel, output: Path) -> None:
     """After materialize or finetune."""
     out = console()
     if saved.plan is not None:
         out.print(plan_table(saved.plan))
     cost = count_cost(saved.module, saved.preprocessing.input_size)
-    out.print(f"{saved.title}: {format_macs(cost.macs)}, {cost.params:,} parameters")
+    out.print(f"{saved.title}: {format_cost(cost.macs)}, {cost.params:,} parameters")
     accuracy(saved, output)
 
 
@@ -90,6 +105,35 @@ def accuracy(saved: SavedModel, output: Path) -> None:
     console().print(f"wrote {output}")
 
 
+def latency(file: LatencyFile, output: Path) -> None:
+    """After a profile: every table."""
+    for table in file.tables:
+        _latency(table)
+    console().print(f"wrote {output}")
+
+
+def _latency(table: LatencyTable) -> None:
+    """Milliseconds of blocks with each operation, and of their MLPs at each width."""
+    out, whole = console(), table.anchors
+    out.print(f"{table.model} in {table.place}")
+    rows = Table("blocks", *(kind.value for kind in AttentionKind), "hidden units", "ms each", "±")
+    for shape in table.shapes:
+        times = [f"{1e3 * time.seconds:.3f}" for time in shape.attention.values()]
+        spread = max(t.spread for t in (*shape.attention.values(), *(p.time for p in shape.mlp)))
+        rows.add_row(
+            f"{shape.paths[0]}" + (f" and {len(shape.paths) - 1} more" if shape.paths[1:] else ""),
+            *times,
+            " ".join(str(point.width) for point in shape.mlp),
+            " ".join(f"{1e3 * point.time.seconds:.3f}" for point in shape.mlp),
+            f"{50 * spread:.0f}%",
+        )
+    out.print(rows)
+    out.print(
+        f"dense {1e3 * whole.dense.seconds:.3f} ms (±{50 * whole.dense.spread:.0f}%), without MLPs "
+        f"{1e3 * whole.no_mlp.seconds:.3f} ms, least {1e3 * whole.least.seconds:.3f} ms"
+    )
+
+
 def imported(result: SavedModel | PrunePlan, output: Path) -> None:
     """After an import: a model, or gates alone."""
     if isinstance(result, SavedModel):
@@ -98,8 +142,8 @@ def imported(result: SavedModel | PrunePlan, output: Path) -> None:
     out, (dense, lean) = console(), plan_costs(result)
     out.print(plan_table(result))
     out.print(
-        f"lean: {format_macs(lean.macs)}, {lean.params:,} parameters; dense: "
-        f"{format_macs(dense.macs)}, {dense.params:,}"
+        f"lean: {format_cost(lean.macs)}, {lean.params:,} parameters; dense: "
+        f"{format_cost(dense.macs)}, {dense.params:,}"
     )
     out.print(f"wrote {output}; `materialize {output} --checkpoint DENSE` applies it")
 

@@ -31,7 +31,7 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _SETTLED = 60
 # One of these is in every folder that a command replaces, and beside it only what these match.
 _RECORDS = ("config.json", "search.json", "export.json", "gates.json", "exports.json")
-_WRITTEN = (*_RECORDS, "model.*", "supernet.safetensors", "log.jsonl")
+_WRITTEN = (*_RECORDS, "model.*", "supernet.safetensors", "latency.json", "log.jsonl")
 
 
 def sha256_bytes(data: bytes) -> str:

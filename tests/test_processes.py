@@ -18,12 +18,14 @@ import pytest
 import torch
 from PIL import Image
 
+from spvit_deploy.benchmarks.latency import LatencyFile, save_latency
 from spvit_deploy.errors import JobError
 from spvit_deploy.lean.folder import SavedModel
 from spvit_deploy.models import read_state_dict
 from spvit_deploy.search.training import _Loop
 from tests.calls import call, good, refused
 from tests.conftest import NAME, TINY_ARGS
+from tests.tables import a_table
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -48,15 +50,15 @@ def odd_images(root: Path) -> str:
     return f"folder/{root}"
 
 
-def search_into(output: Path, share: int) -> list[object]:
+def search_into(output: Path, share: int, budget: str) -> list[object]:
     return ["search", "--model", NAME, *TINY_ARGS, "--device", "cpu", "--lr", 2e-3,
-            "--data", "digits", "--epochs", 2, "--batch-size", 128 // share, "--budget", "50%",
-            "--checkpoint-every", 5, "-o", output]  # fmt: skip
+            "--data", "digits", "--epochs", 2, "--batch-size", 128 // share,
+            "--budget", budget, "--checkpoint-every", 5, "-o", output]  # fmt: skip
 
 
-def commands(root: Path, lean: Path, images: str, share: int) -> list[list[str]]:
+def commands(root: Path, lean: Path, images: str, share: int, budget: str) -> list[list[str]]:
     both = ["--device", "cpu", "--lr", 2e-3]
-    search = search_into(root / "search", share)
+    search = search_into(root / "search", share, budget)
     finetune = ["finetune", lean, *both, "--data", images, "--epochs", 3, "--augment", "timm",
                 "--batch-size", 64 // share, "--teacher", lean, "-o", root / "tuned"]  # fmt: skip
     return [[str(part) for part in command] for command in (search, finetune)]
@@ -74,11 +76,13 @@ def test_two_processes_do_what_one_does_with_the_doubled_batch(
 ) -> None:
     _, lean = make_lean(["conv3x3", "conv1x1", "msa"], [40, 96, 16], num_classes=2)
     images = odd_images(tmp_path / "images")
-    cut_short(search_into(tmp_path / "cut", 1), monkeypatch)
-    resume = [str(part) for part in (*search_into(tmp_path / "cut", 2), "--resume")]
-    both = [*commands(tmp_path / "two", lean, images, 2), resume]
+    save_latency(LatencyFile(tables=(a_table(),)), tmp_path / "times.json")
+    budget = f"50%@onnxruntime:{tmp_path / 'times.json'}"
+    cut_short(search_into(tmp_path / "cut", 1, budget), monkeypatch)
+    resume = [str(part) for part in (*search_into(tmp_path / "cut", 2, budget), "--resume")]
+    both = [*commands(tmp_path / "two", lean, images, 2, budget), resume]
     process = launch("-m", "tests.several", json.dumps(both))
-    for command in commands(tmp_path / "one", lean, images, 1):
+    for command in commands(tmp_path / "one", lean, images, 1, budget):
         good(*command)
     stdout, stderr = process.communicate(timeout=180)
     assert process.returncode == 0, stderr

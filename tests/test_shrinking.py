@@ -103,6 +103,18 @@ def test_gates_settle_after_three_looks_that_agree() -> None:
     assert again._supernet.mlps[0]._live is not None
 
 
+def test_no_attention_settles_open_while_the_price_of_cost_rises() -> None:
+    net = net_of(tiny_spec())
+    shrinking = Shrinking(net, 1, rising=5)
+    logits = net.attentions[0].gate_logits.data
+    logits[:] = 3.5
+    sides = []
+    for _ in range(10):
+        shrinking.step()
+        sides.append(bool(shrinking._agreed[0].ge(3).all()))
+    assert sides == [False] * 7 + [True] * 3
+
+
 def test_evaluation_answers_as_before() -> None:
     net = net_of(tiny_spec())
     attention, units = settled(net, 1)

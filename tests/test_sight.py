@@ -21,7 +21,7 @@ from tests.calls import good
 from tests.conftest import NAME, TINY_ARGS, tiny_spec
 
 COSTS = dict(zip(AttentionKind, (0, 300, 1500, 9000), strict=True))
-TABLE = CostTable(1000, tuple(SiteCost(COSTS, 40, 500) for _ in range(4)))
+TABLE = CostTable(1000, tuple(SiteCost.linear(COSTS, 40, 500) for _ in range(4)))
 
 
 def closed(attention: float) -> GateProbabilities:
@@ -36,7 +36,7 @@ def test_the_most_probable_attention_stays(probabilities: list[float], share: fl
     projection = project(gates, TABLE, target, attend=(0, 1, 2, 3))
     kinds = [choice.kind for choice in projection.choices]
     assert kinds[probabilities.index(0.04)] is AttentionKind.MSA
-    assert 0.99 * target <= projection.macs <= target
+    assert 0.99 * target <= projection.cost <= target
 
 
 def test_a_budget_below_one_attention_says_what_would_do() -> None:

@@ -15,7 +15,7 @@ from spvit_deploy.lean.folder import SavedModel
 from spvit_deploy.models import read_state_dict
 from spvit_deploy.plan import AttentionKind
 from spvit_deploy.search import settling
-from spvit_deploy.search.projection import Choice
+from spvit_deploy.search.alignment import Choice
 from spvit_deploy.search.settling import Settled
 from tests.calls import good, refused
 from tests.conftest import NAME, TINY_ARGS

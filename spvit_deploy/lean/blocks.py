@@ -89,6 +89,9 @@ class ConvAttention(nn.Module):
 class ConstantMlp(nn.Module):
     """What is left of an MLP without hidden units: its output, the same for every token.
 
+    In evaluation that is all it gives, to be broadcast: an export then neither makes a tensor of
+    its input's shape nor needs the norm before it.
+
     Args:
         dim: channels C.
         bias: whether the output is anything but zero.
@@ -99,10 +102,10 @@ class ConstantMlp(nn.Module):
         super().__init__()
         self.bias = nn.Parameter(torch.zeros(dim)) if bias else None
         self.channels_first = channels_first
+        self.dim = dim
 
     def forward(self, x: Tensor, *_: Any, **__: Any) -> Tensor:
-        """[B, …, C], or [B, C, H, W], → the same shape."""
-        zero = torch.zeros_like(x)
-        if self.bias is None:
-            return zero
-        return zero + (self.bias[:, None, None] if self.channels_first else self.bias)
+        """[B, …, C], or [B, C, H, W], → the same shape; [C], or [C, 1, 1], in evaluation."""
+        bias = x.new_zeros(self.dim) if self.bias is None else self.bias
+        constant = bias[:, None, None] if self.channels_first else bias
+        return torch.zeros_like(x) + constant if self.training else constant

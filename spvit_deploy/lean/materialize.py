@@ -64,7 +64,7 @@ def shape_lean(model: nn.Module, plan: PrunePlan) -> None:
     sites = family.sites(model)
     check_plan(plan, sites)
     for site, block in zip(sites, plan.blocks, strict=True):
-        site.replace(_lean_attention(site, block.attention), lean_mlp(site, len(block.mlp_keep)))
+        site.replace(lean_attention(site, block.attention), lean_mlp(site, len(block.mlp_keep)))
         family.settle(model, site, block.attention)
 
 
@@ -82,7 +82,8 @@ def plan_costs(plan: PrunePlan) -> tuple[Cost, Cost]:
     return dense, count_cost(module, size)
 
 
-def _lean_attention(site: BlockSite, kind: AttentionKind) -> Any:
+def lean_attention(site: BlockSite, kind: AttentionKind) -> Any:
+    """What stands where attention was, its weights not set; the site's own where it stays."""
     if kind is AttentionKind.MSA:
         return site.attn
     if kind is AttentionKind.SKIP:
@@ -140,7 +141,7 @@ def _attention_with_weights(
     kind = block.attention
     if kind is AttentionKind.MSA:
         return copy.deepcopy(site.attn)  # type: ignore[no-any-return]
-    lean = _lean_attention(site, kind)
+    lean = lean_attention(site, kind)
     if not isinstance(lean, ConvAttention):
         return lean  # type: ignore[no-any-return]
     prefix = f"{EXTRAS_PREFIX}{site.path}."

@@ -67,7 +67,7 @@ def check_budgets(budgets: tuple[str, ...], saved: SavedModel, align: int) -> No
     """
     supernet = Supernet(saved.module, saved.spec)
     table, attend = cost_table_of(supernet), supernet.blocks_to_attend()
-    targets = [parse_budget(budget, table.dense) for budget in budgets]
+    targets = [parse_budget(budget).target(table) for budget in budgets]
     _require_distinct(budgets, targets)
     for target in targets:
         project(supernet.probabilities(), table, target, align, attend)

@@ -18,8 +18,10 @@ import torch
 from spvit_deploy.benchmarks.onnxrt import OnnxRuntimeSession
 from spvit_deploy.cost import cost_table, count_cost
 from spvit_deploy.families import BlockSite, find_family, find_sites, inspect_family
+from spvit_deploy.lean.counting import parameter_table
 from spvit_deploy.lean.folder import SavedModel, load_saved, save_model
 from spvit_deploy.lean.materialize import materialize_weights
+from spvit_deploy.lean.probes import make_probes
 from spvit_deploy.models import create_empty, create_model, input_size, preprocessing_of
 from spvit_deploy.plan import AttentionKind, BlockPlan, ModelSpec, PrunePlan
 from spvit_deploy.search.supernet import Supernet
@@ -186,6 +188,8 @@ def test_plan_to_lean_to_onnx(case: Case, tmp_path: Path) -> None:
     spared = table.of_plan(plan) - count_cost(lean, size).macs
     # FastViT's MLP begins with a convolution, which goes with the last hidden unit.
     assert spared > 0 if case.name.startswith("fastvit") else spared == 0
+    held = parameter_table(module, find_sites(module, case.name)).of_plan(plan)
+    assert held == count_cost(lean, size).params
 
     save_model(SavedModel(lean, spec, preprocessing_of(module), plan=plan), tmp_path / "lean")
     with torch.no_grad():
@@ -193,6 +197,35 @@ def test_plan_to_lean_to_onnx(case: Case, tmp_path: Path) -> None:
     export_model(str(tmp_path / "lean"), tmp_path / "onnx")
     session = OnnxRuntimeSession(tmp_path / "onnx", "cpu", None)
     np.testing.assert_allclose(session.run(images.numpy()), wanted.numpy(), atol=2e-3, rtol=1e-3)
+
+
+# One of each way to call a block: tokens, maps, windows, two streams, tokens beside a class token,
+# blocks that change the size of what they are given.
+ALONE = (
+    "vit_relpos_small_patch16_224", "eva02_tiny_patch14_224", "cait_xxs24_224",
+    "swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256", "hiera_tiny_224", "pvt_v2_b0",
+    "twins_svt_small", "tnt_s_legacy_patch16_224", "samvit_base_patch16", "mvitv2_tiny",
+    "visformer_tiny", "naflexvit_base_patch16_gap",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "case", [c for c in MODELS if c.name in ALONE and not c.refused], ids=label
+)
+def test_blocks_run_alone_to_be_timed(case: Case) -> None:
+    model = create_model(spec_of(case))
+    probes = make_probes(model.eval(), spec_of(case), batch=2)
+    size = input_size(model)
+    for probe in probes.blocks.values():
+        with torch.no_grad():
+            tokens = probe.chain()(torch.randn(2, *probe.call.size))
+        assert len(tokens) == 2
+        assert torch.isfinite(tokens).all()
+    with torch.no_grad():
+        for anchor in probes.anchors.values():
+            assert anchor(torch.randn(2, *size)) is not None
+    # Blocks that compute the same are timed once.
+    assert len(probes.blocks) <= 11 * len({s.attention[AttentionKind.MSA] for s in probes.sites})
 
 
 @TAKEN

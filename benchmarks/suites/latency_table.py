@@ -1,0 +1,160 @@
+"""How well a latency table foretells whole models: random plans of DeiT-S, predicted and measured.
+
+The plans are written as an export writes them, and timed in the same turns as the table, so that
+what differs is not the host's mood.
+
+Usage: python benchmarks/suites/latency_table.py [--runtime NAME …] [--plans N] [--rounds N]
+           [--work FOLDER]
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import random
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import plotly.graph_objects as go
+import torch
+from scipy.stats import spearmanr
+from torch import nn
+
+from spvit_deploy.benchmarks.charts import LEAN, OTHER, style
+from spvit_deploy.benchmarks.host import read_host
+from spvit_deploy.benchmarks.latency import LatencyFile, LatencyTable, save_latency
+from spvit_deploy.benchmarks.report import render_png
+from spvit_deploy.benchmarks.turns import ROUNDS, Timing
+from spvit_deploy.export.graphs import write_unproven
+from spvit_deploy.families import BlockSite, find_sites
+from spvit_deploy.lean.chains import shaken_model
+from spvit_deploy.lean.materialize import shape_lean
+from spvit_deploy.models import create_model, input_size
+from spvit_deploy.plan import AttentionKind, BlockPlan, ModelSpec, PrunePlan
+from spvit_deploy.profiling import measure_beside, settings_of
+from spvit_deploy.search.budget import Place
+
+RESULTS = Path(__file__).parent / "results" / "latency_table.json"
+PICTURE = Path(__file__).parents[2] / "docs" / "images" / "latency-table.png"
+SPEC = ModelSpec(name="deit_small_patch16_224")
+COLOURS = {"onnxruntime": LEAN, "openvino": OTHER}
+
+
+def random_plan(dice: random.Random, sites: list[BlockSite]) -> PrunePlan:
+    """A plan as dense as the dice say: operations and MLP widths of every block drawn alone."""
+    density = dice.uniform(0.05, 0.95)
+    blocks: list[BlockPlan] = []
+    for site in sites:
+        dear = dice.random() < density
+        kind = AttentionKind.MSA if dear else dice.choice(list(AttentionKind)[:3])
+        share = min(1.0, max(0.0, dice.gauss(density, 0.25)))
+        width = round(share * site.hidden / 8) * 8
+        blocks.append(BlockPlan(path=site.path, attention=kind, mlp_keep=tuple(range(width))))
+    if all(block.attention is not AttentionKind.MSA for block in blocks):
+        return random_plan(dice, sites)  # a search never gives one without attention
+    return PrunePlan(model=SPEC, blocks=tuple(blocks))
+
+
+def write_plans(plans: list[PrunePlan], model: nn.Module, place: Place, work: Path) -> list[Path]:
+    """Artefacts of lean models with random weights; those that are there are taken as they are."""
+    files = []
+    for index, plan in enumerate(plans):
+        folder = work / f"{place.runtime}-{index}"
+        done = folder / "file.txt"
+        if not done.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            lean = copy.deepcopy(model)
+            shape_lean(lean, plan)
+            file = write_unproven(shaken_model(lean), input_size(model), settings_of(place), folder)
+            done.write_text(file.name)
+        files.append(folder / done.read_text())
+    return files
+
+
+def compare(table: LatencyTable, plans: list[PrunePlan], times: list[Timing]) -> dict[str, Any]:
+    """Predicted and measured milliseconds of every plan, and how far they differ."""
+    costs = table.costs([block.path for block in plans[0].blocks])
+    measured = [1e3 * time.seconds for time in times]
+    predicted = [costs.of_plan(plan) / 1e6 for plan in plans]
+    errors = [p / m - 1 for p, m in zip(predicted, measured, strict=True)]
+    return {
+        "predicted_ms": predicted,
+        "measured_ms": measured,
+        "spread": [time.spread for time in times],
+        "mean_error": sum(map(abs, errors)) / len(errors),
+        "largest_error": max(map(abs, errors)),
+        "bias": sum(errors) / len(errors),
+        "rank_correlation": float(spearmanr(predicted, measured).statistic),
+        "place": table.place,
+    }
+
+
+def draw(found: dict[str, Any], picture: Path) -> None:
+    """Predicted against measured, one point a plan; needs an installed Chromium."""
+    figure = go.Figure()
+    most = max(max(row["measured_ms"]) for row in found.values()) * 1.08
+    for factor, dash in ((1.0, "solid"), (1.05, "dot"), (0.95, "dot")):
+        figure.add_scatter(
+            x=[0, most], y=[0, most * factor], mode="lines", showlegend=False,
+            line={"color": "#94a3b8", "dash": dash, "width": 1},
+        )  # fmt: skip
+    for runtime, row in found.items():
+        label = (
+            f"{runtime}: mean error {100 * row['mean_error']:.1f}%, rank correlation "
+            f"{row['rank_correlation']:.3f}"
+        )
+        figure.add_scatter(
+            x=row["measured_ms"], y=row["predicted_ms"], mode="markers", name=label,
+            marker={"size": 9, "color": COLOURS.get(runtime, OTHER)},
+        )  # fmt: skip
+    figure.update_xaxes(title="measured, ms (dotted: ±5%)", range=[0, most])
+    style(figure, 460, yaxis_title="predicted from the table, ms")
+    with tempfile.TemporaryDirectory() as scratch:
+        page = Path(scratch) / "page.html"
+        figure.write_html(page, default_width="900px")
+        picture.parent.mkdir(exist_ok=True)
+        if not render_png(page, picture):
+            print("no picture: that takes an installed Chromium")
+
+
+def one_runtime(runtime: str, count: int, rounds: int, work: Path) -> dict[str, Any]:
+    """Measure the table and the plans."""
+    torch.manual_seed(0)
+    model, place, dice = create_model(SPEC), Place(runtime), random.Random(0)
+    sites = find_sites(model, str(SPEC))
+    plans = [random_plan(dice, sites) for _ in range(count)]
+    files = write_plans(plans, model, place, work)
+    named = {str(index): file for index, file in enumerate(files)}
+    table, times = measure_beside(model, SPEC, place, named, rounds)
+    save_latency(LatencyFile(tables=(table,)), work / f"{runtime}.json")
+    row = compare(table, plans, [times[name] for name in named])
+    print(
+        f"{runtime}: mean error {100 * row['mean_error']:.1f}%, largest "
+        f"{100 * row['largest_error']:.1f}%, rank correlation {row['rank_correlation']:.3f}"
+    )
+    return row
+
+
+def main() -> None:
+    """Measure, record and draw."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runtime", action="append", help="default: onnxruntime and openvino")
+    parser.add_argument("--plans", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="Bursts of each.")
+    parser.add_argument("--work", type=Path, help="Folder of exports, to measure them again.")
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        work = asked.work or Path(scratch)
+        found = {
+            runtime: one_runtime(runtime, asked.plans, asked.rounds, work)
+            for runtime in asked.runtime or ("onnxruntime", "openvino")
+        }
+    record = {"runtimes": found, "host": read_host().model_dump(mode="json")}
+    RESULTS.write_text(json.dumps(record, indent=1) + "\n")
+    draw(found, PICTURE)
+
+
+if __name__ == "__main__":
+    main()
