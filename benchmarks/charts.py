@@ -11,7 +11,7 @@ from spvit_deploy.benchmarks.results import BenchmarkResult
 from spvit_deploy.plan import AttentionKind, PrunePlan
 
 DENSE, LEAN, OTHER = "#94a3b8", "#4f46e5", "#0d9488"
-_KINDS = {
+KINDS = {
     AttentionKind.SKIP: ("skip", "#e2e8f0"),
     AttentionKind.CONV1X1: ("1×1 conv", "#a5b4fc"),
     AttentionKind.CONV3X3: ("3×3 conv", "#6366f1"),
@@ -20,7 +20,7 @@ _KINDS = {
 
 
 def style(figure: Any, height: int, **layout: Any) -> Any:
-    """One style for all figures."""
+    """The figure in the style of all."""
     figure.update_layout(
         height=height,
         margin={"l": 60, "r": 20, "t": 10, "b": 50},
@@ -85,7 +85,7 @@ def plan_bars(plan: PrunePlan, hidden: Sequence[int]) -> Any:
     if hidden:
         figure.add_bar(name="dense MLP width", x=names, y=list(hidden), marker_color="#f1f5f9",
                        marker_line={"color": "#cbd5e1", "width": 1})  # fmt: skip
-    for kind, (label, shade) in _KINDS.items():
+    for kind, (label, shade) in KINDS.items():
         own = [block for block in plan.blocks if block.attention is kind]
         if own:
             figure.add_bar(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -48,9 +49,10 @@ class OnnxRuntimeSession:
                 str(file), options, providers=[(provider, settings)]
             )
         except Exception as error:
-            text = " ".join(str(error).split())[:160]
+            missing = "NOT_IMPLEMENTED" in str(error)
             raise CorruptFileError(
-                f"{file}: ONNX Runtime cannot open it ({text}).", "Export it again."
+                f"{file}: ONNX Runtime cannot open it ({_reason(error)}).",
+                "Choose another --runtime or --device." if missing else "Export it again.",
             ) from error
         _require_loaded(self._session, provider)
         kind = device.partition(":")[0]
@@ -87,6 +89,13 @@ class OnnxRuntimeSession:
     def close(self) -> None:
         """Drop the session."""
         del self._session
+
+
+def _reason(error: Exception) -> str:
+    """What ONNX Runtime says, without where in its sources it says so."""
+    text = " ".join(str(error).split())
+    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)
+    return re.sub(r"/\S*onnxruntime\S*:\d+ .*?\) ", " ", text)[:300].rstrip(". ")
 
 
 def _provider(device: str) -> tuple[str, dict[str, str]]:

@@ -6,7 +6,7 @@ import io
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from plotly.offline import get_plotlyjs
 
 from spvit_deploy.benchmarks import charts
 from spvit_deploy.benchmarks.results import BenchmarkResult, ResultsFile, load_results
+from spvit_deploy.benchmarks.search_charts import read_search_log, search_figures
 from spvit_deploy.benchmarks.statistics import median_ratio
 from spvit_deploy.plan import PrunePlan
 from spvit_deploy.store import write_bytes
@@ -46,15 +47,17 @@ def write_report(
     output: Path,
     plan: PrunePlan | None = None,
     hidden: Sequence[int] = (),
+    search: Path | None = None,
     title: str = "spvit-deploy report",
 ) -> None:
     """Write the page.
 
     Args:
-        results: ``results.json`` files.
+        results: ``results.json`` files; none where a search alone is to be shown.
         output: page to write.
         plan: the lean model's, to draw.
         hidden: MLP widths of the dense model, to draw the plan against.
+        search: folder of a search, to draw how it went.
         title: heading.
 
     Raises:
@@ -63,23 +66,40 @@ def write_report(
     """
     files = [load_results(path) for path in results]
     rows = [result for file in files for result in file.results]
-    figures: list[tuple[str, str, Any]] = [
-        ("Latency", "Median of a call; the whisker ends at the 90th percentile.",
-         charts.latency_bars(rows)),
-        ("All samples", "Boxes hold the middle half of the calls.", charts.sample_boxes(rows)),
-    ]  # fmt: skip
+    figures = list(_figures(rows, plan, hidden))
+    if search is not None:
+        figures += search_figures(read_search_log(search))
+    body = [f"<h1>{escape(title)}</h1><p class=sub>{escape(_subtitle(files, plan))}</p>"]
+    if rows:
+        body.append(f"<div class=cards>{''.join(_cards(rows))}</div>")
+        body.append(f"<section><h2>Results</h2>{_table(rows)}</section>")
+    body += [figure_section(index, *entry) for index, entry in enumerate(figures)]
+    if files:
+        body.append(method_section(files))
+    write_page(output, title, body)
+
+
+def _figures(
+    rows: Sequence[BenchmarkResult], plan: PrunePlan | None, hidden: Sequence[int]
+) -> Iterator[tuple[str, str, Any]]:
+    """(heading, note, figure)."""
     if plan is not None:
         note = "Bars: hidden units that each MLP keeps. Colour: what took attention's place."
-        figures.insert(0, ("The plan", note, charts.plan_bars(plan, hidden)))
+        yield "The plan", note, charts.plan_bars(plan, hidden)
+    if rows:
+        note = "Median of a call; the whisker ends at the 90th percentile."
+        yield "Latency", note, charts.latency_bars(rows)
+        yield "All samples", "Boxes hold the middle half of the calls.", charts.sample_boxes(rows)
     if any(row.top1 is not None for row in rows):
-        figures.append(("Accuracy and cost", "", charts.accuracy_scatter(rows)))
-    body = [
-        f"<h1>{escape(title)}</h1><p class=sub>{escape(_subtitle(files, plan))}</p>",
-        f"<div class=cards>{''.join(_cards(rows))}</div>",
-        f"<section><h2>Results</h2>{_table(rows)}</section>",
-        *(_figure(index, *entry) for index, entry in enumerate(figures)),
-        f"<section><h2>How it was measured</h2>{_method(files)}</section>",
-    ]
+        yield "Accuracy and cost", "", charts.accuracy_scatter(rows)
+
+
+def write_page(output: Path, title: str, body: Sequence[str]) -> None:
+    """Write a page that needs nothing beside it; ``body`` is HTML.
+
+    Raises:
+        StorageError: no space, or not writable.
+    """
     page = (
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{escape(title)}</title>"
         "<meta name=viewport content='width=device-width,initial-scale=1'>"
@@ -112,22 +132,23 @@ def _cards(rows: Sequence[BenchmarkResult]) -> list[str]:
     for label, dense, lean in seen:
         ratio = median_ratio(dense.samples, lean.samples)
         cards.append(
-            _card(f"{ratio.value:.2f}×", f"faster than dense: {label} "
+            card(f"{ratio.value:.2f}×", f"faster than dense: {label} "
                   f"(95%: {ratio.low:.2f}–{ratio.high:.2f}"
                   f"{', unsteady' if dense.flagged or lean.flagged else ''})")
         )  # fmt: skip
     if seen:
         _, dense, lean = seen[0]
         if dense.macs:
-            cards.append(_card(f"{100 * lean.macs / dense.macs:.1f}%", "of the dense MACs"))
-            cards.append(_card(f"{100 * lean.params / dense.params:.1f}%", "of the parameters"))
+            cards.append(card(f"{100 * lean.macs / dense.macs:.1f}%", "of the dense MACs"))
+            cards.append(card(f"{100 * lean.params / dense.params:.1f}%", "of the parameters"))
         if lean.top1 is not None and dense.top1 is not None:
             text = f"top-1; dense has {dense.top1:.2f}%"
-            cards.append(_card(f"{lean.top1:.2f}%", text))
+            cards.append(card(f"{lean.top1:.2f}%", text))
     return cards
 
 
-def _card(value: str, text: str) -> str:
+def card(value: str, text: str) -> str:
+    """A figure, and what it is."""
     return f"<div class=card><b>{escape(value)}</b><span>{escape(text)}</span></div>"
 
 
@@ -154,7 +175,8 @@ def _table(rows: Sequence[BenchmarkResult]) -> str:
     return "".join(lines)
 
 
-def _figure(index: int, heading: str, note: str, figure: Any) -> str:
+def figure_section(index: int, heading: str, note: str, figure: Any) -> str:
+    """A section with a figure of plotly; ``index`` is its own on the page."""
     chart = figure.to_html(
         full_html=False, include_plotlyjs=False, div_id=f"figure-{index}",
         config={"displayModeBar": False, "responsive": True},
@@ -162,7 +184,8 @@ def _figure(index: int, heading: str, note: str, figure: Any) -> str:
     return f"<section><h2>{heading}</h2><p class=note>{escape(note)}</p>{chart}</section>"
 
 
-def _method(files: Sequence[ResultsFile]) -> str:
+def method_section(files: Sequence[ResultsFile]) -> str:
+    """How and where the results were measured."""
     text = (
         "<p>Artefacts take turns in short bursts, in an order that changes from round to round, "
         "with a sleep before each burst, since a runtime's threads spin on after a call and slow "
@@ -185,7 +208,8 @@ def _method(files: Sequence[ResultsFile]) -> str:
             "measured": file.created,
         }  # fmt: skip
         lines += [f"<tr><th>{k}<td>{escape(v)}" for k, v in facts.items()]
-    return f"{text}<table class=host>{''.join(lines)}</table>"
+    table = f"<table class=host>{''.join(lines)}</table>"
+    return f"<section><h2>How it was measured</h2>{text}{table}</section>"
 
 
 def render_png(page: Path, picture: Path, height: int = 4000) -> bool:

@@ -169,16 +169,16 @@ def _agreement(a: Array, b: Array, margin: float) -> float:
     return float((same | ~clear).mean())
 
 
-def require(report: ParityReport) -> ParityReport:
-    """Pass a report on.
+def require(
+    report: ParityReport, hint: str = "Nothing was written; please report it."
+) -> ParityReport:
+    """Pass a report on, or refuse it with a hint.
 
     Raises:
         ParityError: it says that the answers differ.
     """
     if not report.passed:
-        raise ParityError(
-            f"Parity failed at the link {report.line()}.", "Nothing was written; please report it."
-        )
+        raise ParityError(f"Parity failed at the link {report.line()}.", hint)
     return report
 
 

@@ -31,6 +31,17 @@ from spvit_deploy.export.parity import (
 from spvit_deploy.export.quick_time import alternate
 from spvit_deploy.pixels import from_pixels, to_pixels
 
+# What a person can do about answers that a precision changes; those of fp32 may never differ.
+_HINTS = {
+    "fp32": "Nothing was written; please report it.",
+    "fp16": "Nothing was written: values of this model leave fp16's range (65504) or its digits. "
+    "Choose bf16 or fp32.",
+    "bf16": "Nothing was written: the digits of bf16 are too few for this model. Choose fp32, "
+    "or fp16 if its values stay below 65504.",
+    "int8": "Nothing was written: give more --calibration images, a smaller --max-drop, or choose "
+    "fp32.",
+}
+
 
 def prove(
     job: ExportJob, answers: Answers, file: Path, runtime: str, proof: onnx.ModelProto | None
@@ -61,7 +72,8 @@ def prove(
             reports = compare_outputs(
                 link, answers.names, answers.reference, opened.run_all, _inputs(job), limits
             )
-            checked = tuple(require(report) for report in reports)
+            hint = _HINTS[job.settings.precision]
+            checked = tuple(require(report, hint) for report in reports)
             return checked, _judge(job, answers, opened)
         finally:
             opened.close()

@@ -1,6 +1,6 @@
 """int8 for ONNX Runtime: post-training, in the shape of QDQ that its fusions recognize.
 
-Unsigned activations, weights a scale a channel, on the linear layers and the patch embedding.
+Unsigned activations, weights a scale a channel, on the linear layers and the 3×3 convolutions.
 Products of two activations (attention scores) stay as they are: they cost accuracy first. So do
 classifiers: one token's product costs no time, and in int8 the most accuracy of all layers.
 docs/decisions/0005 has the figures.
@@ -33,6 +33,7 @@ from spvit_deploy.quiet import quiet
 _OPERATORS = ("MatMul", "Gemm", "Conv")
 # Two heads (class and distillation token) are averaged.
 _ARITHMETIC = ("Add", "Mul", "Div", "Identity")
+_MOVES = ("Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze")
 _BATCH = 8
 _JUDGED = 32
 # What a product gives is read in fp32: rounding it to int8 too costs accuracy, and its own kernels.
@@ -86,6 +87,31 @@ def _classifiers(proto: onnx.ModelProto) -> set[str]:
     return found
 
 
+def _beside_others(proto: onnx.ModelProto) -> set[str]:
+    """Convolutions whose answers are joined with other tensors: a patch embedding, with tokens.
+
+    In int8 they answer in int8 here, and OpenVINO then rounds what they are joined with as well,
+    class tokens to the scale of patches.
+    """
+    constants = {tensor.name for tensor in proto.graph.initializer}
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in proto.graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+
+    def moves(node: onnx.NodeProto) -> bool:
+        # Positions may be added to patches before they meet the class token.
+        return node.op_type in _MOVES or (node.op_type == "Add" and node.input[1] in constants)
+
+    def joins(node: onnx.NodeProto) -> bool:
+        after = [reader for name in node.output for reader in readers.get(name, [])]
+        if any(reader.op_type == "Concat" for reader in after):
+            return True
+        return any(joins(reader) for reader in after if moves(reader))
+
+    return {node.name for node in proto.graph.node if node.op_type == "Conv" and joins(node)}
+
+
 def quantize(
     proto: onnx.ModelProto,
     calibration: Calibration,
@@ -105,6 +131,9 @@ def quantize(
         finish: what is made of the quantized graph afterwards, for its accuracy to be measured.
     """
     layers = linear_layers(proto)
+    if not symmetric:
+        beside = _beside_others(proto)
+        layers = [name for name in layers if name not in beside]
     fit = _Fit(calibration.images, batch or _BATCH, symmetric)
     before = calibration.top1(_runner(proto, batch))
 

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
 from spvit_deploy.data import Batches
-from spvit_deploy.errors import DataError, ModelError
+from spvit_deploy.errors import DataError, InputError, ModelError
 from spvit_deploy.lean.folder import SavedModel
 from spvit_deploy.processes import ALONE, Processes
-from spvit_deploy.progress import progress_bar
+from spvit_deploy.progress import progress_bar, stderr_console
+from spvit_deploy.search.adapters import LowRank, adapted
 from spvit_deploy.search.running import Run
 from spvit_deploy.search.training import TrainSettings, train
 
@@ -26,11 +28,21 @@ class FinetuneSettings(TrainSettings):
         distillation: ``soft`` (KL of softened scores) or ``hard`` (the teacher's class).
         distill_weight: share of the teacher in the loss.
         distill_temperature: softening of ``soft``.
+        adapters: ``lora:r=8`` or ``lora:r=8,alpha=16``; None to train all weights.
     """
 
     distillation: str = Field(default="soft", pattern="^(soft|hard)$")
     distill_weight: float = Field(default=0.5, ge=0, le=1)
     distill_temperature: float = Field(default=2.0, gt=0)
+    adapters: str | None = None
+
+    @field_validator("adapters")
+    @classmethod
+    def _are_adapters(cls, text: str | None) -> str | None:
+        try:
+            return None if text is None else str(LowRank.parse(text))
+        except InputError as error:
+            raise ValueError(str(error)) from None
 
 
 class DistillationLoss:
@@ -114,7 +126,8 @@ def finetune_model(
         The model back on the CPU, with the settings and losses added to its history.
 
     Raises:
-        ModelError: the teacher does not fit.
+        ModelError: the teacher does not fit, or adapters do not.
+        RuntimeMissingError: adapters without peft.
         JobError, DataError: as :func:`train`.
     """
     if teacher is not None:
@@ -122,7 +135,12 @@ def finetune_model(
         teacher.module.to(device).requires_grad_(False)
     loss = DistillationLoss(settings, teacher.module if teacher else None)
     module = saved.module.to(device)
-    epochs = train(module, batches, loss, settings, label, run=run)
+    with ExitStack() as stack:
+        if settings.adapters is not None:
+            size, wanted = saved.preprocessing.input_size, LowRank.parse(settings.adapters)
+            counts = stack.enter_context(adapted(module, wanted, size, settings.seed))
+            stderr_console().print(str(counts), highlight=False)
+        epochs = train(module, batches, loss, settings, label, run=run)
     done = {
         "stage": "finetune",
         "data": batches.settings.spec,

@@ -24,6 +24,8 @@ from spvit_deploy.originals import warn_if_blind
 from spvit_deploy.plan import GATES_FILE, PrunePlan, load_plan, save_plan
 from spvit_deploy.processes import Processes, first_alone, join
 from spvit_deploy.profiling import merge_latencies, profile_latency
+from spvit_deploy.progress import warn
+from spvit_deploy.search.adapters import require_peft
 from spvit_deploy.search.budget import parse_budget
 from spvit_deploy.search.finetuning import (
     FinetuneSettings,
@@ -257,9 +259,10 @@ def finetune(
         InputError, JobError: as :func:`search_gates`.
     """
     target, upkeep = Path(output), run or RunSettings()
+    chosen = settings or FinetuneSettings()
+    require_peft(chosen.adapters)
     begin_run(target, upkeep, force, reads=(model, checkpoint, teacher))
     processes, where = join(device)
-    chosen = settings or FinetuneSettings()
     torch.manual_seed(chosen.seed)
     request = ModelRequest.of(model, model_args, checkpoint, pretrained)
     teaching = None
@@ -267,6 +270,8 @@ def finetune(
         teaching = ModelRequest(teacher, pretrained=not Path(teacher).exists())
         check_request(teaching)
     saved, digest = load_model(request, _classes(DataSettings.of(data)))
+    if chosen.adapters and not digest and not pretrained:
+        warn(f"adapters leave the weights of {model} as they are, and these are random.")
     taught = None
     sources = {"model": digest} if digest else {}
     if teaching is not None:

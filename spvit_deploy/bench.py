@@ -48,7 +48,12 @@ def bench_to_file(
 
 
 def report_to_file(
-    results: Sequence[Path], output: Path, plan: Path | None, png: bool, force: bool
+    results: Sequence[Path],
+    output: Path,
+    plan: Path | None,
+    png: bool,
+    force: bool,
+    search: Path | None = None,
 ) -> list[Path]:
     """Write the page, and its picture with ``png`` where a Chromium is installed.
 
@@ -57,9 +62,9 @@ def report_to_file(
     """
     picture = output.with_suffix(".png")
     for path in (output, picture) if png else (output,):
-        ensure_free(path, force, folder=False, reads=(*results, plan))
+        ensure_free(path, force, folder=False, reads=(*results, plan, search))
     loaded = load_plan(plan) if plan else None
-    write_report(results, output, loaded, _hidden(loaded))
+    write_report(results, output, loaded, _hidden(loaded), search)
     if not png:
         return [output]
     if render_png(output, picture):

@@ -26,14 +26,18 @@ from spvit_deploy.options import (
     output_option,
     run_options,
     runtime_device_option,
+    take_adapters,
     take_data,
     take_engine_flags,
     take_layers,
+    take_profile,
     take_run,
     take_training,
     train_options,
+    warn_if_idle,
 )
 from spvit_deploy.ranks import launched
+from spvit_deploy.sweep.command import sweep
 
 
 @click.group(cls=Main, context_settings={"help_option_names": ["-h", "--help"]})
@@ -243,6 +247,14 @@ def import_(**options: Any) -> None:
 @click.option(
     "--distill-temperature", type=Number(0, min_open=True), default=2.0, show_default=True
 )
+@click.option(
+    "--adapters",
+    metavar="lora:r=N",
+    callback=take_adapters,
+    help="Train changes of rank N to linear and 1×1 and 3×3 layers, the classifier and the norms: "
+    "less memory for a large model. lora:r=8,alpha=16 scales them by alpha / r, 2 by default. They "
+    "are merged in the end.",
+)
 @run_options
 @device_option
 @output_option("Model folder to write.")
@@ -259,7 +271,7 @@ def finetune(**options: Any) -> None:
 
     data, training = take_data(options), take_training(options)
     options["run"] = take_run(options)
-    for key in ("distillation", "distill_weight", "distill_temperature"):
+    for key in ("distillation", "distill_weight", "distill_temperature", "adapters"):
         training[key] = options.pop(key)
     saved = api.finetune(data=data, settings=FinetuneSettings(**training), **options)
     show.model(saved, options["output"])
@@ -304,7 +316,7 @@ def finetune(**options: Any) -> None:
     "--profile",
     default="1,8,32",
     show_default=True,
-    callback=take_layers,
+    callback=take_profile,
     metavar="MIN,OPT,MAX",
     help="Batches of an engine with a dynamic batch.",
 )
@@ -379,6 +391,7 @@ def export(**options: Any) -> None:
     else:
         options["format"] = options["format"] or "onnx"
         options["precision"] = options["precision"] or "fp32"
+        warn_if_idle(options["precision"] == "int8", ("calibration", "max_drop"), "for int8")
         show.export(api.export_model(**options), options["output"])
 
 
@@ -437,18 +450,28 @@ def benchmark(**options: Any) -> None:
 
 
 @main.command()
-@click.argument("results", metavar="results.json…", type=Folder, nargs=-1, required=True)
+@click.argument("results", metavar="[results.json…]", type=Folder, nargs=-1)
 @click.option("--plan", type=Folder, help="Lean folder or gates.json whose plan to draw.")
+@click.option(
+    "--search", type=Folder, help="Search folder: loss, cost against budget, gates over the steps."
+)
 @click.option("--png", is_flag=True, help="Write a picture too, with an installed Chromium.")
 @output_option("report.html to write.")
 @force_option
 def report(
-    results: tuple[Path, ...], plan: Path | None, png: bool, output: Path, force: bool
+    results: tuple[Path, ...],
+    plan: Path | None,
+    search: Path | None,
+    png: bool,
+    output: Path,
+    force: bool,
 ) -> None:
-    """Write one self-contained HTML page from results."""
+    """Write one self-contained HTML page from results, a search, or both."""
     from spvit_deploy.bench import report_to_file
 
-    for path in report_to_file(results, output, plan, png, force):
+    if not results and search is None:
+        raise click.UsageError("Name results.json files, or a --search folder.")
+    for path in report_to_file(results, output, plan, png, force, search):
         click.echo(f"wrote {path}")
 
 
@@ -502,6 +525,9 @@ def demo(output: Path, seed: int, budget: str, png: bool, force: bool) -> None:
     from spvit_deploy.demo import run_demo
 
     run_demo(output, seed, png, force, budget)
+
+
+main.add_command(sweep)
 
 
 if __name__ == "__main__":

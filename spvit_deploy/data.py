@@ -260,6 +260,7 @@ def open_batches(
     classes: tuple[str, ...] = (),
     limit: int | None = None,
     share: Share = ALONE,
+    in_order: bool = False,
 ) -> Batches:
     """Open one split for a model.
 
@@ -272,12 +273,13 @@ def open_batches(
         classes: class names of the model; data with names of their own must agree.
         limit: at most so many images, spread evenly over the split; None for all.
         share: the part of one of several processes.
+        in_order: take the training split as the other is taken: in order, as it is, and whole.
 
     Raises:
         DataError: as :func:`open_source`, or classes that the model does not know. Data with
             some of the model's classes are taken, by name.
     """
-    source = open_source(settings, train)
+    source = open_source(settings, train, strict=in_order or not train)
     odd = [name for name in source.class_names if classes and name not in classes]
     if odd:
         raise DataError(
@@ -289,4 +291,4 @@ def open_batches(
         # Folders are sorted by class: the first images would be of one.
         spread = np.linspace(0, (source.size or 1) - 1, limit).round().astype(int).tolist()
         source = replace(source, images=Subset(source.images, spread), size=limit)
-    return Batches(source, prep, settings, train, device, seed, classes, share)
+    return Batches(source, prep, settings, train and not in_order, device, seed, classes, share)

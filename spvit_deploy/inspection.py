@@ -123,7 +123,7 @@ def _folder(path: Path) -> dict[str, Any]:
                 mode="json", include={"format", "precision", "opset", "batch"}, exclude_none=True
             ),
             "model": f"{record.model} ({record.model_kind})",
-            **({} if record.delegated is None else {"XNNPACK's share": record.delegated}),
+            **({} if record.delegated is None else {"XNNPACK's share": round(record.delegated, 3)}),
             "macs": record.macs,
             "params": record.params,
             "input": list(record.preprocessing.input_size),
@@ -311,6 +311,8 @@ _PACKAGES = {
     "tensorrt": "pip install 'spvit-deploy[tensorrt]'",
     "pycuda": "pip install pycuda (to run engines; compiled against CUDA's headers)",
     "executorch": "pip install 'spvit-deploy[executorch]'",
+    "peft": "pip install 'spvit-deploy[adapters]' (for finetune --adapters)",
+    "ray": "pip install 'spvit-deploy[sweep]'",
     "torch-pruning": "pip install 'spvit-deploy[bench]' (only to repeat the comparisons)",
 }  # fmt: skip
 

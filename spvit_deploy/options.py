@@ -9,7 +9,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -104,15 +104,15 @@ data_source_options = _stack(
 
 DATA_HELP = "digits, folder/PATH, or a timm dataset: torch/fashion_mnist, hfds/…, wds/…"
 
-train_options = _stack(
-    click.option("--data", required=True, metavar="SPEC", help=DATA_HELP),
-    data_source_options,
+images_options = _stack(
     click.option("--train-split", default="train", show_default=True, help="Split to train on."),
     click.option(
         "--augment", type=click.Choice(["auto", "none", "shift", "timm"]), default="auto",
         show_default=True, help="shift: translations; timm: crops, flips, colour.",
     ),
-    click.option("--epochs", type=click.IntRange(0), default=10, show_default=True),
+)  # fmt: skip
+
+fitting_options = _stack(
     click.option("--lr", type=Number(0, min_open=True), default=5e-4, show_default=True),
     click.option("--weight-decay", type=Number(0), default=0.05, show_default=True),
     click.option(
@@ -142,11 +142,24 @@ budget_options = _stack(
     ),
 )  # fmt: skip
 
+
+def epochs_option(name: str = "--epochs", default: int = 10, what: str | None = None) -> Decorator:
+    """Epochs of a training."""
+    return click.option(name, type=click.IntRange(0), default=default, show_default=True, help=what)
+
+
+train_options = _stack(
+    click.option("--data", required=True, metavar="SPEC", help=DATA_HELP),
+    data_source_options, images_options, epochs_option(), fitting_options,
+)  # fmt: skip
+
+checkpoint_option = click.option(
+    "--checkpoint-every", default="10m", show_default=True, metavar="10m|500|never",
+    callback=_interval, help="Time (s, m, h) or steps between checkpoints.",
+)  # fmt: skip
+
 run_options = _stack(
-    click.option(
-        "--checkpoint-every", default="10m", show_default=True, metavar="10m|500|never",
-        callback=_interval, help="Time (s, m, h) or steps between checkpoints.",
-    ),
+    checkpoint_option,
     click.option(
         "--resume", is_flag=True,
         help="Go on from the last checkpoint of a run with this -o that was cut short.",
@@ -198,6 +211,27 @@ def output_option(what: str) -> Decorator:
     return click.option("-o", "--output", type=Folder, required=True, help=what)
 
 
+def warn_if_idle(used: bool, names: Sequence[str], purpose: str) -> None:
+    """Say of options that were given that this call has no use for them."""
+    from spvit_deploy.progress import warn
+
+    ctx = click.get_current_context()
+    given = click.core.ParameterSource.COMMANDLINE
+    for name in names:
+        if not used and ctx.get_parameter_source(name) is given:
+            warn(f"--{name.replace('_', '-')} is {purpose}, and changes nothing here.")
+
+
+def take_profile(ctx: click.Context, param: click.Parameter, value: str) -> list[int]:
+    """``1,8,32`` as numbers."""
+    parts = [part.strip() for part in value.split(",")]
+    if len(parts) != 3 or not all(part.isdigit() for part in parts):
+        raise click.BadParameter(
+            f"'{value}': give the smallest, the usual and the largest batch: 1,8,32.", ctx, param
+        )
+    return [int(part) for part in parts]
+
+
 def take_layers(ctx: click.Context, param: click.Parameter, value: str | None) -> list[int] | None:
     """``2,5,8,11`` as numbers."""
     if value is None:
@@ -211,6 +245,15 @@ def take_layers(ctx: click.Context, param: click.Parameter, value: str | None) -
     return numbers
 
 
+def take_adapters(_: click.Context, __: click.Parameter, value: str | None) -> str | None:
+    """``lora:r=8`` with all that it leaves open."""
+    if value is None:
+        return None
+    from spvit_deploy.search.adapters import LowRank
+
+    return str(LowRank.parse(value))
+
+
 _DATA_KEYS = {
     "data": "spec", "data_dir": "root", "train_split": "train_split", "val_split": "val_split",
     "batch_size": "batch_size", "workers": "workers", "augment": "augment",
@@ -220,6 +263,8 @@ _TRAIN_KEYS = (
     "epochs", "lr", "weight_decay", "label_smoothing", "amp", "grad_checkpointing", "compile",
     "seed",
 )  # fmt: skip
+# Packages of the core installation.
+_NEEDED = ("torch", "torchvision", "timm", "onnx", "onnxruntime", "numpy", "PIL", "sklearn")
 
 
 def take_data(options: dict[str, Any]) -> DataSettings:
@@ -277,6 +322,8 @@ class Main(click.Group):
 
 
 def _unexpected(error: Exception) -> JobError:
+    if isinstance(error, ModuleNotFoundError) and error.name in _NEEDED:
+        return JobError(f"{error.name} is not installed.", "pip install spvit-deploy")
     text = " ".join(str(error).split())[:300]
     return JobError(
         f"Unexpected {type(error).__name__}: {text}.", "Run it with --debug, and report it."

@@ -142,17 +142,16 @@ class ProofImages:
         if not self.data.spec:
             raise InputError("int8 is fitted on images.", "Give --data.")
         images: list[Array] = []
-        for batch, _ in self._open(train=True):
+        for batch, _ in self._open(train=True, limit=self.fitted):
             images += list(batch.numpy())
             if len(images) >= self.fitted:
                 break
         found = np.stack(images[: self.fitted])
-        if self.recorded:
-            stderr_console().print(
-                f"calibrating on {len(found)} images of {self.data.spec}, recorded in "
-                f"{self.recorded}",
-                highlight=False,
-            )
+        few = "" if len(found) == self.fitted else f", all there are (asked for: {self.fitted})"
+        where = f", recorded in {self.recorded}" if self.recorded else ""
+        stderr_console().print(
+            f"calibrating on {len(found)} images of {self.data.spec}{few}{where}", highlight=False
+        )
         return found
 
     @cached_property
@@ -163,8 +162,9 @@ class ProofImages:
         plain = self.data.model_copy(update={"augment": "none"})
         try:
             return open_batches(
-                plain, self.saved.preprocessing, train, classes=self.saved.class_names, limit=limit
-            )
+                plain, self.saved.preprocessing, train, classes=self.saved.class_names,
+                limit=limit, in_order=True,
+            )  # fmt: skip
         except DataError as error:
             if not self.recorded:
                 raise

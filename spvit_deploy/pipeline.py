@@ -36,32 +36,35 @@ class Runner:
         root: folder of all results.
         force: do everything again.
         ran: names of the stages that ran; the others were skipped.
+        begun: told the name of each stage as its turn comes.
     """
 
     root: Path
     force: bool = False
     ran: list[str] = field(default_factory=list)
+    begun: Callable[[str], None] = lambda _: None
 
     def stage(
         self, name: str, settings: Any, inputs: list[Path], output: Path, work: Callable[[], Any]
     ) -> Path:
         """Do ``work`` unless its key and output are as last time."""
+        self.begun(name)
         key = sha256_bytes(
             json.dumps(
-                [__version__, name, settings, [_digest(path) for path in inputs]],
+                [__version__, name, settings, [digest_of(path) for path in inputs]],
                 sort_keys=True,
                 default=str,
             ).encode()
         )
         state = self._state()
         done = state.get(name, {})
-        current = done.get("key") == key and done.get("output") == _digest(output)
+        current = done.get("key") == key and done.get("output") == digest_of(output)
         if current and not self.force:
             stderr_console().print(f"{name}: unchanged, skipped", highlight=False)
             return output
         self.ran.append(name)
         work()
-        state[name] = {"key": key, "output": _digest(output)}
+        state[name] = {"key": key, "output": digest_of(output)}
         write_record(self.root / STATE_FILE, {"kind": "state", "stages": state})
         return output
 
@@ -77,7 +80,7 @@ class Runner:
         return stages if isinstance(stages, dict) else {}
 
 
-def _digest(path: Path) -> str | None:
+def digest_of(path: Path) -> str | None:
     """SHA-256 of a file or of a folder's record, whose hashes cover the rest; None if absent."""
     for name in _RECORDS:
         if (path / name).is_file():
@@ -109,9 +112,18 @@ def run_recipe(recipe: Recipe, force: bool = False, png: bool = False) -> Runner
 
 
 def _run(recipe: Recipe, images: str, force: bool, png: bool) -> Runner:
-    root = Path(recipe.output)
-    runner = Runner(root, force)
+    runner = Runner(Path(recipe.output), force)
     dense = dense_stage(runner, recipe, images)
+    tuned = lean_stages(runner, recipe, images, dense)
+    folders = {"dense": dense, "lean": tuned}
+    engines = {name: export_stage(runner, recipe, name, path) for name, path in folders.items()}
+    _measure(runner, recipe, folders, engines, png, images)
+    return runner
+
+
+def lean_stages(runner: Runner, recipe: Recipe, images: str, dense: Path) -> Path:
+    """Search, materialize and fine-tune; the folder of the lean model."""
+    root = runner.root
     search = runner.stage(
         "search", [recipe.search.model_dump(), images], [dense, *_profile(recipe)],
         root / "search",
@@ -127,7 +139,7 @@ def _run(recipe: Recipe, images: str, force: bool, png: bool) -> Runner:
         "materialize", None, [search], root / "lean",
         lambda: api.materialize(search, root / "lean", force=True),
     )  # fmt: skip
-    tuned = runner.stage(
+    return runner.stage(
         "finetune", [recipe.finetune.model_dump(), images], [lean, dense],
         root / "tuned",
         lambda: show.accuracy(
@@ -137,10 +149,6 @@ def _run(recipe: Recipe, images: str, force: bool, png: bool) -> Runner:
             ), root / "tuned",
         ),
     )  # fmt: skip
-    folders = {"dense": dense, "lean": tuned}
-    engines = {name: _export(runner, recipe, name, path) for name, path in folders.items()}
-    _measure(runner, recipe, folders, engines, png, images)
-    return runner
 
 
 def _profile(recipe: Recipe) -> list[Path]:
@@ -166,7 +174,8 @@ def dense_stage(runner: Runner, recipe: Recipe, images: str) -> Path:
     )  # fmt: skip
 
 
-def _export(runner: Runner, recipe: Recipe, name: str, folder: Path) -> Path:
+def export_stage(runner: Runner, recipe: Recipe, name: str, folder: Path) -> Path:
+    """Export a model to ``FORMAT-NAME``."""
     output, asked = runner.root / f"{recipe.export.format}-{name}", recipe.export
     return runner.stage(
         f"export {name}", asked.model_dump(), [folder], output,
@@ -192,14 +201,15 @@ def _measure(
         "benchmark", [asked.model_dump(), images], artefacts,
         root / "results.json",
         lambda: bench.bench_to_file(
-            artefacts, asked.runtimes, asked.batches, asked.duration, None, "cpu",
+            artefacts, asked.runtimes, asked.batches, asked.duration, None, asked.device,
             root / "results.json", True, recipe.data,
         ),
     )  # fmt: skip
     runner.stage(
         "report", png, [results, folders["lean"]], root / "report.html",
         lambda: bench.report_to_file(
-            [results], root / "report.html", folders["lean"], png, force=True
+            [results], root / "report.html", folders["lean"], png, force=True,
+            search=root / "search",
         ),
     )  # fmt: skip
     bench.print_summary(results)

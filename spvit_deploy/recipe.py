@@ -19,6 +19,7 @@ from spvit_deploy.lean.counting import parameter_table
 from spvit_deploy.models import create_empty, input_size
 from spvit_deploy.plan import ModelSpec, first_line
 from spvit_deploy.profiling import settings_of
+from spvit_deploy.search.adapters import require_peft
 from spvit_deploy.search.budget import parse_budget, with_base
 from spvit_deploy.search.finetuning import FinetuneSettings
 from spvit_deploy.search.running import RunSettings
@@ -55,6 +56,7 @@ class BenchmarkSection(_Section):
     runtimes: tuple[str, ...] = ()
     batches: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(1,), min_length=1)
     duration: float = Field(default=2.0, gt=0)
+    device: str = "cpu"
 
 
 class Recipe(_Section):
@@ -114,6 +116,7 @@ finetune:
   epochs: 10
   lr: 0.0005
   distillation: soft     # from the dense model
+  # adapters: lora:r=8   # train a small part of a large model
 export:
   format: onnx                 # or openvino
   precision: fp32              # bf16 with openvino
@@ -154,7 +157,11 @@ def load_recipe(path: Path) -> Recipe:
         recipe = Recipe.model_validate(content)
     except ValueError as error:
         raise InputError(f"{path}: {first_line(error)}", "Compare it with `run --init`.") from None
-    here = path.absolute().parent
+    return anchored(recipe, path.absolute().parent)
+
+
+def anchored(recipe: Recipe, here: Path) -> Recipe:
+    """The recipe with its relative paths counted from ``here``, and so the same everywhere."""
     model = recipe.model
     if model.checkpoint:
         model = model.model_copy(update={"checkpoint": str(here / model.checkpoint)})
@@ -178,6 +185,8 @@ def check_recipe(recipe: Recipe) -> None:
         InputError: a model, budget, format, precision, batch or runtime that cannot be.
     """
     asked = recipe.export
+    for training in (recipe.train, recipe.finetune):
+        require_peft(training.adapters if training else None)
     find_format(asked.format, asked.precision).load()
     fixed = ExportSettings(batch=str(asked.batch)).fixed_batch
     for name in recipe.benchmark.runtimes:

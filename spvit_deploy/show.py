@@ -23,6 +23,9 @@ from spvit_deploy.plan import AttentionKind, Budget, PrunePlan
 from spvit_deploy.ranks import speaks
 from spvit_deploy.search.searching import SearchResult
 
+# From here on int8 is called faster.
+_FASTER = 1.05
+
 
 def console() -> Console:
     """Standard output, never narrower than a table needs; the first of several processes'."""
@@ -173,19 +176,30 @@ def exports(rows: Sequence[ExportRow], output: Path) -> None:
     out = console()
     out.print(table)
     for row in rows:
+        name = f"{row.format} {row.precision}"
         if row.status != "written":
-            out.print(f"{row.format} {row.precision} {row.status}: {row.reason}")
+            out.print(f"{name} {row.status}: {row.reason}")
+        if row.kept:
+            out.print(f"{name}: {_kept(row.kept)}")
+        if row.speedup is not None and row.speedup < _FASTER:
+            out.print(f"{name}: not faster than fp32 here ({row.speedup:.2f}×)")
+        for gpu in row.left_out:
+            out.print(f"{name}: no engine for {gpu}")
     out.print(f"wrote {output}: each artefact in its folder, and exports.json")
+
+
+def _kept(names: Sequence[str]) -> str:
+    few = ", ".join(names[:6]) + (" …" if len(names) > 6 else "")
+    return f"{len(names)} layers stayed in fp32 for accuracy: {few}"
 
 
 def _accuracy(found: AccuracyInfo, precision: str, out: Console) -> None:
     out.print(f"top-1 {found.before:.2f}% in fp32, {found.after:.2f}% in {precision}")
     if found.kept:
-        names = ", ".join(found.kept[:6]) + (" …" if len(found.kept) > 6 else "")
-        out.print(f"{len(found.kept)} layers stayed in fp32 for accuracy: {names}")
+        out.print(_kept(found.kept))
     if found.speedup is None:
         return
-    if found.speedup >= 1.05:
+    if found.speedup >= _FASTER:
         out.print(f"{found.speedup:.2f}× as fast as fp32 here, batch 1")
     else:
         out.print(
@@ -196,6 +210,7 @@ def _accuracy(found: AccuracyInfo, precision: str, out: Console) -> None:
 
 def evaluation(result: Evaluation, as_json: bool) -> None:
     """After an evaluation."""
+    unknown = None if as_json else "unknown"
     facts(
         {
             "path": str(result.path),
@@ -204,7 +219,7 @@ def evaluation(result: Evaluation, as_json: bool) -> None:
             "images": result.images,
             "top1": round(result.top1, 3),
             "top5": round(result.top5, 3),
-            "macs": result.macs,
+            "macs": result.macs or unknown,
             "params": result.params,
         },
         as_json,

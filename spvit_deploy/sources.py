@@ -129,8 +129,13 @@ def _fifth_of_each_class(labels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return mask
 
 
-def open_source(settings: DataSettings, train: bool) -> Source:
+def open_source(settings: DataSettings, train: bool, strict: bool | None = None) -> Source:
     """Open one split.
+
+    Args:
+        settings: which data.
+        train: the training split, or the one for validation.
+        strict: refuse unreadable images, rather than skip them; None to skip them in training.
 
     Raises:
         DataError: unknown name, nothing found, no images, or fewer than two classes.
@@ -138,7 +143,9 @@ def open_source(settings: DataSettings, train: bool) -> Source:
     if settings.spec == "digits":
         images = DigitImages(train)
         return Source(images, tuple(str(digit) for digit in range(10)), True, len(images))
-    source = _folder_source(settings, train) if _is_folder(settings) else _named(settings, train)
+    strict = not train if strict is None else strict
+    opened = _folder_source if _is_folder(settings) else _named
+    source = opened(settings, train, strict)
     if source.size == 0:
         raise DataError(f"{_name(settings)}: no images.", "Check --data and --data-dir.")
     if source.class_names and len(source.class_names) < 2:
@@ -157,7 +164,7 @@ def _is_folder(settings: DataSettings) -> bool:
     return settings.spec.partition("/")[0] in ("folder", "") or Path(settings.spec).is_dir()
 
 
-def _named(settings: DataSettings, train: bool) -> Source:
+def _named(settings: DataSettings, train: bool, strict: bool) -> Source:
     known = ("torch/", "hfds/", "hfids/", "tfds/", "wds/")
     if not settings.spec.lower().startswith(known):
         raise DataError(
@@ -166,7 +173,7 @@ def _named(settings: DataSettings, train: bool) -> Source:
         )
     _require_reader(settings)
     split = settings.train_split if train else settings.val_split
-    images = _create(settings, settings.spec, settings.root, split, train)
+    images = _create(settings, settings.spec, settings.root, split, train, strict)
     return _source(images)
 
 
@@ -181,7 +188,7 @@ def _require_reader(settings: DataSettings) -> None:
 
 
 def _create(
-    settings: DataSettings, name: str, root: str | None, split: str, train: bool
+    settings: DataSettings, name: str, root: str | None, split: str, train: bool, strict: bool
 ) -> Dataset[Any]:
     try:
         dataset: Dataset[Any] = create_dataset(
@@ -194,8 +201,7 @@ def _create(
             # Left as they are, images of 16 bits can be told from those of 8.
             input_img_mode="RGB" if name else None,
         )
-        strict = not train and isinstance(dataset, ImageDataset)
-        return ReadableImages(dataset) if strict else dataset
+        return ReadableImages(dataset) if strict and isinstance(dataset, ImageDataset) else dataset
     except (KeyboardInterrupt, MemoryError):
         raise
     except Exception as error:
@@ -227,14 +233,14 @@ def fingerprint(settings: DataSettings) -> str:
     return sha256_bytes("\n".join(sorted(lines)).encode())
 
 
-def _folder_source(settings: DataSettings, train: bool) -> Source:
+def _folder_source(settings: DataSettings, train: bool, strict: bool) -> Source:
     top = _folder_root(settings)
     chosen = _split_folder(top, train, settings)
     other = _split_folder(top, not train, settings)
     one = chosen or other
     if one is not None and not (chosen and other):
         _check_alone(settings, one)
-    whole = _source(_create(settings, "", str(one or top), "", train))
+    whole = _source(_create(settings, "", str(one or top), "", train, strict))
     _check_classes(settings, whole.images.reader)
     return whole if chosen and other else _hold_out(whole, train)
 

@@ -178,12 +178,15 @@ def ensure_parent(path: Path) -> None:
     """Refuse a place that cannot be written.
 
     Raises:
+        InputError: what exists above it is a file.
         StorageError: the nearest folder that exists above it is not writable.
     """
     parent = path.absolute().parent
     while not parent.exists():
         parent = parent.parent
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
+    if not parent.is_dir():
+        raise InputError(f"{path}: {parent} is a file.", "Choose another place.")
+    if not os.access(parent, os.W_OK):
         raise StorageError(f"{path}: {parent} is not writable.", "Choose a place you may write to.")
 
 

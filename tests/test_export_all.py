@@ -88,9 +88,13 @@ def test_gpus_are_checked_first_and_each_precision_takes_those_that_have_it(
     every = ["export", dense, "--all", "--precision", "fp32", "-o", tmp_path / "all"]
     refused(*every, "--gpu", "sm99", says="does not know the GPU 'sm99'")
     # A flag of plain TensorRT alone is no failure of the other.
-    good(*every, "--gpu", "sm75", "--gpu", "sm86", "--timing-cache", tmp_path / "cache")
+    done = good(*every, "--gpu", "sm75", "--gpu", "sm86", "--timing-cache", tmp_path / "cache")
+    assert "tensorrt-rtx fp32: no engine for sm75: it has no fp32 GEMM there" in done.stdout
     engines = {file.name for file in (tmp_path / "all" / "tensorrt-rtx-fp32").glob("*.engine")}
     assert engines == {"model.sm86.engine"}
+    rows = json.loads((tmp_path / "all" / "exports.json").read_text())["rows"]
+    left_out = [row["left_out"] for row in rows if row["format"] == "tensorrt-rtx"]
+    assert left_out == [["sm75: it has no fp32 GEMM there"]]
     refused("export", dense, "--gpu", "sm86", "-o", tmp_path / "o", says="--gpu is for TensorRT")
 
 

@@ -72,18 +72,36 @@ def test_linear_layers_alone_are_quantized(dense: Path, tmp_path: Path) -> None:
         node.name
         for node in graph.node
         if node.op_type in ("MatMul", "Gemm", "Conv")
+        and all(name in made_by for name in node.input[:2])
         and all(made_by[name].op_type == "DequantizeLinear" for name in node.input[:2])
     }
     products = {n.name for n in graph.node if n.op_type in ("MatMul", "Gemm", "Conv")}
     scores = {name for name in products if name.split("/")[0].endswith(".attn")}
     assert len(scores) == 6
-    heads = {name for name in products if name.startswith("head")}
-    assert len(heads) == 1
-    assert int8 == products - scores - heads
+    ends = {name for name in products if name.startswith(("head", "patch_embed"))}
+    assert len(ends) == 2
+    assert int8 == products - scores - ends
     # Sums and activations read what a product gives, not what is left of it in int8.
     rounded = {node.input[0] for node in graph.node if node.op_type == "QuantizeLinear"}
     linear = {node.output[0] for node in graph.node if node.op_type in ("MatMul", "Gemm")}
     assert rounded.isdisjoint(linear)
+
+
+def test_runtimes_read_an_int8_graph_alike(dense: Path, tmp_path: Path) -> None:
+    """OpenVINO rounds all that an int8 tensor is joined with to its scale: a class token too."""
+    from spvit_deploy.benchmarks.runtimes import open_session
+    from spvit_deploy.lean.folder import load_saved, save_model
+
+    saved = load_saved(dense)
+    with torch.no_grad():
+        saved.module.get_parameter("cls_token").add_(torch.linspace(-3, 3, 48))
+    save_model(saved, tmp_path / "tokens")
+    good("export", tmp_path / "tokens", "--precision", "int8", "--max-drop", 100,
+         "--data", "digits", "--calibration", 64, "-o", tmp_path / "int8")  # fmt: skip
+    images = np.random.default_rng(0).standard_normal((8, 1, 16, 16), dtype=np.float32)
+    one, two = (open_session(tmp_path / "int8", name).run(images)
+                for name in ("onnxruntime", "openvino"))  # fmt: skip
+    assert np.abs(one - two).max() < 0.05 * np.abs(one).max()
 
 
 def test_layers_return_to_fp32_until_the_drop_holds(dense: Path, tmp_path: Path) -> None:
@@ -109,7 +127,8 @@ def test_bf16_is_rounded_and_near(dense: Path, tmp_path: Path) -> None:
     from spvit_deploy.benchmarks.runtimes import open_session
 
     good("export", dense, "--format", "openvino", "--precision", "bf16", "-o", tmp_path / "bf16")
-    good("export", dense, "--format", "openvino", "-o", tmp_path / "fp32")
+    done = good("export", dense, "--format", "openvino", "--max-drop", 1, "-o", tmp_path / "fp32")
+    assert "--max-drop is for int8" in done.stderr
     images = np.random.default_rng(0).standard_normal((4, 1, 16, 16), dtype=np.float32)
     low, full = (open_session(tmp_path / name, "openvino").run(images) for name in ("bf16", "fp32"))
     assert np.abs(low - full).max() < 0.05 * np.abs(full).max()
@@ -171,6 +190,20 @@ def test_what_a_format_is_not_written_in(dense: Path, tmp_path: Path) -> None:
     refused("export", NAME, *TINY_ARGS, "--precision", "int8", "-o", tmp_path / "o",
             says="Give --data")  # fmt: skip
     assert not (tmp_path / "o").exists()
+
+
+def test_unreadable_images_are_not_calibrated_on(dense: Path, tmp_path: Path) -> None:
+    from PIL import Image
+
+    for index in range(20):
+        folder = tmp_path / "images" / str(index % 10)
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (16, 16), 12 * index).save(folder / f"{index}.png")
+    export = ["export", dense, "--precision", "int8", "--data", f"folder/{tmp_path / 'images'}",
+              "--max-drop", 100, "-o", tmp_path / "out"]  # fmt: skip
+    assert "all there are (asked for: 300)" in good(*export).stderr
+    (tmp_path / "images" / "3" / "3.png").write_text("no image")
+    refused(*export, "--force", says="3.png cannot be read")
 
 
 def test_calibration_images_with_nan_are_refused() -> None:

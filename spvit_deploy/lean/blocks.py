@@ -76,7 +76,10 @@ class ConvAttention(nn.Module):
         return to_tokens(self.bn(self.conv(to_grid(tokens, self.grid))))
 
     def _mix_points(self, tokens: Tensor) -> Tensor:
-        y = functional.linear(tokens, self.conv.weight.flatten(1), self.conv.bias)
+        if type(self.conv) is nn.Conv2d:
+            y = functional.linear(tokens, self.conv.weight.flatten(1), self.conv.bias)
+        else:  # with an adapter around it, which adds nothing to its weights before the end
+            y = self.conv(tokens.transpose(1, 2).unsqueeze(3)).squeeze(3).transpose(1, 2)
         if isinstance(self.bn, nn.Identity):
             return y
         normed: Tensor = self.bn(y.flatten(0, 1))

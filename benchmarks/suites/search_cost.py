@@ -1,0 +1,118 @@
+"""Steps of a whole search against dense training steps, in turns: what settled gates save.
+
+Usage: python benchmarks/suites/search_cost.py --data-dir DIR [--epochs N] [--budget 50%]
+A small DeiT on Fashion-MNIST (``DIR/FashionMNIST/raw``, as torchvision keeps it). Before each step
+of the search one of the dense model is timed, on the same batch, with the same optimizer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from spvit_deploy.benchmarks.host import read_host
+from spvit_deploy.data import Batches, open_batches
+from spvit_deploy.models import create_model, preprocessing_of
+from spvit_deploy.plan import ModelSpec
+from spvit_deploy.search.optimizing import make_optimizer
+from spvit_deploy.search.searching import SearchSettings, run_search
+from spvit_deploy.search.supernet import Supernet
+from spvit_deploy.sources import DataSettings
+
+RESULTS = Path(__file__).parent / "results" / "search_cost.json"
+DEIT = {
+    "img_size": 28, "patch_size": 4, "embed_dim": 96, "depth": 6, "num_heads": 6, "in_chans": 1,
+    "num_classes": 10,
+}  # fmt: skip
+TENTHS = 10
+
+
+class InTurns:
+    """Batches of a search; before each, a dense step on it is timed, and then the search's.
+
+    Args:
+        batches: of the search.
+        dense_step: trains the dense model on one batch.
+    """
+
+    def __init__(self, batches: Batches, dense_step: Callable[[Tensor, Tensor], None]) -> None:
+        self._batches, self._dense_step = batches, dense_step
+        self.dense: list[float] = []
+        self.search: list[float] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._batches, name)
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def epoch(self, epoch: int, done: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """As the batches' own."""
+        for images, labels in self._batches.epoch(epoch, done):
+            start = time.perf_counter()
+            self._dense_step(images, labels)
+            middle = time.perf_counter()
+            yield images, labels
+            self.dense.append(middle - start)
+            self.search.append(time.perf_counter() - middle)
+
+
+def dense_stepper(spec: ModelSpec, settings: SearchSettings) -> Callable[[Tensor, Tensor], None]:
+    """A plain training step with the search's optimizer."""
+    model = create_model(spec)
+    model.train()
+    optimizer, _ = make_optimizer(model, settings, 1, None)
+    own = list(model.parameters())
+
+    def step(images: Tensor, labels: Tensor) -> None:
+        loss = functional.cross_entropy(model(images), labels)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(own, settings.clip)
+        optimizer.step()
+
+    return step
+
+
+def main() -> None:
+    """Measure and record."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data-dir", required=True)
+    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--budget", default="50%")
+    asked = parser.parse_args()
+    torch.manual_seed(0)
+    spec = ModelSpec(name="vit_tiny_patch16_224", args=DEIT)
+    model = create_model(spec)
+    settings = SearchSettings(epochs=asked.epochs, budget=asked.budget, lr=1e-3)
+    data = DataSettings(spec="torch/fashion_mnist", root=asked.data_dir, batch_size=128)
+    batches = open_batches(data, preprocessing_of(model), True)
+    turns: Any = InTurns(batches, dense_stepper(spec, settings))
+    result = run_search(Supernet(model, spec), turns, settings)
+    dense, search = np.array(turns.dense), np.array(turns.search)
+    parts = zip(np.array_split(search, TENTHS), np.array_split(dense, TENTHS), strict=True)
+    record = {
+        "mean_ratio": float(search.mean() / dense.mean()),
+        "ratio_by_tenth": [float(np.median(s) / np.median(d)) for s, d in parts],
+        "steps": len(search),
+        "dense_ms": 1e3 * float(dense.mean()),
+        "budget": asked.budget,
+        "met_macs": result.plan.budget.met_macs if result.plan.budget else None,
+        "host": read_host().model_dump(mode="json"),
+    }
+    RESULTS.write_text(json.dumps(record, indent=1) + "\n")
+    tenths = " ".join(f"{ratio:.2f}" for ratio in record["ratio_by_tenth"])
+    print(f"mean step of the search: {record['mean_ratio']:.3f}× a dense one; by tenths: {tenths}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""The budgets of a sweep."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from spvit_deploy.errors import BudgetError
+from spvit_deploy.lean.folder import SavedModel
+from spvit_deploy.search.budget import parse_budget
+from spvit_deploy.search.projection import project
+from spvit_deploy.search.searching import cost_table_of
+from spvit_deploy.search.supernet import Supernet
+
+_BUDGET = r"(\d+(?:\.\d+)?)([%KMGT]?)"
+_DOTS = ("…", "...")
+_HINT = "Write 30%,50%,80% or 30%,40%,...,80% of the dense MACs, or 1.6G,3.2G."
+# More than anyone means; a step of 0.01% is a slip.
+_MOST = 100
+
+
+def parse_budgets(text: str) -> tuple[str, ...]:
+    """``30%,50%``, ``1.6G,3.2G``, or steps such as ``30%,40%,...,80%``.
+
+    Raises:
+        BudgetError: neither, or one twice.
+    """
+    parts = [part.strip().upper() for part in text.split(",")]
+    if any(dots in parts for dots in _DOTS):
+        parts = _stepped(parts, text)
+    for part in parts:
+        if not re.fullmatch(_BUDGET, part):
+            raise BudgetError(f"Budgets '{text}': '{part}' is not understood.", _HINT)
+    _require_distinct(parts, parts)
+    return tuple(parts)
+
+
+def _stepped(parts: list[str], text: str) -> list[str]:
+    """``a, b, …, z`` written out."""
+    ends = [re.fullmatch(_BUDGET, part) for part in parts if part not in _DOTS]
+    whole = len(parts) == 4 and parts[2] in _DOTS and len(ends) == 3
+    if not whole or not all(ends) or len({end.group(2) for end in ends if end}) > 1:
+        raise BudgetError(f"Budgets '{text}': the steps are not understood.", _HINT)
+    first, second, last = (float(end.group(1)) for end in ends if end)
+    step = second - first
+    count = (last - first) / step if step else -1
+    if not 1 < count <= _MOST or abs(count - round(count)) > 1e-6:
+        raise BudgetError(
+            f"Budgets '{text}': no equal steps lead from {parts[0]} by {parts[1]} to {parts[3]}.",
+            _HINT,
+        )
+    unit = next(end.group(2) for end in ends if end)
+    return [f"{first + index * step:.10g}{unit}" for index in range(round(count) + 1)]
+
+
+def folder_name(budget: str) -> str:
+    """A budget as the name of a folder."""
+    return budget.replace("%", "pct")
+
+
+def check_budgets(budgets: tuple[str, ...], saved: SavedModel, align: int) -> None:
+    """Refuse budgets that this model cannot meet, or that come to the same.
+
+    Raises:
+        BudgetError: so.
+        ModelError: no family takes the model.
+    """
+    supernet = Supernet(saved.module, saved.spec)
+    table, attend = cost_table_of(supernet), supernet.blocks_to_attend()
+    targets = [parse_budget(budget).target(table) for budget in budgets]
+    _require_distinct(budgets, targets)
+    for target in targets:
+        project(supernet.probabilities(), table, target, align, attend)
+
+
+def _require_distinct(budgets: Sequence[str], amounts: Sequence[str | int]) -> None:
+    seen: dict[str | int, str] = {}
+    for budget, amount in zip(budgets, amounts, strict=True):
+        if amount in seen:
+            other = seen[amount]
+            said = f"{budget} is there twice" if other == budget else f"{other} is {budget}"
+            raise BudgetError(f"Budgets: {said}.", "Leave one out.")
+        seen[amount] = budget
