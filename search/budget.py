@@ -55,13 +55,17 @@ class BudgetRequest:
     place: Place | None = None
     file: Path | None = None
 
-    def target(self, table: CostTable) -> int:
+    def target(self, table: CostTable, least: int = 0) -> int:
         """The budget for the model of a table.
+
+        Args:
+            table: what its plans cost.
+            least: of the cheapest plan that a search gives, where that is more than the table's.
 
         Raises:
             BudgetError: above the dense model, or below the smallest; says the range.
         """
-        dense, least, unit = table.dense, table.least, self.unit
+        dense, least, unit = table.dense, max(least, table.least), self.unit
         target = round(dense * (self.share or 0)) if self.amount is None else self.amount
         if not least <= target <= dense or not target:
             where = "above the dense model" if target > dense else "below the smallest model"

@@ -125,6 +125,11 @@ def _too_small(table: CostTable, target: int, least: int, of_what: str) -> Budge
     )
 
 
+def least_cost(table: CostTable, attend: Sequence[int]) -> int:
+    """Of the cheapest plan with attention in one of the blocks ``attend``, if there are any."""
+    return min(_with_one_attention(table, attend).values(), default=table.least)
+
+
 def _with_one_attention(table: CostTable, attend: Sequence[int]) -> dict[int, int]:
     """Cost of the model whose only attention is that of each of these blocks."""
     count = len(table.sites)

@@ -19,7 +19,7 @@ from spvit_deploy.plan import Amount, BlockPlan, Budget, PrunePlan
 from spvit_deploy.search.budget import BudgetRequest, parse_budget
 from spvit_deploy.search.gates import GateOptimizer
 from spvit_deploy.search.pricing import RAMP, ExpectedCost, Penalty, Price
-from spvit_deploy.search.projection import Projection, project
+from spvit_deploy.search.projection import Projection, least_cost, project
 from spvit_deploy.search.running import Run
 from spvit_deploy.search.settling import Settled
 from spvit_deploy.search.shrinking import ShrinkingGates
@@ -137,8 +137,8 @@ def run_search(
     """
     asked = parse_budget(settings.budget, settings.budget_on)
     table = _table(supernet, asked, measured)
-    target = asked.target(table)
     attend = supernet.blocks_to_attend()
+    target = asked.target(table, least_cost(table, attend))
 
     def choose() -> Projection:
         return project(supernet.probabilities(), table, target, settings.align, attend)

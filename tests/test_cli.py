@@ -270,7 +270,7 @@ def test_a_recipe_is_refused_before_its_first_stage(tmp_path: Path) -> None:
     whole = yaml.safe_load(file.read_text())
     for section, key, value, says in (
         ("search", "budget", "half", "not understood"),
-        ("search", "budget", "900%", "dense model has"),
+        ("search", "budget", "900%", "above the dense model"),
         ("export", "format", "tiff", "unknown"),
         ("export", "precision", "int3", "is written in"),
         ("export", "batch", 4, "benchmark.batches: [4]"),
@@ -370,9 +370,14 @@ def test_pretrained_weights_without_a_network(tmp_path: Path) -> None:
 
 def test_budgets_that_cannot_be(tmp_path: Path) -> None:
     args = ["search", "--model", NAME, *TINY_ARGS, "--data", "digits", "-o", tmp_path / "out"]
-    refused(*args, "--budget", "200%", says="dense model has")
+    refused(*args, "--budget", "200%", says="above the dense model")
     refused(*args, "--budget", "lots", says="not understood")
-    refused(*args, "--budget", "0.1%", says="this model with one attention")
+    refused(
+        *args,
+        "--budget",
+        "0.1%",
+        says="below the smallest model",
+    )
 
 
 class Evil:

@@ -165,7 +165,7 @@ def test_damaged_and_unknown_tables_are_refused(tmp_path: Path) -> None:
         ({}, "50%@openvino", "has no times of openvino"),
         ({}, "50%@onnxruntime,precision=fp16", "has no times of onnxruntime, fp16"),
         ({"host": another_host()}, "50%@onnxruntime", "--allow-host"),
-        ({}, "31ms@onnxruntime", "3 ms to 30 ms"),
+        ({}, "31ms@onnxruntime", "8 ms to 30 ms"),
         ({}, "2ms@onnxruntime", "below the smallest model"),
         ({}, "10ms", "Say on which runtime"),
         ({}, "10ms@onnxruntime,colour=red", "not understood after its @"),

@@ -215,9 +215,9 @@ def test_wrong_calls_are_refused_before_anything_is_written(
     pytest.importorskip("ray")
     out = tmp_path / "out"
     named = ["sweep", "--model", dense_folder, "--data", "digits", "-o", out]
-    refused(*named, "--budgets", "50%,120%", says="Budget 120% is 481 KMACs; the dense model has")
-    refused(*named, "--budgets", "1%,50%", says="Ask for at least")
-    refused(*named, "--budgets", "0%", says="more than nothing")
+    refused(*named, "--budgets", "50%,120%", says="Budget 120% is 481 KMACs, above the dense model")
+    refused(*named, "--budgets", "1%,50%", says="below the smallest model")
+    refused(*named, "--budgets", "0%", says="below the smallest model")
     refused(*named, "--budgets", "50%,50.0%", says="Budgets: 50% is 50.0%")
     refused(*named, "--budgets", "50", "--runtime", "abacus", says="abacus")
     half = [*named, "--budgets", "50%"]

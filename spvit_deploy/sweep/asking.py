@@ -118,7 +118,7 @@ def ask(recipe: Recipe, output: Path, settings: SweepSettings) -> Asked:
     base = base.model_copy(update={"model": base.model.model_copy(update=own)})
     search = base.search.model_copy(update={"budget": budgets[0]})
     check_recipe(base.model_copy(update={"search": search}))
-    check_budgets(budgets, saved, base.search.align)
+    check_budgets(budgets, saved, base.search)
     if not (weights or base.model.pretrained or (base.train and base.train.epochs)):
         warn("the dense model has random weights: no --pretrained, --checkpoint or --dense-epochs.")
     images = fingerprint(base.data)

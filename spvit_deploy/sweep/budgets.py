@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from spvit_deploy.errors import BudgetError
 from spvit_deploy.lean.folder import SavedModel
 from spvit_deploy.search.budget import parse_budget
-from spvit_deploy.search.projection import project
-from spvit_deploy.search.searching import cost_table_of
+from spvit_deploy.search.projection import least_cost, project
+from spvit_deploy.search.searching import SearchSettings, cost_table_of
 from spvit_deploy.search.supernet import Supernet
 
 _BUDGET = r"(\d+(?:\.\d+)?)([%KMGT]?)"
@@ -58,7 +58,7 @@ def folder_name(budget: str) -> str:
     return budget.replace("%", "pct")
 
 
-def check_budgets(budgets: tuple[str, ...], saved: SavedModel, align: int) -> None:
+def check_budgets(budgets: tuple[str, ...], saved: SavedModel, settings: SearchSettings) -> None:
     """Refuse budgets that this model cannot meet, or that come to the same.
 
     Raises:
@@ -66,11 +66,13 @@ def check_budgets(budgets: tuple[str, ...], saved: SavedModel, align: int) -> No
         ModelError: no family takes the model.
     """
     supernet = Supernet(saved.module, saved.spec)
-    table, attend = cost_table_of(supernet), supernet.blocks_to_attend()
-    targets = [parse_budget(budget).target(table) for budget in budgets]
+    asked = [parse_budget(budget, settings.budget_on) for budget in budgets]
+    table, attend = cost_table_of(supernet, asked[0].unit), supernet.blocks_to_attend()
+    least = least_cost(table, attend)
+    targets = [one.target(table, least) for one in asked]
     _require_distinct(budgets, targets)
     for target in targets:
-        project(supernet.probabilities(), table, target, align, attend)
+        project(supernet.probabilities(), table, target, settings.align, attend)
 
 
 def _require_distinct(budgets: Sequence[str], amounts: Sequence[str | int]) -> None:
