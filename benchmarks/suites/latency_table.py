@@ -4,7 +4,7 @@ The plans are written as an export writes them, and timed in the same turns as t
 what differs is not the host's mood.
 
 Usage: python benchmarks/suites/latency_table.py [--runtime NAME …] [--plans N] [--rounds N]
-           [--work FOLDER]
+           [--threads N] [--work FOLDER]
 """
 
 from __future__ import annotations
@@ -119,19 +119,19 @@ def draw(found: dict[str, Any], picture: Path) -> None:
             print("no picture: that takes an installed Chromium")
 
 
-def one_runtime(runtime: str, count: int, rounds: int, work: Path) -> dict[str, Any]:
+def one_runtime(place: Place, count: int, rounds: int, work: Path) -> dict[str, Any]:
     """Measure the table and the plans."""
     torch.manual_seed(0)
-    model, place, dice = create_model(SPEC), Place(runtime), random.Random(0)
+    model, dice = create_model(SPEC), random.Random(0)
     sites = find_sites(model, str(SPEC))
     plans = [random_plan(dice, sites) for _ in range(count)]
     files = write_plans(plans, model, place, work)
     named = {str(index): file for index, file in enumerate(files)}
     table, times = measure_beside(model, SPEC, place, named, rounds)
-    save_latency(LatencyFile(tables=(table,)), work / f"{runtime}.json")
+    save_latency(LatencyFile(tables=(table,)), work / f"{place.runtime}.json")
     row = compare(table, plans, [times[name] for name in named])
     print(
-        f"{runtime}: mean error {100 * row['mean_error']:.1f}%, largest "
+        f"{place.runtime}: mean error {100 * row['mean_error']:.1f}%, largest "
         f"{100 * row['largest_error']:.1f}%, rank correlation {row['rank_correlation']:.3f}"
     )
     return row
@@ -143,12 +143,15 @@ def main() -> None:
     parser.add_argument("--runtime", action="append", help="default: onnxruntime and openvino")
     parser.add_argument("--plans", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="Bursts of each.")
+    parser.add_argument("--threads", type=int, help="Of the runtime; one where others work too.")
     parser.add_argument("--work", type=Path, help="Folder of exports, to measure them again.")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         work = asked.work or Path(scratch)
         found = {
-            runtime: one_runtime(runtime, asked.plans, asked.rounds, work)
+            runtime: one_runtime(
+                Place(runtime, threads=asked.threads), asked.plans, asked.rounds, work
+            )
             for runtime in asked.runtime or ("onnxruntime", "openvino")
         }
     record = {"runtimes": found, "host": read_host().model_dump(mode="json")}
