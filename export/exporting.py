@@ -25,6 +25,7 @@ from spvit_deploy.store import new_folder, sha256_file, write_record
 
 # From here on ONNX has convolutions in bf16.
 _BF16_OPSET = 22
+# And from here on, int8 that is read as fp16.
 _FP16_SCALES_OPSET = 19
 _TOOLS = (
     "torch", "timm", "onnx", "onnxscript", "onnxslim", "onnxruntime", "openvino", "nncf",
