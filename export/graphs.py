@@ -19,6 +19,7 @@ from spvit_deploy.export.outputs import Answers
 
 # From here on ONNX has convolutions in bf16.
 _BF16_OPSET = 22
+# And from here on, int8 that is read as fp16.
 _FP16_SCALES_OPSET = 19
 _FITTED = 8
 

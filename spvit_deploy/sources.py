@@ -129,13 +129,13 @@ def _fifth_of_each_class(labels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return mask
 
 
-def open_source(settings: DataSettings, train: bool, strict: bool | None = None) -> Source:
+def open_source(settings: DataSettings, train: bool, strict: bool = False) -> Source:
     """Open one split.
 
     Args:
         settings: which data.
         train: the training split, or the one for validation.
-        strict: refuse unreadable images, rather than skip them; None to skip them in training.
+        strict: refuse unreadable images, rather than skip them.
 
     Raises:
         DataError: unknown name, nothing found, no images, or fewer than two classes.
@@ -143,7 +143,6 @@ def open_source(settings: DataSettings, train: bool, strict: bool | None = None)
     if settings.spec == "digits":
         images = DigitImages(train)
         return Source(images, tuple(str(digit) for digit in range(10)), True, len(images))
-    strict = not train if strict is None else strict
     opened = _folder_source if _is_folder(settings) else _named
     source = opened(settings, train, strict)
     if source.size == 0:
