@@ -19,6 +19,7 @@ from spvit_deploy.options import (
     budget_options,
     data_source_options,
     device_option,
+    distill_options,
     engine_options,
     force_option,
     json_option,
@@ -104,6 +105,11 @@ def main(ctx: click.Context, verbose: bool, debug: bool) -> None:
     help="End after N epochs in a row in which no block changed its operation, and hardly a hidden "
     "unit came or went.",
 )
+@distill_options(
+    "Dense or lean folder, or timm name, to distil from; by default the dense model as the search "
+    "starts from it.",
+    weight=0.0,
+)
 @run_options
 @device_option
 @output_option("Search folder to write.")
@@ -131,6 +137,8 @@ def search(**options: Any) -> None:
     for key in ("budget_on", "budget_method", "allow_host", "cost_weight", "gate_lr", "align",
                 "stop_when_settled"):  # fmt: skip
         training[key] = options.pop(key)
+    idle = ("teacher", "distillation", "distill_temperature")
+    warn_if_idle(training["distill_weight"] > 0, idle, "for a --distill-weight above 0")
     result = api.search_gates(data=data, settings=SearchSettings(**training), **options)
     show.search(result, options["output"], training["align"])
 
@@ -233,20 +241,7 @@ def import_(**options: Any) -> None:
 @click.argument("model", metavar="LEAN_OR_MODEL")
 @model_options
 @train_options
-@click.option("--teacher", metavar="MODEL", help="Dense folder or timm name to distil from.")
-@click.option(
-    "--distillation", type=click.Choice(["soft", "hard"]), default="soft", show_default=True
-)
-@click.option(
-    "--distill-weight",
-    type=Number(0, 1),
-    default=0.5,
-    show_default=True,
-    help="Share of the teacher in the loss.",
-)
-@click.option(
-    "--distill-temperature", type=Number(0, min_open=True), default=2.0, show_default=True
-)
+@distill_options("Dense folder or timm name to distil from.", weight=0.5)
 @click.option(
     "--adapters",
     metavar="lora:r=N",
@@ -271,8 +266,7 @@ def finetune(**options: Any) -> None:
 
     data, training = take_data(options), take_training(options)
     options["run"] = take_run(options)
-    for key in ("distillation", "distill_weight", "distill_temperature", "adapters"):
-        training[key] = options.pop(key)
+    training["adapters"] = options.pop("adapters")
     saved = api.finetune(data=data, settings=FinetuneSettings(**training), **options)
     show.model(saved, options["output"])
 
