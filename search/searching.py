@@ -18,6 +18,7 @@ from spvit_deploy.plan import Amount, BlockPlan, Budget, PrunePlan
 from spvit_deploy.search.budget import BudgetRequest, parse_budget
 from spvit_deploy.search.distilling import DistillationLoss, DistillSettings
 from spvit_deploy.search.gates import GateOptimizer
+from spvit_deploy.search.matching import match_head_maps
 from spvit_deploy.search.pricing import RAMP, ExpectedCost, Penalty, Price
 from spvit_deploy.search.projection import Projection, least_cost, project
 from spvit_deploy.search.running import Run
@@ -47,6 +48,8 @@ class SearchSettings(DistillSettings):
         allow_host: take times of a latency budget from another host.
         stop_when_settled: end after so many epochs in which the plan stayed; None for never.
         distill_weight: share of a teacher in the task loss; 0 for a search without one.
+        head_map: where heads start in the kernels: ``random``, or ``matched`` to the offsets that
+            they attend to in the dense model.
     """
 
     budget: str = Field(default="50%", coerce_numbers_to_str=True)
@@ -58,6 +61,7 @@ class SearchSettings(DistillSettings):
     allow_host: bool = False
     stop_when_settled: int | None = Field(default=None, ge=1)
     distill_weight: float = Field(default=0.0, ge=0, le=1)
+    head_map: Literal["random", "matched"] = "random"
 
 
 @dataclass(frozen=True)
@@ -142,6 +146,9 @@ def run_search(
         return project(supernet.probabilities(), table, target, settings.align, attend)
 
     choose()
+    run = run or Run()
+    if settings.head_map == "matched" and run.state is None:
+        match_head_maps(supernet, batches, run.processes)
     steps = max(1, settings.epochs * max(1, len(batches)))
     task = DistillationLoss(settings, teacher)
     loss, gates = _priced(supernet, table, target, settings, steps, task)

@@ -105,6 +105,14 @@ def main(ctx: click.Context, verbose: bool, debug: bool) -> None:
     help="End after N epochs in a row in which no block changed its operation, and hardly a hidden "
     "unit came or went.",
 )
+@click.option(
+    "--head-map",
+    type=click.Choice(["random", "matched"]),
+    default="random",
+    show_default=True,
+    help="Which heads the kernels start from: random ones, or those that attend to the offset in "
+    "the dense model, which a few batches tell.",
+)
 @distill_options(
     "Dense or lean folder, or timm name, to distil from; by default the dense model as the search "
     "starts from it.",
@@ -135,7 +143,7 @@ def search(**options: Any) -> None:
     data, training = take_data(options), take_training(options)
     options["run"] = take_run(options)
     for key in ("budget_on", "budget_method", "allow_host", "cost_weight", "gate_lr", "align",
-                "stop_when_settled"):  # fmt: skip
+                "stop_when_settled", "head_map"):  # fmt: skip
         training[key] = options.pop(key)
     idle = ("teacher", "distillation", "distill_temperature")
     warn_if_idle(training["distill_weight"] > 0, idle, "for a --distill-weight above 0")

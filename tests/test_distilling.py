@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import itertools
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-from spvit_deploy.errors import JobError
 from spvit_deploy.models import create_model
 from spvit_deploy.search.distilling import DistillationLoss
 from spvit_deploy.search.searching import SearchSettings
-from spvit_deploy.search.training import _Loop
 from tests.calls import good, refused
 from tests.conftest import TINY_ARGS, tiny_spec
 
@@ -58,16 +55,9 @@ def test_the_teacher_is_the_dense_model_unless_named(
 
 
 def test_a_resumed_search_has_the_dense_model_for_its_teacher(
-    searched: Path, dense_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    searched: Path, dense_folder: Path, tmp_path: Path, cut_in_step: Callable[[int], None]
 ) -> None:
-    advance, steps = _Loop._advance, itertools.count(1)
-
-    def until_seven(self: _Loop, *args: Any) -> None:
-        if next(steps) == 7:
-            raise JobError("Cut.")
-        advance(self, *args)
-
-    monkeypatch.setattr(_Loop, "_advance", until_seven)
+    cut_in_step(7)
     call = ["search", "--model", dense_folder, *COMMON, "-o", tmp_path / "out"]
     refused(*call, "--distill-weight", 0.5, code=1, says="checkpoint of step 6 is kept")
     refused(*call, "--resume", says="distill-weight 0.5, now 0.0")
