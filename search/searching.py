@@ -50,6 +50,7 @@ class SearchSettings(DistillSettings):
         distill_weight: share of a teacher in the task loss; 0 for a search without one.
         head_map: where heads start in the kernels: ``random``, or ``matched`` to the offsets that
             they attend to in the dense model.
+        dilated: let a 3×3 of neighbours at a distance of two compete with the plain one.
     """
 
     budget: str = Field(default="50%", coerce_numbers_to_str=True)
@@ -62,6 +63,7 @@ class SearchSettings(DistillSettings):
     stop_when_settled: int | None = Field(default=None, ge=1)
     distill_weight: float = Field(default=0.0, ge=0, le=1)
     head_map: Literal["random", "matched"] = "random"
+    dilated: bool = False
 
 
 @dataclass(frozen=True)
@@ -203,7 +205,7 @@ def _priced(
     )
     price: Price | Penalty = Penalty(share, settings.cost_weight)
     if controlled:
-        start = float(cost(gates.parameters).detach())
+        start = float(cost(list(supernet.gate_parameters())).detach())
         price = Price(start, share, steps, lambda: gates.scale)
     return SearchLoss(supernet, cost, price, task), gates
 
@@ -232,11 +234,18 @@ def cost_table_of(supernet: Supernet, unit: Unit = "MACs") -> CostTable:
 
 
 def _plan(supernet: Supernet, projection: Projection) -> PrunePlan:
-    blocks = tuple(
-        BlockPlan(path=site.path, attention=site.taken(choice.kind), mlp_keep=choice.keep)
-        for site, choice in zip(supernet.sites, projection.choices, strict=True)
-    )
-    return PrunePlan(model=supernet.spec, blocks=blocks, semantics=supernet.semantics)
+    blocks = []
+    for branch, choice in zip(supernet.attentions, projection.choices, strict=True):
+        kind = branch.site.taken(choice.kind)
+        blocks.append(
+            BlockPlan(
+                path=branch.site.path,
+                attention=kind,
+                mlp_keep=choice.keep,
+                dilation=branch.dilation(kind),
+            )
+        )
+    return PrunePlan(model=supernet.spec, blocks=tuple(blocks), semantics=supernet.semantics)
 
 
 def _budget(
