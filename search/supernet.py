@@ -91,18 +91,20 @@ class Supernet(nn.Module):
         """Sample every gate, with one transfer to the device and one to the host for all."""
         rows: list[Tensor] = [attention.gate_logits for attention in self.attentions]
         units: list[Tensor] = [mlp.unit_logits for mlp in self.mlps]
-        dilated = [a for a in self.attentions if a.dilation_logit is not None]
-        logits = [*rows, *units, *self.dilation_parameters()]
-        count, sizes = len(rows), [len(row) for row in logits]
-        chance = torch.rand(sum(sizes), generator=self._generator).to(rows[0].device)
-        drawn = draw(torch.cat(logits), chance).split(sizes)
-        gates, dilations = drawn[:count], drawn[2 * count :]
-        values = torch.cat((*gates, *dilations)).detach().tolist()
+        forms: list[Tensor] = list(self.dilation_parameters())
+        count, sizes = 3 * len(rows), [len(row) for row in units]
+        total = count + sum(sizes)
+        chance = torch.rand(total + len(forms), generator=self._generator).to(rows[0].device)
+        gates = draw(torch.stack(rows), chance[:count].view(-1, 3))
+        drawn = draw(torch.cat(units), chance[count:total]).split(sizes)
+        dilations = draw(torch.cat(forms), chance[total:]) if forms else chance[total:]
+        values = torch.cat((gates.flatten(), dilations)).detach().tolist()
+        dilated = iter(zip(dilations.split(1), values[count:], strict=True))
         for index, attention in enumerate(self.attentions):
             attention.set_drawn(gates[index], values[3 * index : 3 * index + 3])
-            self.mlps[index].set_drawn(drawn[count + index])
-        for attention, gate, value in zip(dilated, dilations, values[3 * count :], strict=True):
-            attention.set_drawn_dilation(gate, value)
+            self.mlps[index].set_drawn(drawn[index])
+            if attention.dilation_logit is not None:
+                attention.set_drawn_dilation(*next(dilated))
 
     def settle(self, attention: Sequence[Tensor], units: Sequence[Tensor]) -> None:
         """Take gates as settled in training: sides [3] and [hidden] of each block, 1 for open, -1
