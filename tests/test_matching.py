@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -137,6 +137,7 @@ def test_shares_are_those_of_the_attention_that_heads_pay() -> None:
     torch.testing.assert_close(shares_of(net), paid / paid.sum(0), atol=1e-4, rtol=1e-3)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 8), st.sampled_from(["row-major", "column-major", "centre-first"]),
        st.floats(0.01, 100))  # fmt: skip
 def test_logits_of_shares_give_these_shares(heads: int, order: Any, temperature: float) -> None:
