@@ -5,6 +5,9 @@ Usage: python benchmarks/suites/quality.py --data-dir DIR [--work FOLDER] [--job
 Each combination is a cell, written into FOLDER when it is done and never done again: a run that
 was cut short, or out of --time (minutes), goes on where it was. Every run ends by writing the
 table and the plot of all cells that are there.
+
+With FOLDER/latency.json (`spvit-deploy profile FOLDER/dense-0 --threads 1 -o FOLDER/latency.json`)
+`by latency` is a method too: given as budget the time that our plan takes.
 """
 
 from __future__ import annotations
@@ -21,10 +24,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from quality_methods import METHODS, Setting, from_scratch
+from quality_methods import METHODS, Method, Setting, by_latency, from_scratch
 from quality_pages import write_pages
 
 from spvit_deploy.benchmarks.host import read_host
+from spvit_deploy.benchmarks.latency import LATENCY_FILE, load_latency
 from spvit_deploy.cost import count_cost
 from spvit_deploy.data import Batches, open_batches
 from spvit_deploy.lean.folder import SavedModel, dense_saved, load_saved, save_model
@@ -35,7 +39,9 @@ from spvit_deploy.sources import DataSettings
 from spvit_deploy.store import write_record
 
 RESULTS = Path(__file__).parent / "results" / "quality.json"
-SCRATCH = "scratch"
+# Methods that start from the plan that ours found.
+SCRATCH, BY_LATENCY = "scratch", "by latency"
+AFTER = (SCRATCH, BY_LATENCY)
 MODEL = ModelSpec(
     name="vit_tiny_patch16_224",
     args={
@@ -87,6 +93,17 @@ def dense_of(place: Place, seed: int) -> SavedModel:
     return load_saved(folder)
 
 
+def method_of(cell: Cell, work: Path) -> Method:
+    """What makes a cell's model."""
+    if cell.method in METHODS:
+        return METHODS[cell.method]
+    plan = load_saved(work / Cell("ours", cell.budget, cell.seed).file[:-5]).plan
+    assert plan is not None
+    if cell.method == SCRATCH:
+        return from_scratch(plan)
+    return by_latency(plan, load_latency(work / LATENCY_FILE).tables[0])
+
+
 def share_cores(jobs: int) -> None:
     """Let a job use its part of the machine."""
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // jobs))
@@ -99,12 +116,7 @@ def run_cell(cell: Cell, place: Place) -> None:
     start = time.perf_counter()
     dense, train = dense_of(place, cell.seed), place.batches(True, cell.seed)
     at = Setting(dense, train, cell.budget, cell.seed, **EPOCHS)
-    method = METHODS.get(cell.method)
-    if cell.method == SCRATCH:
-        plan = load_saved(place.work / Cell("ours", cell.budget, cell.seed).file[:-5]).plan
-        method = from_scratch(plan) if plan else None
-    assert method is not None
-    lean, held_out = method(at), place.batches(False)
+    lean, held_out = method_of(cell, place.work)(at), place.batches(False)
     size = dense.preprocessing.input_size
     found = {
         "method": cell.method, "budget": cell.budget, "seed": cell.seed,
@@ -117,10 +129,15 @@ def run_cell(cell: Cell, place: Place) -> None:
     if lean.plan is not None:
         found["operations"] = [block.attention.value for block in lean.plan.blocks]
         found["widths"] = [len(block.mlp_keep) for block in lean.plan.blocks]
-    if cell.method == "ours":
+    if cell.method in ("ours", BY_LATENCY):
         save_model(lean, place.work / cell.file[:-5], force=True)
     write_record(place.work / cell.file, found)
     print(f"{cell.file[:-5]}: {found['top1']:.2f}% at {100 * found['macs']:.1f}%", flush=True)
+
+
+def methods_here(work: Path) -> tuple[str, ...]:
+    """All that can be run with what is in the folder."""
+    return (*METHODS, *(AFTER if (work / LATENCY_FILE).exists() else AFTER[:1]))
 
 
 def cells_of(asked: argparse.Namespace) -> Iterator[Cell]:
@@ -129,7 +146,7 @@ def cells_of(asked: argparse.Namespace) -> Iterator[Cell]:
     """
     for seed in asked.seeds:
         for budget in asked.budgets:
-            for method in asked.only or (*METHODS, SCRATCH):
+            for method in asked.only or methods_here(asked.work):
                 if method != "dense":
                     yield Cell(method, budget, seed)
         if not asked.only or "dense" in asked.only:
@@ -140,7 +157,7 @@ def collected(work: Path) -> list[dict[str, Any]]:
     """All cells that are done."""
     return [
         {k: v for k, v in json.loads(file.read_text()).items() if k != "digest"}
-        for file in sorted(work.glob("*.json"))
+        for file in sorted(work.glob("*-*.json"))
     ]
 
 
@@ -151,7 +168,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("quality"))
     parser.add_argument("--jobs", type=int, default=max(1, (os.cpu_count() or 2) // 2))
     parser.add_argument("--time", type=float, default=1e6, help="Minutes; no cell starts later.")
-    parser.add_argument("--only", nargs="+", choices=(*METHODS, SCRATCH))
+    parser.add_argument("--only", nargs="+", choices=(*METHODS, *AFTER))
     parser.add_argument("--budgets", nargs="+", default=["50%", "30%", "70%"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     asked = parser.parse_args()
@@ -160,8 +177,8 @@ def main() -> None:
     cells = list(cells_of(asked))
     with ProcessPoolExecutor(asked.jobs, initializer=share_cores, initargs=(asked.jobs,)) as pool:
         list(pool.map(dense_of, [place] * len(asked.seeds), asked.seeds))
-        for late in (False, True):  # from scratch is trained what ours found
-            some = [cell for cell in cells if (cell.method == SCRATCH) is late]
+        for late in (False, True):
+            some = [cell for cell in cells if (cell.method in AFTER) is late]
             list(pool.map(run_cell, some, [place] * len(some)))
     rows = collected(asked.work)
     record = {"epochs": EPOCHS, "cells": rows, "host": read_host().model_dump(mode="json")}

@@ -17,8 +17,10 @@ import torch
 import torch_pruning
 from torch import Tensor, nn
 
+from spvit_deploy.benchmarks.latency import LatencyTable
 from spvit_deploy.cost import count_cost
 from spvit_deploy.data import Batches
+from spvit_deploy.latency_budgets import measured
 from spvit_deploy.lean.folder import SavedModel
 from spvit_deploy.lean.materialize import materialize_weights
 from spvit_deploy.models import create_empty, create_model, load_weights
@@ -244,6 +246,20 @@ def from_scratch(plan: PrunePlan) -> Method:
         torch.manual_seed(1000 + at.seed)
         net = Supernet(create_model(at.dense.spec), at.dense.spec, plan.semantics)
         return finetuned(at, lean_of(net, plan), at.dense_epochs + at.epochs, plan)
+
+    return run
+
+
+def by_latency(plan: PrunePlan, table: LatencyTable) -> Method:
+    """Our search, given the time that a plan takes, as its budget."""
+
+    def run(at: Setting) -> SavedModel:
+        net = supernet_of(at)
+        times = measured(table, net.sites)
+        budget = f"{times.table.of_plan(plan)}ns@{table.runtime}"
+        settings = at.search().model_copy(update={"budget": budget})
+        found = run_search(net, at.train, settings, times).plan
+        return finetuned(at, lean_of(net, found), at.finetune_epochs, found)
 
     return run
 
