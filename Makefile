@@ -5,8 +5,9 @@ BIN := $(VENV)/bin
 SUM := $(shell cat setup.cfg spvit_deploy/_version.py | cksum | cut -d' ' -f1)
 CORE := $(VENV)/.core-$(SUM)
 READY := $(VENV)/.ready-$(SUM)
-# The others share published.py.
-SUITES := $(filter-out %/published.py,$(wildcard benchmarks/suites/*.py))
+# What the others share, and what needs a folder of data (--data-dir).
+APART := published quality_methods quality_pages quality search_cost
+SUITES := $(filter-out $(APART:%=benchmarks/suites/%.py),$(wildcard benchmarks/suites/*.py))
 
 .PHONY: demo test lint bench clean
 .DEFAULT_GOAL := help

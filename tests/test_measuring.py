@@ -87,7 +87,7 @@ def test_artefacts_take_turns_in_an_order_that_changes(
         return entry
 
     monkeypatch.setattr(measure, "_open", remember)
-    monkeypatch.setattr(measure, "_burst", burst)
+    monkeypatch.setattr(measure, "burst_of", burst)
     workload = Workload(duration=1.0, warmup=0, pause=0.25)
     results = run_benchmark([dense_folder, dense_folder], ["torch"], [workload]).results
     turns = "".join(name for name, _, _ in seen)

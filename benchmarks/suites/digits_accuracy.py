@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch_pruning
+from quality_methods import prune
 from torch import nn
 
 from spvit_deploy.benchmarks.host import read_host
@@ -71,30 +71,6 @@ def theirs(dense: SavedModel, recipe: Recipe, batches: Batches, macs: int) -> Sa
     settings = recipe.finetune.model_copy(update={"epochs": epochs})
     saved = SavedModel(module, dense.spec, dense.preprocessing)
     return finetune_model(saved, batches, settings, copy.deepcopy(dense), CPU)
-
-
-def prune(module: Any, size: tuple[int, int, int], ratio: float) -> None:
-    """Torch-Pruning's recipe for timm's ViT: magnitudes of groups, heads counted."""
-    for part in module.modules():
-        if hasattr(part, "fused_attn"):
-            part.fused_attn = False
-    heads = {block.attn.qkv: block.attn.num_heads for block in module.blocks}
-    pruner = torch_pruning.pruner.BasePruner(
-        module,
-        torch.randn(1, *size),
-        importance=torch_pruning.importance.GroupMagnitudeImportance(),
-        pruning_ratio=ratio,
-        ignored_layers=[module.head],
-        num_heads=heads,
-        prune_head_dims=True,
-        prune_num_heads=False,
-    )
-    pruner.step()
-    for block in module.blocks:
-        block.attn.num_heads = pruner.num_heads[block.attn.qkv]
-        block.attn.head_dim = block.attn.qkv.out_features // (3 * block.attn.num_heads)
-        block.attn.attn_dim = block.attn.qkv.out_features // 3
-        block.attn.scale = block.attn.head_dim**-0.5
 
 
 def one_seed(seed: int) -> dict[str, float]:

@@ -1,0 +1,192 @@
+"""Accuracy at 30%, 50% and 70% of the MACs, by method: Fashion-MNIST, a small DeiT, three seeds.
+
+Usage: python benchmarks/suites/quality.py --data-dir DIR [--work FOLDER] [--jobs N] [--time 90]
+           [--only METHOD …] [--budgets 50% …] [--seeds 0 …]
+Each combination is a cell, written into FOLDER when it is done and never done again: a run that
+was cut short, or out of --time (minutes), goes on where it was. Every run ends by writing the
+table and the plot of all cells that are there.
+
+With FOLDER/latency.json (`spvit-deploy profile FOLDER/dense-0 --threads 1 -o FOLDER/latency.json`)
+`by latency` is a method too: given as budget the time that our plan takes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from quality_methods import METHODS, Method, Setting, by_latency, from_scratch
+from quality_pages import write_pages
+
+from spvit_deploy.benchmarks.host import read_host
+from spvit_deploy.benchmarks.latency import LATENCY_FILE, load_latency
+from spvit_deploy.cost import count_cost
+from spvit_deploy.data import Batches, open_batches
+from spvit_deploy.lean.folder import SavedModel, dense_saved, load_saved, save_model
+from spvit_deploy.models import create_model, preprocessing_of
+from spvit_deploy.plan import ModelSpec
+from spvit_deploy.search.finetuning import FinetuneSettings, finetune_model, top1
+from spvit_deploy.sources import DataSettings
+from spvit_deploy.store import write_record
+
+RESULTS = Path(__file__).parent / "results" / "quality.json"
+# Methods that start from the plan that ours found.
+SCRATCH, BY_LATENCY = "scratch", "by latency"
+AFTER = (SCRATCH, BY_LATENCY)
+MODEL = ModelSpec(
+    name="vit_tiny_patch16_224",
+    args={
+        "img_size": 28, "patch_size": 4, "embed_dim": 96, "depth": 6, "num_heads": 6,
+        "in_chans": 1, "num_classes": 10,
+    },
+)  # fmt: skip
+EPOCHS = {"dense_epochs": 3, "search_epochs": 1, "finetune_epochs": 2}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One model to be trained and judged."""
+
+    method: str
+    budget: str
+    seed: int
+
+    @property
+    def file(self) -> str:
+        """Its result."""
+        name = f"{self.method}-{self.budget}-{self.seed}".replace(" ", "_")
+        return f"{name.replace(',', '').replace('%', '')}.json"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the data are, and where cells go."""
+
+    data_dir: str
+    work: Path
+    until: float
+
+    def batches(self, train: bool, seed: int = 0) -> Batches:
+        """A split."""
+        data = DataSettings(spec="torch/fashion_mnist", root=self.data_dir, batch_size=128)
+        return open_batches(data, preprocessing_of(create_model(MODEL)), train, seed=seed)
+
+
+def dense_of(place: Place, seed: int) -> SavedModel:
+    """The dense model of a seed, trained the first time."""
+    folder = place.work / f"dense-{seed}"
+    if not folder.exists():
+        torch.manual_seed(seed)
+        fresh = dense_saved(create_model(MODEL), MODEL)
+        settings = FinetuneSettings(epochs=EPOCHS["dense_epochs"], lr=1e-3, seed=seed)
+        train = place.batches(True, seed)
+        save_model(finetune_model(fresh, train, settings, None, torch.device("cpu")), folder)
+    return load_saved(folder)
+
+
+def method_of(cell: Cell, work: Path) -> Method:
+    """What makes a cell's model."""
+    if cell.method in METHODS:
+        return METHODS[cell.method]
+    plan = load_saved(work / Cell("ours", cell.budget, cell.seed).file[:-5]).plan
+    assert plan is not None
+    if cell.method == SCRATCH:
+        return from_scratch(plan)
+    return by_latency(plan, load_latency(work / LATENCY_FILE).tables[0])
+
+
+def share_cores(jobs: int) -> None:
+    """Let a job use its part of the machine."""
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // jobs))
+
+
+def run_cell(cell: Cell, place: Place) -> None:
+    """Train, judge and write one cell."""
+    if time.time() > place.until or (place.work / cell.file).exists():
+        return
+    start = time.perf_counter()
+    dense, train = dense_of(place, cell.seed), place.batches(True, cell.seed)
+    at = Setting(dense, train, cell.budget, cell.seed, **EPOCHS)
+    lean, held_out = method_of(cell, place.work)(at), place.batches(False)
+    size = dense.preprocessing.input_size
+    found = {
+        "method": cell.method, "budget": cell.budget, "seed": cell.seed,
+        "top1": top1(lean.module, held_out),
+        "dense_top1": top1(dense.module, held_out),
+        "macs": count_cost(lean.module, size).macs / at.dense_macs,
+        "params": count_cost(lean.module, size).params,
+        "seconds": time.perf_counter() - start,
+    }  # fmt: skip
+    if lean.plan is not None:
+        found["operations"] = [block.attention.value for block in lean.plan.blocks]
+        found["widths"] = [len(block.mlp_keep) for block in lean.plan.blocks]
+    if cell.method in ("ours", BY_LATENCY):
+        save_model(lean, place.work / cell.file[:-5], force=True)
+    write_record(place.work / cell.file, found)
+    print(f"{cell.file[:-5]}: {found['top1']:.2f}% at {100 * found['macs']:.1f}%", flush=True)
+
+
+def methods_here(work: Path) -> tuple[str, ...]:
+    """All that can be run with what is in the folder."""
+    return (*METHODS, *(AFTER if (work / LATENCY_FILE).exists() else AFTER[:1]))
+
+
+def cells_of(asked: argparse.Namespace) -> Iterator[Cell]:
+    """Those asked for, whole seeds first, so that an unfinished run still compares like with
+    like.
+    """
+    for seed in asked.seeds:
+        for budget in asked.budgets:
+            for method in asked.only or methods_here(asked.work):
+                if method != "dense":
+                    yield Cell(method, budget, seed)
+        if not asked.only or "dense" in asked.only:
+            yield Cell("dense", "100%", seed)
+
+
+def collected(work: Path) -> list[dict[str, Any]]:
+    """All cells that are done."""
+    return [
+        {k: v for k, v in json.loads(file.read_text()).items() if k != "digest"}
+        for file in sorted(work.glob("*-*.json"))
+    ]
+
+
+def main() -> None:
+    """Measure what is missing, and write what there is."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data-dir", required=True, help="DIR of DIR/FashionMNIST/raw.")
+    parser.add_argument("--work", type=Path, default=Path("quality"))
+    parser.add_argument("--jobs", type=int, default=max(1, (os.cpu_count() or 2) // 2))
+    parser.add_argument("--time", type=float, default=1e6, help="Minutes; no cell starts later.")
+    parser.add_argument("--only", nargs="+", choices=(*METHODS, *AFTER))
+    parser.add_argument("--budgets", nargs="+", default=["50%", "30%", "70%"])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    asked = parser.parse_args()
+    asked.work.mkdir(parents=True, exist_ok=True)
+    place = Place(asked.data_dir, asked.work, time.time() + 60 * asked.time)
+    cells = list(cells_of(asked))
+    with ProcessPoolExecutor(asked.jobs, initializer=share_cores, initargs=(asked.jobs,)) as pool:
+        list(pool.map(dense_of, [place] * len(asked.seeds), asked.seeds))
+        for late in (False, True):
+            some = [cell for cell in cells if (cell.method in AFTER) is late]
+            list(pool.map(run_cell, some, [place] * len(some)))
+    rows = collected(asked.work)
+    record = {"epochs": EPOCHS, "cells": rows, "host": read_host().model_dump(mode="json")}
+    RESULTS.write_text(json.dumps(record, indent=1) + "\n")
+    write_pages(rows)
+    dense = statistics.mean(row["dense_top1"] for row in rows)
+    print(f"{len(rows)} cells; dense {dense:.2f}%")
+
+
+if __name__ == "__main__":
+    main()

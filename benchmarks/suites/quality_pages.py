@@ -1,0 +1,105 @@
+"""The quality suite's table and plot in the documentation."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import plotly.graph_objects as go
+
+from spvit_deploy.benchmarks.charts import DENSE, LEAN, style
+from spvit_deploy.benchmarks.report import render_png
+
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE, PICTURE = DOCS / "quality.md", DOCS / "images" / "quality.png"
+START, END = "<!-- table: benchmarks/suites/quality.py -->", "<!-- end of the table -->"
+BUDGETS = ("30%", "50%", "70%")
+COLOURS = ("#0d9488", "#d97706", "#db2777", "#64748b", "#0284c7", "#65a30d", "#7c3aed", "#b45309")
+# Drawn; what adds or takes away a part of ours would hide the rest, and is in the table.
+DRAWN = ("ours", "published", "torch-pruning", "uniform", "scratch")
+
+Rows = Sequence[dict[str, Any]]
+
+
+def write_pages(rows: Rows) -> None:
+    """Put the table into ``docs/quality.md``, and draw the plot."""
+    text = PAGE.read_text()
+    before, rest = text.split(START)
+    _, after = rest.split(END)
+    PAGE.write_text(f"{before}{START}\n\n{table(rows)}\n\n{END}{after}")
+    draw(rows)
+
+
+def table(rows: Rows) -> str:
+    """A line a method: mean top-1 over the seeds ± its standard error, and how many seeds."""
+    lines = ["| | " + " | ".join(BUDGETS) + " |", "| --- |" + " --- |" * len(BUDGETS)]
+    best = {budget: max(_means(rows, budget).values(), default=0.0) for budget in BUDGETS}
+    methods = dict.fromkeys(row["method"] for row in rows if row["method"] != "dense")
+    for method in sorted(methods, key=_place):
+        cells = [_cell(rows, method, budget, best[budget]) for budget in BUDGETS]
+        lines.append(f"| {method} | " + " | ".join(cells) + " |")
+    dense = statistics.mean({row["seed"]: row["dense_top1"] for row in rows}.values())
+    longer = [row["top1"] for row in rows if row["method"] == "dense"]
+    note = f"Dense: {dense:.2f}%"
+    if longer:
+        note += f"; trained on for as long as the others {_amount(longer)}"
+    return "\n".join(lines) + f"\n\n{note}."
+
+
+def _place(method: str) -> tuple[int, str]:
+    return (DRAWN.index(method) if method in DRAWN else len(DRAWN), method)
+
+
+def _scores(rows: Rows, method: str, budget: str) -> list[float]:
+    return [r["top1"] for r in rows if (r["method"], r["budget"]) == (method, budget)]
+
+
+def _means(rows: Rows, budget: str) -> dict[str, float]:
+    scores = {row["method"]: _scores(rows, row["method"], budget) for row in rows}
+    return {method: statistics.mean(found) for method, found in scores.items() if found}
+
+
+def _cell(rows: Rows, method: str, budget: str, best: float) -> str:
+    found = _scores(rows, method, budget)
+    if not found:
+        return ""
+    text = _amount(found)
+    return f"**{text}**" if statistics.mean(found) == best else text
+
+
+def _amount(found: Sequence[float]) -> str:
+    text = f"{statistics.mean(found):.2f}"
+    if len(found) > 1:
+        text += f" ± {statistics.stdev(found) / len(found) ** 0.5:.2f}"
+    return f"{text} ({len(found)})"
+
+
+def draw(rows: Rows) -> None:
+    """Accuracy against the budget, a line a method; needs an installed Chromium."""
+    figure: Any = go.Figure()
+    shares = [float(budget.rstrip("%")) for budget in BUDGETS]
+    for index, method in enumerate(DRAWN):
+        scores = [_scores(rows, method, budget) for budget in BUDGETS]
+        figure.add_scatter(
+            name=method,
+            x=[share + 0.4 * (index - 2) for share, s in zip(shares, scores, strict=True) if s],
+            y=[statistics.mean(s) for s in scores if s],
+            error_y={"type": "data", "array": [
+                statistics.stdev(s) / len(s) ** 0.5 if len(s) > 1 else 0 for s in scores if s
+            ]},
+            line={"color": LEAN if method == "ours" else COLOURS[index], "width": 2},
+            marker={"size": 8},
+        )  # fmt: skip
+    dense = statistics.mean({row["seed"]: row["dense_top1"] for row in rows}.values())
+    figure.add_hline(y=dense, line={"color": DENSE, "dash": "dot"}, annotation_text="dense")
+    figure.update_xaxes(title="MACs, % of the dense model", tickvals=shares)
+    style(figure, 460, yaxis_title="top-1 on Fashion-MNIST, %")
+    with tempfile.TemporaryDirectory() as scratch:
+        page = Path(scratch) / "page.html"
+        figure.write_html(page, default_width="900px")
+        PICTURE.parent.mkdir(exist_ok=True)
+        if not render_png(page, PICTURE):
+            print("no picture: that takes an installed Chromium")
