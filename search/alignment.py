@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from spvit_deploy.cost import CostTable
 from spvit_deploy.plan import AttentionKind
@@ -12,10 +12,19 @@ from spvit_deploy.plan import AttentionKind
 
 @dataclass(frozen=True)
 class Choice:
-    """One block of a plan: open attention gates, and the hidden units kept."""
+    """One block of a plan: open attention gates, and the hidden units and heads kept; heads are
+    None where attention keeps all, or is none.
+    """
 
     kind: AttentionKind
     keep: tuple[int, ...]
+    heads: tuple[int, ...] | None = None
+
+
+def cost_of(table: CostTable, choices: Sequence[Choice], widths: Sequence[int]) -> int:
+    """Of these choices with MLPs of other widths."""
+    heads = [None if c.heads is None else len(c.heads) for c in choices]
+    return table.of([c.kind for c in choices], widths, heads)
 
 
 def align(
@@ -32,7 +41,7 @@ def align(
     it is the whole MLP.
 
     Args:
-        choices: operations and kept units of each block; operations stay.
+        choices: operations and kept units of each block; operations and heads stay.
         units: gate probability of each hidden unit, one row a block.
         table: what units cost.
         target: what the result must not cost more than.
@@ -43,7 +52,7 @@ def align(
         len(c.keep) if len(c.keep) == len(row) else len(c.keep) // step * step
         for c, row in zip(choices, units, strict=True)
     ]
-    spent = table.of([c.kind for c in choices], widths)
+    spent = cost_of(table, choices, widths)
     queue = [
         (*_next_units(ranked[block], units[block], width, step), block)
         for block, width in enumerate(widths)
@@ -61,7 +70,7 @@ def align(
             queue, (*_next_units(ranked[block], units[block], widths[block], step), block)
         )
     return tuple(
-        Choice(c.kind, tuple(sorted(row[:width])))
+        replace(c, keep=tuple(sorted(row[:width])))
         for c, row, width in zip(choices, ranked, widths, strict=True)
     )
 

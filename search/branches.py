@@ -12,11 +12,12 @@ from torch.nn import functional
 
 from spvit_deploy.families import BlockSite
 from spvit_deploy.lean.blocks import to_grid, to_tokens
+from spvit_deploy.lean.heads import gated_heads
 from spvit_deploy.lean.kernels import POSITIONS, conv_weights
 from spvit_deploy.lean.materialize import norm_of
 from spvit_deploy.lean.mlps import gated_output
 from spvit_deploy.plan import AttentionKind, Semantics
-from spvit_deploy.search.gates import ChooseBranch, cumulative
+from spvit_deploy.search.gates import ChooseBranch, cumulative, open_heads
 from spvit_deploy.search.live_units import LiveUnits
 
 START_LOGIT = 1.5
@@ -27,10 +28,17 @@ class UnifiedAttention(nn.Module):
     """Skip, 1×1 conv, 3×3 conv and attention, on one set of weights, chosen by three gates.
 
     Where ``dilated``, a fourth gate chooses between two forms of the 3×3, at no difference in cost:
-    neighbours at a distance of one token or, where it is open, of two.
+    neighbours at a distance of one token or, where it is open, of two. With ``head_gates`` there
+    is a gate for each head of the attention, if that can lose any; convolutions read them all.
     """
 
-    def __init__(self, site: BlockSite, semantics: Semantics, dilated: bool = False) -> None:
+    def __init__(
+        self,
+        site: BlockSite,
+        semantics: Semantics,
+        dilated: bool = False,
+        head_gates: bool = False,
+    ) -> None:
         super().__init__()
         self.msa: Any = site.attn
         self.site, self.semantics = site, semantics
@@ -46,6 +54,11 @@ class UnifiedAttention(nn.Module):
         if dilated and AttentionKind.CONV3X3 in site.kinds:
             self.dilation_logit = nn.Parameter(torch.zeros(1))
             self.bn_3x3_dilated = nn.BatchNorm2d(site.head_dim)
+        self.head_gate_logits: nn.Parameter | None = None
+        if head_gates and site.trims_heads:
+            self.head_gate_logits = nn.Parameter(torch.full((site.heads,), START_LOGIT))
+        self.register_buffer("fixed_heads", None, persistent=False)
+        self.fixed_heads: Tensor | None
         for name in site.exposed:
             setattr(self, name, getattr(site.attn, name))
         self.fixed: AttentionKind | None = None
@@ -53,11 +66,12 @@ class UnifiedAttention(nn.Module):
         self._settled = [0, 0, 0]
         self._drawn: tuple[Tensor, list[float]] | None = None
         self._drawn_dilation: tuple[Tensor, float] | None = None
+        self._drawn_heads: Tensor | None = None
         self._compiled: Callable[..., Tensor] | None = None
 
     def compile_parts(self) -> None:
         """Compile the attention; what chooses changes from step to step."""
-        self._compiled = torch.compile(self.msa.forward)
+        self._compiled = torch.compile(self._attend)
 
     def set_drawn(self, gates: Tensor, values: list[float]) -> None:
         """Hand over this step's sampled gates [3] and their values on the host."""
@@ -67,9 +81,13 @@ class UnifiedAttention(nn.Module):
         """Hand over this step's sampled gate [1] of the dilation, and its value on the host."""
         self._drawn_dilation = (gate, value)
 
+    def set_drawn_heads(self, gates: Tensor) -> None:
+        """Hand over this step's sampled gates [H] of the heads."""
+        self._drawn_heads = gates
+
     def forget(self) -> None:
         """Let go of the sample, and of the graph behind it."""
-        self._drawn = self._drawn_dilation = None
+        self._drawn = self._drawn_dilation = self._drawn_heads = None
 
     def settle(self, sides: list[int]) -> None:
         """Take gates as open (1) or closed (-1) for good; 0 leaves them free."""
@@ -89,6 +107,19 @@ class UnifiedAttention(nn.Module):
         if self.fixed_dilation is not None:
             return self.fixed_dilation
         return 2 if float(self.dilation_logit) > 0 else 1
+
+    def heads_keep(self, kind: AttentionKind) -> tuple[int, ...] | None:
+        """Heads of this operation in evaluation; None where there is no choice, and for all."""
+        gates = self._hard_heads()
+        if kind is not AttentionKind.MSA or gates is None or bool(gates.all()):
+            return None
+        return tuple(gates.nonzero().flatten().tolist())
+
+    def _hard_heads(self) -> Tensor | None:
+        """Gates [H] of the heads in evaluation; None for all."""
+        if self.fixed is not None or self.head_gate_logits is None:
+            return self.fixed_heads
+        return open_heads(self.head_gate_logits.detach())
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """[B, N, C] → [B, N, C]; the other arguments are the attention's own."""
@@ -138,12 +169,19 @@ class UnifiedAttention(nn.Module):
         if kind is AttentionKind.SKIP:
             return x
         if kind is AttentionKind.MSA:
-            attended: Tensor = (self._compiled or self.msa)(x, *args, **kwargs)
-            return attended
+            drawn = self._drawn_heads if self.training and self.fixed is None else None
+            gates = self._hard_heads() if drawn is None else drawn
+            return (self._compiled or self._attend)(gates, x, *args, **kwargs)
         regroup = self.site.regroup
         if regroup is None:
             return self._either_form(kind, x)
         return regroup.split(self._either_form(kind, regroup.merge(x)))
+
+    def _attend(self, gates: Tensor | None, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Attention with gates [H] of its heads, or with all of them."""
+        weight = {} if gates is None else gated_heads(self.site, self.msa, gates)
+        attended: Tensor = functional_call(self.msa, weight, (x, *args), kwargs)
+        return attended
 
     def _either_form(self, kind: AttentionKind, x: Tensor) -> Tensor:
         """A convolution; where its dilation is drawn, the other form tells the gate what it had

@@ -95,7 +95,8 @@ class SavedSearch:
         module = create_model(self.plan.model)
         load_weights(module, self.dense, WEIGHTS_FILE, _APART)
         dilated = any(key.endswith(".dilation_logit") for key in self.extras)
-        net = Supernet(module, self.plan.model, self.plan.semantics, dilated)
+        heads = any(key.endswith(".head_gate_logits") for key in self.extras)
+        net = Supernet(module, self.plan.model, self.plan.semantics, dilated, heads)
         net.load_extras(self.extras)
         net.fix(self.plan)
         return net.eval()
@@ -110,7 +111,9 @@ class SavedSearch:
             self.extras[f"{EXTRAS_PREFIX}{block.path}.unit_logits"].sigmoid().tolist()
             for block in self.plan.blocks
         ]
-        choices = [Choice(block.attention, block.mlp_keep) for block in self.plan.blocks]
+        choices = [
+            Choice(block.attention, block.mlp_keep, block.heads_keep) for block in self.plan.blocks
+        ]
         aligned = align(choices, units, table, table.of_plan(self.plan), step)
         blocks = tuple(
             block.model_copy(update={"mlp_keep": choice.keep})

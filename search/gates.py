@@ -42,6 +42,13 @@ def cumulative(gates: Tensor) -> Tensor:
     return torch.cumprod(gates, dim=-1)
 
 
+def open_heads(logits: Tensor) -> Tensor:
+    """Zeros and ones for heads [H] in evaluation: an attention keeps at least the surest."""
+    gates = (logits > 0).to(logits.dtype)
+    gates[logits.argmax()] = 1
+    return gates
+
+
 class ChooseBranch(torch.autograd.Function):
     """Pass on the chosen branch, and tell each gate what opening it would have changed.
 
@@ -91,6 +98,7 @@ class GateOptimizer:
         lr: step in logits at unit gradient.
         momentum: weight of the past.
         clip: longest normalized gradient.
+        beside: how many of the last parameters are not among the units that the scale is taken of.
     """
 
     def __init__(
@@ -100,10 +108,12 @@ class GateOptimizer:
         lr: float,
         momentum: float = 0.9,
         clip: float = 4.0,
+        beside: int = 0,
     ) -> None:
         self.parameters = list(parameters)
         self._macs = list(macs)
         self._lr, self._momentum, self._clip = lr, momentum, clip
+        self._scaling = len(self.parameters) - beside
         self._velocity = [torch.zeros_like(p) for p in self.parameters]
         self._square = 0.0
         self._steps = 0
@@ -136,7 +146,7 @@ class GateOptimizer:
             torch.zeros_like(p) if p.grad is None else torch.where(m > 0, p.grad / m, 0.0)
             for p, m in zip(self.parameters, self._macs, strict=True)
         ]
-        units = [grad.flatten() for grad in per_mac if grad.numel() > 3]
+        units = [grad.flatten() for grad in per_mac[: self._scaling] if grad.numel() > 3]
         square = float(torch.cat(units or per_mac).square().mean())
         if not math.isfinite(square):
             raise JobError(f"The search diverged in step {self._steps + 1}.", "Try a smaller --lr.")

@@ -24,9 +24,15 @@ _GAIN, _RESET, _WAIT = 100.0, 0.3, 5
 
 
 class ExpectedCost:
-    """Expected cost of a draw as a share of the dense model's, differentiable in the logits."""
+    """Expected cost of a draw as a share of the dense model's, differentiable in the logits.
 
-    def __init__(self, table: CostTable, device: torch.device) -> None:
+    Args:
+        table: of the choices.
+        device: of the logits.
+        gated: blocks whose heads have gates.
+    """
+
+    def __init__(self, table: CostTable, device: torch.device, gated: Sequence[int] = ()) -> None:
         self._sites = _Curves(table.sites, table.dense, device)
         self._tail = _Curves(table.tail, table.dense, device) if table.tail else None
         self._fixed = table.fixed / table.dense
@@ -35,22 +41,31 @@ class ExpectedCost:
             for site in table.sites
             for shares in (_gate_shares(site, table.dense), _unit_shares(site, table.dense))
         ]
+        self._gated = list(gated)
+        self._shares += [
+            torch.tensor(_head_shares(table.sites[block], table.dense), device=device)
+            for block in gated
+        ]
 
     def shares(self) -> list[Tensor]:
-        """Share of the cost behind each gate, in the order of their logits."""
+        """Share of the cost behind each gate, in the order of their logits, heads last."""
         return self._shares
 
-    def __call__(self, logits: Sequence[Tensor]) -> Tensor:
-        """Logits of attention [3] and of units [hidden], in turn, of each block → scalar.
+    def __call__(self, logits: Sequence[Tensor], heads: Sequence[Tensor] = ()) -> Tensor:
+        """Logits of attention [3] and of units [hidden], in turn, of each block, and of the heads
+        [H] of the gated ones → scalar.
 
         An MLP costs what its curve says at the expected width.
         """
         opened = cumulative(torch.sigmoid(torch.stack(list(logits[::2]))))
         widths = torch.stack([torch.sigmoid(units).sum() for units in logits[1::2]])
-        costs = self._sites(opened, widths)
+        closed = torch.zeros_like(widths)
+        if heads:
+            closed[self._gated] = torch.stack([torch.sigmoid(-row).sum() for row in heads])
+        costs = self._sites(opened, widths, closed)
         if self._tail is not None:
             behind = _none_after(opened[:, -1])
-            costs = costs + behind * (self._tail(opened, widths) - costs)
+            costs = costs + behind * (self._tail(opened, widths, closed) - costs)
         return costs.sum() + self._fixed
 
 
@@ -61,17 +76,19 @@ class _Curves:
         rows = [[site.attention[kind] for kind in AttentionKind] for site in sites]
         costs = torch.tensor(rows, dtype=torch.float64) / dense
         curves = [torch.tensor(site.mlp, dtype=torch.float64) / dense for site in sites]
+        self._heads = torch.tensor([site.head / dense for site in sites]).to(device)
         self._first = costs[:, 0].float().to(device)
         self._steps = (costs[:, 1:] - costs[:, :-1]).float().to(device)
         # One column more, so that there is a right neighbour for every width.
         self._mlps = pad_sequence([*curves, torch.zeros(2)], True).float()[:-1].to(device)
         self._last = torch.tensor([max(0, site.hidden - 1) for site in sites]).to(device)
 
-    def __call__(self, opened: Tensor, widths: Tensor) -> Tensor:
-        """Cumulative gates [S, 3] and MLP widths [S] → costs [S]."""
+    def __call__(self, opened: Tensor, widths: Tensor, closed: Tensor) -> Tensor:
+        """Cumulative gates [S, 3], MLP widths [S] and numbers of closed heads [S] → costs [S]."""
         below = torch.minimum(widths.detach().long(), self._last)
         left, right = (self._mlps.gather(1, i.unsqueeze(1)).squeeze(1) for i in (below, below + 1))
         attention = self._first + (opened * self._steps).sum(1)
+        attention = attention - opened[:, -1] * closed * self._heads
         return attention + left + (widths - below) * (right - left)
 
 
@@ -90,6 +107,11 @@ def _gate_shares(site: SiteCost, dense: int) -> list[float]:
 
 def _unit_shares(site: SiteCost, dense: int) -> list[float]:
     return [site.mlp[-1] / max(1, site.hidden) / dense] * site.hidden
+
+
+def _head_shares(site: SiteCost, dense: int) -> list[float]:
+    attention = site.attention[AttentionKind.MSA] - site.attention[AttentionKind.SKIP]
+    return [max(site.head, _LEAST_SHARE * abs(attention) / site.heads) / dense] * site.heads
 
 
 class Penalty:

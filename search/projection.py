@@ -9,10 +9,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from spvit_deploy.cost import CostTable, SiteCost, format_cost, last_attention
+from spvit_deploy.cost import CostTable, format_cost, last_attention
 from spvit_deploy.errors import BudgetError
 from spvit_deploy.plan import AttentionKind
-from spvit_deploy.search.alignment import Choice, align
+from spvit_deploy.search.alignment import Choice, align, cost_of
+from spvit_deploy.search.opening import OpenBlock, Start, choice_said, ranked_items
 from spvit_deploy.search.supernet import GateProbabilities
 
 # How far below the budget a plan may stay.
@@ -48,9 +49,10 @@ def project(
     """The most probable plan that costs at most ``target``, and at least 99% of it.
 
     Gates are taken in order of probability, those of attention after the cheaper ones of their
-    block, as long as they fit. Attention gates come in lumps; hidden units fill up the rest. An
-    operation that costs no less than a later one is passed over. Times may come in steps too
-    coarse for 99%: of these the nearest below the target is taken.
+    block, and those of heads after their attention, as long as they fit. Attention gates come in
+    lumps; hidden units fill up the rest. An operation that costs no less than a later one is passed
+    over. Times may come in steps too coarse for 99%: of these the nearest below the target is
+    taken.
 
     Args:
         probabilities: of the gates of each block.
@@ -63,7 +65,7 @@ def project(
     Raises:
         BudgetError: no plan of this model costs that little.
     """
-    costs = _with_one_attention(table, attend)
+    costs = _with_one_attention(table, attend, probabilities)
     if costs and min(costs.values()) > target:
         what = "this model with one attention, without which every image gets the same answer"
         raise _too_small(table, target, min(costs.values()), what)
@@ -83,7 +85,7 @@ def _ending_anywhere(
     """As :func:`project`, whichever block has the last attention: what lies behind is cheaper."""
 
     def ending(last: int, forced: int | None) -> Projection:
-        start = [3 if block == forced else 0 for block in range(len(probabilities))]
+        start = [Start(3 if block == forced else 0) for block in range(len(probabilities))]
         costs = _without_attention_after(last, table, target)
         return _meet(probabilities, costs, target, step, start, attend)
 
@@ -96,7 +98,7 @@ def _ending_anywhere(
         found = max(found, ending(before, before), key=lambda p: (p.cost <= target, p.cost))
     if found.cost > target:
         raise _nearest(table, target, found.cost)
-    said = [_said(p) for p in probabilities]
+    said = [choice_said(p) for p in probabilities]
     return replace(found, cost_before=_cost(table, said))
 
 
@@ -111,7 +113,7 @@ def _without_attention_after(last: int, table: CostTable, target: int) -> CostTa
     ending = table.ending(last)
     beyond = table.dense + target + 1
     shut = tuple(
-        SiteCost({**site.attention, AttentionKind.MSA: beyond}, site.mlp)
+        replace(site, attention={**site.attention, AttentionKind.MSA: beyond})
         for site in ending.sites[last + 1 :]
     )
     return replace(ending, sites=(*ending.sites[: last + 1], *shut))
@@ -125,20 +127,33 @@ def _too_small(table: CostTable, target: int, least: int, of_what: str) -> Budge
     )
 
 
-def least_cost(table: CostTable, attend: Sequence[int]) -> int:
+def least_cost(
+    table: CostTable, attend: Sequence[int], probabilities: Sequence[GateProbabilities]
+) -> int:
     """Of the cheapest plan with attention in one of the blocks ``attend``, if there are any."""
-    return min(_with_one_attention(table, attend).values(), default=table.least)
+    costs = _with_one_attention(table, attend, probabilities)
+    return min(costs.values(), default=table.least)
 
 
-def _with_one_attention(table: CostTable, attend: Sequence[int]) -> dict[int, int]:
+def _with_one_attention(
+    table: CostTable, attend: Sequence[int], probabilities: Sequence[GateProbabilities]
+) -> dict[int, int]:
     """Cost of the model whose only attention is that of each of these blocks."""
     count = len(table.sites)
     return {
-        block: table.of(
-            [AttentionKind.of_gates(3 if block == one else 0) for one in range(count)], [0] * count
+        block: _bare(
+            table, [Start(3 if block == one else 0) for one in range(count)], probabilities
         )
         for block in attend
     }
+
+
+def _bare(
+    table: CostTable, starts: Sequence[Start], probabilities: Sequence[GateProbabilities]
+) -> int:
+    """Of blocks as they start, without hidden units."""
+    heads = [s.heads if p.heads else None for s, p in zip(starts, probabilities, strict=True)]
+    return table.of([AttentionKind.of_gates(s.gates) for s in starts], [0] * len(starts), heads)
 
 
 def _nearest(table: CostTable, target: int, found: int) -> BudgetError:
@@ -153,15 +168,15 @@ def _meet(
     table: CostTable,
     target: int,
     step: int,
-    start: list[int],
+    start: list[Start],
     attend: Sequence[int],
 ) -> Projection:
-    """As :func:`project`, with ``start`` gates of each block open from the beginning."""
+    """As :func:`project`, with this of each block open from the beginning."""
     found = _meet_at_all(probabilities, table, target, step, start)
     if not attend or any(found.choices[block].kind is AttentionKind.MSA for block in attend):
         return found
     best = max(attend, key=lambda block: min(probabilities[block].attention))
-    start = [3 if block == best else 0 for block in range(len(probabilities))]
+    start = [Start(3 if block == best else 0) for block in range(len(probabilities))]
     return _meet_at_all(probabilities, table, target, step, start)
 
 
@@ -170,16 +185,16 @@ def _meet_at_all(
     table: CostTable,
     target: int,
     step: int,
-    start: list[int],
+    start: list[Start],
 ) -> Projection:
     """As :func:`_meet`, perhaps without attention."""
-    forced: list[int] | None = start
+    forced: list[Start] | None = start
     found: list[Projection] = []
     while forced is not None:
         exact = _fill(probabilities, table, target, forced)
         choices, grain = _aligned_as_far_as_it_fits(exact, probabilities, table, target, step)
-        before = [_said(p) for p in probabilities]
-        flipped = sum(_distance(old, new) for old, new in zip(before, choices, strict=True))
+        before = [choice_said(p) for p in probabilities]
+        flipped = sum(map(_distance, before, choices, probabilities))
         spent = _cost(table, choices)
         found.append(Projection(choices, spent, _cost(table, before), flipped, grain))
         if spent >= (1 - TOLERANCE) * target:
@@ -192,31 +207,31 @@ def _meet_at_all(
 
 
 def _fill(
-    probabilities: Sequence[GateProbabilities], table: CostTable, target: int, forced: list[int]
+    probabilities: Sequence[GateProbabilities], table: CostTable, target: int, forced: list[Start]
 ) -> tuple[Choice, ...]:
-    """Open gates in order of probability while they fit, those of ``forced`` before all."""
+    """Open gates in order of probability while they fit, those of ``forced`` before all.
+
+    Where attention, with its first head or as times have it, costs less than the convolution that
+    it takes the place of, what did not fit before may.
+    """
     items = sorted(
         (-rank, block, order, index)
-        for block, row in enumerate(map(_ranked, probabilities))
+        for block, row in enumerate(map(ranked_items, probabilities))
         for order, (rank, index) in enumerate(row)
     )
-    opened: list[set[int]] = [set() for _ in probabilities]
-    gates = list(forced)
-    spent = table.of([AttentionKind.of_gates(count) for count in gates], [0] * len(gates))
-    for _, block, _, index in items:
-        if index < 0:
-            count, price = _dearer(table, block, index, gates[block])
-        else:
-            count, price = gates[block], _next_unit(table, block, len(opened[block]))
-        if spent + price > target:
-            continue
-        spent, gates[block] = spent + price, count
-        if index >= 0:
-            opened[block].add(index)
-    return tuple(
-        Choice(AttentionKind.of_gates(count), tuple(sorted(units)))
-        for count, units in zip(gates, opened, strict=True)
-    )
+    blocks = [
+        OpenBlock(site, said, start)
+        for site, said, start in zip(table.sites, probabilities, forced, strict=True)
+    ]
+    spent = _bare(table, forced, probabilities)
+    refunded = True
+    while refunded:
+        refunded = False
+        for _, block, _, index in items:
+            price = blocks[block].take(index, target - spent)
+            spent += price
+            refunded |= price < 0
+    return tuple(block.choice() for block in blocks)
 
 
 def _force_one_more(
@@ -224,16 +239,21 @@ def _force_one_more(
     probabilities: Sequence[GateProbabilities],
     table: CostTable,
     target: int,
-    forced: list[int],
-) -> list[int] | None:
-    """Hidden units are all taken and the next attention does not fit: let it come before them."""
-    counts = [choice.kind.gates for choice in choices]
-    closed = [(min(p.attention[: n + 1]), -b) for b, (p, n) in
-              enumerate(zip(probabilities, counts, strict=True)) if n < 3]  # fmt: skip
-    for _, minus in sorted(closed, reverse=True):
-        more = [n + 1 if b == -minus else max(n, f) for b, (n, f) in
-                enumerate(zip(counts, forced, strict=True))]  # fmt: skip
-        if table.of([AttentionKind.of_gates(n) for n in more], [0] * len(more)) <= target:
+    forced: list[Start],
+) -> list[Start] | None:
+    """Hidden units are all taken and the next attention, or a head of one, does not fit: let it
+    come before them.
+    """
+    now = [Start.of(choice, p) for choice, p in zip(choices, probabilities, strict=True)]
+    closed = [
+        (chance, -b, more)
+        for b, start in enumerate(now)
+        for chance, more in start.next(probabilities[b])
+    ]
+    for _, minus, one in sorted(closed, key=lambda c: c[:2], reverse=True):
+        more = [one if b == -minus else start.with_all_of(f) for b, (start, f) in
+                enumerate(zip(now, forced, strict=True))]  # fmt: skip
+        if _bare(table, more, probabilities) <= target:
             return more
     return None
 
@@ -254,45 +274,15 @@ def _aligned_as_far_as_it_fits(
     return exact, 1
 
 
-def _ranked(p: GateProbabilities) -> list[tuple[float, int]]:
-    """(probability, item); attention gates are items -1, -2, -3, each no surer than the last."""
-    ranked, lowest = [], 1.0
-    for index, probability in enumerate(p.attention):
-        lowest = min(lowest, probability)
-        ranked.append((lowest, -1 - index))
-    return ranked + [(probability, index) for index, probability in enumerate(p.units)]
-
-
-def _dearer(table: CostTable, block: int, index: int, open_gates: int) -> tuple[int, int]:
-    """Gates that opening an item leads to, and the price; none where a cheaper gate is closed.
-
-    Measured times need not ascend: where a convolution takes as long as attention, the gate to it
-    leads on to attention.
-    """
-    if -1 - index != open_gates:
-        return open_gates, 0
-    costs = [table.sites[block].attention[kind] for kind in AttentionKind]
-    best = min(range(open_gates + 1, len(costs)), key=lambda gates: (costs[gates], -gates))
-    return best, costs[best] - costs[open_gates]
-
-
-def _next_unit(table: CostTable, block: int, width: int) -> int:
-    """Price of one more hidden unit."""
-    costs = table.sites[block].mlp
-    return costs[width + 1] - costs[width]
-
-
-def _said(p: GateProbabilities) -> Choice:
-    count = 0
-    while count < 3 and p.attention[count] > 0.5:
-        count += 1
-    keep = tuple(index for index, value in enumerate(p.units) if value > 0.5)
-    return Choice(AttentionKind.of_gates(count), keep)
-
-
-def _distance(old: Choice, new: Choice) -> int:
-    return abs(old.kind.gates - new.kind.gates) + len(set(old.keep) ^ set(new.keep))
+def _distance(old: Choice, new: Choice, said: GateProbabilities) -> int:
+    """Gates that differ; heads count where attention was kept and is."""
+    turned = len(set(old.keep) ^ set(new.keep))
+    if old.kind is AttentionKind.MSA and new.kind is AttentionKind.MSA:
+        every = range(len(said.heads))
+        before, after = (set(every if c.heads is None else c.heads) for c in (old, new))
+        turned += len(before ^ after)
+    return abs(old.kind.gates - new.kind.gates) + turned
 
 
 def _cost(table: CostTable, choices: Sequence[Choice]) -> int:
-    return table.of([c.kind for c in choices], [len(c.keep) for c in choices])
+    return cost_of(table, choices, [len(c.keep) for c in choices])

@@ -14,7 +14,8 @@ from spvit_deploy.data import Batches
 from spvit_deploy.errors import BudgetError
 from spvit_deploy.lean.counting import parameter_table
 from spvit_deploy.models import input_size
-from spvit_deploy.plan import Amount, BlockPlan, Budget, PrunePlan
+from spvit_deploy.plan import Amount, AttentionKind, BlockPlan, Budget, PrunePlan
+from spvit_deploy.progress import warn
 from spvit_deploy.search.budget import BudgetRequest, parse_budget
 from spvit_deploy.search.distilling import DistillationLoss, DistillSettings
 from spvit_deploy.search.gates import GateOptimizer
@@ -51,6 +52,7 @@ class SearchSettings(DistillSettings):
         head_map: where heads start in the kernels: ``random``, or ``matched`` to the offsets that
             they attend to in the dense model.
         dilated: let a 3×3 of neighbours at a distance of two compete with the plain one.
+        head_gates: let attention lose whole heads.
     """
 
     budget: str = Field(default="50%", coerce_numbers_to_str=True)
@@ -64,6 +66,7 @@ class SearchSettings(DistillSettings):
     distill_weight: float = Field(default=0.0, ge=0, le=1)
     head_map: Literal["random", "matched"] = "random"
     dilated: bool = False
+    head_gates: bool = False
 
 
 @dataclass(frozen=True)
@@ -105,12 +108,13 @@ class SearchLoss:
         self, supernet: Supernet, cost: ExpectedCost, price: Price | Penalty, task: LossFunction
     ) -> None:
         self._logits = list(supernet.gate_parameters())
+        self._heads = list(supernet.head_parameters())
         self._cost, self._task = cost, task
         self.price = price
 
     def expected(self) -> Tensor:
         """Expected cost as a share of the dense model's."""
-        return self._cost(self._logits)
+        return self._cost(self._logits, self._heads)
 
     def __call__(self, output: Any, images: Tensor, labels: Tensor) -> Tensor:
         """Scores [B, classes] → scalar."""
@@ -142,7 +146,9 @@ def run_search(
     asked = parse_budget(settings.budget, settings.budget_on)
     table = _table(supernet, asked, measured)
     attend = supernet.blocks_to_attend()
-    target = asked.target(table, least_cost(table, attend))
+    target = asked.target(table, least_cost(table, attend, supernet.probabilities()))
+    if settings.head_gates and next(iter(supernet.head_parameters()), None) is None:
+        warn(f"no attention of {supernet.spec} can lose single heads: --head-gates does nothing.")
 
     def choose() -> Projection:
         return project(supernet.probabilities(), table, target, settings.align, attend)
@@ -194,7 +200,8 @@ def _priced(
     task: LossFunction,
 ) -> tuple[SearchLoss, GateOptimizer]:
     """The loss of a search of so many steps, and what moves its gates."""
-    cost = ExpectedCost(table, supernet.attentions[0].gate_logits.device)
+    gated = [i for i, a in enumerate(supernet.attentions) if a.head_gate_logits is not None]
+    cost = ExpectedCost(table, supernet.attentions[0].gate_logits.device, gated)
     share, controlled = target / table.dense, settings.budget_method == "lagrangian"
     gates = ShrinkingGates(
         supernet,
@@ -205,8 +212,8 @@ def _priced(
     )
     price: Price | Penalty = Penalty(share, settings.cost_weight)
     if controlled:
-        start = float(cost(list(supernet.gate_parameters())).detach())
-        price = Price(start, share, steps, lambda: gates.scale)
+        logits = list(supernet.gate_parameters()), list(supernet.head_parameters())
+        price = Price(float(cost(*logits).detach()), share, steps, lambda: gates.scale)
     return SearchLoss(supernet, cost, price, task), gates
 
 
@@ -243,6 +250,7 @@ def _plan(supernet: Supernet, projection: Projection) -> PrunePlan:
                 attention=kind,
                 mlp_keep=choice.keep,
                 dilation=branch.dilation(kind),
+                heads_keep=choice.heads if kind is AttentionKind.MSA else None,
             )
         )
     return PrunePlan(model=supernet.spec, blocks=tuple(blocks), semantics=supernet.semantics)

@@ -16,7 +16,7 @@ UNITS_THAT_WAVER = 0.05
 class Settled:
     """Whether the plan has stayed as it is for a number of looks.
 
-    A plan has stayed where no block changed its operation, and at most
+    A plan has stayed where no block changed its operation or its heads, and at most
     :data:`UNITS_THAT_WAVER` of all hidden units came or went.
 
     Args:
@@ -41,16 +41,16 @@ class Settled:
     def _stayed(self, before: list[Choice], now: list[Choice]) -> bool:
         pairs = list(zip(before, now, strict=True))
         turned = sum(len(set(old.keep) ^ set(new.keep)) for old, new in pairs)
-        kinds = all(old.kind is new.kind for old, new in pairs)
+        kinds = all((old.kind, old.heads) == (new.kind, new.heads) for old, new in pairs)
         return kinds and turned <= UNITS_THAT_WAVER * self._units
 
     def state_dict(self) -> dict[str, Any]:
         """For a checkpoint."""
         last = self._last or []
-        return {"same": self.same, "last": [[c.kind.value, list(c.keep)] for c in last]}
+        return {"same": self.same, "last": [[c.kind.value, c.keep, c.heads] for c in last]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what :meth:`state_dict` gave."""
         self.same = int(state["same"])
-        last = [Choice(AttentionKind(kind), tuple(keep)) for kind, keep in state["last"]]
+        last = [Choice(AttentionKind(kind), keep, heads) for kind, keep, heads in state["last"]]
         self._last = last or None

@@ -82,7 +82,7 @@ class ShrinkingGates(GateOptimizer):
 
     Args:
         supernet: whose gates to move.
-        shares: as :class:`GateOptimizer`'s ``macs``.
+        shares: as :class:`GateOptimizer`'s ``macs``, those of heads last.
         lr: as there.
         period, rising: as :class:`Shrinking`'s.
     """
@@ -95,9 +95,10 @@ class ShrinkingGates(GateOptimizer):
         period: int,
         rising: int = 0,
     ) -> None:
-        free = list(supernet.dilation_parameters())
+        free, heads = list(supernet.dilation_parameters()), list(supernet.head_parameters())
         none = [torch.zeros_like(logit) for logit in free]
-        super().__init__([*supernet.gate_parameters(), *free], [*shares, *none], lr)
+        logits = [*supernet.gate_parameters(), *heads, *free]
+        super().__init__(logits, [*shares, *none], lr, beside=len(heads) + len(free))
         # A dilation has no cost to be judged by: it needs but the sign of its gradients, which come
         # in few of the steps. Adam counts these alone.
         self._free = torch.optim.Adam(free, lr) if free else None

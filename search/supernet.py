@@ -31,10 +31,12 @@ class GateProbabilities:
     Attributes:
         attention: of the 1×1 conv, the 3×3 conv and attention, not yet cumulative.
         units: one a hidden unit.
+        heads: one a head, where heads have gates.
     """
 
     attention: tuple[float, ...]
     units: tuple[float, ...]
+    heads: tuple[float, ...] = ()
 
 
 class Supernet(nn.Module):
@@ -45,6 +47,7 @@ class Supernet(nn.Module):
         spec: how it was built.
         semantics: how gates turn into operations.
         dilated: whether a 3×3 comes in two forms.
+        head_gates: whether attention can lose heads, where its kind allows.
 
     Raises:
         ModelError: no family takes the model.
@@ -56,13 +59,16 @@ class Supernet(nn.Module):
         spec: ModelSpec,
         semantics: Semantics | None = None,
         dilated: bool = False,
+        head_gates: bool = False,
     ) -> None:
         super().__init__()
         self.spec = spec
         self.semantics = semantics or Semantics()
         self.sites = find_sites(model, str(spec))
         self.model = model
-        self.attentions = [UnifiedAttention(site, self.semantics, dilated) for site in self.sites]
+        self.attentions = [
+            UnifiedAttention(site, self.semantics, dilated, head_gates) for site in self.sites
+        ]
         self.mlps = [GatedMlp(site) for site in self.sites]
         for site, attention, mlp in zip(self.sites, self.attentions, self.mlps, strict=True):
             site.replace(attention, mlp)
@@ -94,10 +100,13 @@ class Supernet(nn.Module):
         forms: list[Tensor] = list(self.dilation_parameters())
         count, sizes = 3 * len(rows), [len(row) for row in units]
         total = count + sum(sizes)
-        chance = torch.rand(total + len(forms), generator=self._generator).to(rows[0].device)
+        last = total + len(forms)
+        heads = sum(len(logits) for logits in self.head_parameters())
+        chance = torch.rand(last + heads, generator=self._generator).to(rows[0].device)
         gates = draw(torch.stack(rows), chance[:count].view(-1, 3))
         drawn = draw(torch.cat(units), chance[count:total]).split(sizes)
-        dilations = draw(torch.cat(forms), chance[total:]) if forms else chance[total:]
+        dilations = draw(torch.cat(forms), chance[total:last]) if forms else chance[total:last]
+        self._draw_heads(chance[last:])
         values = torch.cat((gates.flatten(), dilations)).detach().tolist()
         dilated = iter(zip(dilations.split(1), values[count:], strict=True))
         for index, attention in enumerate(self.attentions):
@@ -105,6 +114,15 @@ class Supernet(nn.Module):
             self.mlps[index].set_drawn(drawn[index])
             if attention.dilation_logit is not None:
                 attention.set_drawn_dilation(*next(dilated))
+
+    def _draw_heads(self, chance: Tensor) -> None:
+        gated = [a for a in self.attentions if a.head_gate_logits is not None]
+        if not gated:
+            return
+        logits: list[Tensor] = list(self.head_parameters())
+        gates = draw(torch.cat(logits), chance).split([len(row) for row in logits])
+        for attention, row in zip(gated, gates, strict=True):
+            attention.set_drawn_heads(row)
 
     def settle(self, attention: Sequence[Tensor], units: Sequence[Tensor]) -> None:
         """Take gates as settled in training: sides [3] and [hidden] of each block, 1 for open, -1
@@ -140,19 +158,24 @@ class Supernet(nn.Module):
         """Logits [1] of the dilations, of the blocks that have a choice."""
         return (a.dilation_logit for a in self.attentions if a.dilation_logit is not None)
 
+    def head_parameters(self) -> Iterable[nn.Parameter]:
+        """Logits [H] of the heads, of the blocks whose heads have gates."""
+        return (a.head_gate_logits for a in self.attentions if a.head_gate_logits is not None)
+
     def probabilities(self) -> list[GateProbabilities]:
         """σ of all gates."""
         return [
             GateProbabilities(
-                tuple(torch.sigmoid(attention.gate_logits.detach().float()).tolist()),
-                tuple(torch.sigmoid(mlp.unit_logits.detach().float()).tolist()),
+                _sigmoid(attention.gate_logits),
+                _sigmoid(mlp.unit_logits),
+                _sigmoid(attention.head_gate_logits),
             )
             for attention, mlp in zip(self.attentions, self.mlps, strict=True)
         ]
 
     def metrics(self) -> dict[str, float]:
         """Probability of each attention gate, and of the mean hidden unit, by block; and of a
-        dilated 3×3, where that is a choice.
+        dilated 3×3 and the mean head, where these are a choice.
         """
         found = {}
         for site, block in zip(self.sites, self.probabilities(), strict=True):
@@ -160,10 +183,12 @@ class Supernet(nn.Module):
             found.update({f"gates/{site.path}/{kind.value}": value for kind, value in kinds})
             if block.units:
                 found[f"gates/{site.path}/mlp"] = sum(block.units) / len(block.units)
+            if block.heads:
+                found[f"gates/{site.path}/heads"] = sum(block.heads) / len(block.heads)
         for attention in self.attentions:
             if attention.dilation_logit is not None:
-                chance = torch.sigmoid(attention.dilation_logit.detach().float())
-                found[f"gates/{attention.site.path}/dilation"] = float(chance)
+                (chance,) = _sigmoid(attention.dilation_logit)
+                found[f"gates/{attention.site.path}/dilation"] = chance
         return found
 
     def hard_blocks(self) -> tuple[BlockPlan, ...]:
@@ -173,6 +198,7 @@ class Supernet(nn.Module):
                 path=site.path,
                 attention=attention.kind(),
                 dilation=attention.dilation(attention.kind()),
+                heads_keep=attention.heads_keep(attention.kind()),
                 mlp_keep=tuple((mlp.unit_logits > 0).nonzero().flatten().tolist()),
             )
             for site, attention, mlp in zip(self.sites, self.attentions, self.mlps, strict=True)
@@ -192,6 +218,10 @@ class Supernet(nn.Module):
                     "Search again with --dilated.",
                 )
             attention.fixed, attention.fixed_dilation = block.attention, block.dilation
+            attention.fixed_heads = None
+            if block.heads_keep is not None:
+                attention.fixed_heads = attention.gate_logits.new_zeros(attention.site.heads)
+                attention.fixed_heads[list(block.heads_keep)] = 1
             attention.forget()
             mlp.forget()
             mask = torch.zeros_like(mlp.unit_logits.detach())
@@ -222,3 +252,7 @@ class Supernet(nn.Module):
             mlp.unit_logits.data.copy_(own.pop("unit_logits"))
             wanted = {k: v for k, v in attention.state_dict().items() if k.startswith("msa.")}
             attention.load_state_dict({**wanted, **own})
+
+
+def _sigmoid(logits: Tensor | None) -> tuple[float, ...]:
+    return () if logits is None else tuple(torch.sigmoid(logits.detach().float()).tolist())

@@ -102,7 +102,12 @@ def search_gates(
     same["teacher"] = of_teacher or (teacher if chosen.distill_weight else None)
     with open_run(target, same, upkeep, processes, where) as opened:
         times = times_of_run(asked, saved, opened, where, chosen.allow_host)
-        supernet = Supernet(saved.module.to(where), saved.spec, dilated=chosen.dilated)
+        supernet = Supernet(
+            saved.module.to(where),
+            saved.spec,
+            dilated=chosen.dilated,
+            head_gates=chosen.head_gates,
+        )
         result = run_search(supernet.to(where), batches, chosen, times, opened, taught)
         hashes = {"checkpoint": digest, "teacher": of_teacher}
         sources = {name: found for name, found in hashes.items() if found}

@@ -118,6 +118,11 @@ def main(ctx: click.Context, verbose: bool, debug: bool) -> None:
     is_flag=True,
     help="Let 3×3 convolutions over neighbours at a distance of two compete with plain ones.",
 )
+@click.option(
+    "--head-gates",
+    is_flag=True,
+    help="Let attention lose whole heads, each by a gate of its own.",
+)
 @distill_options(
     "Dense or lean folder, or timm name, to distil from; by default the dense model as the search "
     "starts from it.",
@@ -148,7 +153,7 @@ def search(**options: Any) -> None:
     data, training = take_data(options), take_training(options)
     options["run"] = take_run(options)
     for key in ("budget_on", "budget_method", "allow_host", "cost_weight", "gate_lr", "align",
-                "stop_when_settled", "head_map", "dilated"):  # fmt: skip
+                "stop_when_settled", "head_map", "dilated", "head_gates"):  # fmt: skip
         training[key] = options.pop(key)
     idle = ("teacher", "distillation", "distill_temperature")
     warn_if_idle(training["distill_weight"] > 0, idle, "for a --distill-weight above 0")

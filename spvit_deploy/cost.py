@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -87,15 +87,26 @@ class SiteCost:
     Attributes:
         attention: of each operation.
         mlp: of 0, 1, … and all hidden units; nothing first, and never less than before.
+        heads: of attention, where it can lose some; 0 where it cannot.
+        head: what attention costs less without one of them.
     """
 
     attention: dict[AttentionKind, int]
     mlp: tuple[int, ...]
+    heads: int = 0
+    head: int = 0
 
     @staticmethod
     def linear(attention: dict[AttentionKind, int], unit: int, hidden: int) -> SiteCost:
         """A site each of whose hidden units costs the same."""
         return SiteCost(attention, tuple(unit * width for width in range(hidden + 1)))
+
+    def operation(self, kind: AttentionKind, heads: int | None = None) -> int:
+        """Of an operation; of attention with so many heads, or all of them."""
+        cost = self.attention[kind]
+        if heads is None or kind is not AttentionKind.MSA:
+            return cost
+        return cost - self.head * (self.heads - heads)
 
     @property
     def hidden(self) -> int:
@@ -142,12 +153,18 @@ class CostTable:
             for sites in (self.sites, self.tail or self.sites)
         )
 
-    def of(self, kinds: Sequence[AttentionKind], widths: Sequence[int]) -> int:
-        """Of a plan with these operations and MLP widths."""
+    def of(
+        self,
+        kinds: Sequence[AttentionKind],
+        widths: Sequence[int],
+        heads: Sequence[int | None] | None = None,
+    ) -> int:
+        """Of a plan with these operations, MLP widths and heads, None for all of these."""
         sites = self.ending(last_attention(kinds)).sites
+        kept = heads or [None] * len(sites)
         return self.fixed + sum(
-            site.attention[kind] + site.mlp[width]
-            for site, kind, width in zip(sites, kinds, widths, strict=True)
+            site.operation(kind, count) + site.mlp[width]
+            for site, kind, width, count in zip(sites, kinds, widths, kept, strict=True)
         )
 
     def ending(self, last: int) -> CostTable:
@@ -162,7 +179,8 @@ class CostTable:
     def of_plan(self, plan: PrunePlan) -> int:
         """Of a plan."""
         kinds = [block.attention for block in plan.blocks]
-        return self.of(kinds, [len(block.mlp_keep) for block in plan.blocks])
+        widths = [len(block.mlp_keep) for block in plan.blocks]
+        return self.of(kinds, widths, [block.heads for block in plan.blocks])
 
 
 def last_attention(kinds: Sequence[AttentionKind]) -> int:
@@ -210,8 +228,11 @@ def _site_cost(site: BlockSite, counts: dict[str, int]) -> SiteCost:
     }
     parts = (*site.mlp_parts.inputs, site.mlp_parts.output)
     mlp = sum(counts.get(f"{site.path}.{site.mlp_name}.{part}", 0) for part in parts)
-    return SiteCost.linear(
+    cost = SiteCost.linear(
         {kind: own[site.taken(kind)] for kind in AttentionKind},
         mlp // site.hidden if site.hidden else 0,
         site.hidden,
     )
+    if not site.trims_heads:
+        return cost
+    return replace(cost, heads=site.heads, head=own[AttentionKind.MSA] // site.heads)

@@ -30,7 +30,14 @@ from spvit_deploy.lean.folder import CONFIG_FILE, folder_digest, load_saved
 from spvit_deploy.lean.grain import advice
 from spvit_deploy.lean.materialize import plan_costs
 from spvit_deploy.models import create_empty, input_size, read_state_dict
-from spvit_deploy.plan import GATES_FILE, ModelSpec, PrunePlan, load_plan
+from spvit_deploy.plan import (
+    GATES_FILE,
+    AttentionKind,
+    BlockPlan,
+    ModelSpec,
+    PrunePlan,
+    load_plan,
+)
 from spvit_deploy.search.folder import RECORD_FILE as SEARCH_FILE
 from spvit_deploy.search.folder import load_search
 from spvit_deploy.store import read_record, sha256_file
@@ -239,16 +246,23 @@ def _plan(plan: PrunePlan, history: Sequence[dict[str, Any]] = ()) -> dict[str, 
     if plan.budget:
         facts["budget"] = {**plan.budget.model_dump(), "met_macs": lean.macs}
     dilated = any(block.dilation > 1 for block in plan.blocks)
+    headless = any(block.heads_keep is not None for block in plan.blocks)
     facts["blocks"] = [
         {
             "block": b.path,
             "attention": b.attention.value,
             **({"dilation": b.dilation} if dilated else {}),
+            **({"heads": _heads(b)} if headless else {}),
             "mlp width": len(b.mlp_keep),
         }
         for b in plan.blocks
     ]
     return facts
+
+
+def _heads(block: BlockPlan) -> int | str:
+    """Heads that are left, where there is attention."""
+    return (block.heads or "all") if block.attention is AttentionKind.MSA else ""
 
 
 def _onnx(path: Path) -> dict[str, Any]:

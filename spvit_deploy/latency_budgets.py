@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
@@ -15,10 +16,11 @@ from spvit_deploy.benchmarks.latency import (
     same_host,
     save_latency,
 )
+from spvit_deploy.cost import SiteCost
 from spvit_deploy.errors import InputError
 from spvit_deploy.families import BlockSite, find_sites
 from spvit_deploy.lean.folder import SavedModel
-from spvit_deploy.plan import ModelSpec
+from spvit_deploy.plan import AttentionKind, ModelSpec
 from spvit_deploy.processes import first_alone
 from spvit_deploy.profiling import measure_table
 from spvit_deploy.search.budget import BudgetRequest, Place
@@ -77,8 +79,22 @@ def _first(
 
 
 def measured(table: LatencyTable, sites: Sequence[BlockSite]) -> Measured:
-    """What a search is told of a table."""
-    return Measured(table.costs([site.path for site in sites]), table.place)
+    """What a search is told of a table; fewer heads were not timed, and are taken to lie on a line
+    between none and all.
+    """
+    costs = table.costs([site.path for site in sites])
+    costs = replace(costs, sites=_with_heads(costs.sites, sites))
+    return Measured(replace(costs, tail=_with_heads(costs.tail, sites)), table.place)
+
+
+def _with_heads(costs: tuple[SiteCost, ...], sites: Sequence[BlockSite]) -> tuple[SiteCost, ...]:
+    found = []
+    for cost, site in zip(costs, sites, strict=bool(costs)):
+        times = cost.attention
+        all_heads = max(0, times[AttentionKind.MSA] - times[AttentionKind.SKIP])
+        heads = site.heads if site.trims_heads else 0
+        found.append(replace(cost, heads=heads, head=all_heads // max(1, heads)))
+    return tuple(found)
 
 
 def read_table(

@@ -16,6 +16,7 @@ from pydantic import (
     ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
+    ValidationInfo,
     field_validator,
     model_serializer,
     model_validator,
@@ -67,23 +68,33 @@ class BlockPlan(_Record):
 
     Attributes:
         dilation: of a 3×3 convolution: 2 for neighbours at a distance of two tokens.
+        heads_keep: of attention: indices of the heads that it keeps; None for all.
     """
 
     path: str
     attention: AttentionKind
     mlp_keep: tuple[Annotated[int, Field(ge=0)], ...]
     dilation: Literal[1, 2] = 1
+    heads_keep: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(default=None, min_length=1)
+
+    @property
+    def heads(self) -> int | None:
+        """How many heads attention keeps; None for all."""
+        return None if self.heads_keep is None else len(self.heads_keep)
 
     @property
     def operation(self) -> str:
         """What attention became, for people."""
-        return f"{self.attention.value}{', dilated' if self.dilation > 1 else ''}"
+        heads = f", {self.heads} head{'s' if self.heads != 1 else ''}" if self.heads else ""
+        return f"{self.attention.value}{heads}{', dilated' if self.dilation > 1 else ''}"
 
-    @field_validator("mlp_keep")
+    @field_validator("mlp_keep", "heads_keep")
     @classmethod
-    def _ascending(cls, keep: tuple[int, ...]) -> tuple[int, ...]:
-        if any(b <= a for a, b in pairwise(keep)):
-            raise ValueError("mlp_keep must ascend without repeats")
+    def _ascending(
+        cls, keep: tuple[int, ...] | None, info: ValidationInfo
+    ) -> tuple[int, ...] | None:
+        if any(b <= a for a, b in pairwise(keep or ())):
+            raise ValueError(f"{info.field_name} must ascend without repeats")
         return keep
 
     @model_validator(mode="after")
@@ -92,11 +103,20 @@ class BlockPlan(_Record):
             raise ValueError("only a conv3x3 has a dilation")
         return self
 
+    @model_validator(mode="after")
+    def _heads_of_attention(self) -> BlockPlan:
+        if self.heads_keep is not None and self.attention is not AttentionKind.MSA:
+            raise ValueError("only attention (msa) keeps heads")
+        return self
+
     @model_serializer(mode="wrap")
-    def _without_dilation(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """A block without one is written, and hashed, as it was before there were any."""
+    def _without_defaults(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A block without a dilation, or with all heads, is written, and hashed, as it was before
+        there were any others.
+        """
         written: dict[str, Any] = write(self)
-        return {k: v for k, v in written.items() if k != "dilation" or self.dilation > 1}
+        plain = {"dilation": 1, "heads_keep": None}
+        return {k: v for k, v in written.items() if k not in plain or v != plain[k]}
 
 
 class Amount(_Record):

@@ -84,6 +84,7 @@ class BlockSite:
         mlp_parts: where the MLP's hidden units are.
         values: reads the value projection out of the attention.
         exposed: attributes of the attention that its block reads.
+        trims_heads: whether attention can lose whole heads: rows of ``qkv``, columns of ``proj``.
     """
 
     path: str
@@ -101,6 +102,7 @@ class BlockSite:
     mlp_parts: MlpParts = MlpParts()
     values: Values = value_weights
     exposed: tuple[str, ...] = ()
+    trims_heads: bool = False
 
     @property
     def attn(self) -> Any:

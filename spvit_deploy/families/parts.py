@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from timm.models.swin_transformer import WindowAttention
+from timm.models.vision_transformer import Attention
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -112,4 +114,18 @@ def standard_site(
         attn_name=attn_name,
         mlp_parts=parts,
         values=values,
+        trims_heads=AttentionKind.SKIP in kinds and _trims_heads(attn),
     )
+
+
+def _trims_heads(attn: Any) -> bool:
+    """Whether nothing but ``qkv`` and ``proj`` knows of the heads, and the bias of a window; a norm
+    or a gate over all of them does.
+    """
+    if type(attn) is WindowAttention:
+        return bool(attn.num_heads > 1)
+    # Older versions of timm take the channels of a token for those of all heads.
+    if type(attn) is not Attention or not hasattr(attn, "attn_dim"):
+        return False
+    alone = isinstance(attn.norm, nn.Identity) and getattr(attn, "gate", None) is None
+    return alone and bool(attn.num_heads > 1)

@@ -28,12 +28,17 @@ def parameter_table(model: nn.Module, sites: Sequence[BlockSite]) -> CostTable:
 
 def _site_parameters(site: BlockSite) -> SiteCost:
     attention = {kind: _count(lean_attention(site, site.taken(kind))) for kind in AttentionKind}
+    heads, head = 0, 0
+    if site.trims_heads:
+        one = _count(lean_attention(site, AttentionKind.MSA, heads=1))
+        heads, head = site.heads, (attention[AttentionKind.MSA] - one) // (site.heads - 1)
     if not site.hidden:
-        return SiteCost(attention, (0,))
+        return SiteCost(attention, (0,), heads, head)
     # What an MLP without units has left is fixed; each unit adds the same.
     none, one, whole = (_count(lean_mlp(site, width)) for width in (0, 1, site.hidden))
     unit = (whole - one) // max(1, site.hidden - 1)
-    return SiteCost(attention, (0, *(one - none + unit * more for more in range(site.hidden))))
+    mlp = (0, *(one - none + unit * more for more in range(site.hidden)))
+    return SiteCost(attention, mlp, heads, head)
 
 
 def _count(module: nn.Module) -> int:

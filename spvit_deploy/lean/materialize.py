@@ -14,6 +14,7 @@ from spvit_deploy.cost import Cost, count_cost
 from spvit_deploy.errors import CheckpointError, PlanError
 from spvit_deploy.families import BlockSite, find_family
 from spvit_deploy.lean.blocks import ConvAttention, Skip
+from spvit_deploy.lean.heads import narrow_attention, trim_heads
 from spvit_deploy.lean.kernels import ConvWeights, conv_weights
 from spvit_deploy.lean.mlps import lean_mlp, trim_mlp
 from spvit_deploy.models import create_empty, input_size
@@ -27,7 +28,7 @@ def check_plan(plan: PrunePlan, sites: list[BlockSite]) -> None:
     """Compare a plan with the blocks of the model that it is for.
 
     Raises:
-        PlanError: other blocks, or a hidden unit that is not there.
+        PlanError: other blocks, or a hidden unit or a head that is not there.
     """
     asked, found = [block.path for block in plan.blocks], [site.path for site in sites]
     if asked != found:
@@ -49,6 +50,23 @@ def check_plan(plan: PrunePlan, sites: list[BlockSite]) -> None:
                 f"whose MLP has {site.hidden} (0 to {site.hidden - 1}).",
                 "Use the gates of this model.",
             )
+        _check_heads(block, site)
+
+
+def _check_heads(block: BlockPlan, site: BlockSite) -> None:
+    if block.heads_keep is None:
+        return
+    if not site.trims_heads:
+        raise PlanError(
+            f"The gates keep {block.heads} heads of {block.path}, whose attention cannot lose any.",
+            "Use the gates of this model.",
+        )
+    if block.heads_keep[-1] >= site.heads:
+        raise PlanError(
+            f"The gates keep head {block.heads_keep[-1]} of {block.path}, "
+            f"which has {site.heads} (0 to {site.heads - 1}).",
+            "Use the gates of this model.",
+        )
 
 
 def shape_lean(model: nn.Module, plan: PrunePlan) -> None:
@@ -64,7 +82,7 @@ def shape_lean(model: nn.Module, plan: PrunePlan) -> None:
     sites = family.sites(model)
     check_plan(plan, sites)
     for site, block in zip(sites, plan.blocks, strict=True):
-        attention = lean_attention(site, block.attention, block.dilation)
+        attention = lean_attention(site, block.attention, block.dilation, block.heads)
         site.replace(attention, lean_mlp(site, len(block.mlp_keep)))
         family.settle(model, site, block.attention)
 
@@ -83,10 +101,19 @@ def plan_costs(plan: PrunePlan) -> tuple[Cost, Cost]:
     return dense, count_cost(module, size)
 
 
-def lean_attention(site: BlockSite, kind: AttentionKind, dilation: int = 1) -> Any:
-    """What stands where attention was, its weights not set; the site's own where it stays."""
+def lean_attention(
+    site: BlockSite, kind: AttentionKind, dilation: int = 1, heads: int | None = None
+) -> Any:
+    """What stands where attention was, its weights not set; the site's own where it stays whole.
+
+    Args:
+        site: where.
+        kind: the operation.
+        dilation: of a 3×3.
+        heads: that attention keeps; None for all.
+    """
     if kind is AttentionKind.MSA:
-        return site.attn
+        return site.attn if heads is None else narrow_attention(site, heads)
     if kind is AttentionKind.SKIP:
         return Skip()
     _, value_bias = site.values(site.attn)
@@ -147,6 +174,8 @@ def _attention_with_weights(
     site: BlockSite, block: BlockPlan, extras: Mapping[str, Tensor], semantics: Semantics
 ) -> nn.Module:
     kind = block.attention
+    if block.heads_keep is not None:
+        return trim_heads(site, block.heads_keep)
     if kind is AttentionKind.MSA:
         return copy.deepcopy(site.attn)  # type: ignore[no-any-return]
     lean = lean_attention(site, kind, block.dilation)

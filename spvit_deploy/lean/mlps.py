@@ -13,6 +13,7 @@ from torch.func import functional_call
 from spvit_deploy.families import BlockSite
 from spvit_deploy.families.base import MlpParts
 from spvit_deploy.lean.blocks import ConstantMlp
+from spvit_deploy.lean.narrowing import shallow, with_inputs, with_outputs
 
 
 def gated_output(site: BlockSite, mlp: nn.Module, gates: Tensor) -> dict[str, Tensor]:
@@ -42,8 +43,8 @@ def narrow_mlp(parts: MlpParts, mlp: nn.Module, width: int) -> nn.Module:
     """A copy of an MLP with its first hidden units; what is not trimmed is shared."""
     trimmed = _own_containers(mlp, (*parts.inputs, parts.output))
     for name in parts.inputs:
-        _put(trimmed, name, _with_outputs(mlp.get_submodule(name), width * parts.copies))
-    _put(trimmed, parts.output, _with_inputs(mlp.get_submodule(parts.output), width))
+        _put(trimmed, name, with_outputs(mlp.get_submodule(name), width * parts.copies))
+    _put(trimmed, parts.output, with_inputs(mlp.get_submodule(parts.output), width))
     return trimmed
 
 
@@ -53,60 +54,15 @@ def _takes_maps(site: BlockSite) -> bool:
 
 def _own_containers(mlp: nn.Module, names: Sequence[str]) -> nn.Module:
     """A copy that shares every sub-module with the MLP but those that hold the named ones."""
-    own = _shallow(mlp)
+    own = shallow(mlp)
     for holder in {name.rpartition(".")[0] for name in names} - {""}:
-        _put(own, holder, _shallow(mlp.get_submodule(holder)))
+        _put(own, holder, shallow(mlp.get_submodule(holder)))
     return own
 
 
 def _put(module: nn.Module, name: str, part: nn.Module) -> None:
     holder, _, leaf = name.rpartition(".")
     setattr(module.get_submodule(holder), leaf, part)
-
-
-def _shallow(module: Any) -> Any:
-    copied = copy.copy(module)
-    for held in ("_modules", "_parameters", "_buffers"):
-        setattr(copied, held, dict(getattr(module, held)))
-    return copied
-
-
-def _with_outputs(part: Any, count: int) -> nn.Module:
-    small = _shallow(part)
-    _resize(small, count)
-    if isinstance(part, nn.Linear):
-        small.out_features = count
-    elif isinstance(part, nn.Conv2d):
-        small.out_channels = count
-        if part.groups > 1:
-            small.in_channels = small.groups = count
-    else:
-        small.num_features = count
-    return small  # type: ignore[no-any-return]
-
-
-def _with_inputs(part: Any, count: int) -> nn.Module:
-    small = _shallow(part)
-    small.weight = nn.Parameter(_first(part.weight, (part.weight.shape[0], count)))
-    setattr(small, "in_features" if isinstance(part, nn.Linear) else "in_channels", count)
-    return small  # type: ignore[no-any-return]
-
-
-def _resize(part: Any, count: int) -> None:
-    for held in (part._parameters, part._buffers):
-        for name, tensor in held.items():
-            if tensor is None or tensor.ndim == 0:
-                continue
-            small = _first(tensor, (count,))
-            held[name] = nn.Parameter(small) if isinstance(tensor, nn.Parameter) else small
-
-
-@torch.no_grad()
-def _first(tensor: Tensor, sizes: tuple[int, ...]) -> Tensor:
-    """The first rows (and columns) of a tensor, copied to the device in force: perhaps ``meta``."""
-    part = tensor[tuple(slice(size) for size in sizes)]
-    copied = torch.empty(part.shape, dtype=part.dtype)
-    return copied if part.is_meta else copied.copy_(part)
 
 
 @torch.no_grad()

@@ -65,10 +65,10 @@ def check_budgets(budgets: tuple[str, ...], saved: SavedModel, settings: SearchS
         BudgetError: so.
         ModelError: no family takes the model.
     """
-    supernet = Supernet(saved.module, saved.spec)
+    supernet = Supernet(saved.module, saved.spec, head_gates=settings.head_gates)
     asked = [parse_budget(budget, settings.budget_on) for budget in budgets]
     table, attend = cost_table_of(supernet, asked[0].unit), supernet.blocks_to_attend()
-    least = least_cost(table, attend)
+    least = least_cost(table, attend, supernet.probabilities())
     targets = [one.target(table, least) for one in asked]
     _require_distinct(budgets, targets)
     for target in targets:
