@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from spvit_deploy.errors import InputError, ModelError
 from spvit_deploy.export.parity import Array
+from spvit_deploy.lean.merging import MergingBlocks
 
 CHOICES = ("logits", "features", "all")
 # A model of equally large maps gives as many as dense prediction heads are wont to take.
@@ -116,6 +117,10 @@ def _layers(net: Any, asked: tuple[int, ...] | None) -> list[int]:
         raise ModelError(
             f"A {type(net).__name__} has no forward_intermediates, so no features to export.",
             "Choose --output logits.",
+        )
+    if isinstance(getattr(net, "blocks", None), MergingBlocks):
+        raise ModelError(
+            "The model merges tokens, so it has no feature maps.", "Choose --output logits."
         )
     if asked is not None:
         return list(asked)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from spvit_deploy.cost import CostTable, Unit, format_cost
 from spvit_deploy.errors import BudgetError
+from spvit_deploy.plan import TokenKeep
 
 _COUNTS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _TIMES = {"s": 10**9, "ms": 10**6, "us": 10**3, "µs": 10**3, "ns": 1}
@@ -67,12 +69,14 @@ class BudgetRequest:
         """
         dense, least, unit = table.dense, max(least, table.least), self.unit
         target = round(dense * (self.share or 0)) if self.amount is None else self.amount
-        if not least <= target <= dense or not target:
-            where = "above the dense model" if target > dense else "below the smallest model"
+        if not least <= target <= table.most or not target:
+            largest = "largest model that merges its tokens so" if table.saved else "dense model"
+            where = f"above the {largest}" if target > table.most else "below the smallest model"
             raise BudgetError(
                 f"Budget {self.text} is {format_cost(target, unit)}, {where}: this one takes "
-                f"{format_cost(least, unit)} to {format_cost(dense, unit)}.",
-                f"Ask for {max(1, math.ceil(100 * least / dense))}% to 100%.",
+                f"{format_cost(least, unit)} to {format_cost(table.most, unit)}.",
+                f"Ask for {max(1, math.ceil(100 * least / dense))}% to "
+                f"{math.floor(100 * table.most / dense)}%.",
             )
         return target
 
@@ -105,6 +109,20 @@ def parse_budget(text: str, on: str = "macs") -> BudgetRequest:
         return BudgetRequest(text, "ns", amount, share, place, file)
     amount = None if share is not None else round(value * _COUNTS[suffix])
     return BudgetRequest(text, "params" if on == "params" else "MACs", amount, share)
+
+
+def require_no_merges(asked: BudgetRequest, token_keep: Sequence[TokenKeep]) -> None:
+    """Refuse a latency budget for a model that merges its tokens: its blocks are not timed so.
+
+    Raises:
+        BudgetError: so.
+    """
+    if asked.unit == "ns" and token_keep:
+        raise BudgetError(
+            f"Budget {asked.text} goes by times of blocks with all tokens; --token-keep merges "
+            "some.",
+            "Ask for a budget in MACs or parameters.",
+        )
 
 
 def with_base(text: str, base: Path) -> str:

@@ -17,6 +17,7 @@ from spvit_deploy.errors import CorruptFileError, InputError, PlanError
 from spvit_deploy.families import BlockSite, find_sites
 from spvit_deploy.lean.folder import SavedModel, tool_versions
 from spvit_deploy.lean.materialize import EXTRAS_PREFIX, check_plan, materialize_weights
+from spvit_deploy.lean.merging import insert_merges
 from spvit_deploy.models import (
     Preprocessing,
     create_empty,
@@ -96,7 +97,9 @@ class SavedSearch:
         load_weights(module, self.dense, WEIGHTS_FILE, _APART)
         dilated = any(key.endswith(".dilation_logit") for key in self.extras)
         heads = any(key.endswith(".head_gate_logits") for key in self.extras)
-        net = Supernet(module, self.plan.model, self.plan.semantics, dilated, heads)
+        net = Supernet(
+            module, self.plan.model, self.plan.semantics, dilated, heads, self.plan.token_keep
+        )
         net.load_extras(self.extras)
         net.fix(self.plan)
         return net.eval()
@@ -106,7 +109,9 @@ class SavedSearch:
         if step <= 1:
             return self.plan
         module = create_empty(self.plan.model)
-        table = cost_table(module, find_sites(module, str(self.plan.model)), input_size(module))
+        sites = find_sites(module, str(self.plan.model))
+        sites = insert_merges(module, sites, self.plan.token_keep)
+        table = cost_table(module, sites, input_size(module))
         units = [
             self.extras[f"{EXTRAS_PREFIX}{block.path}.unit_logits"].sigmoid().tolist()
             for block in self.plan.blocks
@@ -227,7 +232,7 @@ def materialize_plan(plan: PrunePlan, dense: SavedModel, digest: str, align: int
         PlanError: gates of another model.
     """
     dilated = any(block.dilation > 1 for block in plan.blocks)
-    net = Supernet(dense.module, dense.spec, plan.semantics, dilated)
+    net = Supernet(dense.module, dense.spec, plan.semantics, dilated, token_keep=plan.token_keep)
     check_plan(plan, net.sites)
     _check_same_blocks(plan, dense.spec, net.sites)
     plan = plan.model_copy(update={"model": dense.spec})

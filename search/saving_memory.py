@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from spvit_deploy.errors import ModelError
+from spvit_deploy.lean.merging import MergingBlocks
 from spvit_deploy.search.batch_norm import SharedBatchNorm
 
 
@@ -21,6 +22,9 @@ def gradient_checkpointing(model: Any) -> Iterator[None]:
         ModelError: timm has none for it.
     """
     inner = getattr(model, "model", model)
+    blocks = getattr(inner, "blocks", None)
+    if isinstance(blocks, MergingBlocks):  # timm would run them without the merges
+        inner = blocks
     try:
         inner.set_grad_checkpointing(True)
     except (AttributeError, AssertionError, NotImplementedError):

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 
-from spvit_deploy.cost import CostTable, Unit, cost_table
+from spvit_deploy.cost import CostTable, Unit, cost_table, count_cost
 from spvit_deploy.data import Batches
-from spvit_deploy.errors import BudgetError
+from spvit_deploy.errors import BudgetError, InputError
 from spvit_deploy.lean.counting import parameter_table
+from spvit_deploy.lean.merging import without_merges
 from spvit_deploy.models import input_size
-from spvit_deploy.plan import Amount, AttentionKind, BlockPlan, Budget, PrunePlan
+from spvit_deploy.plan import PrunePlan, parse_token_keep
 from spvit_deploy.progress import warn
-from spvit_deploy.search.budget import BudgetRequest, parse_budget
+from spvit_deploy.search.budget import BudgetRequest, parse_budget, require_no_merges
 from spvit_deploy.search.distilling import DistillationLoss, DistillSettings
 from spvit_deploy.search.gates import GateOptimizer
 from spvit_deploy.search.matching import match_head_maps
+from spvit_deploy.search.planning import budget_met, plan_of
 from spvit_deploy.search.pricing import RAMP, ExpectedCost, Penalty, Price
 from spvit_deploy.search.projection import Projection, least_cost, project
 from spvit_deploy.search.running import Run
@@ -53,6 +55,8 @@ class SearchSettings(DistillSettings):
             they attend to in the dense model.
         dilated: let a 3×3 of neighbours at a distance of two compete with the plain one.
         head_gates: let attention lose whole heads.
+        token_keep: ``0.7@3``: merge the grid's tokens after block 3 down to 70%; several with
+            commas; None for none.
     """
 
     budget: str = Field(default="50%", coerce_numbers_to_str=True)
@@ -67,6 +71,16 @@ class SearchSettings(DistillSettings):
     head_map: Literal["random", "matched"] = "random"
     dilated: bool = False
     head_gates: bool = False
+    token_keep: str | None = None
+
+    @field_validator("token_keep")
+    @classmethod
+    def _are_merges(cls, text: str | None) -> str | None:
+        try:
+            parse_token_keep(text)
+        except InputError as error:
+            raise ValueError(f"{error.message} {error.hint}") from None
+        return text
 
 
 @dataclass(frozen=True)
@@ -174,9 +188,9 @@ def run_search(
     )
     epochs = train(supernet, batches, loss, settings, "search", training, run)
     projection, expected = choose(), float(loss.expected().detach())
-    plan = _plan(supernet, projection)
+    plan = plan_of(supernet, projection)
     tables, on = (cost_table_of(supernet), table), measured.on if measured else ""
-    met = _budget(plan, settings.budget, target, tables, on)
+    met = budget_met(plan, settings.budget, target, tables, on)
     plan = plan.model_copy(update={"budget": met})
     supernet.fix(plan)
     return SearchResult(plan, projection, tuple(epoch.loss for epoch in epochs), expected)
@@ -188,6 +202,7 @@ def _table(supernet: Supernet, asked: BudgetRequest, measured: Measured | None) 
         return cost_table_of(supernet, asked.unit)
     if measured is None:
         raise BudgetError(f"Budget {asked.text} needs a table of measured times.")
+    require_no_merges(asked, supernet.token_keep)
     return measured.table
 
 
@@ -234,41 +249,10 @@ def cost_table_of(supernet: Supernet, unit: Unit = "MACs") -> CostTable:
             site.replace(attn, mlp)
         if unit == "params":
             return parameter_table(supernet.model, supernet.sites)
-        return cost_table(supernet.model, supernet.sites, input_size(supernet.model))
+        size = input_size(supernet.model)
+        table = cost_table(supernet.model, supernet.sites, size)
+        with without_merges(supernet.model):
+            return replace(table, saved=count_cost(supernet.model, size).macs - table.most)
     finally:
         for site, (attn, mlp) in zip(supernet.sites, kept, strict=True):
             site.replace(attn, mlp)
-
-
-def _plan(supernet: Supernet, projection: Projection) -> PrunePlan:
-    blocks = []
-    for branch, choice in zip(supernet.attentions, projection.choices, strict=True):
-        kind = branch.site.taken(choice.kind)
-        blocks.append(
-            BlockPlan(
-                path=branch.site.path,
-                attention=kind,
-                mlp_keep=choice.keep,
-                dilation=branch.dilation(kind),
-                heads_keep=choice.heads if kind is AttentionKind.MSA else None,
-            )
-        )
-    return PrunePlan(model=supernet.spec, blocks=tuple(blocks), semantics=supernet.semantics)
-
-
-def _budget(
-    plan: PrunePlan, asked: str, target: int, tables: tuple[CostTable, CostTable], on: str
-) -> Budget:
-    """What was asked and met, in MACs and in the unit that was asked for; tables of both."""
-    macs, table = tables
-    amount = None
-    if table.unit != "MACs":
-        met = table.of_plan(plan)
-        amount = Amount(unit=table.unit, asked=target, met=met, dense=table.dense, on=on)
-    return Budget(
-        asked=asked,
-        asked_macs=target if amount is None else None,
-        met_macs=macs.of_plan(plan),
-        dense_macs=macs.dense,
-        amount=amount,
-    )

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from spvit_deploy.errors import PlanError
 from spvit_deploy.families import find_sites
 from spvit_deploy.lean.materialize import EXTRAS_PREFIX, check_plan
+from spvit_deploy.lean.merging import insert_merges
 from spvit_deploy.lean.sight import sees_images
 from spvit_deploy.models import input_size
-from spvit_deploy.plan import AttentionKind, BlockPlan, ModelSpec, PrunePlan, Semantics
+from spvit_deploy.plan import AttentionKind, BlockPlan, ModelSpec, PrunePlan, Semantics, TokenKeep
 from spvit_deploy.search.branches import GatedMlp, UnifiedAttention
 from spvit_deploy.search.gates import draw
 
@@ -48,9 +49,10 @@ class Supernet(nn.Module):
         semantics: how gates turn into operations.
         dilated: whether a 3×3 comes in two forms.
         head_gates: whether attention can lose heads, where its kind allows.
+        token_keep: merges of tokens.
 
     Raises:
-        ModelError: no family takes the model.
+        ModelError: no family takes the model, or its tokens cannot be merged.
     """
 
     def __init__(
@@ -60,11 +62,13 @@ class Supernet(nn.Module):
         semantics: Semantics | None = None,
         dilated: bool = False,
         head_gates: bool = False,
+        token_keep: Sequence[TokenKeep] = (),
     ) -> None:
         super().__init__()
         self.spec = spec
         self.semantics = semantics or Semantics()
-        self.sites = find_sites(model, str(spec))
+        self.token_keep = tuple(token_keep)
+        self.sites = insert_merges(model, find_sites(model, str(spec)), self.token_keep)
         self.model = model
         self.attentions = [
             UnifiedAttention(site, self.semantics, dilated, head_gates) for site in self.sites

@@ -22,12 +22,12 @@ from spvit_deploy.lean.folder import SavedModel, is_model_folder, load_saved, sa
 from spvit_deploy.loading import ModelRequest, check_request, load_model
 from spvit_deploy.models import Preprocessing
 from spvit_deploy.originals import warn_if_blind
-from spvit_deploy.plan import GATES_FILE, PrunePlan, load_plan, save_plan
+from spvit_deploy.plan import GATES_FILE, PrunePlan, load_plan, parse_token_keep, save_plan
 from spvit_deploy.processes import Processes, first_alone, join
 from spvit_deploy.profiling import merge_latencies, profile_latency
 from spvit_deploy.progress import warn
 from spvit_deploy.search.adapters import require_peft
-from spvit_deploy.search.budget import parse_budget
+from spvit_deploy.search.budget import parse_budget, require_no_merges
 from spvit_deploy.search.distilling import check_teacher
 from spvit_deploy.search.finetuning import FinetuneSettings, finetune_model, top1
 from spvit_deploy.search.folder import (
@@ -86,6 +86,8 @@ def search_gates(
     target, upkeep = Path(output), run or RunSettings()
     chosen = (settings or SearchSettings()).model_copy(update={"budget": budget})
     asked = parse_budget(budget, chosen.budget_on)
+    merges = parse_token_keep(chosen.token_keep)
+    require_no_merges(asked, merges)
     begin_run(target, upkeep, force, reads=(model, checkpoint, asked.file, teacher))
     processes, where = join(device)
     torch.manual_seed(chosen.seed)
@@ -107,6 +109,7 @@ def search_gates(
             saved.spec,
             dilated=chosen.dilated,
             head_gates=chosen.head_gates,
+            token_keep=merges,
         )
         result = run_search(supernet.to(where), batches, chosen, times, opened, taught)
         hashes = {"checkpoint": digest, "teacher": of_teacher}

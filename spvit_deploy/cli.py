@@ -33,6 +33,7 @@ from spvit_deploy.options import (
     take_layers,
     take_profile,
     take_run,
+    take_token_keep,
     take_training,
     train_options,
     warn_if_idle,
@@ -123,6 +124,13 @@ def main(ctx: click.Context, verbose: bool, debug: bool) -> None:
     is_flag=True,
     help="Let attention lose whole heads, each by a gate of its own.",
 )
+@click.option(
+    "--token-keep",
+    metavar="SHARE@BLOCK,…",
+    callback=take_token_keep,
+    help="Merge the image tokens that are most alike after a block, down to a share of them: "
+    "0.7@3 keeps 70% after blocks.3. Blocks behind have no convolution. Plain ViT and DeiT.",
+)
 @distill_options(
     "Dense or lean folder, or timm name, to distil from; by default the dense model as the search "
     "starts from it.",
@@ -153,7 +161,8 @@ def search(**options: Any) -> None:
     data, training = take_data(options), take_training(options)
     options["run"] = take_run(options)
     for key in ("budget_on", "budget_method", "allow_host", "cost_weight", "gate_lr", "align",
-                "stop_when_settled", "head_map", "dilated", "head_gates"):  # fmt: skip
+                "stop_when_settled", "head_map", "dilated", "head_gates",
+                "token_keep"):  # fmt: skip
         training[key] = options.pop(key)
     idle = ("teacher", "distillation", "distill_temperature")
     warn_if_idle(training["distill_weight"] > 0, idle, "for a --distill-weight above 0")

@@ -132,16 +132,23 @@ class CostTable:
         unit: MACs and nanoseconds of one call; parameters.
         tail: of the blocks from the last attention on, where these differ: an export computes no
             tokens there that nobody reads. Empty where they do not.
+        saved: what the dense model costs beyond the dearest plan, all of which merge tokens.
     """
 
     fixed: int
     sites: tuple[SiteCost, ...]
     unit: Unit = "MACs"
     tail: tuple[SiteCost, ...] = ()
+    saved: int = 0
 
     @property
     def dense(self) -> int:
         """Of the dense model."""
+        return self.most + self.saved
+
+    @property
+    def most(self) -> int:
+        """Of the dearest plan: all attention and hidden units."""
         count = len(self.sites)
         return self.of([AttentionKind.MSA] * count, [site.hidden for site in self.sites])
 
@@ -174,7 +181,7 @@ class CostTable:
         if not self.tail:
             return self
         last = max(0, last)
-        return CostTable(self.fixed, (*self.sites[:last], *self.tail[last:]), self.unit)
+        return replace(self, sites=(*self.sites[:last], *self.tail[last:]), tail=())
 
     def of_plan(self, plan: PrunePlan) -> int:
         """Of a plan."""

@@ -245,6 +245,8 @@ def _plan(plan: PrunePlan, history: Sequence[dict[str, Any]] = ()) -> dict[str, 
         facts["widths"] = advice(plan, history)
     if plan.budget:
         facts["budget"] = {**plan.budget.model_dump(), "met_macs": lean.macs}
+    if plan.token_keep:
+        facts["token keep"] = ", ".join(map(str, plan.token_keep))
     dilated = any(block.dilation > 1 for block in plan.blocks)
     headless = any(block.heads_keep is not None for block in plan.blocks)
     facts["blocks"] = [

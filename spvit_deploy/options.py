@@ -273,6 +273,13 @@ def take_adapters(_: click.Context, __: click.Parameter, value: str | None) -> s
     return str(LowRank.parse(value))
 
 
+def take_token_keep(_: click.Context, __: click.Parameter, value: str | None) -> str | None:
+    """``0.7@3,0.7@6``, in order."""
+    from spvit_deploy.plan import parse_token_keep
+
+    return ",".join(map(str, parse_token_keep(value))) or None
+
+
 _DATA_KEYS = {
     "data": "spec", "data_dir": "root", "train_split": "train_split", "val_split": "val_split",
     "batch_size": "batch_size", "workers": "workers", "augment": "augment",

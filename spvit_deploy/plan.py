@@ -22,7 +22,7 @@ from pydantic import (
     model_validator,
 )
 
-from spvit_deploy.errors import PlanError
+from spvit_deploy.errors import InputError, PlanError
 from spvit_deploy.store import read_record, record_digest, write_record
 
 SCHEMA_VERSION = 1
@@ -119,6 +119,44 @@ class BlockPlan(_Record):
         return {k: v for k, v in written.items() if k not in plain or v != plain[k]}
 
 
+class TokenKeep(_Record):
+    """Tokens that are merged behind a block.
+
+    Attributes:
+        after: index of the block, from 0.
+        share: of the grid's tokens that are left there, those to keep. No more than half of them
+            can go: each is merged with one of the other half.
+    """
+
+    after: int = Field(ge=0)
+    share: float = Field(ge=0.5, le=1)
+
+    def __str__(self) -> str:
+        return f"{self.share:g}@{self.after}"
+
+
+def parse_token_keep(text: str | None) -> tuple[TokenKeep, ...]:
+    """``0.7@3`` or ``0.7@3,0.7@6``; None for no merges.
+
+    Raises:
+        InputError: neither, or a block named twice.
+    """
+    found = []
+    for part in (text or "").split(",") if text is not None else ():
+        share, _, after = part.strip().partition("@")
+        try:
+            found.append(TokenKeep.model_validate({"after": after, "share": share}))
+        except ValueError:
+            raise InputError(
+                f"Token keep '{text}' is not understood at '{part.strip()}'.",
+                "Write SHARE@BLOCK with a share from 0.5 to 1 and blocks counted from 0: 0.7@3, or "
+                "0.7@3,0.7@6.",
+            ) from None
+    if len({keep.after for keep in found}) < len(found):
+        raise InputError(f"Token keep '{text}' names a block twice.", "Give each block one share.")
+    return tuple(sorted(found, key=lambda keep: keep.after))
+
+
 class Amount(_Record):
     """A budget in another unit than MACs.
 
@@ -182,9 +220,18 @@ class PrunePlan(_Record):
     semantics: Semantics = Semantics()
     budget: Budget | None = None
     sources: dict[str, str] = Field(default_factory=dict)
+    token_keep: tuple[TokenKeep, ...] = ()
+
+    @model_serializer(mode="wrap")
+    def _without_merges(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A plan without any is written, and hashed, as it was before there were any."""
+        written: dict[str, Any] = write(self)
+        return {k: v for k, v in written.items() if k != "token_keep" or self.token_keep}
 
     @model_validator(mode="after")
     def _distinct_blocks(self) -> PrunePlan:
+        if len({keep.after for keep in self.token_keep}) < len(self.token_keep):
+            raise ValueError("token_keep names a block twice")
         paths = [block.path for block in self.blocks]
         if not paths:
             raise ValueError("a plan needs blocks")

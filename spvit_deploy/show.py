@@ -44,8 +44,11 @@ def plan_table(plan: PrunePlan) -> Table:
     table = Table(title=f"{plan.model}", title_justify="left")
     for heading in ("block", "attention", "MLP width"):
         table.add_column(heading, justify="left" if heading != "MLP width" else "right")
-    for block in plan.blocks:
+    merges = {keep.after: keep.share for keep in plan.token_keep}
+    for index, block in enumerate(plan.blocks):
         table.add_row(block.path, block.operation, str(len(block.mlp_keep)))
+        if index in merges:
+            table.add_row("", f"{100 * merges[index]:g}% of the tokens kept", "")
     return table
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -210,7 +211,10 @@ def test_from_a_search_folder_to_an_engine(tmp_path: Path) -> None:
 
 
 def test_a_search_moves_heads_and_goes_on_where_it_was_cut(
-    dense_folder: Path, tmp_path: Path, cut_in_step: Callable[[int], None]
+    dense_folder: Path,
+    tmp_path: Path,
+    cut_in_step: Callable[[int], None],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     call = ["search", "--model", dense_folder, "--data", "digits", "--batch-size", 256,
             "--epochs", 2, "--budget", "50%", "--checkpoint-every", 2, "--head-gates"]  # fmt: skip
@@ -223,3 +227,6 @@ def test_a_search_moves_heads_and_goes_on_where_it_was_cut(
     for name in ("gates.json", "supernet.safetensors", "log.jsonl"):
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     good(*call, "--grad-checkpointing", "--epochs", 1, "-o", tmp_path / "checkpointed")
+    quick = functools.partial(torch.compile, backend="aot_eager")  # no C++ is compiled
+    monkeypatch.setattr(torch, "compile", quick)
+    good(*call, "--compile", "--epochs", 1, "-o", tmp_path / "compiled")

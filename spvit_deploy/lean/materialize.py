@@ -16,6 +16,7 @@ from spvit_deploy.families import BlockSite, find_family
 from spvit_deploy.lean.blocks import ConvAttention, Skip
 from spvit_deploy.lean.heads import narrow_attention, trim_heads
 from spvit_deploy.lean.kernels import ConvWeights, conv_weights
+from spvit_deploy.lean.merging import insert_merges
 from spvit_deploy.lean.mlps import lean_mlp, trim_mlp
 from spvit_deploy.models import create_empty, input_size
 from spvit_deploy.plan import AttentionKind, BlockPlan, PrunePlan, Semantics
@@ -79,7 +80,7 @@ def shape_lean(model: nn.Module, plan: PrunePlan) -> None:
         PlanError: the plan does not fit it.
     """
     family = find_family(model, str(plan.model))
-    sites = family.sites(model)
+    sites = insert_merges(model, family.sites(model), plan.token_keep)
     check_plan(plan, sites)
     for site, block in zip(sites, plan.blocks, strict=True):
         attention = lean_attention(site, block.attention, block.dilation, block.heads)
@@ -151,6 +152,7 @@ def materialize_weights(
     sources = family.sites(dense)
     check_plan(plan, sources)
     lean = _copy_without_branches(dense, sources)
+    check_plan(plan, insert_merges(lean, sources, plan.token_keep))
     for block, source in zip(plan.blocks, sources, strict=True):
         target = replace(source, block=lean.get_submodule(block.path))
         attention = _attention_with_weights(source, block, extras, plan.semantics)
