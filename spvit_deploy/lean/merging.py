@@ -38,20 +38,21 @@ def merge_tokens(x: Tensor, size: Tensor, count: int) -> tuple[Tensor, Tensor, T
     Returns:
         Tokens [B, count, C], their sizes [B, count, 1], and where each of the G went [B, G].
     """
-    even, odd = x[:, ::2], x[:, 1::2]
-    sources, targets = even.shape[1], odd.shape[1]
+    even = x[:, ::2]
+    sources, targets = even.shape[1], x.shape[1] // 2
     gone = x.shape[1] - count
     unit = functional.normalize(x.detach(), dim=-1)
     likeness, partner = (unit[:, ::2] @ unit[:, 1::2].transpose(1, 2)).max(-1)
     order = likeness.topk(sources, dim=1).indices
     going = order[:, :gone]
     pairs = functional.one_hot(partner.gather(1, going), targets).to(x.dtype)
-    weighted = torch.cat((even * size[:, ::2], size[:, ::2]), -1)
-    joined = pairs.transpose(1, 2) @ _rows(weighted, going)
-    odd = torch.cat((odd * size[:, 1::2], size[:, 1::2]), -1) + joined
+    weighted, weight = x * size, size[:, 1::2]
+    # Sizes are summed by themselves: a product may be quantized to steps as wide as a token's.
+    weight = weight + (pairs * _rows(size[:, ::2], going)).sum(1).unsqueeze(-1)
+    odd = weighted[:, 1::2] + pairs.transpose(1, 2) @ _rows(weighted[:, ::2], going)
     staying = order[:, gone:]
-    tokens = torch.cat((_rows(even, staying), odd[..., :-1] / odd[..., -1:]), 1)
-    sizes = torch.cat((_rows(size[:, ::2], staying), odd[..., -1:]), 1)
+    tokens = torch.cat((_rows(even, staying), odd / weight), 1)
+    sizes = torch.cat((_rows(size[:, ::2], staying), weight), 1)
     return tokens, sizes, _moved(order, partner, gone, targets)
 
 
