@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from torch.nn import functional
 from spvit_deploy.families import BlockSite
 from spvit_deploy.lean.blocks import to_grid, to_tokens
 from spvit_deploy.lean.kernels import POSITIONS, conv_weights
+from spvit_deploy.lean.materialize import norm_of
 from spvit_deploy.lean.mlps import gated_output
 from spvit_deploy.plan import AttentionKind, Semantics
 from spvit_deploy.search.gates import ChooseBranch, cumulative
@@ -23,9 +24,13 @@ _KINDS = tuple(AttentionKind)
 
 
 class UnifiedAttention(nn.Module):
-    """Skip, 1×1 conv, 3×3 conv and attention, on one set of weights, chosen by three gates."""
+    """Skip, 1×1 conv, 3×3 conv and attention, on one set of weights, chosen by three gates.
 
-    def __init__(self, site: BlockSite, semantics: Semantics) -> None:
+    Where ``dilated``, a fourth gate chooses between two forms of the 3×3, at no difference in cost:
+    neighbours at a distance of one token or, where it is open, of two.
+    """
+
+    def __init__(self, site: BlockSite, semantics: Semantics, dilated: bool = False) -> None:
         super().__init__()
         self.msa: Any = site.attn
         self.site, self.semantics = site, semantics
@@ -37,11 +42,17 @@ class UnifiedAttention(nn.Module):
             self.bn_1x1 = nn.BatchNorm2d(site.head_dim)
         if AttentionKind.CONV3X3 in site.kinds:
             self.bn_3x3 = nn.BatchNorm2d(site.head_dim)
+        self.dilation_logit: nn.Parameter | None = None
+        if dilated and AttentionKind.CONV3X3 in site.kinds:
+            self.dilation_logit = nn.Parameter(torch.zeros(1))
+            self.bn_3x3_dilated = nn.BatchNorm2d(site.head_dim)
         for name in site.exposed:
             setattr(self, name, getattr(site.attn, name))
         self.fixed: AttentionKind | None = None
+        self.fixed_dilation: Literal[1, 2] | None = None
         self._settled = [0, 0, 0]
         self._drawn: tuple[Tensor, list[float]] | None = None
+        self._drawn_dilation: tuple[Tensor, float] | None = None
         self._compiled: Callable[..., Tensor] | None = None
 
     def compile_parts(self) -> None:
@@ -52,9 +63,13 @@ class UnifiedAttention(nn.Module):
         """Hand over this step's sampled gates [3] and their values on the host."""
         self._drawn = (gates, values)
 
+    def set_drawn_dilation(self, gate: Tensor, value: float) -> None:
+        """Hand over this step's sampled gate [1] of the dilation, and its value on the host."""
+        self._drawn_dilation = (gate, value)
+
     def forget(self) -> None:
         """Let go of the sample, and of the graph behind it."""
-        self._drawn = None
+        self._drawn = self._drawn_dilation = None
 
     def settle(self, sides: list[int]) -> None:
         """Take gates as open (1) or closed (-1) for good; 0 leaves them free."""
@@ -66,6 +81,14 @@ class UnifiedAttention(nn.Module):
             return self.fixed
         is_open = cumulative((self.gate_logits.detach() > 0).float())
         return self.site.taken(AttentionKind.of_gates(int(is_open.sum())))
+
+    def dilation(self, kind: AttentionKind) -> Literal[1, 2]:
+        """That of this operation in evaluation: the fixed one, or that of its gate."""
+        if kind is not AttentionKind.CONV3X3 or self.dilation_logit is None:
+            return 1
+        if self.fixed_dilation is not None:
+            return self.fixed_dilation
+        return 2 if float(self.dilation_logit) > 0 else 1
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """[B, N, C] → [B, N, C]; the other arguments are the attention's own."""
@@ -119,16 +142,33 @@ class UnifiedAttention(nn.Module):
             return attended
         regroup = self.site.regroup
         if regroup is None:
-            return self._convolve(kind, x)
-        return regroup.split(self._convolve(kind, regroup.merge(x)))
+            return self._either_form(kind, x)
+        return regroup.split(self._either_form(kind, regroup.merge(x)))
 
-    def _convolve(self, kind: AttentionKind, x: Tensor) -> Tensor:
+    def _either_form(self, kind: AttentionKind, x: Tensor) -> Tensor:
+        """A convolution; where its dilation is drawn, the other form tells the gate what it had
+        changed.
+        """
+        drawn = self._drawn_dilation if self.training and self.fixed is None else None
+        if kind is not AttentionKind.CONV3X3 or drawn is None:
+            return self._convolve(kind, x, self.dilation(kind))
+        gate, far = drawn[0], drawn[1] > 0.5
+        output = self._convolve(kind, x, 2 if far else 1)
+        if not torch.is_grad_enabled():
+            return output
+        with torch.no_grad():
+            other = self._convolve(kind, x, 1 if far else 2)
+        forms = (other, output.detach()) if far else (output.detach(), other)
+        result: Tensor = ChooseBranch.apply(output, gate, 0, *forms)
+        return result
+
+    def _convolve(self, kind: AttentionKind, x: Tensor, dilation: int) -> Tensor:
         prefix, values = self.site.prefix, self.site.values(self.msa)
         weights = conv_weights(kind, self.head_logits, self.semantics, values, self.msa.proj)
-        size = weights.kernel.shape[-1]
+        reach = weights.kernel.shape[-1] // 2 * dilation
         image = to_grid(x[:, prefix:], self.site.grid)
-        y = functional.conv2d(image, weights.kernel, weights.bias, padding=size // 2)
-        norm = self.bn_1x1 if kind is AttentionKind.CONV1X1 else self.bn_3x3
+        y = functional.conv2d(image, weights.kernel, weights.bias, padding=reach, dilation=dilation)
+        norm = self.get_submodule(norm_of(kind, dilation))
         y = functional.linear(to_tokens(functional.relu(norm(y))), weights.proj, weights.proj_bias)
         return torch.cat((x[:, :prefix], y), dim=1) if prefix else y
 

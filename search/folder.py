@@ -94,7 +94,8 @@ class SavedSearch:
         """The supernet with its gates hard as planned, in evaluation mode."""
         module = create_model(self.plan.model)
         load_weights(module, self.dense, WEIGHTS_FILE, _APART)
-        net = Supernet(module, self.plan.model, self.plan.semantics)
+        dilated = any(key.endswith(".dilation_logit") for key in self.extras)
+        net = Supernet(module, self.plan.model, self.plan.semantics, dilated)
         net.load_extras(self.extras)
         net.fix(self.plan)
         return net.eval()
@@ -222,7 +223,8 @@ def materialize_plan(plan: PrunePlan, dense: SavedModel, digest: str, align: int
     Raises:
         PlanError: gates of another model.
     """
-    net = Supernet(dense.module, dense.spec, plan.semantics)
+    dilated = any(block.dilation > 1 for block in plan.blocks)
+    net = Supernet(dense.module, dense.spec, plan.semantics, dilated)
     check_plan(plan, net.sites)
     _check_same_blocks(plan, dense.spec, net.sites)
     plan = plan.model_copy(update={"model": dense.spec})

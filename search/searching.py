@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from pydantic import Field
-from torch import Tensor
-from torch.nn import functional
+from torch import Tensor, nn
 
 from spvit_deploy.cost import CostTable, Unit, cost_table
 from spvit_deploy.data import Batches
@@ -17,14 +16,16 @@ from spvit_deploy.lean.counting import parameter_table
 from spvit_deploy.models import input_size
 from spvit_deploy.plan import Amount, BlockPlan, Budget, PrunePlan
 from spvit_deploy.search.budget import BudgetRequest, parse_budget
+from spvit_deploy.search.distilling import DistillationLoss, DistillSettings
 from spvit_deploy.search.gates import GateOptimizer
+from spvit_deploy.search.matching import match_head_maps
 from spvit_deploy.search.pricing import RAMP, ExpectedCost, Penalty, Price
 from spvit_deploy.search.projection import Projection, least_cost, project
 from spvit_deploy.search.running import Run
 from spvit_deploy.search.settling import Settled
 from spvit_deploy.search.shrinking import ShrinkingGates
 from spvit_deploy.search.supernet import Supernet
-from spvit_deploy.search.training import GateTraining, TrainSettings, train
+from spvit_deploy.search.training import GateTraining, LossFunction, train
 
 # How far a gate's logit can move in one search: from 1.5 to firmly closed and back.
 _GATE_TRAVEL = 12.0
@@ -32,7 +33,7 @@ _GATE_TRAVEL = 12.0
 _LOOKS = 100
 
 
-class SearchSettings(TrainSettings):
+class SearchSettings(DistillSettings):
     """How gates are searched.
 
     Attributes:
@@ -46,6 +47,10 @@ class SearchSettings(TrainSettings):
         align: MLP widths become multiples of this.
         allow_host: take times of a latency budget from another host.
         stop_when_settled: end after so many epochs in which the plan stayed; None for never.
+        distill_weight: share of a teacher in the task loss; 0 for a search without one.
+        head_map: where heads start in the kernels: ``random``, or ``matched`` to the offsets that
+            they attend to in the dense model.
+        dilated: let a 3×3 of neighbours at a distance of two compete with the plain one.
     """
 
     budget: str = Field(default="50%", coerce_numbers_to_str=True)
@@ -56,6 +61,9 @@ class SearchSettings(TrainSettings):
     align: int = Field(default=8, ge=1)
     allow_host: bool = False
     stop_when_settled: int | None = Field(default=None, ge=1)
+    distill_weight: float = Field(default=0.0, ge=0, le=1)
+    head_map: Literal["random", "matched"] = "random"
+    dilated: bool = False
 
 
 @dataclass(frozen=True)
@@ -90,18 +98,14 @@ class SearchLoss:
         supernet: whose gates cost.
         cost: of its gates.
         price: of that.
-        label_smoothing: of the task loss.
+        task: loss of the answers.
     """
 
     def __init__(
-        self,
-        supernet: Supernet,
-        cost: ExpectedCost,
-        price: Price | Penalty,
-        label_smoothing: float = 0.0,
+        self, supernet: Supernet, cost: ExpectedCost, price: Price | Penalty, task: LossFunction
     ) -> None:
         self._logits = list(supernet.gate_parameters())
-        self._cost, self._label_smoothing = cost, label_smoothing
+        self._cost, self._task = cost, task
         self.price = price
 
     def expected(self) -> Tensor:
@@ -110,9 +114,7 @@ class SearchLoss:
 
     def __call__(self, output: Any, images: Tensor, labels: Tensor) -> Tensor:
         """Scores [B, classes] → scalar."""
-        scores = output[0] if isinstance(output, tuple) else output
-        task = functional.cross_entropy(scores, labels, label_smoothing=self._label_smoothing)
-        return task + self.price(self.expected())
+        return self._task(output, images, labels) + self.price(self.expected())
 
 
 def run_search(
@@ -121,6 +123,7 @@ def run_search(
     settings: SearchSettings,
     measured: Measured | None = None,
     run: Run | None = None,
+    teacher: nn.Module | None = None,
 ) -> SearchResult:
     """Train weights and gates together, and fix the gates to the plan that meets the budget.
 
@@ -130,6 +133,7 @@ def run_search(
         settings: see :class:`SearchSettings`.
         measured: the times that a latency budget needs.
         run: as in :func:`train`.
+        teacher: to agree with, on that device and frozen; None for no distillation.
 
     Raises:
         BudgetError: no plan meets the budget; said before training where it can be.
@@ -144,8 +148,12 @@ def run_search(
         return project(supernet.probabilities(), table, target, settings.align, attend)
 
     choose()
+    run = run or Run()
+    if settings.head_map == "matched" and run.state is None:
+        match_head_maps(supernet, batches, run.processes)
     steps = max(1, settings.epochs * max(1, len(batches)))
-    loss, gates = _priced(supernet, table, target, settings, steps)
+    task = DistillationLoss(settings, teacher)
+    loss, gates = _priced(supernet, table, target, settings, steps, task)
     training = GateTraining(
         gates,
         loss.price,
@@ -178,7 +186,12 @@ def _table(supernet: Supernet, asked: BudgetRequest, measured: Measured | None) 
 
 
 def _priced(
-    supernet: Supernet, table: CostTable, target: int, settings: SearchSettings, steps: int
+    supernet: Supernet,
+    table: CostTable,
+    target: int,
+    settings: SearchSettings,
+    steps: int,
+    task: LossFunction,
 ) -> tuple[SearchLoss, GateOptimizer]:
     """The loss of a search of so many steps, and what moves its gates."""
     cost = ExpectedCost(table, supernet.attentions[0].gate_logits.device)
@@ -192,9 +205,9 @@ def _priced(
     )
     price: Price | Penalty = Penalty(share, settings.cost_weight)
     if controlled:
-        start = float(cost(gates.parameters).detach())
+        start = float(cost(list(supernet.gate_parameters())).detach())
         price = Price(start, share, steps, lambda: gates.scale)
-    return SearchLoss(supernet, cost, price, settings.label_smoothing), gates
+    return SearchLoss(supernet, cost, price, task), gates
 
 
 def _settled(
@@ -221,11 +234,18 @@ def cost_table_of(supernet: Supernet, unit: Unit = "MACs") -> CostTable:
 
 
 def _plan(supernet: Supernet, projection: Projection) -> PrunePlan:
-    blocks = tuple(
-        BlockPlan(path=site.path, attention=site.taken(choice.kind), mlp_keep=choice.keep)
-        for site, choice in zip(supernet.sites, projection.choices, strict=True)
-    )
-    return PrunePlan(model=supernet.spec, blocks=blocks, semantics=supernet.semantics)
+    blocks = []
+    for branch, choice in zip(supernet.attentions, projection.choices, strict=True):
+        kind = branch.site.taken(choice.kind)
+        blocks.append(
+            BlockPlan(
+                path=branch.site.path,
+                attention=kind,
+                mlp_keep=choice.keep,
+                dilation=branch.dilation(kind),
+            )
+        )
+    return PrunePlan(model=supernet.spec, blocks=tuple(blocks), semantics=supernet.semantics)
 
 
 def _budget(

@@ -95,19 +95,29 @@ class ShrinkingGates(GateOptimizer):
         period: int,
         rising: int = 0,
     ) -> None:
-        super().__init__(list(supernet.gate_parameters()), shares, lr)
+        free = list(supernet.dilation_parameters())
+        none = [torch.zeros_like(logit) for logit in free]
+        super().__init__([*supernet.gate_parameters(), *free], [*shares, *none], lr)
+        # A dilation has no cost to be judged by: it needs but the sign of its gradients, which come
+        # in few of the steps. Adam counts these alone.
+        self._free = torch.optim.Adam(free, lr) if free else None
         self._shrinking = Shrinking(supernet, period, rising)
 
     def step(self) -> None:
         """Move the free gates, and fix those that have settled."""
+        if self._free is not None:
+            self._free.step()
         super().step()
         self._shrinking.step()
 
     def state_dict(self) -> dict[str, Any]:
         """As :class:`GateOptimizer`'s, and what has settled."""
-        return {**super().state_dict(), "shrinking": self._shrinking.state_dict()}
+        free = self._free.state_dict() if self._free else None
+        return {**super().state_dict(), "shrinking": self._shrinking.state_dict(), "free": free}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what :meth:`state_dict` gave."""
         super().load_state_dict(state)
         self._shrinking.load_state_dict(state["shrinking"])
+        if self._free is not None:
+            self._free.load_state_dict(state["free"])

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spvit_deploy.errors import PlanError
 from spvit_deploy.families import find_sites
 from spvit_deploy.lean.materialize import EXTRAS_PREFIX, check_plan
 from spvit_deploy.lean.sight import sees_images
@@ -43,20 +44,25 @@ class Supernet(nn.Module):
         model: built by timm; its blocks are wrapped in place.
         spec: how it was built.
         semantics: how gates turn into operations.
+        dilated: whether a 3×3 comes in two forms.
 
     Raises:
         ModelError: no family takes the model.
     """
 
     def __init__(
-        self, model: nn.Module, spec: ModelSpec, semantics: Semantics | None = None
+        self,
+        model: nn.Module,
+        spec: ModelSpec,
+        semantics: Semantics | None = None,
+        dilated: bool = False,
     ) -> None:
         super().__init__()
         self.spec = spec
         self.semantics = semantics or Semantics()
         self.sites = find_sites(model, str(spec))
         self.model = model
-        self.attentions = [UnifiedAttention(site, self.semantics) for site in self.sites]
+        self.attentions = [UnifiedAttention(site, self.semantics, dilated) for site in self.sites]
         self.mlps = [GatedMlp(site) for site in self.sites]
         for site, attention, mlp in zip(self.sites, self.attentions, self.mlps, strict=True):
             site.replace(attention, mlp)
@@ -85,14 +91,20 @@ class Supernet(nn.Module):
         """Sample every gate, with one transfer to the device and one to the host for all."""
         rows: list[Tensor] = [attention.gate_logits for attention in self.attentions]
         units: list[Tensor] = [mlp.unit_logits for mlp in self.mlps]
+        forms: list[Tensor] = list(self.dilation_parameters())
         count, sizes = 3 * len(rows), [len(row) for row in units]
-        chance = torch.rand(count + sum(sizes), generator=self._generator).to(rows[0].device)
+        total = count + sum(sizes)
+        chance = torch.rand(total + len(forms), generator=self._generator).to(rows[0].device)
         gates = draw(torch.stack(rows), chance[:count].view(-1, 3))
-        values = gates.detach().tolist()
-        drawn = draw(torch.cat(units), chance[count:]).split(sizes)
+        drawn = draw(torch.cat(units), chance[count:total]).split(sizes)
+        dilations = draw(torch.cat(forms), chance[total:]) if forms else chance[total:]
+        values = torch.cat((gates.flatten(), dilations)).detach().tolist()
+        dilated = iter(zip(dilations.split(1), values[count:], strict=True))
         for index, attention in enumerate(self.attentions):
-            attention.set_drawn(gates[index], values[index])
+            attention.set_drawn(gates[index], values[3 * index : 3 * index + 3])
             self.mlps[index].set_drawn(drawn[index])
+            if attention.dilation_logit is not None:
+                attention.set_drawn_dilation(*next(dilated))
 
     def settle(self, attention: Sequence[Tensor], units: Sequence[Tensor]) -> None:
         """Take gates as settled in training: sides [3] and [hidden] of each block, 1 for open, -1
@@ -124,6 +136,10 @@ class Supernet(nn.Module):
             yield attention.gate_logits
             yield mlp.unit_logits
 
+    def dilation_parameters(self) -> Iterable[nn.Parameter]:
+        """Logits [1] of the dilations, of the blocks that have a choice."""
+        return (a.dilation_logit for a in self.attentions if a.dilation_logit is not None)
+
     def probabilities(self) -> list[GateProbabilities]:
         """σ of all gates."""
         return [
@@ -135,13 +151,19 @@ class Supernet(nn.Module):
         ]
 
     def metrics(self) -> dict[str, float]:
-        """Probability of each attention gate, and of the mean hidden unit, by block."""
+        """Probability of each attention gate, and of the mean hidden unit, by block; and of a
+        dilated 3×3, where that is a choice.
+        """
         found = {}
         for site, block in zip(self.sites, self.probabilities(), strict=True):
             kinds = zip(tuple(AttentionKind)[1:], block.attention, strict=True)
             found.update({f"gates/{site.path}/{kind.value}": value for kind, value in kinds})
             if block.units:
                 found[f"gates/{site.path}/mlp"] = sum(block.units) / len(block.units)
+        for attention in self.attentions:
+            if attention.dilation_logit is not None:
+                chance = torch.sigmoid(attention.dilation_logit.detach().float())
+                found[f"gates/{attention.site.path}/dilation"] = float(chance)
         return found
 
     def hard_blocks(self) -> tuple[BlockPlan, ...]:
@@ -150,6 +172,7 @@ class Supernet(nn.Module):
             BlockPlan(
                 path=site.path,
                 attention=attention.kind(),
+                dilation=attention.dilation(attention.kind()),
                 mlp_keep=tuple((mlp.unit_logits > 0).nonzero().flatten().tolist()),
             )
             for site, attention, mlp in zip(self.sites, self.attentions, self.mlps, strict=True)
@@ -159,11 +182,16 @@ class Supernet(nn.Module):
         """Make the gates hard as in ``plan``, for training and evaluation.
 
         Raises:
-            PlanError: the plan is for another model.
+            PlanError: the plan is for another model, or dilates what has one form alone.
         """
         check_plan(plan, self.sites)
         for attention, mlp, block in zip(self.attentions, self.mlps, plan.blocks, strict=True):
-            attention.fixed = block.attention
+            if block.dilation > 1 and attention.dilation_logit is None:
+                raise PlanError(
+                    f"The gates dilate the convolution of {block.path}; these weights have none.",
+                    "Search again with --dilated.",
+                )
+            attention.fixed, attention.fixed_dilation = block.attention, block.dilation
             attention.forget()
             mlp.forget()
             mask = torch.zeros_like(mlp.unit_logits.detach())

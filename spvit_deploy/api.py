@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -27,12 +28,8 @@ from spvit_deploy.profiling import merge_latencies, profile_latency
 from spvit_deploy.progress import warn
 from spvit_deploy.search.adapters import require_peft
 from spvit_deploy.search.budget import parse_budget
-from spvit_deploy.search.finetuning import (
-    FinetuneSettings,
-    check_teacher,
-    finetune_model,
-    top1,
-)
+from spvit_deploy.search.distilling import check_teacher
+from spvit_deploy.search.finetuning import FinetuneSettings, finetune_model, top1
 from spvit_deploy.search.folder import (
     SearchRecord,
     is_search_folder,
@@ -61,6 +58,7 @@ def search_gates(
     device: str = "auto",
     force: bool = False,
     run: RunSettings | None = None,
+    teacher: str | None = None,
 ) -> SearchResult:
     """Train a supernet and its gates (arXiv 2111.11802), and write a search folder.
 
@@ -78,6 +76,8 @@ def search_gates(
         device: ``auto|cpu|cuda|cuda:N|mps``.
         force: replace an old output, and start again where a run was cut short.
         run: checkpoints, resuming and logs; see :class:`RunSettings`.
+        teacher: where the settings' ``distill_weight`` is not 0, what to distil from, as in
+            :func:`finetune`; None for the dense model that the search starts from.
 
     Raises:
         InputError: a wrong model, checkpoint, budget or data, or an output that exists.
@@ -86,26 +86,54 @@ def search_gates(
     target, upkeep = Path(output), run or RunSettings()
     chosen = (settings or SearchSettings()).model_copy(update={"budget": budget})
     asked = parse_budget(budget, chosen.budget_on)
-    begin_run(target, upkeep, force, reads=(model, checkpoint, asked.file))
+    begin_run(target, upkeep, force, reads=(model, checkpoint, asked.file, teacher))
     processes, where = join(device)
     torch.manual_seed(chosen.seed)
     request = ModelRequest.of(model, model_args, checkpoint, pretrained)
     saved, digest = load_model(request, _classes(DataSettings.of(data)))
     if saved.kind != "dense":
         raise InputError(f"{model} is lean already.", "Search from a dense model.")
+    taught: nn.Module | None = None
+    of_teacher = ""
+    if chosen.distill_weight:
+        taught, of_teacher = _teacher(teacher, saved, bool(digest or pretrained), where)
     batches = _open(data, saved, where, chosen.seed, processes)
     same = asked_of("search", saved.spec, digest, pretrained, batches, chosen)
+    same["teacher"] = of_teacher or (teacher if chosen.distill_weight else None)
     with open_run(target, same, upkeep, processes, where) as opened:
         times = times_of_run(asked, saved, opened, where, chosen.allow_host)
-        supernet = Supernet(saved.module.to(where), saved.spec).to(where)
-        result = run_search(supernet, batches, chosen, times, opened)
-        sources = {"checkpoint": digest} if digest else {}
+        supernet = Supernet(saved.module.to(where), saved.spec, dilated=chosen.dilated)
+        result = run_search(supernet.to(where), batches, chosen, times, opened, taught)
+        hashes = {"checkpoint": digest, "teacher": of_teacher}
+        sources = {name: found for name, found in hashes.items() if found}
         result = replace(result, plan=result.plan.model_copy(update={"sources": sources}))
         record = _search_record(result, chosen, saved, batches)
         with first_alone(processes, where) as mine:
             if mine:
                 save_search(supernet.cpu(), result.plan, record, target, force, opened.files)
     return result
+
+
+def _teacher(
+    teacher: str | None, saved: SavedModel, trained: bool, device: torch.device
+) -> tuple[nn.Module, str]:
+    """What a search distils from, frozen, and the SHA-256 of what it was loaded from.
+
+    Without a name it is the dense model as the search starts from it, resumed or not.
+    """
+    found, digest = saved, ""
+    if teacher is not None:
+        with torch.random.fork_rng(devices=[]):  # what it draws is no part of the search
+            found, digest = load_model(_teaching(teacher))
+        check_teacher(saved, found)
+    elif not trained:
+        warn("the teacher is the dense model that the search starts from; its weights are random.")
+    return copy.deepcopy(found.module).to(device).requires_grad_(False), digest
+
+
+def _teaching(teacher: str) -> ModelRequest:
+    """A teacher as a user names it: a folder, or a timm name with its pretrained weights."""
+    return ModelRequest(teacher, pretrained=not Path(teacher).exists())
 
 
 def _search_record(
@@ -267,7 +295,7 @@ def finetune(
     request = ModelRequest.of(model, model_args, checkpoint, pretrained)
     teaching = None
     if teacher is not None:
-        teaching = ModelRequest(teacher, pretrained=not Path(teacher).exists())
+        teaching = _teaching(teacher)
         check_request(teaching)
     saved, digest = load_model(request, _classes(DataSettings.of(data)))
     if chosen.adapters and not digest and not pretrained:

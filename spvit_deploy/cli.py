@@ -19,6 +19,7 @@ from spvit_deploy.options import (
     budget_options,
     data_source_options,
     device_option,
+    distill_options,
     engine_options,
     force_option,
     json_option,
@@ -104,6 +105,24 @@ def main(ctx: click.Context, verbose: bool, debug: bool) -> None:
     help="End after N epochs in a row in which no block changed its operation, and hardly a hidden "
     "unit came or went.",
 )
+@click.option(
+    "--head-map",
+    type=click.Choice(["random", "matched"]),
+    default="random",
+    show_default=True,
+    help="Which heads the kernels start from: random ones, or those that attend to the offset in "
+    "the dense model, which a few batches tell.",
+)
+@click.option(
+    "--dilated",
+    is_flag=True,
+    help="Let 3×3 convolutions over neighbours at a distance of two compete with plain ones.",
+)
+@distill_options(
+    "Dense or lean folder, or timm name, to distil from; by default the dense model as the search "
+    "starts from it.",
+    weight=0.0,
+)
 @run_options
 @device_option
 @output_option("Search folder to write.")
@@ -129,8 +148,10 @@ def search(**options: Any) -> None:
     data, training = take_data(options), take_training(options)
     options["run"] = take_run(options)
     for key in ("budget_on", "budget_method", "allow_host", "cost_weight", "gate_lr", "align",
-                "stop_when_settled"):  # fmt: skip
+                "stop_when_settled", "head_map", "dilated"):  # fmt: skip
         training[key] = options.pop(key)
+    idle = ("teacher", "distillation", "distill_temperature")
+    warn_if_idle(training["distill_weight"] > 0, idle, "for a --distill-weight above 0")
     result = api.search_gates(data=data, settings=SearchSettings(**training), **options)
     show.search(result, options["output"], training["align"])
 
@@ -233,20 +254,7 @@ def import_(**options: Any) -> None:
 @click.argument("model", metavar="LEAN_OR_MODEL")
 @model_options
 @train_options
-@click.option("--teacher", metavar="MODEL", help="Dense folder or timm name to distil from.")
-@click.option(
-    "--distillation", type=click.Choice(["soft", "hard"]), default="soft", show_default=True
-)
-@click.option(
-    "--distill-weight",
-    type=Number(0, 1),
-    default=0.5,
-    show_default=True,
-    help="Share of the teacher in the loss.",
-)
-@click.option(
-    "--distill-temperature", type=Number(0, min_open=True), default=2.0, show_default=True
-)
+@distill_options("Dense folder or timm name to distil from.", weight=0.5)
 @click.option(
     "--adapters",
     metavar="lora:r=N",
@@ -271,8 +279,7 @@ def finetune(**options: Any) -> None:
 
     data, training = take_data(options), take_training(options)
     options["run"] = take_run(options)
-    for key in ("distillation", "distill_weight", "distill_temperature", "adapters"):
-        training[key] = options.pop(key)
+    training["adapters"] = options.pop("adapters")
     saved = api.finetune(data=data, settings=FinetuneSettings(**training), **options)
     show.model(saved, options["output"])
 

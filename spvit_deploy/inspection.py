@@ -238,8 +238,14 @@ def _plan(plan: PrunePlan, history: Sequence[dict[str, Any]] = ()) -> dict[str, 
         facts["widths"] = advice(plan, history)
     if plan.budget:
         facts["budget"] = {**plan.budget.model_dump(), "met_macs": lean.macs}
+    dilated = any(block.dilation > 1 for block in plan.blocks)
     facts["blocks"] = [
-        {"block": b.path, "attention": b.attention.value, "mlp width": len(b.mlp_keep)}
+        {
+            "block": b.path,
+            "attention": b.attention.value,
+            **({"dilation": b.dilation} if dilated else {}),
+            "mlp width": len(b.mlp_keep),
+        }
         for b in plan.blocks
     ]
     return facts

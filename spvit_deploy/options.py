@@ -127,6 +127,25 @@ fitting_options = _stack(
     click.option("--seed", type=int, default=0, show_default=True),
 )  # fmt: skip
 
+
+def distill_options(teacher: str, weight: float) -> Decorator:
+    """``--teacher`` and how it enters the loss: what the teacher is, and its share by default."""
+    return _stack(
+        click.option("--teacher", metavar="MODEL", help=teacher),
+        click.option(
+            "--distillation", type=click.Choice(["soft", "hard"]), default="soft",
+            show_default=True,
+        ),
+        click.option(
+            "--distill-weight", type=Number(0, 1), default=weight, show_default=True,
+            help="Share of the teacher in the loss" + ("." if weight else "; 0 for none."),
+        ),
+        click.option(
+            "--distill-temperature", type=Number(0, min_open=True), default=2.0, show_default=True
+        ),
+    )  # fmt: skip
+
+
 budget_options = _stack(
     click.option(
         "--budget", required=True,
@@ -261,7 +280,7 @@ _DATA_KEYS = {
 }  # fmt: skip
 _TRAIN_KEYS = (
     "epochs", "lr", "weight_decay", "label_smoothing", "amp", "grad_checkpointing", "compile",
-    "seed",
+    "seed", "distillation", "distill_weight", "distill_temperature",
 )  # fmt: skip
 # Packages of the core installation.
 _NEEDED = ("torch", "torchvision", "timm", "onnx", "onnxruntime", "numpy", "PIL", "sklearn")

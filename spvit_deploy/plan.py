@@ -63,11 +63,21 @@ class ModelSpec(_Record):
 
 
 class BlockPlan(_Record):
-    """One block: its operation, and the indices of the hidden units that its MLP keeps."""
+    """One block: its operation, and the indices of the hidden units that its MLP keeps.
+
+    Attributes:
+        dilation: of a 3×3 convolution: 2 for neighbours at a distance of two tokens.
+    """
 
     path: str
     attention: AttentionKind
     mlp_keep: tuple[Annotated[int, Field(ge=0)], ...]
+    dilation: Literal[1, 2] = 1
+
+    @property
+    def operation(self) -> str:
+        """What attention became, for people."""
+        return f"{self.attention.value}{', dilated' if self.dilation > 1 else ''}"
 
     @field_validator("mlp_keep")
     @classmethod
@@ -75,6 +85,18 @@ class BlockPlan(_Record):
         if any(b <= a for a, b in pairwise(keep)):
             raise ValueError("mlp_keep must ascend without repeats")
         return keep
+
+    @model_validator(mode="after")
+    def _dilation_of_a_3x3(self) -> BlockPlan:
+        if self.dilation > 1 and self.attention is not AttentionKind.CONV3X3:
+            raise ValueError("only a conv3x3 has a dilation")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_dilation(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A block without one is written, and hashed, as it was before there were any."""
+        written: dict[str, Any] = write(self)
+        return {k: v for k, v in written.items() if k != "dilation" or self.dilation > 1}
 
 
 class Amount(_Record):

@@ -112,6 +112,7 @@ search:
   epochs: 10
   lr: 0.0005
   align: 8               # MLP widths in multiples of this
+  # distill_weight: 0.5  # share of the dense model, as a teacher, in the loss
 finetune:
   epochs: 10
   lr: 0.0005

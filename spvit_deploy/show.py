@@ -45,7 +45,7 @@ def plan_table(plan: PrunePlan) -> Table:
     for heading in ("block", "attention", "MLP width"):
         table.add_column(heading, justify="left" if heading != "MLP width" else "right")
     for block in plan.blocks:
-        table.add_row(block.path, block.attention.value, str(len(block.mlp_keep)))
+        table.add_row(block.path, block.operation, str(len(block.mlp_keep)))
     return table
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,25 @@ def make_lean(tmp_path: Path) -> Callable[..., tuple[SavedModel, Path]]:
         return saved, folder
 
     return make
+
+
+@pytest.fixture
+def cut_in_step(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Makes the training that comes next fail in a step, counted from 1; only the first time."""
+    from spvit_deploy.errors import JobError
+    from spvit_deploy.search.training import _Loop
+
+    def cut(step: int) -> None:
+        advance, steps = _Loop._advance, itertools.count(1)
+
+        def until(self: _Loop, *args: Any) -> None:
+            if next(steps) == step:
+                raise JobError("Cut.")
+            advance(self, *args)
+
+        monkeypatch.setattr(_Loop, "_advance", until)
+
+    return cut
 
 
 @pytest.fixture(scope="module")

@@ -26,9 +26,10 @@ from torch.nn import functional
 from spvit_deploy.benchmarks.host import read_host
 from spvit_deploy.models import create_model, input_size
 from spvit_deploy.plan import ModelSpec
+from spvit_deploy.search.distilling import DistillationLoss
 from spvit_deploy.search.gates import GateOptimizer
 from spvit_deploy.search.pricing import ExpectedCost, Penalty
-from spvit_deploy.search.searching import SearchLoss, cost_table_of
+from spvit_deploy.search.searching import SearchLoss, SearchSettings, cost_table_of
 from spvit_deploy.search.supernet import Supernet
 
 RESULTS = Path(__file__).parent / "results" / "search_step.json"
@@ -49,7 +50,9 @@ def stepper(side: str, name: str, batch: int) -> Callable[[], None]:
             for logits in net.gate_parameters():
                 logits.data.fill_(20.0)
         cost = ExpectedCost(cost_table_of(net), torch.device("cpu"))
-        loss_function = SearchLoss(net, cost, Penalty(0.5, 20.0))
+        loss_function = SearchLoss(
+            net, cost, Penalty(0.5, 20.0), DistillationLoss(SearchSettings(), None)
+        )
         gates = GateOptimizer(list(net.gate_parameters()), cost.shares(), 1e-3)
         model = net
     elsewhere = {id(p) for p in gates.parameters} if gates else set()

@@ -45,6 +45,7 @@ class ConvAttention(nn.Module):
         grid: rows and columns of the grid tokens.
         prefix: tokens before the grid ones.
         bias: whether conv and linear have a bias.
+        dilation: tokens from one position of a 3×3 kernel to the next.
     """
 
     def __init__(
@@ -55,13 +56,15 @@ class ConvAttention(nn.Module):
         grid: tuple[int, int],
         prefix: int,
         bias: tuple[bool, bool] = (True, True),
+        dilation: int = 1,
     ) -> None:
         super().__init__()
         self.pointwise = kind is AttentionKind.CONV1X1
         self.grid = grid
         self.prefix = prefix
         size = 1 if self.pointwise else 3
-        self.conv = nn.Conv2d(dim, head_dim, size, padding=size // 2, bias=bias[0])
+        reach = size // 2 * dilation
+        self.conv = nn.Conv2d(dim, head_dim, size, padding=reach, dilation=dilation, bias=bias[0])
         self.bn: nn.Module = (nn.BatchNorm1d if self.pointwise else nn.BatchNorm2d)(head_dim)
         self.act = nn.ReLU()
         self.proj = nn.Linear(head_dim, dim, bias=bias[1])

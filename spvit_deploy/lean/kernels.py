@@ -70,6 +70,21 @@ def position_shares(
     return share, 3
 
 
+def logits_of_shares(shares: Tensor, semantics: Semantics) -> Tensor:
+    """Logits whose 3×3 kernel has these shares: the way back of :func:`position_shares`.
+
+    Args:
+        shares: [H, 9], row-major and above 0; columns need not sum to one.
+        semantics: temperature and order.
+
+    Returns:
+        [H, 9].
+    """
+    logits = torch.empty_like(shares)
+    logits[:, _COLUMNS[semantics.kernel_order]] = semantics.head_temperature * shares.log()
+    return logits
+
+
 def conv_weights(
     kind: AttentionKind,
     head_logits: Tensor,

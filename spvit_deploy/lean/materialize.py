@@ -64,7 +64,8 @@ def shape_lean(model: nn.Module, plan: PrunePlan) -> None:
     sites = family.sites(model)
     check_plan(plan, sites)
     for site, block in zip(sites, plan.blocks, strict=True):
-        site.replace(lean_attention(site, block.attention), lean_mlp(site, len(block.mlp_keep)))
+        attention = lean_attention(site, block.attention, block.dilation)
+        site.replace(attention, lean_mlp(site, len(block.mlp_keep)))
         family.settle(model, site, block.attention)
 
 
@@ -82,7 +83,7 @@ def plan_costs(plan: PrunePlan) -> tuple[Cost, Cost]:
     return dense, count_cost(module, size)
 
 
-def lean_attention(site: BlockSite, kind: AttentionKind) -> Any:
+def lean_attention(site: BlockSite, kind: AttentionKind, dilation: int = 1) -> Any:
     """What stands where attention was, its weights not set; the site's own where it stays."""
     if kind is AttentionKind.MSA:
         return site.attn
@@ -90,7 +91,14 @@ def lean_attention(site: BlockSite, kind: AttentionKind) -> Any:
         return Skip()
     _, value_bias = site.values(site.attn)
     bias = (value_bias is not None, site.attn.proj.bias is not None)
-    return ConvAttention(kind, site.dim, site.head_dim, site.grid, site.prefix, bias)
+    return ConvAttention(kind, site.dim, site.head_dim, site.grid, site.prefix, bias, dilation)
+
+
+def norm_of(kind: AttentionKind, dilation: int) -> str:
+    """Name of the supernet's BatchNorm behind a convolution: each form has its own statistics."""
+    if kind is AttentionKind.CONV1X1:
+        return "bn_1x1"
+    return "bn_3x3" if dilation == 1 else "bn_3x3_dilated"
 
 
 @torch.no_grad()
@@ -102,7 +110,7 @@ def materialize_weights(
     Args:
         dense: the timm model with trained weights; it is left as it was.
         extras: what the supernet adds to it: ``spvit.<block>.head_logits`` [H, 9] and
-            ``spvit.<block>.bn_1x1.*``, ``spvit.<block>.bn_3x3.*``.
+            ``spvit.<block>.bn_1x1.*``, ``spvit.<block>.bn_3x3.*``, ``….bn_3x3_dilated.*``.
         plan: which operation and which hidden units each block keeps.
 
     Returns:
@@ -141,11 +149,11 @@ def _attention_with_weights(
     kind = block.attention
     if kind is AttentionKind.MSA:
         return copy.deepcopy(site.attn)  # type: ignore[no-any-return]
-    lean = lean_attention(site, kind)
+    lean = lean_attention(site, kind, block.dilation)
     if not isinstance(lean, ConvAttention):
         return lean  # type: ignore[no-any-return]
     prefix = f"{EXTRAS_PREFIX}{site.path}."
-    norm = "bn_3x3" if kind is AttentionKind.CONV3X3 else "bn_1x1"
+    norm = norm_of(kind, block.dilation)
     try:
         logits = extras[f"{prefix}head_logits"]
         lean.bn.load_state_dict({key: extras[f"{prefix}{norm}.{key}"] for key in _BN_KEYS})
