@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from quality_methods import prune
+from spvit_deploy.benchmarks.suites.quality_methods import prune
 from torch import nn
 
 from spvit_deploy.benchmarks.host import read_host

@@ -24,8 +24,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from quality_methods import METHODS, Method, Setting, by_latency, from_scratch
-from quality_pages import write_pages
+from spvit_deploy.benchmarks.suites.quality_methods import (
+    METHODS,
+    Method,
+    Setting,
+    by_latency,
+    from_scratch,
+)
+from spvit_deploy.benchmarks.suites.quality_pages import write_pages
 
 from spvit_deploy.benchmarks.host import read_host
 from spvit_deploy.benchmarks.latency import LATENCY_FILE, load_latency

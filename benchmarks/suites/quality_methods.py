@@ -26,6 +26,7 @@ from spvit_deploy.lean.materialize import materialize_weights
 from spvit_deploy.models import create_empty, create_model, load_weights
 from spvit_deploy.plan import AttentionKind, BlockPlan, PrunePlan
 from spvit_deploy.search.budget import parse_budget
+from spvit_deploy.search.distilling import DistillationLoss
 from spvit_deploy.search.finetuning import FinetuneSettings, finetune_model
 from spvit_deploy.search.gates import GateOptimizer
 from spvit_deploy.search.pricing import ExpectedCost, Penalty, Price
@@ -104,18 +105,20 @@ def lean_of(net: Supernet, plan: PrunePlan) -> nn.Module:
     return materialize_weights(module, extras, plan)
 
 
-def supernet_of(at: Setting) -> Supernet:
+def supernet_of(at: Setting, dilated: bool = False) -> Supernet:
     """With the dense model's weights."""
     torch.manual_seed(at.seed)
-    return Supernet(copy.deepcopy(at.dense.module), at.dense.spec)
+    return Supernet(copy.deepcopy(at.dense.module), at.dense.spec, dilated=dilated)
 
 
 def ours(**settings: Any) -> Method:
     """This tool's search with these settings, materialized and fine-tuned."""
 
     def run(at: Setting) -> SavedModel:
-        net = supernet_of(at)
-        plan = run_search(net, at.train, at.search(**settings)).plan
+        chosen = at.search(**settings)
+        net = supernet_of(at, chosen.dilated)
+        teacher = copy.deepcopy(at.dense.module) if chosen.distill_weight else None
+        plan = run_search(net, at.train, chosen, teacher=teacher).plan
         return finetuned(at, lean_of(net, plan), at.finetune_epochs, plan)
 
     return run
@@ -151,7 +154,7 @@ def recombined(adamw: bool, penalty: bool) -> Method:
         price: Price | Penalty = Penalty(share, settings.cost_weight)
         if not penalty:
             price = Price(float(cost(logits).detach()), share, steps, lambda: gates.scale)
-        loss = SearchLoss(net, cost, price)
+        loss = SearchLoss(net, cost, price, DistillationLoss(settings, None))
         training = GateTraining(gates, price, net.seed_draws, note=str, metrics=dict)
         train(net, at.train, loss, settings, "search", training)
         attend = net.blocks_to_attend()
@@ -273,4 +276,7 @@ METHODS: dict[str, Method] = {
     "ours, AdamW gates": recombined(adamw=True, penalty=False),
     "ours, fixed penalty": ours(budget_method="penalty"),
     "ours, nothing leaves": recombined(adamw=False, penalty=False),
+    "ours + distilling": ours(distill_weight=0.5),
+    "ours + matched heads": ours(head_map="matched"),
+    "ours + dilated": ours(dilated=True),
 }
