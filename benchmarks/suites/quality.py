@@ -24,6 +24,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from spvit_deploy.benchmarks.host import read_host
+from spvit_deploy.benchmarks.latency import LATENCY_FILE, load_latency
 from spvit_deploy.benchmarks.suites.quality_methods import (
     METHODS,
     Method,
@@ -32,9 +35,6 @@ from spvit_deploy.benchmarks.suites.quality_methods import (
     from_scratch,
 )
 from spvit_deploy.benchmarks.suites.quality_pages import write_pages
-
-from spvit_deploy.benchmarks.host import read_host
-from spvit_deploy.benchmarks.latency import LATENCY_FILE, load_latency
 from spvit_deploy.cost import count_cost
 from spvit_deploy.data import Batches, open_batches
 from spvit_deploy.lean.folder import SavedModel, dense_saved, load_saved, save_model
