@@ -40,6 +40,9 @@ class GateProbabilities:
 class Supernet(nn.Module):
     """A timm model with gates.
 
+    Attributes:
+        sharpness: κ of σ(κz), with which gates are drawn.
+
     Args:
         model: built by timm; its blocks are wrapped in place.
         spec: how it was built.
@@ -66,6 +69,7 @@ class Supernet(nn.Module):
         self.mlps = [GatedMlp(site) for site in self.sites]
         for site, attention, mlp in zip(self.sites, self.attentions, self.mlps, strict=True):
             site.replace(attention, mlp)
+        self.sharpness = 1.0
         self._generator = torch.Generator()
         self._generator.manual_seed(torch.initial_seed() % 2**63)
 
@@ -95,8 +99,8 @@ class Supernet(nn.Module):
         count, sizes = 3 * len(rows), [len(row) for row in units]
         total = count + sum(sizes)
         chance = torch.rand(total + len(forms), generator=self._generator).to(rows[0].device)
-        gates = draw(torch.stack(rows), chance[:count].view(-1, 3))
-        drawn = draw(torch.cat(units), chance[count:total]).split(sizes)
+        gates = draw(self.sharpness * torch.stack(rows), chance[:count].view(-1, 3))
+        drawn = draw(self.sharpness * torch.cat(units), chance[count:total]).split(sizes)
         dilations = draw(torch.cat(forms), chance[total:]) if forms else chance[total:]
         values = torch.cat((gates.flatten(), dilations)).detach().tolist()
         dilated = iter(zip(dilations.split(1), values[count:], strict=True))
@@ -140,12 +144,12 @@ class Supernet(nn.Module):
         """Logits [1] of the dilations, of the blocks that have a choice."""
         return (a.dilation_logit for a in self.attentions if a.dilation_logit is not None)
 
-    def probabilities(self) -> list[GateProbabilities]:
-        """σ of all gates."""
+    def probabilities(self, sharpness: float = 1.0) -> list[GateProbabilities]:
+        """σ of all gates; of the sharpness of draws those that are sure are all alike."""
         return [
             GateProbabilities(
-                tuple(torch.sigmoid(attention.gate_logits.detach().float()).tolist()),
-                tuple(torch.sigmoid(mlp.unit_logits.detach().float()).tolist()),
+                tuple(torch.sigmoid(sharpness * attention.gate_logits.detach().float()).tolist()),
+                tuple(torch.sigmoid(sharpness * mlp.unit_logits.detach().float()).tolist()),
             )
             for attention, mlp in zip(self.attentions, self.mlps, strict=True)
         ]
@@ -155,7 +159,7 @@ class Supernet(nn.Module):
         dilated 3×3, where that is a choice.
         """
         found = {}
-        for site, block in zip(self.sites, self.probabilities(), strict=True):
+        for site, block in zip(self.sites, self.probabilities(self.sharpness), strict=True):
             kinds = zip(tuple(AttentionKind)[1:], block.attention, strict=True)
             found.update({f"gates/{site.path}/{kind.value}": value for kind, value in kinds})
             if block.units:

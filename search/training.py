@@ -53,7 +53,7 @@ class GateTraining:
     Attributes:
         optimizer: steps the gates; AdamW leaves these alone.
         price: of their cost, which is part of the loss.
-        seed_draws: told before each step what its gates are drawn from.
+        begin: told before each step its number, from 0, and what its gates are drawn from.
         note: what to show beside the loss.
         metrics: what to log beside it.
         settled: looked at after each epoch, whether the search may end; None for never.
@@ -61,7 +61,7 @@ class GateTraining:
 
     optimizer: GateOptimizer
     price: Price | Penalty
-    seed_draws: Callable[[int], None]
+    begin: Callable[[int, int], None]
     note: Callable[[], str]
     metrics: Callable[[], dict[str, float]]
     settled: Settled | None = None
@@ -164,7 +164,7 @@ class _Loop:
         seed = self._settings.seed
         torch.manual_seed(mix(seed, self._step, self._run.processes.share.index))
         if self._gates is not None:
-            self._gates.seed_draws(mix(seed, self._step))
+            self._gates.begin(self._step, mix(seed, self._step))
         self._step += 1
         self._done += 1
         self._seen.add(self._stepper.step(images, labels), self._step)

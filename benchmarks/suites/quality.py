@@ -55,7 +55,7 @@ MODEL = ModelSpec(
         "in_chans": 1, "num_classes": 10,
     },
 )  # fmt: skip
-EPOCHS = {"dense_epochs": 3, "search_epochs": 1, "finetune_epochs": 2}
+DENSE_EPOCHS, SEARCH_EPOCHS, FINETUNE_EPOCHS = 3, 1, 2
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def dense_of(place: Place, seed: int) -> SavedModel:
     if not folder.exists():
         torch.manual_seed(seed)
         fresh = dense_saved(create_model(MODEL), MODEL)
-        settings = FinetuneSettings(epochs=EPOCHS["dense_epochs"], lr=1e-3, seed=seed)
+        settings = FinetuneSettings(epochs=DENSE_EPOCHS, lr=1e-3, seed=seed)
         train = place.batches(True, seed)
         save_model(finetune_model(fresh, train, settings, None, torch.device("cpu")), folder)
     return load_saved(folder)
@@ -121,10 +121,10 @@ def run_cell(cell: Cell, place: Place) -> None:
         return
     start = time.perf_counter()
     dense, train = dense_of(place, cell.seed), place.batches(True, cell.seed)
-    at = Setting(dense, train, cell.budget, cell.seed, **EPOCHS)
+    at = Setting(dense, train, cell.budget, cell.seed, DENSE_EPOCHS, SEARCH_EPOCHS, FINETUNE_EPOCHS)
     lean, held_out = method_of(cell, place.work)(at), place.batches(False)
     size = dense.preprocessing.input_size
-    found = {
+    found: dict[str, Any] = {
         "method": cell.method, "budget": cell.budget, "seed": cell.seed,
         "top1": top1(lean.module, held_out),
         "dense_top1": top1(dense.module, held_out),
@@ -182,12 +182,15 @@ def main() -> None:
     place = Place(asked.data_dir, asked.work, time.time() + 60 * asked.time)
     cells = list(cells_of(asked))
     with ProcessPoolExecutor(asked.jobs, initializer=share_cores, initargs=(asked.jobs,)) as pool:
-        list(pool.map(dense_of, [place] * len(asked.seeds), asked.seeds))
+        for _ in pool.map(dense_of, [place] * len(asked.seeds), asked.seeds):
+            pass
         for late in (False, True):
             some = [cell for cell in cells if (cell.method in AFTER) is late]
-            list(pool.map(run_cell, some, [place] * len(some)))
+            for _ in pool.map(run_cell, some, [place] * len(some)):
+                pass
     rows = collected(asked.work)
-    record = {"epochs": EPOCHS, "cells": rows, "host": read_host().model_dump(mode="json")}
+    epochs = {"dense": DENSE_EPOCHS, "search": SEARCH_EPOCHS, "finetune": FINETUNE_EPOCHS}
+    record = {"epochs": epochs, "cells": rows, "host": read_host().model_dump(mode="json")}
     RESULTS.write_text(json.dumps(record, indent=1) + "\n")
     write_pages(rows)
     dense = statistics.mean(row["dense_top1"] for row in rows)

@@ -28,7 +28,7 @@ from spvit_deploy.plan import AttentionKind, BlockPlan, PrunePlan
 from spvit_deploy.search.budget import parse_budget
 from spvit_deploy.search.distilling import DistillationLoss
 from spvit_deploy.search.finetuning import FinetuneSettings, finetune_model
-from spvit_deploy.search.gates import GateOptimizer
+from spvit_deploy.search.gates import GateOptimizer, sharpness
 from spvit_deploy.search.pricing import ExpectedCost, Penalty, Price
 from spvit_deploy.search.projection import project
 from spvit_deploy.search.searching import SearchLoss, SearchSettings, cost_table_of, run_search
@@ -137,9 +137,10 @@ class AdamWGates(GateOptimizer):
         self._adamw.zero_grad(set_to_none=True)
 
 
-def recombined(adamw: bool, penalty: bool) -> Method:
-    """A search without settled gates leaving it, of these parts; AdamW and the penalty are what
-    was published (arXiv 2111.11802), but for the plan, which is brought to the budget like ours.
+def recombined(adamw: bool = False, penalty: bool = False, final: float = 8.0) -> Method:
+    """A search without settled gates leaving it, of these parts; AdamW, the penalty and draws that
+    do not sharpen are what was published (arXiv 2111.11802), but for the plan, which is brought to
+    the budget like ours.
     """
 
     def run(at: Setting) -> SavedModel:
@@ -155,7 +156,12 @@ def recombined(adamw: bool, penalty: bool) -> Method:
         if not penalty:
             price = Price(float(cost(logits).detach()), share, steps, lambda: gates.scale)
         loss = SearchLoss(net, cost, price, DistillationLoss(settings, None))
-        training = GateTraining(gates, price, net.seed_draws, note=str, metrics=dict)
+
+        def begin(step: int, seed: int) -> None:
+            net.sharpness = sharpness(step / steps, final)
+            net.seed_draws(seed)
+
+        training = GateTraining(gates, price, begin, note=str, metrics=dict)
         train(net, at.train, loss, settings, "search", training)
         attend = net.blocks_to_attend()
         found = project(net.probabilities(), table, target, settings.align, attend)
@@ -270,12 +276,13 @@ def by_latency(plan: PrunePlan, table: LatencyTable) -> Method:
 METHODS: dict[str, Method] = {
     "dense": dense_longer,
     "ours": ours(),
-    "published": recombined(adamw=True, penalty=True),
+    "published": recombined(adamw=True, penalty=True, final=1.0),
     "torch-pruning": torch_pruned,
     "uniform": uniform,
-    "ours, AdamW gates": recombined(adamw=True, penalty=False),
+    "ours, AdamW gates": recombined(adamw=True),
     "ours, fixed penalty": ours(budget_method="penalty"),
-    "ours, nothing leaves": recombined(adamw=False, penalty=False),
+    "ours, draws not sharpened": ours(sharpness=1.0),
+    "ours, nothing leaves": recombined(),
     "ours + distilling": ours(distill_weight=0.5),
     "ours + matched heads": ours(head_map="matched"),
     "ours + dilated": ours(dilated=True),
