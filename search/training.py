@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from spvit_deploy.data import Batches
-from spvit_deploy.errors import DataError, JobError
+from spvit_deploy.errors import DataError, JobError, StorageError
 from spvit_deploy.order import mix
-from spvit_deploy.progress import Bar, progress_bar
+from spvit_deploy.progress import Bar, progress_bar, warn
 from spvit_deploy.search.batch_norm import shared_batch_norm
-from spvit_deploy.search.checkpoints import State
+from spvit_deploy.search.checkpoints import Checkpoints, State
 from spvit_deploy.search.gates import GateOptimizer
 from spvit_deploy.search.optimizing import LossFunction, Stepper, TrainSettings, make_optimizer
 from spvit_deploy.search.pricing import Penalty, Price
@@ -88,9 +88,9 @@ def train(
         run: processes, checkpoints, log, and where to go on; nothing of it by default.
 
     Raises:
-        JobError: the loss is no longer a number, or another process is gone.
+        JobError: the loss is no longer a number, an image is damaged, or another process is gone.
         DataError: no batch, or labels that the model has no output for.
-        StorageError: a checkpoint or the log cannot be written.
+        StorageError: the log cannot be written.
     """
     run = run or Run()
     history: list[Epoch] = []
@@ -143,6 +143,8 @@ class _Loop:
                     self._advance(images, labels)
                     self._look(bar)
                 self._end_epoch(bar)
+        if self._run.log is not None:
+            self._run.log.flush()
         return self._history
 
     def _all_have(
@@ -151,7 +153,10 @@ class _Loop:
         """Batches as long as every process has one; data that stream may end unevenly."""
         several = self._run.processes.several and self._batches.size is None
         while True:
-            batch = next(batches, None)
+            try:
+                batch = next(batches, None)
+            except DataError as error:
+                raise _in_the_middle(error) from error
             device = next(self._model.parameters()).device
             if several and not self._run.processes.all_agree(batch is not None, device):
                 return
@@ -181,7 +186,16 @@ class _Loop:
         kept = self._run.checkpoints
         if kept is not None and kept.due(self._step):
             self._require_numbers(weights=True)
+            self._save(kept)
+
+    def _save(self, kept: Checkpoints) -> None:
+        """Write a checkpoint; a disk that is full now may have room at the next."""
+        try:
             kept.save(self._step, self._state())
+        except StorageError as error:
+            left = kept.steps()
+            rest = f"that of step {left[-1]} is kept" if left else "there is none before it"
+            warn(f"no checkpoint of step {self._step}: {error.message} Going on; {rest}.")
 
     def _end_epoch(self, bar: Bar) -> None:
         if not self._seen.count:
@@ -230,7 +244,7 @@ class _Loop:
             "price": self._gates.price.state_dict() if self._gates else None,
             "settled": settled.state_dict() if settled else None,
             "seen": self._seen.state_dict(),
-            "lines": self._run.log.lines if self._run.log else 0,
+            "lines": self._run.log.flush() if self._run.log else 0,
             "history": [asdict(epoch) for epoch in self._history],
         }
 
@@ -246,6 +260,13 @@ class _Loop:
                 self._gates.settled.load_state_dict(state["settled"])
         self._seen.load_state_dict(state["seen"])
         self._history = [Epoch(**epoch) for epoch in state["history"]]
+
+
+def _in_the_middle(error: DataError) -> JobError:
+    """An image that turns out to be damaged when work is under way."""
+    job = JobError(error.message, f"{error.hint} Then go on with --resume.".strip())
+    job.alone = True  # each process has images of its own
+    return job
 
 
 class _Seen:

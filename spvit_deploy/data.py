@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -18,11 +18,13 @@ from PIL import Image
 from timm.data import create_transform
 from torch import Tensor
 from torch.nn import functional
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, get_worker_info
+from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 
+from spvit_deploy.encoded import Encoded
 from spvit_deploy.errors import DataError
 from spvit_deploy.models import Preprocessing
-from spvit_deploy.order import ALONE, Share, TrainOrder, drawing_from, generator_of
+from spvit_deploy.order import ALONE, Share, TrainOrder, drawing_from, generator_of, mix
+from spvit_deploy.shards import ShardImages
 from spvit_deploy.sources import DataSettings, Source, open_source
 
 _IN_MEMORY_BYTES = 256 * 2**20
@@ -51,35 +53,44 @@ class _Prepared(Dataset[tuple[Tensor, int]]):
     """Images of a source as uint8 tensors of the model's size."""
 
     def __init__(self, source: Source, prep: Preprocessing, augment: bool) -> None:
-        self._images = source.images
+        # A stream's images come with the keys: its reader stays where batches are put together.
+        self._images: Any = None if source.streams else source.images
         self._prepare = _image_transform(prep, augment, source.whole)
 
-    def __len__(self) -> int:
-        return len(self._images)
-
-    def __getitem__(self, key: int | tuple[int, int]) -> tuple[Tensor, int]:
-        """The image with this index; or with the augmentation of a seed: (seed, index)."""
+    def __getitem__(self, key: int | tuple[int, Any]) -> tuple[Tensor, int]:
+        """The image with this index; or (seed of its augmentation, index or sample)."""
         if isinstance(key, int):
-            image, label = self._images[key]
-            return self._prepare(image), int(label)
-        seed, index = key
+            return self._prepared(self._images[key])
+        seed, which = key
         with drawing_from(seed):
-            return self[index]
+            return self[which] if isinstance(which, int) else self._prepared(which)
+
+    def __getitems__(self, keys: Sequence[Any]) -> list[tuple[Tensor, int]] | DataError:
+        """The images of a batch; an error is handed on, which a loading process would garble."""
+        try:
+            return [self[key] for key in keys]
+        except DataError as error:
+            return error
+
+    def _prepared(self, sample: tuple[Any, Any]) -> tuple[Tensor, int]:
+        image, label = sample
+        return self._prepare(image.decode() if isinstance(image, Encoded) else image), int(label)
 
 
-class _PreparedStream(IterableDataset[tuple[Tensor, int]]):
-    def __init__(self, source: Source, prep: Preprocessing, augment: bool) -> None:
-        self._images = source.images
-        self._prepare = _image_transform(prep, augment, source.whole)
-        self.seeds: tuple[int, ...] = ()
+class Picked:
+    """Those of a stream whose places are named."""
 
-    def __iter__(self) -> Iterator[tuple[Tensor, int]]:
-        worker = get_worker_info()
-        seeds = (*self.seeds, worker.id if worker else 0)
-        for place, (image, label) in enumerate(self._images):
-            with drawing_from(*seeds, place):
-                prepared = self._prepare(image)
-            yield prepared, int(label)
+    def __init__(self, stream: Any, places: Sequence[int]) -> None:
+        self._stream, self._places = stream, frozenset(places)
+
+    def epoch(self, seed: int | None, number: int) -> Iterator[Any]:
+        """What is left of an epoch."""
+        samples = enumerate(self._stream.epoch(seed, number))
+        return (sample for place, sample in samples if place in self._places)
+
+
+def _collated(samples: Any) -> Any:
+    return samples if isinstance(samples, DataError) else default_collate(samples)
 
 
 def _image_transform(prep: Preprocessing, augment: bool, whole: bool) -> Any:
@@ -112,7 +123,9 @@ class Batches:
     Attributes:
         class_names: one a class, or empty.
         size: number of images, or None.
+        identity, classes: see :class:`Source`.
         settings: what was asked.
+        odd_one: name of an image of the last class, where shards know it.
         whole: whether images must not be cropped; see :class:`Source`.
     """
 
@@ -129,6 +142,8 @@ class Batches:
     ) -> None:
         self.class_names = tuple(classes) or source.class_names
         self.size = source.size
+        self.identity = source.identity
+        self.classes = len(self.class_names) or source.classes
         self.settings = settings
         self.whole = source.whole
         self.prep = prep
@@ -138,15 +153,18 @@ class Batches:
         self._share = share
         self._index = _index_of(source.class_names, self.class_names)
         one = int(np.prod(prep.input_size))
-        fits = source.size is not None and source.size * one <= _IN_MEMORY_BYTES
+        few = source.size is not None and source.size * one <= _IN_MEMORY_BYTES
+        fits = few and not source.streams
         augment = settings.augment
         if augment == "auto":
             augment = "shift" if fits else "timm"
         self._augment = augment if train else "none"
         timm_augment = self._augment == "timm"
         self._cache = self._fill(source) if fits and not timm_augment else None
-        prepared = _PreparedStream if source.size is None else _Prepared
-        self._images: Any = None if self._cache else prepared(source, prep, timm_augment)
+        self._images = None if self._cache else _Prepared(source, prep, timm_augment)
+        self._stream = source.images if source.streams else None
+        self._parts = source.parts
+        self.odd_one = source.images.largest if isinstance(source.images, ShardImages) else None
         self._scale = 255 * torch.tensor(prep.std, device=self._device).reshape(-1, 1, 1)
         self._shift = 255 * torch.tensor(prep.mean, device=self._device).reshape(-1, 1, 1)
 
@@ -168,17 +186,20 @@ class Batches:
 
     def epoch(self, number: int, skip: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of an epoch without its first ``skip``, whose images are not loaded; of
-        data that stream they are loaded and passed over.
+        data that stream they are read, but not decoded.
         """
         raw = self._raw(number, skip)
         step = skip
         while True:
             try:
-                images, labels = next(raw)
+                batch = next(raw)
             except StopIteration:
                 return
             except (OSError, RuntimeError) as error:
                 raise _unreadable(self.settings, error) from error
+            if isinstance(batch, DataError):
+                raise batch
+            images, labels = batch
             images = images.to(self._device, non_blocking=True)
             if self._augment == "shift":
                 images = _translate(images, generator_of(self._seed, number, step, 1))
@@ -186,17 +207,31 @@ class Batches:
             yield (images - self._shift) / self._scale, labels.to(self._device)
             step += 1
 
-    def _raw(self, epoch: int, skip: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """uint8 images [B, C, H, W] and labels as the data number them."""
-        if self.size is None:
-            self._images.seeds = (self._seed, epoch, self._share.index)
-            return islice(iter(self._load(None)), skip, None)
+    def _raw(self, epoch: int, skip: int) -> Iterator[Any]:
+        """uint8 images [B, C, H, W] and labels as the data number them; or an error."""
+        if self._stream is not None:
+            return iter(self._load(self._streamed(self._stream, epoch, skip)))
         if not self._train:
-            mine = torch.arange(self.size)[self._share.index :: self._share.count]
+            mine = torch.arange(self.size or 0)[self._share.index :: self._share.count]
             parts = mine.split(self.settings.batch_size)
             return self._cached(parts) or iter(self._load([part.tolist() for part in parts]))
-        order = TrainOrder(self.size, self.global_batch, self._seed, epoch, skip, self._share)
+        order = TrainOrder(
+            self.size or 0, self.global_batch, self._seed, epoch, skip, self._share, self._parts
+        )
         return self._cached(order.indices()) or iter(self._load(order))
+
+    def _streamed(self, stream: Any, epoch: int, skip: int) -> Iterator[list[tuple[int, Any]]]:
+        """Batches of (seed of its draws, sample) of a stream that all processes read alike; one
+        of unknown size gives each process its own part.
+        """
+        share = self._share if self.size is not None else ALONE
+        end = len(self) * self.global_batch if self._train and self.size is not None else None
+        batch = self.settings.batch_size
+        samples = enumerate(stream.epoch(self._seed if self._train else None, epoch))
+        mine = islice(samples, share.index + skip * batch * share.count, end, share.count)
+        while first := next(mine, None):
+            places = chain([first], islice(mine, batch - 1))
+            yield [(mix(self._seed, epoch, place), sample) for place, sample in places]
 
     def _cached(self, parts: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]] | None:
         if self._cache is None:
@@ -204,11 +239,11 @@ class Batches:
         images, labels = self._cache
         return ((images[part], labels[part]) for part in parts)
 
-    def _load(self, order: Any) -> DataLoader[Any]:
-        stream = {"batch_size": self.settings.batch_size}
+    def _load(self, order: Iterable[Sequence[Any]]) -> DataLoader[Any]:
         return DataLoader(
-            self._images,
-            **(stream if order is None else {"batch_sampler": order}),  # type: ignore[arg-type]
+            self._images,  # type: ignore[arg-type]
+            batch_sampler=order,  # type: ignore[arg-type]
+            collate_fn=_collated,
             num_workers=min(self.settings.workers, os.cpu_count() or 1),
             # Without one the loader would draw from the generator that the model draws from.
             generator=generator_of(self._seed),
@@ -217,7 +252,7 @@ class Batches:
 
     def _fill(self, source: Source) -> tuple[Tensor, Tensor]:
         prepared = _Prepared(source, self.prep, augment=False)
-        samples = [_sample(prepared, index) for index in range(len(prepared))]
+        samples = [_sample(prepared, index) for index in range(source.size or 0)]
         return torch.stack([s[0] for s in samples]), torch.tensor([s[1] for s in samples])
 
 
@@ -290,5 +325,6 @@ def open_batches(
     if limit is not None and (source.size or 0) > limit:
         # Folders are sorted by class: the first images would be of one.
         spread = np.linspace(0, (source.size or 1) - 1, limit).round().astype(int).tolist()
-        source = replace(source, images=Subset(source.images, spread), size=limit)
+        picked = (Picked if source.streams else Subset)(source.images, spread)
+        source = replace(source, images=picked, size=limit, parts=())
     return Batches(source, prep, settings, train and not in_order, device, seed, classes, share)
