@@ -372,7 +372,7 @@ def _open(
         )
     outputs = getattr(saved.module, "num_classes", None)
     if outputs is not None and batches.classes > outputs:
-        odd = f" ({batches.odd_one()} is of class {batches.classes - 1})" if batches.odd_one else ""
+        odd = f" ({batches.largest()} is of class {batches.classes - 1})" if batches.largest else ""
         raise DataError(
             f"--data {batches.settings.spec} has {batches.classes} classes{odd}; the model "
             f"has {outputs} outputs.",

@@ -125,7 +125,7 @@ class Batches:
         size: number of images, or None.
         identity, classes: see :class:`Source`.
         settings: what was asked.
-        odd_one: name of an image of the last class, where shards know it.
+        largest: tells the name of an image of the last class, where shards know it.
         whole: whether images must not be cropped; see :class:`Source`.
     """
 
@@ -164,7 +164,7 @@ class Batches:
         self._images = None if self._cache else _Prepared(source, prep, timm_augment)
         self._stream = source.images if source.streams else None
         self._parts = source.parts
-        self.odd_one = source.images.largest if isinstance(source.images, ShardImages) else None
+        self.largest = source.images.largest if isinstance(source.images, ShardImages) else None
         self._scale = 255 * torch.tensor(prep.std, device=self._device).reshape(-1, 1, 1)
         self._shift = 255 * torch.tensor(prep.mean, device=self._device).reshape(-1, 1, 1)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import tarfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from glob import glob
@@ -65,7 +65,7 @@ class ShardImages(Dataset[tuple[Image.Image, int]]):
         self._ends = np.cumsum(self.sizes)
 
     def __len__(self) -> int:
-        return int(self._ends[-1])
+        return sum(self.sizes)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         """Image and label.
@@ -168,7 +168,7 @@ def expand(pattern: str, top: Path) -> list[Path]:
     return found
 
 
-def shards_of_split(folder: Path, names: Iterable[str]) -> list[Path]:
+def shards_of_split(folder: Path, names: Sequence[str]) -> list[Path]:
     """The shards of a folder for a split: those in a folder of its name, or with it in theirs.
 
     Args:
@@ -181,12 +181,25 @@ def shards_of_split(folder: Path, names: Iterable[str]) -> list[Path]:
             return expand(name, folder)
         if name in listed:
             return [folder / file for file in listed[name]]
-        word = re.compile(rf"(?<![a-z]){re.escape(name)}(?![a-z])", re.IGNORECASE)
+        word = _word([name])
         within = sorted((folder / name).glob("*.tar"))
         found = within or [path for path in sorted(folder.glob("*.tar")) if word.search(path.stem)]
         if found:
             return _without_gaps(found)
     return []
+
+
+def in_names(paths: Sequence[Path], names: Sequence[str]) -> bool:
+    """Whether a word of these is in the name of each file, or is that of its folder."""
+    word = _word(names)
+    return bool(paths) and all(
+        word.search(path.stem) or path.parent.name in names for path in paths
+    )
+
+
+def _word(words: Sequence[str]) -> re.Pattern[str]:
+    either = "|".join(map(re.escape, words))
+    return re.compile(rf"(?<![a-z])({either})(?![a-z])", re.IGNORECASE)
 
 
 def all_shards(folder: Path) -> list[Path]:

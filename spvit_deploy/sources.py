@@ -23,7 +23,7 @@ from spvit_deploy.dataspec import (
 from spvit_deploy.errors import DataError
 from spvit_deploy.folders import folder_root, folder_source
 from spvit_deploy.rows import RowImages, StreamedRows, columns_of, load_rows, readable
-from spvit_deploy.shards import all_shards, find_shards, open_shards, shards_of_split
+from spvit_deploy.shards import all_shards, find_shards, in_names, open_shards, shards_of_split
 from spvit_deploy.store import sha256_bytes
 from spvit_deploy.timm_images import create, source_of
 
@@ -117,18 +117,23 @@ def _named(settings: DataSettings, train: bool, strict: bool) -> Source:
 
 
 def _shard_source(settings: DataSettings, name: str, train: bool) -> Source:
+    splits = (settings.train_split, *TRAIN_NAMES), (settings.val_split, *VAL_NAMES)
+    ours, theirs = splits if train else splits[::-1]
     folder, paths = find_shards(name, settings.root)
-    held = False
+    whole = in_names(paths, ours)
+    if in_names(paths, theirs) and not whole:  # those beside them are meant
+        beside = paths[0].parent
+        folder = beside.parent if beside.name in theirs else beside
     if folder is not None:
-        ours, theirs = (
-            shards_of_split(
-                folder,
-                (settings.train_split, *TRAIN_NAMES) if split else (settings.val_split, *VAL_NAMES),
+        found, other = shards_of_split(folder, ours), shards_of_split(folder, theirs)
+        whole = bool(found and other)
+        if paths and not found:
+            split = settings.train_split if train else settings.val_split
+            raise DataError(
+                f"{name_of(settings)}: no shards of split '{split}' in {folder}.",
+                "Name a folder of both splits, or shards of this one.",
             )
-            for split in (train, not train)
-        )
-        held = not (ours and theirs)
-        paths = ours or theirs or all_shards(folder)
+        paths = found or other or all_shards(folder)
     if not paths:
         raise DataError(
             f"{name_of(settings)}: no shards (*.tar) in {folder}.", "Check --data and --data-dir."
@@ -136,10 +141,10 @@ def _shard_source(settings: DataSettings, name: str, train: bool) -> Source:
     images = open_shards(paths)
     sizes = zip(images.shards, images.sizes, strict=True)
     content = "\n".join(f"{Path(shard.path).name} {size}" for shard, size in sizes)
-    source = Source(
-        images, (), False, len(images), images.sizes, images.classes, sha256_bytes(content.encode())
-    )
-    return hold_out(source, train) if held else source
+    identity = sha256_bytes(content.encode())
+    classes = images.classes if len(images) else 0
+    source = Source(images, (), False, len(images), images.sizes, classes, identity)
+    return source if whole else hold_out(source, train)
 
 
 def _row_source(settings: DataSettings, name: str, split: str, streams: bool) -> Source:
@@ -153,7 +158,7 @@ def _row_source(settings: DataSettings, name: str, split: str, streams: bool) ->
         return Source(images, columns.class_names, False, size, (), classes, f"{where} {size}")
     stream = StreamedRows(rows, columns, where)
     known = (rows.info.splits or {}).get(split)
-    size, classes = (known.num_examples, 0) if known else stream.count()
+    size, classes = (known.num_examples, 0) if known and known.num_examples else stream.count()
     return Source(
         stream, columns.class_names, False, size, (), classes, f"{where} {size}", streams=True
     )

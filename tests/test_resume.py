@@ -23,6 +23,7 @@ from spvit_deploy.recipe import Recipe
 from spvit_deploy.search.finetuning import FinetuneSettings
 from spvit_deploy.search.training import _Loop
 from spvit_deploy.sources import Source
+from spvit_deploy.timm_images import StreamedImages
 from tests.calls import good, refused
 from tests.conftest import NAME, TINY, TINY_ARGS
 from tests.test_cli import run_apart
@@ -293,7 +294,7 @@ def test_images_that_are_done_are_not_loaded_again(
 def test_data_that_stream_are_passed_over() -> None:
     draw = random.Random(0)
     images = [(Image.frombytes("L", (8, 8), draw.randbytes(64)), index % 2) for index in range(10)]
-    source = Source(images, ("a", "b"), True, None)
+    source = Source(StreamedImages(images), ("a", "b"), True, None, streams=True)
     batches = Batches(source, GREY, DataSettings(spec="stream", batch_size=4, workers=0), True)
     full, rest = list(batches.epoch(0)), list(batches.epoch(0, 1))
     assert [len(labels) for _, labels in full] == [4, 4, 2]
