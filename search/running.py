@@ -262,5 +262,5 @@ def _with_checkpoint(error: JobError, kept: Checkpoints) -> JobError:
         return error
     hint = f"{error.hint} The checkpoint of step {steps[-1]} is kept in {kept.folder}.".strip()
     again = type(error)(error.message, hint)
-    again.alone = error.alone
+    again.alone, again.late = error.alone, error.late
     return again

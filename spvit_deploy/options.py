@@ -343,4 +343,6 @@ def _fail(ctx: click.Context, error: SpvitError, alone: bool = False) -> None:
         click.echo(f"Error in process {rank()}: {line}", err=True)
     else:  # a launcher ends the others when one ends: let the first one say it
         time.sleep(_TO_SPEAK)
+        if error.late:
+            click.echo(f"Error in process {rank()}: {line}", err=True)
     ctx.exit(error.exit_code)
