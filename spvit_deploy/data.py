@@ -55,7 +55,7 @@ class _Prepared(Dataset[tuple[Tensor, int]]):
     def __init__(self, source: Source, prep: Preprocessing, augment: bool) -> None:
         # A stream's images come with the keys: its reader stays where batches are put together.
         self._images: Any = None if source.streams else source.images
-        self._prepare = _image_transform(prep, augment, source.whole)
+        self._prepare = _ImageTransform(prep, augment, source.whole)
 
     def __getitem__(self, key: int | tuple[int, Any]) -> tuple[Tensor, int]:
         """The image with this index; or (seed of its augmentation, index or sample)."""
@@ -93,25 +93,26 @@ def _collated(samples: Any) -> Any:
     return samples if isinstance(samples, DataError) else default_collate(samples)
 
 
-def _image_transform(prep: Preprocessing, augment: bool, whole: bool) -> Any:
-    channels, height, width = prep.input_size
-    pil_mode = "L" if channels == 1 else "RGB"
-    resize = create_transform(
-        input_size=(channels, height, width),
-        is_training=augment,
-        interpolation=prep.interpolation,
-        crop_pct=1.0 if whole else prep.crop_pct,
-        crop_mode=prep.crop_mode,
-        normalize=False,
-    )
-    to_channels = _ToChannels(channels)
+class _ImageTransform:
+    """An image as a uint8 tensor [C, H, W] of the model's size; loading processes are sent it."""
 
-    def prepare(image: Image.Image) -> Tensor:
+    def __init__(self, prep: Preprocessing, augment: bool, whole: bool) -> None:
+        channels = prep.input_size[0]
+        self._mode = "L" if channels == 1 else "RGB"
+        self._to_channels = _ToChannels(channels)
+        self._resize = create_transform(
+            input_size=prep.input_size,
+            is_training=augment,
+            interpolation=prep.interpolation,
+            crop_pct=1.0 if whole else prep.crop_pct,
+            crop_mode=prep.crop_mode,
+            normalize=False,
+        )
+
+    def __call__(self, image: Image.Image) -> Tensor:
         if image.mode.startswith("I"):  # 16 bits, which PIL would cut off at 255
             image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-        return to_channels(resize(image.convert(pil_mode)))
-
-    return prepare
+        return self._to_channels(self._resize(image.convert(self._mode)))
 
 
 class Batches:
