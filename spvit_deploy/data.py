@@ -24,7 +24,6 @@ from spvit_deploy.encoded import Encoded
 from spvit_deploy.errors import DataError
 from spvit_deploy.models import Preprocessing
 from spvit_deploy.order import ALONE, Share, TrainOrder, drawing_from, generator_of, mix
-from spvit_deploy.shards import ShardImages
 from spvit_deploy.sources import DataSettings, Source, open_source
 
 _IN_MEMORY_BYTES = 256 * 2**20
@@ -124,9 +123,8 @@ class Batches:
     Attributes:
         class_names: one a class, or empty.
         size: number of images, or None.
-        identity, classes: see :class:`Source`.
+        identity, classes, largest: see :class:`Source`.
         settings: what was asked.
-        largest: tells the name of an image of the last class, where shards know it.
         whole: whether images must not be cropped; see :class:`Source`.
     """
 
@@ -165,7 +163,7 @@ class Batches:
         self._images = None if self._cache else _Prepared(source, prep, timm_augment)
         self._stream = source.images if source.streams else None
         self._parts = source.parts
-        self.largest = source.images.largest if isinstance(source.images, ShardImages) else None
+        self.largest = source.largest
         self._scale = 255 * torch.tensor(prep.std, device=self._device).reshape(-1, 1, 1)
         self._shift = 255 * torch.tensor(prep.mean, device=self._device).reshape(-1, 1, 1)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -62,6 +62,7 @@ class Source:
         class_count: how many classes there are, where they have no names.
         identity: what stays the same when damage is mended; empty where files say it.
         streams: whether images come in an order of their own.
+        largest: tells the name of an image of the last class; None where it is not known.
     """
 
     images: Any
@@ -72,6 +73,7 @@ class Source:
     class_count: int = 0
     identity: str = ""
     streams: bool = False
+    largest: Callable[[], str] | None = None
 
     @property
     def classes(self) -> int:

@@ -143,7 +143,9 @@ def _shard_source(settings: DataSettings, name: str, train: bool) -> Source:
     content = "\n".join(f"{Path(shard.path).name} {size}" for shard, size in sizes)
     identity = sha256_bytes(content.encode())
     classes = images.classes if len(images) else 0
-    source = Source(images, (), False, len(images), images.sizes, classes, identity)
+    source = Source(
+        images, (), False, len(images), images.sizes, classes, identity, largest=images.largest
+    )
     return source if whole else hold_out(source, train)
 
 
