@@ -8,110 +8,25 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import chain, islice
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
-from timm.data import create_transform
 from torch import Tensor
 from torch.nn import functional
-from torch.utils.data import DataLoader, Dataset, Subset, default_collate
+from torch.utils.data import DataLoader, Subset
 
-from spvit_deploy.encoded import Encoded
 from spvit_deploy.errors import DataError
 from spvit_deploy.models import Preprocessing
-from spvit_deploy.order import ALONE, Share, TrainOrder, drawing_from, generator_of, mix
+from spvit_deploy.order import ALONE, Share, TrainOrder, generator_of, mix
+from spvit_deploy.preparing import Picked, Prepared, collated
 from spvit_deploy.sources import DataSettings, Source, open_source
 
 _IN_MEMORY_BYTES = 256 * 2**20
 
 __all__ = ["Batches", "DataSettings", "open_batches"]
-
-
-@dataclass(frozen=True)
-class _ToChannels:
-    """A PIL image or uint8 tensor as uint8 [channels, H, W]; grey is repeated."""
-
-    channels: int
-
-    def __call__(self, image: Any) -> Tensor:
-        if isinstance(image, Image.Image):
-            image = (
-                torch.from_numpy(np.array(image)).reshape(*image.size[::-1], -1).permute(2, 0, 1)
-            )
-        if image.shape[0] != self.channels:
-            image = image.float().mean(0, keepdim=True).round().to(torch.uint8)
-            image = image.expand(self.channels, -1, -1)
-        return image.contiguous()
-
-
-class _Prepared(Dataset[tuple[Tensor, int]]):
-    """Images of a source as uint8 tensors of the model's size."""
-
-    def __init__(self, source: Source, prep: Preprocessing, augment: bool) -> None:
-        # A stream's images come with the keys: its reader stays where batches are put together.
-        self._images: Any = None if source.streams else source.images
-        self._prepare = _ImageTransform(prep, augment, source.whole)
-
-    def __getitem__(self, key: int | tuple[int, Any]) -> tuple[Tensor, int]:
-        """The image with this index; or (seed of its augmentation, index or sample)."""
-        if isinstance(key, int):
-            return self._prepared(self._images[key])
-        seed, which = key
-        with drawing_from(seed):
-            return self[which] if isinstance(which, int) else self._prepared(which)
-
-    def __getitems__(self, keys: Sequence[Any]) -> list[tuple[Tensor, int]] | DataError:
-        """The images of a batch; an error is handed on, which a loading process would garble."""
-        try:
-            return [self[key] for key in keys]
-        except DataError as error:
-            return error
-
-    def _prepared(self, sample: tuple[Any, Any]) -> tuple[Tensor, int]:
-        image, label = sample
-        return self._prepare(image.decode() if isinstance(image, Encoded) else image), int(label)
-
-
-class Picked:
-    """Those of a stream whose places are named."""
-
-    def __init__(self, stream: Any, places: Sequence[int]) -> None:
-        self._stream, self._places = stream, frozenset(places)
-
-    def epoch(self, seed: int | None, number: int) -> Iterator[Any]:
-        """What is left of an epoch."""
-        samples = enumerate(self._stream.epoch(seed, number))
-        return (sample for place, sample in samples if place in self._places)
-
-
-def _collated(samples: Any) -> Any:
-    return samples if isinstance(samples, DataError) else default_collate(samples)
-
-
-class _ImageTransform:
-    """An image as a uint8 tensor [C, H, W] of the model's size; loading processes are sent it."""
-
-    def __init__(self, prep: Preprocessing, augment: bool, whole: bool) -> None:
-        channels = prep.input_size[0]
-        self._mode = "L" if channels == 1 else "RGB"
-        self._to_channels = _ToChannels(channels)
-        self._resize = create_transform(
-            input_size=prep.input_size,
-            is_training=augment,
-            interpolation=prep.interpolation,
-            crop_pct=1.0 if whole else prep.crop_pct,
-            crop_mode=prep.crop_mode,
-            normalize=False,
-        )
-
-    def __call__(self, image: Image.Image) -> Tensor:
-        if image.mode.startswith("I"):  # 16 bits, which PIL would cut off at 255
-            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-        return self._to_channels(self._resize(image.convert(self._mode)))
 
 
 class Batches:
@@ -160,7 +75,7 @@ class Batches:
         self._augment = augment if train else "none"
         timm_augment = self._augment == "timm"
         self._cache = self._fill(source) if fits and not timm_augment else None
-        self._images = None if self._cache else _Prepared(source, prep, timm_augment)
+        self._images = None if self._cache else Prepared(source, prep, timm_augment)
         self._stream = source.images if source.streams else None
         self._parts = source.parts
         self.largest = source.largest
@@ -242,7 +157,7 @@ class Batches:
         return DataLoader(
             self._images,  # type: ignore[arg-type]
             batch_sampler=order,  # type: ignore[arg-type]
-            collate_fn=_collated,
+            collate_fn=collated,
             num_workers=min(self.settings.workers, os.cpu_count() or 1),
             # Without one the loader would draw from the generator that the model draws from.
             generator=generator_of(self._seed),
@@ -250,7 +165,7 @@ class Batches:
         )
 
     def _fill(self, source: Source) -> tuple[Tensor, Tensor]:
-        prepared = _Prepared(source, self.prep, augment=False)
+        prepared = Prepared(source, self.prep, augment=False)
         samples = [_sample(prepared, index) for index in range(source.size or 0)]
         return torch.stack([s[0] for s in samples]), torch.tensor([s[1] for s in samples])
 
@@ -262,7 +177,7 @@ def _index_of(data: Sequence[str], model: Sequence[str]) -> Tensor | None:
     return torch.tensor([list(model).index(name) for name in data])
 
 
-def _sample(prepared: _Prepared, index: int) -> tuple[Tensor, int]:
+def _sample(prepared: Prepared, index: int) -> tuple[Tensor, int]:
     try:
         return prepared[index]
     except (OSError, RuntimeError) as error:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -85,8 +86,11 @@ class StreamedRows:
         """
         rows = self._rows
         if seed is not None:
-            # numpy's generators take 63 bits
-            rows = rows.shuffle(seed=mix(seed, number), buffer_size=BUFFER)
+            # One file at a time: later versions fill the buffer from ten by threads, which take
+            # seconds to end where a stream is left before its end.
+            one = "max_buffer_input_shards" in inspect.signature(rows.shuffle).parameters
+            more = {"max_buffer_input_shards": 1} if one else {}
+            rows = rows.shuffle(seed=mix(seed, number), buffer_size=BUFFER, **more)
         with readable(self._where):
             for row in rows:
                 yield _sample(row, self._columns, self._where)

@@ -291,9 +291,9 @@ def test_images_that_are_done_are_not_loaded_again(
     from spvit_deploy import data
 
     loaded: list[Any] = []
-    get = data._Prepared.__getitem__
+    get = data.Prepared.__getitem__
     monkeypatch.setattr(
-        data._Prepared, "__getitem__", lambda self, key: (loaded.append(key), get(self, key))[1]
+        data.Prepared, "__getitem__", lambda self, key: (loaded.append(key), get(self, key))[1]
     )
     taken(photos(tmp_path), "timm", 0, 0, 2, Share())
     assert len([key for key in loaded if isinstance(key, tuple)]) == 6
