@@ -150,7 +150,7 @@ class _Loop:
         self, batches: Iterator[tuple[Tensor, Tensor]]
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches as long as every process has one; data that stream may end unevenly."""
-        several = self._run.processes.several and self._batches.size is None
+        several = self._run.processes.several and self._batches.streams
         while True:
             try:
                 batch = next(batches, None)

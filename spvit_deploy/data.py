@@ -38,7 +38,7 @@ class Batches:
     Attributes:
         class_names: one a class, or empty.
         size: number of images, or None.
-        identity, classes, largest: see :class:`Source`.
+        identity, classes, largest, streams: see :class:`Source`.
         settings: what was asked.
         whole: whether images must not be cropped; see :class:`Source`.
     """
@@ -79,6 +79,7 @@ class Batches:
         self._stream = source.images if source.streams else None
         self._parts = source.parts
         self.largest = source.largest
+        self.streams = source.streams
         self._scale = 255 * torch.tensor(prep.std, device=self._device).reshape(-1, 1, 1)
         self._shift = 255 * torch.tensor(prep.mean, device=self._device).reshape(-1, 1, 1)
 
