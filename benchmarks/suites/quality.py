@@ -35,11 +35,11 @@ from spvit_deploy.benchmarks.suites.quality_methods import (
     from_scratch,
 )
 from spvit_deploy.benchmarks.suites.quality_pages import write_pages
+from spvit_deploy.benchmarks.suites.search_cost import MODEL
 from spvit_deploy.cost import count_cost
 from spvit_deploy.data import Batches, open_batches
 from spvit_deploy.lean.folder import SavedModel, dense_saved, load_saved, save_model
 from spvit_deploy.models import create_model, preprocessing_of
-from spvit_deploy.plan import ModelSpec
 from spvit_deploy.search.finetuning import FinetuneSettings, finetune_model, top1
 from spvit_deploy.sources import DataSettings
 from spvit_deploy.store import write_record
@@ -48,13 +48,6 @@ RESULTS = Path(__file__).parent / "results" / "quality.json"
 # Methods that start from the plan that ours found.
 SCRATCH, BY_LATENCY = "scratch", "by latency"
 AFTER = (SCRATCH, BY_LATENCY)
-MODEL = ModelSpec(
-    name="vit_tiny_patch16_224",
-    args={
-        "img_size": 28, "patch_size": 4, "embed_dim": 96, "depth": 6, "num_heads": 6,
-        "in_chans": 1, "num_classes": 10,
-    },
-)  # fmt: skip
 DENSE_EPOCHS, SEARCH_EPOCHS, FINETUNE_EPOCHS = 3, 1, 2
 
 
