@@ -324,7 +324,8 @@ def test_a_full_disk_leaves_a_training_at_work(data: Path, tmp_path: Path) -> No
     tune = ["finetune", NAME, *TINY_ARGS, "--model-arg", "num_classes=2", "--data",
             f"wds/{data / 'wds'}", "--epochs", 2, "--batch-size", 5, "--checkpoint-every", 8,
             "--device", "cpu"]  # fmt: skip
-    good(*tune, "-o", tmp_path / "whole")
+    whole = run_apart(*tune, "-o", tmp_path / "whole")
+    assert whole.wait(timeout=120) == 0
     weights = (tmp_path / "whole" / "model.safetensors").stat().st_size
     # A checkpoint has two moments beside each weight.
     process = run_apart(*tune, "-o", tmp_path / "out", limit=weights + 1000)
