@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from statistics import median
 
@@ -14,7 +14,7 @@ from spvit_deploy.benchmarks.measure import burst_of
 from spvit_deploy.benchmarks.runtimes import Session, open_session
 from spvit_deploy.benchmarks.statistics import percentile
 
-ROUNDS = 10
+ROUNDS, OFTEN = 10, 4
 _BURST, _PAUSE = 0.1, 0.08
 
 
@@ -56,6 +56,7 @@ def time_in_turns(
     batch: int = 1,
     rounds: int = ROUNDS,
     note: Callable[[str], None] = lambda _: None,
+    often: Collection[str] = (),
 ) -> tuple[dict[str, Timing], Session]:
     """Time every file in short bursts, in an order that changes from round to round.
 
@@ -65,6 +66,7 @@ def time_in_turns(
         batch: images a call.
         rounds: bursts of each.
         note: told each name before its burst.
+        often: names that get :data:`OFTEN` bursts a round, for much is counted from them.
 
     Returns:
         The times, and a closed session, for what it says of the runtime.
@@ -76,8 +78,9 @@ def time_in_turns(
     calls = {name: _call(session, batch) for name, session in sessions.items()}
     medians: dict[str, list[float]] = {name: [] for name in files}
     order = random.Random(0)
+    turns = [name for name in calls for _ in range(OFTEN if name in often else 1)]
     for _ in range(rounds):
-        for name in order.sample(list(calls), len(calls)):
+        for name in order.sample(turns, len(turns)):
             note(name)
             medians[name].append(median(burst_of(calls[name], _BURST, _PAUSE)))
     calls.clear()

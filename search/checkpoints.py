@@ -115,6 +115,7 @@ class Checkpoints:
         Raises:
             StorageError: no space, or not writable; those before are as they were.
         """
+        self._last = time.monotonic()  # one that fails is not tried again at once
         stream = io.BytesIO()
         torch.save(state, stream)
         content = stream.getvalue()
@@ -127,7 +128,6 @@ class Checkpoints:
                 files={STATE_FILE: sha256_bytes(content)},
             )
             write_record(staging / RECORD_FILE, record.model_dump(mode="json"))
-        self._last = time.monotonic()
         for old in self.steps()[:-_KEPT]:
             shutil.rmtree(self._path(old), ignore_errors=True)
 

@@ -1,7 +1,8 @@
 """Binary gates that learn (arXiv 2111.11802, section 3).
 
-A gate has a logit z and is open with probability σ(z). Training draws it and passes the
-gradient straight through; evaluation opens it at σ(z) > 0.5.
+A gate has a logit z and is open with probability σ(κz), where κ rises from 1 in the course of a
+search. Training draws it and passes the gradient straight through; evaluation opens it at
+σ(z) > 0.5.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ from torch.autograd.function import FunctionCtx
 
 from spvit_deploy.errors import JobError
 
+# Shares of a search in which gates begin to sharpen, and have done so.
+_SHARPENING = (0.2, 0.9)
+
 
 def draw(logits: Tensor, chance: Tensor) -> Tensor:
     """Straight-through Bernoulli sample.
@@ -31,6 +35,25 @@ def draw(logits: Tensor, chance: Tensor) -> Tensor:
     probability = torch.sigmoid(logits)
     sample = (chance < probability.detach()).to(probability.dtype)
     return sample + probability - probability.detach()
+
+
+def sharpness(done: float, final: float) -> float:
+    """κ of σ(κz) in the course of a search.
+
+    Gates of which half are open half of the time cost what was asked, and are no plan: what decides
+    in the end would be which of them is open a little more often, and weights would never have seen
+    it. So draws get surer as the search goes on, and at last are nearly the plan.
+
+    Args:
+        done: share of the search.
+        final: κ at the end.
+
+    Returns:
+        1 for a fifth of the search, then rising by the same factor from step to step, and ``final``
+        for the last tenth.
+    """
+    begin, end = _SHARPENING
+    return float(final ** min(1.0, max(0.0, (done - begin) / (end - begin))))
 
 
 def cumulative(gates: Tensor) -> Tensor:

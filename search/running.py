@@ -137,7 +137,7 @@ def asked_of(
         "model": str(model),
         "weights": weights or ("timm's pretrained" if pretrained else ""),
         "data": data.spec,
-        "images": fingerprint(same),
+        "images": batches.identity or fingerprint(same),
         "batch-size": batches.global_batch,
         "augment": data.augment,
         **{k.replace("_", "-"): v for k, v in chosen.items()},
@@ -261,4 +261,6 @@ def _with_checkpoint(error: JobError, kept: Checkpoints) -> JobError:
     if not steps:
         return error
     hint = f"{error.hint} The checkpoint of step {steps[-1]} is kept in {kept.folder}.".strip()
-    return type(error)(error.message, hint)
+    again = type(error)(error.message, hint)
+    again.alone, again.late = error.alone, error.late
+    return again

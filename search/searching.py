@@ -19,7 +19,7 @@ from spvit_deploy.plan import PrunePlan, parse_token_keep
 from spvit_deploy.progress import warn
 from spvit_deploy.search.budget import BudgetRequest, parse_budget, require_no_merges
 from spvit_deploy.search.distilling import DistillationLoss, DistillSettings
-from spvit_deploy.search.gates import GateOptimizer
+from spvit_deploy.search.gates import GateOptimizer, sharpness
 from spvit_deploy.search.matching import match_head_maps
 from spvit_deploy.search.planning import budget_met, plan_of
 from spvit_deploy.search.pricing import RAMP, ExpectedCost, Penalty, Price
@@ -47,6 +47,7 @@ class SearchSettings(DistillSettings):
         cost_weight: λ of λ·(cost − target)², costs as shares of the dense model's.
         gate_lr: learning rate of the gates; None for what lets a gate close and reopen
             within the search.
+        sharpness: of draws at the end, see :func:`sharpness`; 1 for σ(z) throughout, as published.
         align: MLP widths become multiples of this.
         allow_host: take times of a latency budget from another host.
         stop_when_settled: end after so many epochs in which the plan stayed; None for never.
@@ -64,6 +65,7 @@ class SearchSettings(DistillSettings):
     budget_method: Literal["lagrangian", "penalty"] = "lagrangian"
     cost_weight: float = Field(default=20.0, ge=0)
     gate_lr: float | None = Field(default=None, gt=0)
+    sharpness: float = Field(default=8.0, ge=1)
     align: int = Field(default=8, ge=1)
     allow_host: bool = False
     stop_when_settled: int | None = Field(default=None, ge=1)
@@ -121,14 +123,16 @@ class SearchLoss:
     def __init__(
         self, supernet: Supernet, cost: ExpectedCost, price: Price | Penalty, task: LossFunction
     ) -> None:
-        self._logits = list(supernet.gate_parameters())
+        self._supernet, self._logits = supernet, list(supernet.gate_parameters())
         self._heads = list(supernet.head_parameters())
         self._cost, self._task = cost, task
         self.price = price
 
     def expected(self) -> Tensor:
         """Expected cost as a share of the dense model's."""
-        return self._cost(self._logits, self._heads)
+        sharp = self._supernet.sharpness
+        logits, heads = ([sharp * one for one in some] for some in (self._logits, self._heads))
+        return self._cost(logits, heads)
 
     def __call__(self, output: Any, images: Tensor, labels: Tensor) -> Tensor:
         """Scores [B, classes] → scalar."""
@@ -172,12 +176,17 @@ def run_search(
     if settings.head_map == "matched" and run.state is None:
         match_head_maps(supernet, batches, run.processes)
     steps = max(1, settings.epochs * max(1, len(batches)))
+
+    def begin(step: int, seed: int) -> None:
+        supernet.sharpness = sharpness(step / steps, settings.sharpness)
+        supernet.seed_draws(seed)
+
     task = DistillationLoss(settings, teacher)
     loss, gates = _priced(supernet, table, target, settings, steps, task)
     training = GateTraining(
         gates,
         loss.price,
-        supernet.seed_draws,
+        begin,
         note=lambda: f"expected cost {100 * float(loss.expected().detach()):.0f}%",
         metrics=lambda: {
             "cost": float(loss.expected().detach()),

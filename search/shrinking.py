@@ -1,10 +1,10 @@
 """Settled gates leave a search: what is closed for good is no longer computed.
 
-A gate whose logit stays beyond ±:data:`SETTLED` for several looks in a row is fixed there, unless
-it is that of a hidden unit and open: nothing would be saved. Nor is one fixed open while the price
-of cost still rises, for it may not be worth that. Closed hidden units are then left out
-of their MLP's products, and operations that no free gate can reach are not run. Evaluation opens a
-gate at σ > 0.5 and so answers as before; a step costs what is left.
+A gate whose logit, times the sharpness of draws, stays beyond ±:data:`SETTLED` for several looks
+in a row is fixed there, unless it is that of a hidden unit and open: nothing would be saved. Nor is
+one fixed open while the price of cost still rises, for it may not be worth that. Closed hidden
+units are then left out of their MLP's products, and operations that no free gate can reach are not
+run. Evaluation opens a gate at σ > 0.5 and so answers as before; a step costs what is left.
 """
 
 from __future__ import annotations
@@ -44,18 +44,19 @@ class Shrinking:
         self._steps += 1
         if self._steps % self._period:
             return
+        bound = SETTLED / self._supernet.sharpness
         for index, (logits, agreed) in enumerate(zip(self._logits, self._agreed, strict=True)):
-            side = -(logits < -SETTLED).to(torch.int8)
+            side = -(logits < -bound).to(torch.int8)
             # Of attention; units come between.
             if index % 2 == 0 and self._steps > self._rising:
-                side += (logits > SETTLED).to(torch.int8)
+                side += (logits > bound).to(torch.int8)
             done = agreed.abs() >= _LOOKS
             moved = torch.where(agreed * side > 0, agreed + side, side)
             agreed.copy_(torch.where(done, agreed, moved))
             settled = agreed.abs() >= _LOOKS
             # A gate that is no longer run gets no gradient but that of the cost.
             logits.copy_(
-                torch.where(settled, logits.abs().clamp(min=SETTLED) * agreed.sign(), logits)
+                torch.where(settled, logits.abs().clamp(min=bound) * agreed.sign(), logits)
             )
         self.apply()
 

@@ -43,6 +43,9 @@ class GateProbabilities:
 class Supernet(nn.Module):
     """A timm model with gates.
 
+    Attributes:
+        sharpness: κ of σ(κz), with which gates are drawn.
+
     Args:
         model: built by timm; its blocks are wrapped in place.
         spec: how it was built.
@@ -76,6 +79,7 @@ class Supernet(nn.Module):
         self.mlps = [GatedMlp(site) for site in self.sites]
         for site, attention, mlp in zip(self.sites, self.attentions, self.mlps, strict=True):
             site.replace(attention, mlp)
+        self.sharpness = 1.0
         self._generator = torch.Generator()
         self._generator.manual_seed(torch.initial_seed() % 2**63)
 
@@ -107,8 +111,8 @@ class Supernet(nn.Module):
         last = total + len(forms)
         heads = sum(len(logits) for logits in self.head_parameters())
         chance = torch.rand(last + heads, generator=self._generator).to(rows[0].device)
-        gates = draw(torch.stack(rows), chance[:count].view(-1, 3))
-        drawn = draw(torch.cat(units), chance[count:total]).split(sizes)
+        gates = draw(self.sharpness * torch.stack(rows), chance[:count].view(-1, 3))
+        drawn = draw(self.sharpness * torch.cat(units), chance[count:total]).split(sizes)
         dilations = draw(torch.cat(forms), chance[total:last]) if forms else chance[total:last]
         self._draw_heads(chance[last:])
         values = torch.cat((gates.flatten(), dilations)).detach().tolist()
@@ -124,7 +128,8 @@ class Supernet(nn.Module):
         if not gated:
             return
         logits: list[Tensor] = list(self.head_parameters())
-        gates = draw(torch.cat(logits), chance).split([len(row) for row in logits])
+        drawn = draw(self.sharpness * torch.cat(logits), chance)
+        gates = drawn.split([len(row) for row in logits])
         for attention, row in zip(gated, gates, strict=True):
             attention.set_drawn_heads(row)
 
@@ -166,13 +171,13 @@ class Supernet(nn.Module):
         """Logits [H] of the heads, of the blocks whose heads have gates."""
         return (a.head_gate_logits for a in self.attentions if a.head_gate_logits is not None)
 
-    def probabilities(self) -> list[GateProbabilities]:
-        """σ of all gates."""
+    def probabilities(self, sharpness: float = 1.0) -> list[GateProbabilities]:
+        """σ of all gates; of the sharpness of draws those that are sure are all alike."""
         return [
             GateProbabilities(
-                _sigmoid(attention.gate_logits),
-                _sigmoid(mlp.unit_logits),
-                _sigmoid(attention.head_gate_logits),
+                _sigmoid(attention.gate_logits, sharpness),
+                _sigmoid(mlp.unit_logits, sharpness),
+                _sigmoid(attention.head_gate_logits, sharpness),
             )
             for attention, mlp in zip(self.attentions, self.mlps, strict=True)
         ]
@@ -182,7 +187,7 @@ class Supernet(nn.Module):
         dilated 3×3 and the mean head, where these are a choice.
         """
         found = {}
-        for site, block in zip(self.sites, self.probabilities(), strict=True):
+        for site, block in zip(self.sites, self.probabilities(self.sharpness), strict=True):
             kinds = zip(tuple(AttentionKind)[1:], block.attention, strict=True)
             found.update({f"gates/{site.path}/{kind.value}": value for kind, value in kinds})
             if block.units:
@@ -258,5 +263,7 @@ class Supernet(nn.Module):
             attention.load_state_dict({**wanted, **own})
 
 
-def _sigmoid(logits: Tensor | None) -> tuple[float, ...]:
-    return () if logits is None else tuple(torch.sigmoid(logits.detach().float()).tolist())
+def _sigmoid(logits: Tensor | None, sharpness: float = 1.0) -> tuple[float, ...]:
+    if logits is None:
+        return ()
+    return tuple(torch.sigmoid(sharpness * logits.detach().float()).tolist())

@@ -6,17 +6,19 @@ that two runs of the same seed write the same file, cut short or not.
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import json
+import os
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO
 
 import torch
 from accelerate.tracking import GeneralTracker, TensorBoardTracker
 
-from spvit_deploy.errors import RuntimeMissingError
+from spvit_deploy.errors import RuntimeMissingError, StorageError
 from spvit_deploy.processes import start_accelerate
 from spvit_deploy.store import ensure_parent, storage_error, write_bytes
 
@@ -42,22 +44,41 @@ class JsonLinesTracker(GeneralTracker):  # type: ignore[misc]
         self._path = path
         old = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
         write_bytes(path, b"".join(old[:lines]))
-        self.lines = lines
-        self._stream: TextIO = path.open("a", encoding="utf-8")
+        self._whole = path.stat().st_size
+        self._lines, self._waiting = lines, b""
+        self._stream: BinaryIO = path.open("ab", buffering=0)
 
     @property
-    def tracker(self) -> TextIO:
+    def tracker(self) -> BinaryIO:
         """The open file."""
         return self._stream
 
     def log(self, values: dict[str, Any], step: int | None = None, **_: Any) -> None:
-        """Add a line."""
+        """Add a line, which waits where the disk is full."""
+        self._waiting += (json.dumps({"step": step, **values}) + "\n").encode()
+        self._lines += 1
+        with suppress(StorageError):
+            self.flush()
+
+    def flush(self) -> int:
+        """Write what waits.
+
+        Returns:
+            How many lines there are.
+
+        Raises:
+            StorageError: there is no room; it goes on waiting.
+        """
         try:
-            self._stream.write(json.dumps({"step": step, **values}) + "\n")
-            self._stream.flush()
-            self.lines += 1
+            if self._waiting and self._stream.write(self._waiting) != len(self._waiting):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
+            with suppress(OSError):
+                self._stream.truncate(self._whole)
             raise storage_error(error, self._path) from error
+        self._whole += len(self._waiting)
+        self._waiting = b""
+        return self._lines
 
     def finish(self) -> None:
         """Close the file."""
@@ -91,10 +112,13 @@ class TrainLog:
         for tracker in self._trackers:
             tracker.start()
 
-    @property
-    def lines(self) -> int:
-        """How many JSON lines there are."""
-        return self._lines.lines
+    def flush(self) -> int:
+        """See to it that all JSON lines are on the disk, and tell how many there are.
+
+        Raises:
+            StorageError: there is no room.
+        """
+        return self._lines.flush()
 
     def add(self, step: int, values: Mapping[str, float | int]) -> None:
         """Write values down under their names."""

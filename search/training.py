@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from spvit_deploy.data import Batches
-from spvit_deploy.errors import DataError, JobError
+from spvit_deploy.errors import DataError, JobError, StorageError
 from spvit_deploy.order import mix
-from spvit_deploy.progress import Bar, progress_bar
+from spvit_deploy.progress import Bar, progress_bar, warn
 from spvit_deploy.search.batch_norm import shared_batch_norm
-from spvit_deploy.search.checkpoints import State
+from spvit_deploy.search.checkpoints import Checkpoints, State
 from spvit_deploy.search.gates import GateOptimizer
 from spvit_deploy.search.optimizing import LossFunction, Stepper, TrainSettings, make_optimizer
 from spvit_deploy.search.pricing import Penalty, Price
 from spvit_deploy.search.running import Run
 from spvit_deploy.search.saving_memory import gradient_checkpointing
+from spvit_deploy.search.seen import Seen
 from spvit_deploy.search.settling import Settled
 
 __all__ = ["Epoch", "GateTraining", "LossFunction", "TrainSettings", "train"]
@@ -53,7 +52,7 @@ class GateTraining:
     Attributes:
         optimizer: steps the gates; AdamW leaves these alone.
         price: of their cost, which is part of the loss.
-        seed_draws: told before each step what its gates are drawn from.
+        begin: told before each step its number, from 0, and what its gates are drawn from.
         note: what to show beside the loss.
         metrics: what to log beside it.
         settled: looked at after each epoch, whether the search may end; None for never.
@@ -61,7 +60,7 @@ class GateTraining:
 
     optimizer: GateOptimizer
     price: Price | Penalty
-    seed_draws: Callable[[int], None]
+    begin: Callable[[int, int], None]
     note: Callable[[], str]
     metrics: Callable[[], dict[str, float]]
     settled: Settled | None = None
@@ -88,9 +87,9 @@ def train(
         run: processes, checkpoints, log, and where to go on; nothing of it by default.
 
     Raises:
-        JobError: the loss is no longer a number, or another process is gone.
+        JobError: the loss is no longer a number, an image is damaged, or another process is gone.
         DataError: no batch, or labels that the model has no output for.
-        StorageError: a checkpoint or the log cannot be written.
+        StorageError: the log cannot be written.
     """
     run = run or Run()
     history: list[Epoch] = []
@@ -127,7 +126,7 @@ class _Loop:
         self._stepper = Stepper(model, self._optimizer, loss_function, settings, run.processes)
         self._step = self._epoch = self._done = 0
         self._ended = False
-        self._seen = _Seen()
+        self._seen = Seen()
         self._history: list[Epoch] = []
         if run.state is not None:
             self._restore(run.state)
@@ -143,15 +142,20 @@ class _Loop:
                     self._advance(images, labels)
                     self._look(bar)
                 self._end_epoch(bar)
+        if self._run.log is not None:
+            self._run.log.flush()
         return self._history
 
     def _all_have(
         self, batches: Iterator[tuple[Tensor, Tensor]]
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches as long as every process has one; data that stream may end unevenly."""
-        several = self._run.processes.several and self._batches.size is None
+        several = self._run.processes.several and self._batches.streams
         while True:
-            batch = next(batches, None)
+            try:
+                batch = next(batches, None)
+            except DataError as error:
+                raise _in_the_middle(error) from error
             device = next(self._model.parameters()).device
             if several and not self._run.processes.all_agree(batch is not None, device):
                 return
@@ -164,7 +168,7 @@ class _Loop:
         seed = self._settings.seed
         torch.manual_seed(mix(seed, self._step, self._run.processes.share.index))
         if self._gates is not None:
-            self._gates.seed_draws(mix(seed, self._step))
+            self._gates.begin(self._step, mix(seed, self._step))
         self._step += 1
         self._done += 1
         self._seen.add(self._stepper.step(images, labels), self._step)
@@ -181,7 +185,16 @@ class _Loop:
         kept = self._run.checkpoints
         if kept is not None and kept.due(self._step):
             self._require_numbers(weights=True)
+            self._save(kept)
+
+    def _save(self, kept: Checkpoints) -> None:
+        """Write a checkpoint; a disk that is full now may have room at the next."""
+        try:
             kept.save(self._step, self._state())
+        except StorageError as error:
+            left = kept.steps()
+            rest = f"that of step {left[-1]} is kept" if left else "there is none before it"
+            warn(f"no checkpoint of step {self._step}: {error.message} Going on; {rest}.")
 
     def _end_epoch(self, bar: Bar) -> None:
         if not self._seen.count:
@@ -192,7 +205,7 @@ class _Loop:
         self._write(epoch_loss=self._seen.loss, epoch_accuracy=self._seen.accuracy)
         self._epoch += 1
         self._done = 0
-        self._seen = _Seen()
+        self._seen = Seen()
         settled = self._gates.settled if self._gates else None
         if settled is not None and settled.look() and self._epoch < self._settings.epochs:
             self._ended = True
@@ -230,7 +243,7 @@ class _Loop:
             "price": self._gates.price.state_dict() if self._gates else None,
             "settled": settled.state_dict() if settled else None,
             "seen": self._seen.state_dict(),
-            "lines": self._run.log.lines if self._run.log else 0,
+            "lines": self._run.log.flush() if self._run.log else 0,
             "history": [asdict(epoch) for epoch in self._history],
         }
 
@@ -248,55 +261,8 @@ class _Loop:
         self._history = [Epoch(**epoch) for epoch in state["history"]]
 
 
-class _Seen:
-    """Sums over an epoch, kept on the device until somebody asks."""
-
-    def __init__(self) -> None:
-        self._sums = torch.zeros(3)
-        self._last = torch.zeros(3)
-        # Step and value of the first loss that was no number; step 0 for none.
-        self._bad = torch.zeros(2)
-
-    def add(self, sums: Tensor, step: int) -> None:
-        """Sums of one batch: loss, right answers, images."""
-        self._last = sums
-        self._sums = self._sums.to(sums.device) + sums
-        self._bad = self._bad.to(sums.device)
-        now = torch.stack([torch.full_like(sums[0], step), sums[0]])
-        fresh = (self._bad[0] == 0) & ~sums[0].isfinite()
-        self._bad = torch.where(fresh, now, self._bad)
-
-    @property
-    def count(self) -> int:
-        """Images."""
-        return int(self._sums[2])
-
-    @property
-    def loss(self) -> float:
-        """Mean over the images."""
-        return float(self._sums[0]) / max(1, self.count)
-
-    @property
-    def accuracy(self) -> float:
-        """Percent of right answers."""
-        return 100 * float(self._sums[1]) / max(1, self.count)
-
-    def last(self) -> float:
-        """Mean loss of the last batch."""
-        return float(self._last[0] / self._last[2])
-
-    def first_bad(self) -> int:
-        """The step whose loss was the first that is no number, or 0."""
-        return int(self._bad[0])
-
-    def bad_value(self) -> str:
-        """What it was."""
-        return "NaN" if math.isnan(float(self._bad[1])) else "infinite"
-
-    def state_dict(self) -> dict[str, Any]:
-        """For a checkpoint."""
-        return {"sums": self._sums, "last": self._last}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what :meth:`state_dict` gave."""
-        self._sums, self._last = state["sums"], state["last"]
+def _in_the_middle(error: DataError) -> JobError:
+    """An image that turns out to be damaged when work is under way."""
+    job = JobError(error.message, f"{error.hint} Then go on with --resume.".strip())
+    job.alone = True  # each process has images of its own
+    return job

@@ -336,7 +336,8 @@ def _validated(
             data, saved.preprocessing, False, device,
             classes=saved.class_names, share=processes.share,
         )  # fmt: skip
-    except DataError:
+    except DataError as error:
+        warn(f"no accuracy was taken: {error.message}")
         return saved
     accuracy = top1(saved.module.to(device), batches, processes)
     last = {**saved.history[-1], "top1": round(accuracy, 3)}
@@ -385,7 +386,7 @@ def load_lean(path: Pathish) -> nn.Module:
 
 
 def _classes(data: DataSettings) -> int | None:
-    return len(open_source(data, train=True).class_names) or None
+    return open_source(data, train=True).classes or None
 
 
 def _open(
@@ -406,11 +407,12 @@ def _open(
             "Start fewer.",
         )
     outputs = getattr(saved.module, "num_classes", None)
-    if batches.class_names and outputs is not None and len(batches.class_names) > outputs:
+    if outputs is not None and batches.classes > outputs:
+        odd = f" ({batches.largest()} is of class {batches.classes - 1})" if batches.largest else ""
         raise DataError(
-            f"--data {batches.settings.spec} has {len(batches.class_names)} classes; the model "
+            f"--data {batches.settings.spec} has {batches.classes} classes{odd}; the model "
             f"has {outputs} outputs.",
-            f"Set --model-arg num_classes={len(batches.class_names)}.",
+            f"Set --model-arg num_classes={batches.classes}, or mend the labels.",
         )
     return batches
 

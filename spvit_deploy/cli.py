@@ -93,6 +93,13 @@ def main(ctx: click.Context, verbose: bool, debug: bool) -> None:
     help="Learning rate of the gates; chosen from the number of steps by default.",
 )
 @click.option(
+    "--sharpness",
+    type=Number(1),
+    default=8.0,
+    show_default=True,
+    help="How sure draws of gates become: σ(κz) with κ rising from 1 to this; 1 as published.",
+)
+@click.option(
     "--align",
     type=click.IntRange(1),
     default=8,
@@ -160,8 +167,8 @@ def search(**options: Any) -> None:
 
     data, training = take_data(options), take_training(options)
     options["run"] = take_run(options)
-    for key in ("budget_on", "budget_method", "allow_host", "cost_weight", "gate_lr", "align",
-                "stop_when_settled", "head_map", "dilated", "head_gates",
+    for key in ("budget_on", "budget_method", "allow_host", "cost_weight", "gate_lr", "sharpness",
+                "align", "stop_when_settled", "head_map", "dilated", "head_gates",
                 "token_keep"):  # fmt: skip
         training[key] = options.pop(key)
     idle = ("teacher", "distillation", "distill_temperature")

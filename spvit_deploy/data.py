@@ -8,99 +8,25 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from itertools import islice
+from dataclasses import replace
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
-from timm.data import create_transform
 from torch import Tensor
 from torch.nn import functional
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, get_worker_info
+from torch.utils.data import DataLoader, Subset
 
 from spvit_deploy.errors import DataError
 from spvit_deploy.models import Preprocessing
-from spvit_deploy.order import ALONE, Share, TrainOrder, drawing_from, generator_of
+from spvit_deploy.order import ALONE, Share, TrainOrder, generator_of, mix
+from spvit_deploy.preparing import Picked, Prepared, collated
 from spvit_deploy.sources import DataSettings, Source, open_source
 
 _IN_MEMORY_BYTES = 256 * 2**20
 
 __all__ = ["Batches", "DataSettings", "open_batches"]
-
-
-@dataclass(frozen=True)
-class _ToChannels:
-    """A PIL image or uint8 tensor as uint8 [channels, H, W]; grey is repeated."""
-
-    channels: int
-
-    def __call__(self, image: Any) -> Tensor:
-        if isinstance(image, Image.Image):
-            image = (
-                torch.from_numpy(np.array(image)).reshape(*image.size[::-1], -1).permute(2, 0, 1)
-            )
-        if image.shape[0] != self.channels:
-            image = image.float().mean(0, keepdim=True).round().to(torch.uint8)
-            image = image.expand(self.channels, -1, -1)
-        return image.contiguous()
-
-
-class _Prepared(Dataset[tuple[Tensor, int]]):
-    """Images of a source as uint8 tensors of the model's size."""
-
-    def __init__(self, source: Source, prep: Preprocessing, augment: bool) -> None:
-        self._images = source.images
-        self._prepare = _image_transform(prep, augment, source.whole)
-
-    def __len__(self) -> int:
-        return len(self._images)
-
-    def __getitem__(self, key: int | tuple[int, int]) -> tuple[Tensor, int]:
-        """The image with this index; or with the augmentation of a seed: (seed, index)."""
-        if isinstance(key, int):
-            image, label = self._images[key]
-            return self._prepare(image), int(label)
-        seed, index = key
-        with drawing_from(seed):
-            return self[index]
-
-
-class _PreparedStream(IterableDataset[tuple[Tensor, int]]):
-    def __init__(self, source: Source, prep: Preprocessing, augment: bool) -> None:
-        self._images = source.images
-        self._prepare = _image_transform(prep, augment, source.whole)
-        self.seeds: tuple[int, ...] = ()
-
-    def __iter__(self) -> Iterator[tuple[Tensor, int]]:
-        worker = get_worker_info()
-        seeds = (*self.seeds, worker.id if worker else 0)
-        for place, (image, label) in enumerate(self._images):
-            with drawing_from(*seeds, place):
-                prepared = self._prepare(image)
-            yield prepared, int(label)
-
-
-def _image_transform(prep: Preprocessing, augment: bool, whole: bool) -> Any:
-    channels, height, width = prep.input_size
-    pil_mode = "L" if channels == 1 else "RGB"
-    resize = create_transform(
-        input_size=(channels, height, width),
-        is_training=augment,
-        interpolation=prep.interpolation,
-        crop_pct=1.0 if whole else prep.crop_pct,
-        crop_mode=prep.crop_mode,
-        normalize=False,
-    )
-    to_channels = _ToChannels(channels)
-
-    def prepare(image: Image.Image) -> Tensor:
-        if image.mode.startswith("I"):  # 16 bits, which PIL would cut off at 255
-            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-        return to_channels(resize(image.convert(pil_mode)))
-
-    return prepare
 
 
 class Batches:
@@ -112,6 +38,7 @@ class Batches:
     Attributes:
         class_names: one a class, or empty.
         size: number of images, or None.
+        identity, classes, largest, streams: see :class:`Source`.
         settings: what was asked.
         whole: whether images must not be cropped; see :class:`Source`.
     """
@@ -129,6 +56,8 @@ class Batches:
     ) -> None:
         self.class_names = tuple(classes) or source.class_names
         self.size = source.size
+        self.identity = source.identity
+        self.classes = len(self.class_names) or source.classes
         self.settings = settings
         self.whole = source.whole
         self.prep = prep
@@ -138,15 +67,19 @@ class Batches:
         self._share = share
         self._index = _index_of(source.class_names, self.class_names)
         one = int(np.prod(prep.input_size))
-        fits = source.size is not None and source.size * one <= _IN_MEMORY_BYTES
+        few = source.size is not None and source.size * one <= _IN_MEMORY_BYTES
+        fits = few and not source.streams
         augment = settings.augment
         if augment == "auto":
             augment = "shift" if fits else "timm"
         self._augment = augment if train else "none"
         timm_augment = self._augment == "timm"
         self._cache = self._fill(source) if fits and not timm_augment else None
-        prepared = _PreparedStream if source.size is None else _Prepared
-        self._images: Any = None if self._cache else prepared(source, prep, timm_augment)
+        self._images = None if self._cache else Prepared(source, prep, timm_augment)
+        self._stream = source.images if source.streams else None
+        self._parts = source.parts
+        self.largest = source.largest
+        self.streams = source.streams
         self._scale = 255 * torch.tensor(prep.std, device=self._device).reshape(-1, 1, 1)
         self._shift = 255 * torch.tensor(prep.mean, device=self._device).reshape(-1, 1, 1)
 
@@ -168,17 +101,20 @@ class Batches:
 
     def epoch(self, number: int, skip: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of an epoch without its first ``skip``, whose images are not loaded; of
-        data that stream they are loaded and passed over.
+        data that stream they are read, but not decoded.
         """
         raw = self._raw(number, skip)
         step = skip
         while True:
             try:
-                images, labels = next(raw)
+                batch = next(raw)
             except StopIteration:
                 return
             except (OSError, RuntimeError) as error:
                 raise _unreadable(self.settings, error) from error
+            if isinstance(batch, DataError):
+                raise batch
+            images, labels = batch
             images = images.to(self._device, non_blocking=True)
             if self._augment == "shift":
                 images = _translate(images, generator_of(self._seed, number, step, 1))
@@ -186,17 +122,31 @@ class Batches:
             yield (images - self._shift) / self._scale, labels.to(self._device)
             step += 1
 
-    def _raw(self, epoch: int, skip: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """uint8 images [B, C, H, W] and labels as the data number them."""
-        if self.size is None:
-            self._images.seeds = (self._seed, epoch, self._share.index)
-            return islice(iter(self._load(None)), skip, None)
+    def _raw(self, epoch: int, skip: int) -> Iterator[Any]:
+        """uint8 images [B, C, H, W] and labels as the data number them; or an error."""
+        if self._stream is not None:
+            return iter(self._load(self._streamed(self._stream, epoch, skip)))
         if not self._train:
-            mine = torch.arange(self.size)[self._share.index :: self._share.count]
+            mine = torch.arange(self.size or 0)[self._share.index :: self._share.count]
             parts = mine.split(self.settings.batch_size)
             return self._cached(parts) or iter(self._load([part.tolist() for part in parts]))
-        order = TrainOrder(self.size, self.global_batch, self._seed, epoch, skip, self._share)
+        order = TrainOrder(
+            self.size or 0, self.global_batch, self._seed, epoch, skip, self._share, self._parts
+        )
         return self._cached(order.indices()) or iter(self._load(order))
+
+    def _streamed(self, stream: Any, epoch: int, skip: int) -> Iterator[list[tuple[int, Any]]]:
+        """Batches of (seed of its draws, sample) of a stream that all processes read alike; one
+        of unknown size gives each process its own part.
+        """
+        share = self._share if self.size is not None else ALONE
+        end = len(self) * self.global_batch if self._train and self.size is not None else None
+        batch = self.settings.batch_size
+        samples = enumerate(stream.epoch(self._seed if self._train else None, epoch))
+        mine = islice(samples, share.index + skip * batch * share.count, end, share.count)
+        while first := next(mine, None):
+            places = chain([first], islice(mine, batch - 1))
+            yield [(mix(self._seed, epoch, place), sample) for place, sample in places]
 
     def _cached(self, parts: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]] | None:
         if self._cache is None:
@@ -204,11 +154,11 @@ class Batches:
         images, labels = self._cache
         return ((images[part], labels[part]) for part in parts)
 
-    def _load(self, order: Any) -> DataLoader[Any]:
-        stream = {"batch_size": self.settings.batch_size}
+    def _load(self, order: Iterable[Sequence[Any]]) -> DataLoader[Any]:
         return DataLoader(
-            self._images,
-            **(stream if order is None else {"batch_sampler": order}),  # type: ignore[arg-type]
+            self._images,  # type: ignore[arg-type]
+            batch_sampler=order,  # type: ignore[arg-type]
+            collate_fn=collated,
             num_workers=min(self.settings.workers, os.cpu_count() or 1),
             # Without one the loader would draw from the generator that the model draws from.
             generator=generator_of(self._seed),
@@ -216,8 +166,8 @@ class Batches:
         )
 
     def _fill(self, source: Source) -> tuple[Tensor, Tensor]:
-        prepared = _Prepared(source, self.prep, augment=False)
-        samples = [_sample(prepared, index) for index in range(len(prepared))]
+        prepared = Prepared(source, self.prep, augment=False)
+        samples = [_sample(prepared, index) for index in range(source.size or 0)]
         return torch.stack([s[0] for s in samples]), torch.tensor([s[1] for s in samples])
 
 
@@ -228,7 +178,7 @@ def _index_of(data: Sequence[str], model: Sequence[str]) -> Tensor | None:
     return torch.tensor([list(model).index(name) for name in data])
 
 
-def _sample(prepared: _Prepared, index: int) -> tuple[Tensor, int]:
+def _sample(prepared: Prepared, index: int) -> tuple[Tensor, int]:
     try:
         return prepared[index]
     except (OSError, RuntimeError) as error:
@@ -290,5 +240,6 @@ def open_batches(
     if limit is not None and (source.size or 0) > limit:
         # Folders are sorted by class: the first images would be of one.
         spread = np.linspace(0, (source.size or 1) - 1, limit).round().astype(int).tolist()
-        source = replace(source, images=Subset(source.images, spread), size=limit)
+        picked = (Picked if source.streams else Subset)(source.images, spread)
+        source = replace(source, images=picked, size=limit, parts=())
     return Batches(source, prep, settings, train and not in_order, device, seed, classes, share)

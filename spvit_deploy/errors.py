@@ -29,6 +29,8 @@ class SpvitError(Exception):
     exit_code = 1
     # Whether one of several processes met it alone, and so has to say it itself.
     alone = False
+    # Whether the others say it as well, where they are still there a while after.
+    late = False
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(f"{message} {hint}".strip())

@@ -102,7 +102,10 @@ data_source_options = _stack(
     click.option("--data-download", is_flag=True, help="Let timm fetch data that are missing."),
 )  # fmt: skip
 
-DATA_HELP = "digits, folder/PATH, or a timm dataset: torch/fashion_mnist, hfds/…, wds/…"
+DATA_HELP = (
+    "digits, folder/PATH, torch/fashion_mnist; wds/PATH: shards of WebDataset, a folder or "
+    "train-{000..007}.tar; hfds/PATH or NAME: `datasets`, hfids/…: streamed."
+)
 
 images_options = _stack(
     click.option("--train-split", default="train", show_default=True, help="Split to train on."),
@@ -366,4 +369,6 @@ def _fail(ctx: click.Context, error: SpvitError, alone: bool = False) -> None:
         click.echo(f"Error in process {rank()}: {line}", err=True)
     else:  # a launcher ends the others when one ends: let the first one say it
         time.sleep(_TO_SPEAK)
+        if error.late:
+            click.echo(f"Error in process {rank()}: {line}", err=True)
     ctx.exit(error.exit_code)

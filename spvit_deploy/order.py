@@ -7,7 +7,7 @@ images and draws that it would have had, and several processes share the batches
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -31,6 +31,8 @@ class Share:
 
 
 ALONE = Share()
+# Images that are shuffled among each other, of data that lie in parts; as many as timm takes.
+WINDOW = 8192
 
 
 def mix(*numbers: int) -> int:
@@ -59,6 +61,24 @@ def drawing_from(*numbers: int) -> Iterator[None]:
         torch.set_rng_state(states[2])
 
 
+def shuffled(size: int, parts: Sequence[int], generator: torch.Generator) -> Tensor:
+    """The numbers up to ``size``, in an order that is drawn.
+
+    Args:
+        size: how many.
+        parts: how many of them lie together each time, as in a shard. They are drawn first, and
+            then the order within every :data:`WINDOW`, so that a disk finds images near each other.
+        generator: draws.
+    """
+    if size <= WINDOW or not parts:
+        return torch.randperm(size, generator=generator)
+    spans = torch.arange(size).split(list(parts))
+    turns = torch.randperm(len(spans), generator=generator).tolist()
+    windows = torch.cat([spans[turn] for turn in turns]).split(WINDOW)
+    draws = (torch.randperm(len(window), generator=generator) for window in windows)
+    return torch.cat([window[draw] for window, draw in zip(windows, draws, strict=True)])
+
+
 @dataclass(frozen=True)
 class TrainOrder:
     """The batches of an epoch, as (seed of its draws, index) of every image of one process.
@@ -70,6 +90,7 @@ class TrainOrder:
         epoch: which epoch, from 0.
         skip: steps of it that are done.
         share: the part of each batch that is this process's.
+        parts: numbers of images that lie together; see :func:`shuffled`.
     """
 
     size: int
@@ -78,6 +99,7 @@ class TrainOrder:
     epoch: int
     skip: int = 0
     share: Share = ALONE
+    parts: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return max(1, self.size // self.batch) - self.skip
@@ -86,7 +108,7 @@ class TrainOrder:
         """Indices of the images of each batch; an incomplete batch is left out, unless it is
         the only one.
         """
-        order = torch.randperm(self.size, generator=generator_of(self.seed, self.epoch))
+        order = shuffled(self.size, self.parts, generator_of(self.seed, self.epoch))
         for step in range(self.skip, self.skip + len(self)):
             batch = order[step * self.batch : (step + 1) * self.batch]
             yield batch[self.share.index :: self.share.count]

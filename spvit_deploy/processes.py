@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import atexit
 import os
+import signal
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import current_thread, main_thread
+from types import FrameType
 from typing import Any
 
 import torch
@@ -163,8 +166,10 @@ def together(processes: Processes) -> Iterator[None]:
     """Say it in one line when another process of the job is gone.
 
     Raises:
-        JobError: a collective failed.
+        JobError: a collective failed, or the launcher ends this process as it does them all.
     """
+    telling = processes.several and processes.first and current_thread() is main_thread()
+    before = signal.signal(signal.SIGTERM, _ended) if telling else None
     try:
         yield
     except DataError as error:
@@ -175,7 +180,22 @@ def together(processes: Processes) -> Iterator[None]:
         lost = ("Connection closed", "Connection reset", "Timed out", "NCCL", "Gloo", "gloo")
         if not processes.several or not any(word in text for word in lost):
             raise
-        raise JobError(
-            "Another process of this job ended, or does not answer.",
-            "Its own message says why; --resume goes on from the last checkpoint.",
-        ) from error
+        if telling:  # what is said now must not be cut short
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise _lost() from error
+    if telling:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _ended(number: int, frame: FrameType | None) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise _lost()
+
+
+def _lost() -> JobError:
+    error = JobError(
+        "Another process of this job ended, or does not answer.",
+        "Its own message says why; --resume goes on from the last checkpoint.",
+    )
+    error.late = True
+    return error

@@ -26,7 +26,7 @@ from spvit_deploy.benchmarks.latency import (
     save_latency,
 )
 from spvit_deploy.benchmarks.runtimes import find_runtime
-from spvit_deploy.benchmarks.turns import ROUNDS, Timing, time_in_turns
+from spvit_deploy.benchmarks.turns import OFTEN, ROUNDS, Timing, time_in_turns
 from spvit_deploy.driver import require_gpu
 from spvit_deploy.errors import InputError
 from spvit_deploy.export.formats import FORMATS, EngineSettings, find_format
@@ -162,12 +162,13 @@ def measure_beside(
         narrows = find_format(settings.format, settings.precision).from_onnx
         probes = make_probes(module, spec, batch, narrows)
         count = len(probes.blocks) + len(probes.anchors)
-        total = count * (rounds + 1) + len(others) * rounds
+        more = (OFTEN - 1) * len(probes.anchors)
+        total = count * (rounds + 1) + (len(others) + more) * rounds
         with progress_bar(f"latency on {place.runtime}", total) as bar:
             files = _write(probes, input_size(module), settings, batch, Path(scratch), bar)
             times, session = time_in_turns(
                 {**files, **others}, place.runtime, device, place.threads, batch, rounds,
-                lambda _: bar.advance(note="measure"),
+                lambda _: bar.advance(note="measure"), probes.anchors,
             )  # fmt: skip
     table = LatencyTable(
         model=spec,

@@ -101,7 +101,7 @@ model:
   # checkpoint: weights.safetensors
   # pretrained: true
 data:
-  spec: digits           # or folder/PATH, torch/NAME, hfds/NAME, wds/NAME
+  spec: digits           # or folder/PATH, torch/NAME, wds/PATH, hfds/PATH, hfids/PATH
   # root: datasets
   batch_size: 64
 train:                   # leave this section out to start from a checkpoint

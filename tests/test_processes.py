@@ -7,10 +7,11 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +30,35 @@ from tests.tables import a_table
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-TWO = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+TORCHRUN = ["torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+# On GPUs accelerate starts its processes so; --device cpu keeps them off these.
+ACCELERATE = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
+              "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
+              "--main_process_port", "0"]  # fmt: skip
 
 
-def launch(*parts: object) -> subprocess.Popen[str]:
+def launch(*parts: object, by: Sequence[str] = TORCHRUN) -> subprocess.Popen[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        [*TWO, *map(str, parts)], env=environment, text=True,
+        [sys.executable, "-m", *by, *map(str, parts)], env=environment, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
+
+
+def without_launcher(*parts: object) -> list[subprocess.Popen[str]]:
+    """Two processes that nobody ends when one of them dies."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    here = {**os.environ, "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port)}  # fmt: skip
+    return [
+        subprocess.Popen(
+            [sys.executable, *map(str, parts)], text=True, stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE, env={**here, "RANK": str(index), "LOCAL_RANK": str(index)},
+        )
+        for index in range(2)
+    ]  # fmt: skip
 
 
 def odd_images(root: Path) -> str:
@@ -121,25 +142,55 @@ def children_of(pid: int) -> list[int]:
     return [int(part) for part in text.split()]
 
 
+LONG = ["search", "--model", NAME, *TINY_ARGS, "--data", "digits", "--epochs", 5000,
+        "--device", "cpu", "--checkpoint-every", 3, "--budget", "50%"]  # fmt: skip
+
+
+def until_checkpoint(process: subprocess.Popen[str], folder: Path) -> None:
+    while not list((folder / "out.checkpoints").glob("step-*")):
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.05)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
-def test_a_process_that_dies_ends_the_job_and_leaves_its_checkpoint(tmp_path: Path) -> None:
-    search = ["search", "--model", NAME, *TINY_ARGS, "--data", "digits", "--epochs", 5000,
-              "--device", "cpu", "--checkpoint-every", 3, "--budget", "50%"]  # fmt: skip
-    process = launch("-m", "spvit_deploy", *search, "-o", tmp_path / "out")
+@pytest.mark.parametrize("by", [TORCHRUN, ACCELERATE], ids=["torchrun", "accelerate"])
+def test_a_process_that_dies_ends_the_job_and_leaves_its_checkpoint(
+    by: list[str], tmp_path: Path
+) -> None:
+    process = launch("-m", "spvit_deploy", *LONG, "-o", tmp_path / "out", by=by)
     try:
-        while not list((tmp_path / "out.checkpoints").glob("step-*")):
-            assert process.poll() is None, process.communicate()[1]
-            time.sleep(0.05)
+        until_checkpoint(process, tmp_path)
         os.kill(children_of(process.pid)[1], signal.SIGKILL)
         _, stderr = process.communicate(timeout=60)
     finally:
         process.kill()
     assert process.returncode == 1
     assert "exitcode  : -9" in stderr
-    assert "Another process of this job ended" in stderr or "Signal 15" in stderr
+    assert stderr.count("Error: Another process of this job ended") == 1
     assert "Unexpected" not in stderr
     assert not (tmp_path / "out").exists()
+    assert list((tmp_path / "out.checkpoints").glob("step-*/checkpoint.json"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dies", [0, 1])
+def test_the_process_that_is_left_ends_by_itself_and_says_so(dies: int, tmp_path: Path) -> None:
+    processes = without_launcher("-m", "spvit_deploy", *LONG, "-o", tmp_path / "out")
+    try:
+        until_checkpoint(processes[0], tmp_path)
+        processes[dies].kill()
+        _, stderr = processes[1 - dies].communicate(timeout=60)
+    finally:
+        for process in processes:
+            process.kill()
+    processes[dies].communicate()
+    assert processes[1 - dies].returncode == 1, stderr
+    lines = [line for line in stderr.splitlines() if "Error" in line]
+    assert len(lines) == 1, stderr
+    assert "Another process of this job ended" in lines[0]
+    assert "--resume goes on from the last checkpoint" in lines[0]
+    assert "Traceback" not in stderr
     assert list((tmp_path / "out.checkpoints").glob("step-*/checkpoint.json"))
 
 

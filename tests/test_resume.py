@@ -23,14 +23,20 @@ from spvit_deploy.recipe import Recipe
 from spvit_deploy.search.finetuning import FinetuneSettings
 from spvit_deploy.search.training import _Loop
 from spvit_deploy.sources import Source
+from spvit_deploy.timm_images import StreamedImages
 from tests.calls import good, refused
 from tests.conftest import NAME, TINY, TINY_ARGS
 from tests.test_cli import run_apart
-from tests.trainings import finetune, finish, search, start
+from tests.trainings import command, finetune, finish, start
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 MOMENTS = 10
+SEARCH = ["search", "--model", NAME, *TINY_ARGS, "--model-arg", "drop_path_rate=0.1",
+          "--data", "digits", "--batch-size", 256, "--epochs", 3, "--budget", "50%",
+          "--device", "cpu", "--checkpoint-every", 1]  # fmt: skip
+# One that was killed after it wrote its output, and before it removed its checkpoints.
+FORCE = ["--force"]
 
 
 def contents(folder: Path, *names: str) -> list[bytes]:
@@ -49,19 +55,22 @@ def killed_at(moment: float, work: Any, *args: Any) -> bool:
 
 @pytest.mark.slow
 def test_a_search_killed_at_any_moment_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
-    finish(search, tmp_path / "first")
+    finish(command, *SEARCH, "-o", tmp_path / "first")
     begun = time.perf_counter()
-    finish(search, tmp_path / "whole")
+    finish(command, *SEARCH, "-o", tmp_path / "whole")
     took = time.perf_counter() - begun
     names = ("gates.json", "supernet.safetensors", "log.jsonl")
     expected = contents(tmp_path / "whole", *names)
     assert contents(tmp_path / "first", *names) == expected
-    draw, found = random.Random(), 0
+    draw, found = random.Random(7), 0
     for index in range(MOMENTS):
         output, moment = tmp_path / f"{index}", draw.uniform(0, took)
-        killed_at(moment, search, output)
-        found += any((tmp_path / f"{index}.checkpoints").glob("step-*"))
-        finish(search, output)
+        killed_at(moment, command, *SEARCH, "-o", output)
+        if any((tmp_path / f"{index}.checkpoints").glob("step-*")):
+            found += 1
+            finish(command, *SEARCH, "-o", output, "--resume", *FORCE)
+        elif not output.exists():
+            finish(command, *SEARCH, "-o", output)
         assert contents(output, *names) == expected, f"killed after {moment} s of {took}"
         assert not (tmp_path / f"{index}.checkpoints").exists()
     assert found, "no moment was late enough for a checkpoint"
@@ -282,9 +291,9 @@ def test_images_that_are_done_are_not_loaded_again(
     from spvit_deploy import data
 
     loaded: list[Any] = []
-    get = data._Prepared.__getitem__
+    get = data.Prepared.__getitem__
     monkeypatch.setattr(
-        data._Prepared, "__getitem__", lambda self, key: (loaded.append(key), get(self, key))[1]
+        data.Prepared, "__getitem__", lambda self, key: (loaded.append(key), get(self, key))[1]
     )
     taken(photos(tmp_path), "timm", 0, 0, 2, Share())
     assert len([key for key in loaded if isinstance(key, tuple)]) == 6
@@ -293,7 +302,7 @@ def test_images_that_are_done_are_not_loaded_again(
 def test_data_that_stream_are_passed_over() -> None:
     draw = random.Random(0)
     images = [(Image.frombytes("L", (8, 8), draw.randbytes(64)), index % 2) for index in range(10)]
-    source = Source(images, ("a", "b"), True, None)
+    source = Source(StreamedImages(images), ("a", "b"), True, None, streams=True)
     batches = Batches(source, GREY, DataSettings(spec="stream", batch_size=4, workers=0), True)
     full, rest = list(batches.epoch(0)), list(batches.epoch(0, 1))
     assert [len(labels) for _, labels in full] == [4, 4, 2]

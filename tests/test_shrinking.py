@@ -8,10 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from spvit_deploy.models import create_model, input_size
+from spvit_deploy.data import open_batches
+from spvit_deploy.models import create_model, input_size, preprocessing_of
 from spvit_deploy.plan import ModelSpec
+from spvit_deploy.search.gates import sharpness
+from spvit_deploy.search.searching import SearchSettings, run_search
 from spvit_deploy.search.shrinking import Shrinking
 from spvit_deploy.search.supernet import Supernet
+from spvit_deploy.sources import DataSettings
 from tests.conftest import tiny_spec
 
 SPECS = [
@@ -101,6 +105,40 @@ def test_gates_settle_after_three_looks_that_agree() -> None:
     again = Shrinking(net_of(tiny_spec()), 2)
     again.load_state_dict(shrinking.state_dict())
     assert again._supernet.mlps[0]._live is not None
+
+
+def test_surer_draws_settle_gates_nearer_to_zero() -> None:
+    net = net_of(tiny_spec())
+    net.sharpness = 8.0
+    shrinking = Shrinking(net, 1)
+    net.mlps[0].unit_logits.data[:2] = torch.tensor([-0.4, -0.3])
+    for _ in range(3):
+        shrinking.step()
+    live = net.mlps[0]._live
+    assert live is not None
+    assert live.units.tolist() == list(range(1, 96))
+
+
+@pytest.mark.parametrize("final", [1.0, 8.0])
+def test_draws_get_surer_from_one_to_the_last(final: float) -> None:
+    course = [sharpness(step / 100, final) for step in range(101)]
+    assert course == sorted(course)
+    assert course[:21] == [1.0] * 21
+    assert course[90:] == [final] * 11
+
+
+def test_a_search_whose_draws_get_surer_ends_near_its_budget() -> None:
+    off = []
+    for final in (1.0, 8.0):
+        net = net_of(tiny_spec(num_classes=10))
+        data = DataSettings(spec="digits", batch_size=128)
+        batches = open_batches(data, preprocessing_of(net.model), True)
+        result = run_search(net, batches, SearchSettings(epochs=4, lr=2e-3, sharpness=final))
+        budget = result.plan.budget
+        assert budget is not None
+        said = result.projection.cost_before / budget.dense_macs
+        off.append(abs(said - 0.5))
+    assert off[1] < 0.05 < off[0]
 
 
 def test_no_attention_settles_open_while_the_price_of_cost_rises() -> None:

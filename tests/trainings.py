@@ -8,8 +8,6 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from tests.conftest import NAME, TINY
-
 
 def server() -> ForkServerContext:
     """Forks processes that have everything imported."""
@@ -30,25 +28,14 @@ def finish(work: Any, *args: Any) -> None:
     assert process.exitcode == 0
 
 
-def search(output: Path, resume: Any = "auto", every: str = "1", **settings: Any) -> None:
-    """A quick search on digits: 3 epochs of 5 steps."""
+def command(*parts: object) -> None:
+    """The command line, whose exit code becomes that of the process."""
     import torch
 
-    from spvit_deploy.api import search_gates
-    from spvit_deploy.search.running import RunSettings
-    from spvit_deploy.search.searching import SearchSettings
-    from spvit_deploy.sources import DataSettings
+    from spvit_deploy.cli import main
 
     torch.set_num_threads(1)
-    search_gates(
-        NAME,
-        DataSettings(spec="digits", batch_size=256),
-        output,
-        model_args={**TINY, "depth": 2, "drop_path_rate": 0.1},
-        settings=SearchSettings(**{"epochs": 3, **settings}),
-        force=True,
-        run=RunSettings(checkpoint_every=every, resume=resume),
-    )
+    main([str(part) for part in parts])
 
 
 def finetune(model: Path, output: Path) -> None:

@@ -27,7 +27,7 @@ from spvit_deploy.benchmarks.charts import LEAN, OTHER, style
 from spvit_deploy.benchmarks.host import read_host
 from spvit_deploy.benchmarks.latency import LatencyFile, LatencyTable, save_latency
 from spvit_deploy.benchmarks.report import render_png
-from spvit_deploy.benchmarks.turns import ROUNDS, Timing, time_in_turns
+from spvit_deploy.benchmarks.turns import OFTEN, ROUNDS, Timing, time_in_turns
 from spvit_deploy.export.graphs import write_unproven
 from spvit_deploy.families import BlockSite, find_sites
 from spvit_deploy.lean.chains import shaken_model
@@ -130,7 +130,7 @@ def meet_budgets(
     plans.append(PrunePlan(model=SPEC, blocks=tuple(dense)))
     files = write_plans(plans, model, place, work / "budgets")
     named = {str(index): file for index, file in enumerate(files)}
-    times, _ = time_in_turns(named, place.runtime, "cpu", place.threads, 1, 3 * rounds)
+    times, _ = time_in_turns(named, place.runtime, "cpu", place.threads, 1, OFTEN * rounds)
     costs = table.costs([block.path for block in dense])
     seconds = [times[name].seconds for name in named]
     of_dense = [one / seconds[-1] for one in seconds[:-1]]

@@ -24,16 +24,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from quality_methods import METHODS, Method, Setting, by_latency, from_scratch
-from quality_pages import write_pages
 
 from spvit_deploy.benchmarks.host import read_host
 from spvit_deploy.benchmarks.latency import LATENCY_FILE, load_latency
+from spvit_deploy.benchmarks.suites.quality_methods import (
+    METHODS,
+    Method,
+    Setting,
+    by_latency,
+    from_scratch,
+)
+from spvit_deploy.benchmarks.suites.quality_pages import write_pages
+from spvit_deploy.benchmarks.suites.search_cost import MODEL
 from spvit_deploy.cost import count_cost
 from spvit_deploy.data import Batches, open_batches
 from spvit_deploy.lean.folder import SavedModel, dense_saved, load_saved, save_model
 from spvit_deploy.models import create_model, preprocessing_of
-from spvit_deploy.plan import ModelSpec
 from spvit_deploy.search.finetuning import FinetuneSettings, finetune_model, top1
 from spvit_deploy.sources import DataSettings
 from spvit_deploy.store import write_record
@@ -42,14 +48,7 @@ RESULTS = Path(__file__).parent / "results" / "quality.json"
 # Methods that start from the plan that ours found.
 SCRATCH, BY_LATENCY = "scratch", "by latency"
 AFTER = (SCRATCH, BY_LATENCY)
-MODEL = ModelSpec(
-    name="vit_tiny_patch16_224",
-    args={
-        "img_size": 28, "patch_size": 4, "embed_dim": 96, "depth": 6, "num_heads": 6,
-        "in_chans": 1, "num_classes": 10,
-    },
-)  # fmt: skip
-EPOCHS = {"dense_epochs": 3, "search_epochs": 1, "finetune_epochs": 2}
+DENSE_EPOCHS, SEARCH_EPOCHS, FINETUNE_EPOCHS = 3, 1, 2
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,7 @@ def dense_of(place: Place, seed: int) -> SavedModel:
     if not folder.exists():
         torch.manual_seed(seed)
         fresh = dense_saved(create_model(MODEL), MODEL)
-        settings = FinetuneSettings(epochs=EPOCHS["dense_epochs"], lr=1e-3, seed=seed)
+        settings = FinetuneSettings(epochs=DENSE_EPOCHS, lr=1e-3, seed=seed)
         train = place.batches(True, seed)
         save_model(finetune_model(fresh, train, settings, None, torch.device("cpu")), folder)
     return load_saved(folder)
@@ -115,10 +114,10 @@ def run_cell(cell: Cell, place: Place) -> None:
         return
     start = time.perf_counter()
     dense, train = dense_of(place, cell.seed), place.batches(True, cell.seed)
-    at = Setting(dense, train, cell.budget, cell.seed, **EPOCHS)
+    at = Setting(dense, train, cell.budget, cell.seed, DENSE_EPOCHS, SEARCH_EPOCHS, FINETUNE_EPOCHS)
     lean, held_out = method_of(cell, place.work)(at), place.batches(False)
     size = dense.preprocessing.input_size
-    found = {
+    found: dict[str, Any] = {
         "method": cell.method, "budget": cell.budget, "seed": cell.seed,
         "top1": top1(lean.module, held_out),
         "dense_top1": top1(dense.module, held_out),
@@ -176,12 +175,15 @@ def main() -> None:
     place = Place(asked.data_dir, asked.work, time.time() + 60 * asked.time)
     cells = list(cells_of(asked))
     with ProcessPoolExecutor(asked.jobs, initializer=share_cores, initargs=(asked.jobs,)) as pool:
-        list(pool.map(dense_of, [place] * len(asked.seeds), asked.seeds))
+        for _ in pool.map(dense_of, [place] * len(asked.seeds), asked.seeds):
+            pass
         for late in (False, True):
             some = [cell for cell in cells if (cell.method in AFTER) is late]
-            list(pool.map(run_cell, some, [place] * len(some)))
+            for _ in pool.map(run_cell, some, [place] * len(some)):
+                pass
     rows = collected(asked.work)
-    record = {"epochs": EPOCHS, "cells": rows, "host": read_host().model_dump(mode="json")}
+    epochs = {"dense": DENSE_EPOCHS, "search": SEARCH_EPOCHS, "finetune": FINETUNE_EPOCHS}
+    record = {"epochs": epochs, "cells": rows, "host": read_host().model_dump(mode="json")}
     RESULTS.write_text(json.dumps(record, indent=1) + "\n")
     write_pages(rows)
     dense = statistics.mean(row["dense_top1"] for row in rows)

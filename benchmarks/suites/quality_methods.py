@@ -24,10 +24,12 @@ from spvit_deploy.latency_budgets import measured
 from spvit_deploy.lean.folder import SavedModel
 from spvit_deploy.lean.materialize import materialize_weights
 from spvit_deploy.models import create_empty, create_model, load_weights
-from spvit_deploy.plan import AttentionKind, BlockPlan, PrunePlan
+from spvit_deploy.plan import AttentionKind, BlockPlan, PrunePlan, parse_token_keep
 from spvit_deploy.search.budget import parse_budget
+from spvit_deploy.search.distilling import DistillationLoss
 from spvit_deploy.search.finetuning import FinetuneSettings, finetune_model
-from spvit_deploy.search.gates import GateOptimizer
+from spvit_deploy.search.gates import GateOptimizer, sharpness
+from spvit_deploy.search.planning import plan_of
 from spvit_deploy.search.pricing import ExpectedCost, Penalty, Price
 from spvit_deploy.search.projection import project
 from spvit_deploy.search.searching import SearchLoss, SearchSettings, cost_table_of, run_search
@@ -104,18 +106,27 @@ def lean_of(net: Supernet, plan: PrunePlan) -> nn.Module:
     return materialize_weights(module, extras, plan)
 
 
-def supernet_of(at: Setting) -> Supernet:
-    """With the dense model's weights."""
+def supernet_of(at: Setting, settings: SearchSettings | None = None) -> Supernet:
+    """With the dense model's weights, and the candidates of these settings."""
     torch.manual_seed(at.seed)
-    return Supernet(copy.deepcopy(at.dense.module), at.dense.spec)
+    chosen = settings or at.search()
+    return Supernet(
+        copy.deepcopy(at.dense.module),
+        at.dense.spec,
+        dilated=chosen.dilated,
+        head_gates=chosen.head_gates,
+        token_keep=parse_token_keep(chosen.token_keep) if chosen.token_keep else (),
+    )
 
 
 def ours(**settings: Any) -> Method:
     """This tool's search with these settings, materialized and fine-tuned."""
 
     def run(at: Setting) -> SavedModel:
-        net = supernet_of(at)
-        plan = run_search(net, at.train, at.search(**settings)).plan
+        chosen = at.search(**settings)
+        net = supernet_of(at, chosen)
+        teacher = copy.deepcopy(at.dense.module) if chosen.distill_weight else None
+        plan = run_search(net, at.train, chosen, teacher=teacher).plan
         return finetuned(at, lean_of(net, plan), at.finetune_epochs, plan)
 
     return run
@@ -134,9 +145,10 @@ class AdamWGates(GateOptimizer):
         self._adamw.zero_grad(set_to_none=True)
 
 
-def recombined(adamw: bool, penalty: bool) -> Method:
-    """A search without settled gates leaving it, of these parts; AdamW and the penalty are what
-    was published (arXiv 2111.11802), but for the plan, which is brought to the budget like ours.
+def recombined(adamw: bool = False, penalty: bool = False, final: float = 8.0) -> Method:
+    """A search without settled gates leaving it, of these parts; AdamW, the penalty and draws that
+    do not sharpen are what was published (arXiv 2111.11802), but for the plan, which is brought to
+    the budget like ours.
     """
 
     def run(at: Setting) -> SavedModel:
@@ -151,16 +163,17 @@ def recombined(adamw: bool, penalty: bool) -> Method:
         price: Price | Penalty = Penalty(share, settings.cost_weight)
         if not penalty:
             price = Price(float(cost(logits).detach()), share, steps, lambda: gates.scale)
-        loss = SearchLoss(net, cost, price)
-        training = GateTraining(gates, price, net.seed_draws, note=str, metrics=dict)
+        loss = SearchLoss(net, cost, price, DistillationLoss(settings, None))
+
+        def begin(step: int, seed: int) -> None:
+            net.sharpness = sharpness(step / steps, final)
+            net.seed_draws(seed)
+
+        training = GateTraining(gates, price, begin, note=str, metrics=dict)
         train(net, at.train, loss, settings, "search", training)
         attend = net.blocks_to_attend()
         found = project(net.probabilities(), table, target, settings.align, attend)
-        blocks = tuple(
-            BlockPlan(path=site.path, attention=site.taken(choice.kind), mlp_keep=choice.keep)
-            for site, choice in zip(net.sites, found.choices, strict=True)
-        )
-        plan = PrunePlan(model=net.spec, blocks=blocks, semantics=net.semantics)
+        plan = plan_of(net, found)
         net.fix(plan)
         return finetuned(at, lean_of(net, plan), at.finetune_epochs, plan)
 
@@ -267,10 +280,16 @@ def by_latency(plan: PrunePlan, table: LatencyTable) -> Method:
 METHODS: dict[str, Method] = {
     "dense": dense_longer,
     "ours": ours(),
-    "published": recombined(adamw=True, penalty=True),
+    "published": recombined(adamw=True, penalty=True, final=1.0),
     "torch-pruning": torch_pruned,
     "uniform": uniform,
-    "ours, AdamW gates": recombined(adamw=True, penalty=False),
+    "ours, AdamW gates": recombined(adamw=True),
     "ours, fixed penalty": ours(budget_method="penalty"),
-    "ours, nothing leaves": recombined(adamw=False, penalty=False),
+    "ours, draws not sharpened": ours(sharpness=1.0),
+    "ours, nothing leaves": recombined(),
+    "ours + distilling": ours(distill_weight=0.5),
+    "ours + matched heads": ours(head_map="matched"),
+    "ours + dilated": ours(dilated=True),
+    "ours + head gates": ours(head_gates=True),
+    "ours + token merging": ours(token_keep="0.7@3"),
 }

@@ -1,14 +1,19 @@
 """Steps of a whole search against dense training steps, in turns: what settled gates save.
 
-Usage: python benchmarks/suites/search_cost.py --data-dir DIR [--epochs N] [--budget 50%]
-A small DeiT on Fashion-MNIST (``DIR/FashionMNIST/raw``, as torchvision keeps it). Before each step
-of the search one of the dense model is timed, on the same batch, with the same optimizer.
+Usage: python benchmarks/suites/search_cost.py --data-dir DIR [--dense FOLDER] [--epochs N]
+           [--budget 50%]
+A small DeiT on Fashion-MNIST (``DIR/FashionMNIST/raw``, as torchvision keeps it), from the weights
+of a dense folder or of chance. Before each step of the search one of the dense model is timed, on
+the same batch, with the same optimizer. For memory each side runs through in a process of its own.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import resource
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,11 +21,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from spvit_deploy.benchmarks.host import read_host
 from spvit_deploy.data import Batches, open_batches
+from spvit_deploy.lean.folder import load_saved
 from spvit_deploy.models import create_model, preprocessing_of
 from spvit_deploy.plan import ModelSpec
 from spvit_deploy.search.optimizing import make_optimizer
@@ -29,10 +35,13 @@ from spvit_deploy.search.supernet import Supernet
 from spvit_deploy.sources import DataSettings
 
 RESULTS = Path(__file__).parent / "results" / "search_cost.json"
-DEIT = {
-    "img_size": 28, "patch_size": 4, "embed_dim": 96, "depth": 6, "num_heads": 6, "in_chans": 1,
-    "num_classes": 10,
-}  # fmt: skip
+MODEL = ModelSpec(
+    name="vit_tiny_patch16_224",
+    args={
+        "img_size": 28, "patch_size": 4, "embed_dim": 96, "depth": 6, "num_heads": 6,
+        "in_chans": 1, "num_classes": 10,
+    },
+)  # fmt: skip
 TENTHS = 10
 
 
@@ -66,9 +75,8 @@ class InTurns:
             self.search.append(time.perf_counter() - middle)
 
 
-def dense_stepper(spec: ModelSpec, settings: SearchSettings) -> Callable[[Tensor, Tensor], None]:
+def dense_stepper(model: nn.Module, settings: SearchSettings) -> Callable[[Tensor, Tensor], None]:
     """A plain training step with the search's optimizer."""
-    model = create_model(spec)
     model.train()
     optimizer, _ = make_optimizer(model, settings, 1, None)
     own = list(model.parameters())
@@ -83,21 +91,56 @@ def dense_stepper(spec: ModelSpec, settings: SearchSettings) -> Callable[[Tensor
     return step
 
 
+def start_of(dense: Path | None) -> nn.Module:
+    """The dense model that both sides train."""
+    torch.manual_seed(0)
+    return create_model(MODEL) if dense is None else load_saved(dense).module
+
+
+def peak(side: str, argv: list[str]) -> int:
+    """Peak resident bytes of a process that trains one side."""
+    command = [sys.executable, __file__, *argv, "--memory", side]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return int(done.stdout)
+
+
+def train_alone(side: str, asked: argparse.Namespace, settings: SearchSettings) -> None:
+    """Train one side, and print this process's peak of memory."""
+    model = start_of(asked.dense)
+    batches = batches_for(asked, model)
+    if side == "search":
+        run_search(Supernet(model, MODEL), batches, settings)
+    else:
+        step = dense_stepper(model, settings)
+        for epoch in range(settings.epochs):
+            for images, labels in batches.epoch(epoch):
+                step(images, labels)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+
+
+def batches_for(asked: argparse.Namespace, model: nn.Module) -> Batches:
+    """Fashion-MNIST, as the model takes it."""
+    data = DataSettings(spec="torch/fashion_mnist", root=asked.data_dir, batch_size=128)
+    return open_batches(data, preprocessing_of(model), True)
+
+
 def main() -> None:
     """Measure and record."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data-dir", required=True)
+    parser.add_argument("--dense", type=Path, help="Folder of a trained model to start from.")
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--budget", default="50%")
+    parser.add_argument("--memory", choices=("dense", "search"))
     asked = parser.parse_args()
-    torch.manual_seed(0)
-    spec = ModelSpec(name="vit_tiny_patch16_224", args=DEIT)
-    model = create_model(spec)
-    settings = SearchSettings(epochs=asked.epochs, budget=asked.budget, lr=1e-3)
-    data = DataSettings(spec="torch/fashion_mnist", root=asked.data_dir, batch_size=128)
-    batches = open_batches(data, preprocessing_of(model), True)
-    turns: Any = InTurns(batches, dense_stepper(spec, settings))
-    result = run_search(Supernet(model, spec), turns, settings)
+    settings = SearchSettings(epochs=asked.epochs, budget=asked.budget)
+    if asked.memory:
+        train_alone(asked.memory, asked, settings)
+        return
+    bytes_of = {side: peak(side, sys.argv[1:]) for side in ("dense", "search")}
+    model = start_of(asked.dense)
+    turns: Any = InTurns(batches_for(asked, model), dense_stepper(start_of(asked.dense), settings))
+    result = run_search(Supernet(model, MODEL), turns, settings)
     dense, search = np.array(turns.dense), np.array(turns.search)
     parts = zip(np.array_split(search, TENTHS), np.array_split(dense, TENTHS), strict=True)
     record = {
@@ -105,6 +148,8 @@ def main() -> None:
         "ratio_by_tenth": [float(np.median(s) / np.median(d)) for s, d in parts],
         "steps": len(search),
         "dense_ms": 1e3 * float(dense.mean()),
+        "peak_bytes": bytes_of,
+        "memory_ratio": bytes_of["search"] / bytes_of["dense"],
         "budget": asked.budget,
         "met_macs": result.plan.budget.met_macs if result.plan.budget else None,
         "host": read_host().model_dump(mode="json"),
@@ -112,6 +157,7 @@ def main() -> None:
     RESULTS.write_text(json.dumps(record, indent=1) + "\n")
     tenths = " ".join(f"{ratio:.2f}" for ratio in record["ratio_by_tenth"])
     print(f"mean step of the search: {record['mean_ratio']:.3f}× a dense one; by tenths: {tenths}")
+    print(f"peak memory: {record['memory_ratio']:.3f}×")
 
 
 if __name__ == "__main__":

@@ -104,7 +104,7 @@ def ask(recipe: Recipe, output: Path, settings: SweepSettings) -> Asked:
     _check_place(recipe, settings)
     base = anchored(recipe, Path.cwd())
     base = base.model_copy(update={"output": str(output.absolute())})
-    classes = len(open_source(base.data, train=True).class_names) or None
+    classes = open_source(base.data, train=True).classes or None
     request = ModelRequest.of(
         base.model.name, base.model.args, base.model.checkpoint, base.model.pretrained
     )
