@@ -115,7 +115,7 @@ def supernet_of(at: Setting, settings: SearchSettings | None = None) -> Supernet
         at.dense.spec,
         dilated=chosen.dilated,
         head_gates=chosen.head_gates,
-        token_keep=parse_token_keep(chosen.token_keep) if chosen.token_keep else (),
+        token_keep=parse_token_keep(chosen.token_keep),
     )
 
 
