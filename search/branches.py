@@ -179,7 +179,10 @@ class UnifiedAttention(nn.Module):
 
     def _attend(self, gates: Tensor | None, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Attention with gates [H] of its heads, or with all of them."""
-        weight = {} if gates is None else gated_heads(self.site, self.msa, gates)
+        if gates is None:
+            whole: Tensor = self.msa(x, *args, **kwargs)
+            return whole
+        weight = gated_heads(self.site, self.msa, gates)
         attended: Tensor = functional_call(self.msa, weight, (x, *args), kwargs)
         return attended
 
