@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 from sklearn.isotonic import isotonic_regression
 
 from spvit_deploy.benchmarks.host import HostRecord
@@ -66,6 +66,13 @@ class ShapeTimes(_Record):
     attention: dict[AttentionKind, Timing]
     mlp: tuple[WidthTime, ...] = Field(min_length=1)
     tail: TailTimes | None = None
+
+    @field_validator("attention")
+    @classmethod
+    def _with_attention(cls, times: dict[AttentionKind, Timing]) -> dict[AttentionKind, Timing]:
+        if AttentionKind.MSA not in times:
+            raise ValueError("attention lacks msa, which every block has")
+        return times
 
 
 class Anchors(_Record):

@@ -106,7 +106,7 @@ class UnifiedAttention(nn.Module):
             return 1
         if self.fixed_dilation is not None:
             return self.fixed_dilation
-        return 2 if float(self.dilation_logit) > 0 else 1
+        return 2 if float(self.dilation_logit.detach()) > 0 else 1
 
     def heads_keep(self, kind: AttentionKind) -> tuple[int, ...] | None:
         """Heads of this operation in evaluation; None where there is no choice, and for all."""

@@ -32,6 +32,8 @@ from spvit_deploy.search.training import GateTraining, LossFunction, train
 
 # How far a gate's logit can move in one search: from 1.5 to firmly closed and back.
 _GATE_TRAVEL = 12.0
+# How near to the budget gates cost what was asked, as a share of the dense model.
+_NEAR = 0.02
 # How often a search looks for gates that have settled.
 _LOOKS = 100
 
@@ -168,6 +170,8 @@ def run_search(
     if settings.head_gates and next(iter(supernet.head_parameters()), None) is None:
         warn(f"no attention of {supernet.spec} can lose single heads: --head-gates does nothing.")
 
+    share = target / table.dense
+
     def choose() -> Projection:
         return project(supernet.probabilities(), table, target, settings.align, attend)
 
@@ -190,10 +194,12 @@ def run_search(
         note=lambda: f"expected cost {100 * float(loss.expected().detach()):.0f}%",
         metrics=lambda: {
             "cost": float(loss.expected().detach()),
-            "budget": target / table.dense,
+            "budget": share,
             **supernet.metrics(),
         },
-        settled=_settled(settings, choose, sum(site.hidden for site in supernet.sites)),
+        settled=_settled(
+            supernet, settings, choose, lambda: float(loss.expected().detach()), share
+        ),
     )
     epochs = train(supernet, batches, loss, settings, "search", training, run)
     projection, expected = choose(), float(loss.expected().detach())
@@ -242,11 +248,22 @@ def _priced(
 
 
 def _settled(
-    settings: SearchSettings, choose: Callable[[], Projection], units: int
+    supernet: Supernet,
+    settings: SearchSettings,
+    choose: Callable[[], Projection],
+    expected: Callable[[], float],
+    share: float,
 ) -> Settled | None:
     if settings.stop_when_settled is None:
         return None
-    return Settled(settings.stop_when_settled, lambda: choose().choices, units)
+    units = sum(site.hidden for site in supernet.sites)
+    led = settings.budget_method == "lagrangian"  # a penalty may never bring them there
+
+    def ready() -> bool:
+        sure = supernet.sharpness >= settings.sharpness**0.5
+        return sure and (not led or abs(expected() - share) <= _NEAR)
+
+    return Settled(settings.stop_when_settled, lambda: choose().choices, units, ready)
 
 
 def cost_table_of(supernet: Supernet, unit: Unit = "MACs") -> CostTable:

@@ -23,17 +23,25 @@ class Settled:
         looks: how many in a row; the first has nothing to compare with.
         choose: the plan of the moment.
         units: hidden units of the whole model.
+        ready: whether the gates cost what was asked; a plan is brought to the budget at any time,
+            and may stay as it is while the gates are far from it.
     """
 
-    def __init__(self, looks: int, choose: Callable[[], Sequence[Choice]], units: int) -> None:
-        self._looks, self._choose, self._units = looks, choose, units
+    def __init__(
+        self,
+        looks: int,
+        choose: Callable[[], Sequence[Choice]],
+        units: int,
+        ready: Callable[[], bool] = lambda: True,
+    ) -> None:
+        self._looks, self._choose, self._units, self._ready = looks, choose, units, ready
         self._last: list[Choice] | None = None
         self.same = 0
 
     def look(self) -> bool:
         """Compare the plan with that of the last look; whether it has settled."""
         now = list(self._choose())
-        stayed = self._last is not None and self._stayed(self._last, now)
+        stayed = self._ready() and self._last is not None and self._stayed(self._last, now)
         self.same = self.same + 1 if stayed else 0
         self._last = now
         return self.same >= self._looks

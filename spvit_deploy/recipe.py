@@ -65,7 +65,7 @@ class Recipe(_Section):
     version: Literal[1] = 1
     output: str = "run"
     device: str = "auto"
-    checkpoint_every: str = "10m"
+    checkpoint_every: str = Field(default="10m", coerce_numbers_to_str=True)
     tensorboard: Path | None = None
     model: ModelSection
     data: DataSettings

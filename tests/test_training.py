@@ -127,6 +127,7 @@ def test_a_search_ends_when_its_plan_has_settled(
                   "-o", tmp_path / "out")  # fmt: skip
     epochs = log_of(tmp_path / "out")[-1]["epoch"]
     assert 3 <= epochs < 50
+    assert log_of(tmp_path / "out")[-1]["cost"] == pytest.approx(0.5, abs=0.03)
     record = json.loads((tmp_path / "out" / "search.json").read_bytes())
     assert len(record["history"][-1]["loss"]) == epochs
     assert f"the plan has settled: the search ends after epoch {epochs}" in result.stderr

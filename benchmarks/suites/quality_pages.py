@@ -46,7 +46,8 @@ def table(rows: Rows) -> str:
     note = f"Dense: {dense:.2f}%"
     if longer:
         note += f"; trained on for as long as the others {_amount(longer)}"
-    return "\n".join(lines) + f"\n\n{note}."
+    picture = "![Top-1 on Fashion-MNIST against MACs, by method](images/quality.png)"
+    return "\n".join(lines) + f"\n\n{note}.\n\n{picture}"
 
 
 def _place(method: str) -> tuple[int, str]:
