@@ -12,6 +12,7 @@ import openvino
 from spvit_deploy.benchmarks.runtimes import Array, check_images
 from spvit_deploy.errors import CorruptFileError, InputError, RuntimeMissingError
 from spvit_deploy.models import Preprocessing
+from spvit_deploy.openvino_core import openvino_core
 from spvit_deploy.pixels import to_pixels
 from spvit_deploy.store import check_files, read_record
 
@@ -34,7 +35,7 @@ class OpenVinoSession:
 
     def __init__(self, path: Path, device: str, threads: int | None) -> None:
         self.version = openvino.__version__.split("-")[0]
-        core = openvino.Core()
+        core = openvino_core()
         self.device, where = device, _device(core, device)
         file = _file(path)
         try:
@@ -103,7 +104,7 @@ def read_metadata(path: Path) -> dict[str, str]:
         CorruptFileError: it, or the weights beside it, are damaged.
     """
     try:
-        model = openvino.Core().read_model(path)
+        model = openvino_core().read_model(path)
     except RuntimeError as error:
         raise CorruptFileError(
             f"{path}: OpenVINO cannot read it with {path.with_suffix('.bin').name} beside it.",

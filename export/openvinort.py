@@ -22,6 +22,7 @@ from spvit_deploy.export.formats import Graph, Written
 from spvit_deploy.export.onnxrt import MODEL_FILE, write
 from spvit_deploy.export.parity import Array
 from spvit_deploy.models import Preprocessing
+from spvit_deploy.openvino_core import openvino_core
 from spvit_deploy.quiet import quiet, silenced
 
 # Where the session reads which precision the compiler is to be told.
@@ -145,7 +146,7 @@ def _left_out(small: Any) -> tuple[str, ...]:
 
 
 def _runner(model: Any, batch: int) -> Callable[[Array], Array]:
-    request = openvino.Core().compile_model(model, "CPU", _FP32).create_infer_request()
+    request = openvino_core().compile_model(model, "CPU", _FP32).create_infer_request()
     return lambda images: _in_parts(request, images, batch)
 
 
