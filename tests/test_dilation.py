@@ -11,17 +11,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spvit_deploy.cost import count_cost
 from spvit_deploy.errors import PlanError
 from spvit_deploy.lean.folder import load_saved
-from spvit_deploy.lean.materialize import materialize_weights
 from spvit_deploy.models import create_model, input_size, preprocessing_of
 from spvit_deploy.plan import AttentionKind, BlockPlan, ModelSpec, PrunePlan, load_plan, parse_plan
 from spvit_deploy.search.folder import SearchRecord, load_search, save_search
-from spvit_deploy.search.searching import cost_table_of
 from spvit_deploy.search.supernet import Supernet
 from tests.calls import good, refused
 from tests.conftest import plan_for, shake, tiny_spec
+from tests.leans import require_lean_equals_supernet
 from tests.test_method import plans, specs
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -48,26 +46,12 @@ def with_dilations(plan: PrunePlan, dilations: list[int]) -> PrunePlan:
     return plan.model_copy(update={"blocks": tuple(blocks)})
 
 
-def require_lean_equals_supernet(net: Supernet, plan: PrunePlan) -> torch.nn.Module:
-    size, table = input_size(net.model), cost_table_of(net)
-    net.fix(plan)
-    dense, extras = net.dense_and_extras()
-    module = create_model(plan.model)
-    module.load_state_dict(dense)
-    lean, images = materialize_weights(module, extras, plan), torch.randn(2, *size)
-    with torch.no_grad():
-        torch.testing.assert_close(lean(images), net(images), atol=1e-4, rtol=1e-4)
-    assert table.of_plan(plan) == count_cost(lean, size).macs
-    assert cost_table_of(net, "params").of_plan(plan) == count_cost(lean, size).params
-    return lean
-
-
 @settings(max_examples=25, deadline=None)
 @given(st.data())
 def test_lean_equals_supernet_costs_and_parameters(data: st.DataObject) -> None:
     spec = data.draw(specs())
     plan = with_dilations(data.draw(plans(spec)), [data.draw(st.sampled_from([1, 2])), 2])
-    require_lean_equals_supernet(dilated_net(spec, data.draw(st.integers(0, 99))), plan)
+    require_lean_equals_supernet(dilated_net(spec, data.draw(st.integers(0, 99))), plan, atol=1e-4)
 
 
 def test_a_dilated_convolution_in_swin_sees_the_whole_image() -> None:
@@ -76,7 +60,7 @@ def test_a_dilated_convolution_in_swin_sees_the_whole_image() -> None:
         BlockPlan(path=site.path, attention=CONV3X3, mlp_keep=(0, 1), dilation=2)
         for site in net.sites
     )
-    lean = require_lean_equals_supernet(net, PrunePlan(model=SWIN, blocks=blocks))
+    lean = require_lean_equals_supernet(net, PrunePlan(model=SWIN, blocks=blocks), atol=1e-4)
     convs = [part for part in lean.modules() if isinstance(part, torch.nn.Conv2d)][1:]
     assert [(conv.dilation, conv.padding) for conv in convs] == [((2, 2), (2, 2))] * 2
 

@@ -12,19 +12,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spvit_deploy.cost import CostTable, SiteCost, count_cost
+from spvit_deploy.cost import CostTable, SiteCost
 from spvit_deploy.errors import PlanError
 from spvit_deploy.lean.folder import load_saved
-from spvit_deploy.lean.materialize import materialize_weights
 from spvit_deploy.models import create_model, input_size, preprocessing_of
 from spvit_deploy.plan import AttentionKind, BlockPlan, ModelSpec, PrunePlan, load_plan, parse_plan
 from spvit_deploy.search.folder import SearchRecord, load_search, save_search
 from spvit_deploy.search.pricing import ExpectedCost
 from spvit_deploy.search.projection import project
-from spvit_deploy.search.searching import cost_table_of
 from spvit_deploy.search.supernet import GateProbabilities, Supernet
 from tests.calls import good, refused
 from tests.conftest import plan_for, shake, tiny_spec
+from tests.leans import require_lean_equals_supernet
 from tests.test_dilation import SWIN
 from tests.test_method import plans, specs
 
@@ -46,20 +45,6 @@ def with_heads(plan: PrunePlan, keep: list[tuple[int, ...] | None]) -> PrunePlan
         for b in plan.blocks
     ]
     return plan.model_copy(update={"blocks": tuple(blocks)})
-
-
-def require_lean_equals_supernet(net: Supernet, plan: PrunePlan) -> torch.nn.Module:
-    size = input_size(net.model)
-    net.fix(plan)
-    dense, extras = net.dense_and_extras()
-    module = create_model(plan.model)
-    module.load_state_dict(dense)
-    lean, images = materialize_weights(module, extras, plan), torch.randn(2, *size)
-    with torch.no_grad():
-        torch.testing.assert_close(lean(images), net(images), atol=1e-5, rtol=1e-4)
-    assert cost_table_of(net).of_plan(plan) == count_cost(lean, size).macs
-    assert cost_table_of(net, "params").of_plan(plan) == count_cost(lean, size).params
-    return lean
 
 
 @settings(max_examples=25, deadline=None)

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from spvit_deploy.cost import count_cost
 from spvit_deploy.errors import InputError, ModelError, PlanError
 from spvit_deploy.lean.folder import load_saved
-from spvit_deploy.lean.materialize import materialize_weights
 from spvit_deploy.lean.merging import merge_tokens
 from spvit_deploy.models import create_model, input_size, preprocessing_of
 from spvit_deploy.plan import (
@@ -28,10 +27,10 @@ from spvit_deploy.plan import (
     parse_token_keep,
 )
 from spvit_deploy.search.folder import SearchRecord, load_search, save_search
-from spvit_deploy.search.searching import cost_table_of
 from spvit_deploy.search.supernet import Supernet
 from tests.calls import good, refused
 from tests.conftest import plan_for, shake, tiny_spec
+from tests.leans import require_lean_equals_supernet
 from tests.test_method import plans, specs
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -42,22 +41,6 @@ KINDS_BEHIND = (AttentionKind.SKIP, AttentionKind.MSA)
 def merging_net(spec: ModelSpec, keep: str, seed: int = 0) -> Supernet:
     torch.manual_seed(seed)
     return shake(Supernet(create_model(spec), spec, token_keep=parse_token_keep(keep)))
-
-
-def require_lean_equals_supernet(net: Supernet, plan: PrunePlan) -> torch.nn.Module:
-    size = input_size(net.model)
-    net.fix(plan)
-    dense, extras = net.dense_and_extras()
-    module = create_model(plan.model)
-    module.load_state_dict(dense)
-    lean, images = materialize_weights(module, extras, plan), torch.randn(2, *size)
-    with torch.no_grad():
-        torch.testing.assert_close(lean(images), net(images), atol=1e-5, rtol=1e-4)
-    table = cost_table_of(net)
-    assert table.of_plan(plan) == count_cost(lean, size).macs
-    assert table.dense == count_cost(module, size).macs
-    assert cost_table_of(net, "params").of_plan(plan) == count_cost(lean, size).params
-    return lean
 
 
 @settings(max_examples=25, deadline=None)

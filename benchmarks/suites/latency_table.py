@@ -26,7 +26,7 @@ from torch import nn
 from spvit_deploy.benchmarks.charts import LEAN, OTHER, style
 from spvit_deploy.benchmarks.host import read_host
 from spvit_deploy.benchmarks.latency import LatencyFile, LatencyTable, save_latency
-from spvit_deploy.benchmarks.report import render_png
+from spvit_deploy.benchmarks.suites.pictures import write_picture
 from spvit_deploy.benchmarks.turns import OFTEN, ROUNDS, Timing, time_in_turns
 from spvit_deploy.export.graphs import write_unproven
 from spvit_deploy.families import BlockSite, find_sites
@@ -162,12 +162,7 @@ def draw(found: dict[str, Any], picture: Path) -> None:
         )  # fmt: skip
     figure.update_xaxes(title="measured, ms (dotted: ±5%)", range=[0, most])
     style(figure, 460, yaxis_title="predicted from the table, ms")
-    with tempfile.TemporaryDirectory() as scratch:
-        page = Path(scratch) / "page.html"
-        figure.write_html(page, default_width="900px")
-        picture.parent.mkdir(exist_ok=True)
-        if not render_png(page, picture):
-            print("no picture: that takes an installed Chromium")
+    write_picture(figure, picture)
 
 
 def one_runtime(place: Place, count: int, rounds: int, work: Path) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from spvit_deploy.benchmarks.charts import DENSE, LEAN, style
-from spvit_deploy.benchmarks.report import render_png
+from spvit_deploy.benchmarks.suites.pictures import write_picture
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE, PICTURE = DOCS / "quality.md", DOCS / "images" / "quality.png"
@@ -98,9 +97,4 @@ def draw(rows: Rows) -> None:
     figure.add_hline(y=dense, line={"color": DENSE, "dash": "dot"}, annotation_text="dense")
     figure.update_xaxes(title="MACs, % of the dense model", tickvals=shares)
     style(figure, 460, yaxis_title="top-1 on Fashion-MNIST, %")
-    with tempfile.TemporaryDirectory() as scratch:
-        page = Path(scratch) / "page.html"
-        figure.write_html(page, default_width="900px")
-        PICTURE.parent.mkdir(exist_ok=True)
-        if not render_png(page, PICTURE):
-            print("no picture: that takes an installed Chromium")
+    write_picture(figure, PICTURE)
