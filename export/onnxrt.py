@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from spvit_deploy.attention import spell_out_attention
 from spvit_deploy.errors import InputError, JobError
 from spvit_deploy.export.formats import Graph, Written
 from spvit_deploy.export.outputs import Answers
@@ -42,10 +43,10 @@ def prepare(module: Answers, fused: bool = False) -> Answers:
     shape arithmetic into the graph. Where torch itself runs it, it stays ``fused``.
     """
     ready = copy.deepcopy(module).cpu().eval()
+    if not fused:
+        spell_out_attention(ready)
     part: Any
     for part in ready.modules():
-        if hasattr(part, "fused_attn") and not fused:
-            part.fused_attn = False
         if isinstance(part, ConvAttention) and isinstance(part.bn, _BATCH_NORMS):
             part.conv = fuse_conv_bn_eval(part.conv, part.bn)
             part.bn = nn.Identity()

@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
+from spvit_deploy.attention import trained_attention
 from spvit_deploy.errors import ModelError
 from spvit_deploy.lean.folder import SavedModel
 from spvit_deploy.search.optimizing import TrainSettings
@@ -48,7 +49,8 @@ class DistillationLoss:
         )
         if self._teacher is None or not self._settings.distill_weight:
             return task
-        with torch.no_grad():
+        amp = self._settings.amp
+        with torch.no_grad(), trained_attention(self._teacher, amp, images.device):
             taught = self._teacher(images)
         weight = self._settings.distill_weight
         return (1 - weight) * task + weight * self._agreement(distilled, taught)

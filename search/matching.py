@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spvit_deploy.attention import attention_spelled_out
 from spvit_deploy.data import Batches
 from spvit_deploy.lean.kernels import POSITIONS, logits_of_shares
 from spvit_deploy.processes import ALONE, Processes
@@ -78,12 +79,10 @@ def _reading(attention: UnifiedAttention, total: Tensor) -> Iterator[None]:
         return
     prefix = 0 if attention.site.regroup else attention.site.prefix
     handle = drop.register_forward_pre_hook(_adder(total, grid, prefix))
-    fused = getattr(msa, "fused_attn", False)
     try:
-        msa.fused_attn = False
-        yield
+        with attention_spelled_out(msa):
+            yield
     finally:
-        msa.fused_attn = fused
         handle.remove()
 
 

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor, nn
 
+from spvit_deploy.attention import trained_attention
 from spvit_deploy.data import Batches
 from spvit_deploy.errors import DataError, JobError, StorageError
 from spvit_deploy.order import mix
@@ -99,6 +100,8 @@ def train(
                 stack.enter_context(shared_batch_norm(model))
             if settings.grad_checkpointing:
                 stack.enter_context(gradient_checkpointing(model))
+            device = next(model.parameters()).device
+            stack.enter_context(trained_attention(model, settings.amp, device))
             loop = _Loop(model, batches, loss_function, settings, label, gates, run)
             history = loop.run()
     model.eval()

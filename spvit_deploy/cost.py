@@ -14,12 +14,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from spvit_deploy.attention import spell_out_attention
 from spvit_deploy.errors import ModelError
 from spvit_deploy.families import BlockSite
 from spvit_deploy.plan import AttentionKind, PrunePlan
@@ -55,10 +56,7 @@ def count_cost(model: nn.Module, input_size: tuple[int, int, int]) -> Cost:
 def _macs_by_module(model: nn.Module, input_size: tuple[int, int, int]) -> dict[str, int]:
     """MACs of every module by its path, those of the whole model under the empty one."""
     shadow = copy.deepcopy(model).to("meta").eval().requires_grad_(False)
-    module: Any
-    for module in shadow.modules():
-        if hasattr(module, "fused_attn"):
-            module.fused_attn = False
+    spell_out_attention(shadow)
     try:
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             shadow(torch.empty(1, *input_size, device="meta"))

@@ -86,7 +86,7 @@ def dense_of(place: Place, seed: int) -> SavedModel:
     if not folder.exists():
         torch.manual_seed(seed)
         fresh = dense_saved(create_model(MODEL), MODEL)
-        settings = FinetuneSettings(epochs=DENSE_EPOCHS, lr=1e-3, seed=seed)
+        settings = FinetuneSettings(epochs=DENSE_EPOCHS, lr=1e-3, amp=True, seed=seed)
         train = place.batches(True, seed)
         save_model(finetune_model(fresh, train, settings, None, torch.device("cpu")), folder)
     return load_saved(folder)

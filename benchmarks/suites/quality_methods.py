@@ -52,7 +52,7 @@ class Setting:
         seed: of everything.
         dense_epochs, search_epochs, finetune_epochs: passes over the data.
         lr: peak learning rate of search and fine-tuning.
-        amp: bfloat16 autocast.
+        amp: bfloat16 autocast, in which CPUs with AMX train twice as fast.
     """
 
     dense: SavedModel
@@ -63,7 +63,7 @@ class Setting:
     search_epochs: int
     finetune_epochs: int
     lr: float = 5e-4
-    amp: bool = False
+    amp: bool = True
 
     @property
     def macs(self) -> int:

@@ -1,0 +1,42 @@
+"""timm's attention modules, fused or spelled out as products."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def spell_out_attention(module: nn.Module) -> list[Any]:
+    """Have the attention within a module computed as products; returns what was fused before."""
+    fused = [part for part in module.modules() if getattr(part, "fused_attn", False)]
+    for part in fused:
+        part.fused_attn = False  # type: ignore[assignment]
+    return fused
+
+
+@contextmanager
+def attention_spelled_out(*modules: nn.Module) -> Iterator[None]:
+    """Attention is computed as products within this block, and as before after it."""
+    fused = [part for module in modules for part in spell_out_attention(module)]
+    try:
+        yield
+    finally:
+        for part in fused:
+            part.fused_attn = True
+
+
+@contextmanager
+def trained_attention(module: nn.Module, amp: bool, device: torch.device) -> Iterator[None]:
+    """Attention is computed in the way that trains fastest within this block.
+
+    On a CPU in bfloat16 that is spelled out: torch's fused kernel has a slow backward pass there,
+    three times the step of a ViT of few channels.
+    """
+    with ExitStack() as stack:
+        if amp and device.type == "cpu":
+            stack.enter_context(attention_spelled_out(module))
+        yield
