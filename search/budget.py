@@ -158,3 +158,20 @@ def _parse_place(text: str, where: str) -> tuple[Place, Path | None]:
 
 def _counts(text: str) -> bool:
     return text.isdigit() and int(text) > 0
+
+
+def too_small(table: CostTable, target: int, least: int, of_what: str) -> BudgetError:
+    """A refusal of less than the least there is."""
+    asked, found = (format_cost(amount, table.unit) for amount in (target, least))
+    return BudgetError(
+        f"A budget of {asked} is below the {found} of {of_what}.",
+        f"Ask for at least {math.ceil(100 * least / table.dense)}%.",
+    )
+
+
+def nearest(table: CostTable, target: int, found: int) -> BudgetError:
+    """A refusal of what no plan comes near enough to."""
+    asked, cost = (format_cost(amount, table.unit) for amount in (target, found))
+    return BudgetError(
+        f"The nearest plan to {asked} costs {cost}.", "Ask for a little more or less."
+    )

@@ -5,19 +5,21 @@ Opens or closes first the gates that were least sure.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
-from spvit_deploy.cost import CostTable, format_cost, last_attention
+from spvit_deploy.cost import CostTable, last_attention
 from spvit_deploy.errors import BudgetError
 from spvit_deploy.plan import AttentionKind
 from spvit_deploy.search.alignment import Choice, align, cost_of
+from spvit_deploy.search.budget import nearest, too_small
 from spvit_deploy.search.opening import OpenBlock, Start, choice_said, ranked_items
 from spvit_deploy.search.supernet import GateProbabilities
 
 # How far below the budget a plan may stay.
 TOLERANCE = 0.01
+CONVOLUTIONS = (AttentionKind.CONV1X1, AttentionKind.CONV3X3)
 
 
 @dataclass(frozen=True)
@@ -68,9 +70,9 @@ def project(
     costs = _with_one_attention(table, attend, probabilities)
     if costs and min(costs.values()) > target:
         what = "this model with one attention, without which every image gets the same answer"
-        raise _too_small(table, target, min(costs.values()), what)
+        raise too_small(table, target, min(costs.values()), what)
     if table.least > target:
-        raise _too_small(table, target, table.least, "what is never trimmed")
+        raise too_small(table, target, table.least, "what is never trimmed")
     fitting = [block for block, cost in costs.items() if cost <= target]
     return _ending_anywhere(probabilities, table, target, step, fitting)
 
@@ -82,22 +84,28 @@ def _ending_anywhere(
     step: int,
     attend: Sequence[int],
 ) -> Projection:
-    """As :func:`project`, whichever block has the last attention: what lies behind is cheaper."""
+    """As :func:`project`, whichever block has the last attention: what lies behind is cheaper, and
+    a convolution there, in a model whose answer is read off a token that only attention tells of
+    the image, is for nothing.
+    """
+    bare = (AttentionKind.MSA, *(CONVOLUTIONS if attend else ()))
 
     def ending(last: int, forced: int | None) -> Projection:
         start = [Start(3 if block == forced else 0) for block in range(len(probabilities))]
-        costs = _without_attention_after(last, table, target)
+        costs = _ending(last, table, target, bare)
         return _meet(probabilities, costs, target, step, start, attend)
 
     last = len(table.sites) - 1
     found, before = ending(last, None), None
+    if attend and not table.tail and _idle(found):
+        found = _first_that_fits(lambda end: ending(end, end), range(_last(found), last + 1))
     while table.tail and (ends := max(0, _last(found))) < last:
         before, last = last, ends
         found = ending(last, ends if _last(found) >= 0 else None)
     if before is not None and found.cost < (1 - TOLERANCE) * target:
         found = max(found, ending(before, before), key=lambda p: (p.cost <= target, p.cost))
     if found.cost > target:
-        raise _nearest(table, target, found.cost)
+        raise nearest(table, target, found.cost)
     said = [choice_said(p) for p in probabilities]
     return replace(found, cost_before=_cost(table, said))
 
@@ -106,25 +114,30 @@ def _last(found: Projection) -> int:
     return last_attention([choice.kind for choice in found.choices])
 
 
-def _without_attention_after(last: int, table: CostTable, target: int) -> CostTable:
-    """The table of plans whose last attention is in this block, any other being beyond price."""
-    if not table.tail:
-        return table
-    ending = table.ending(last)
+def _idle(found: Projection) -> bool:
+    return any(choice.kind in CONVOLUTIONS for choice in found.choices[_last(found) + 1 :])
+
+
+def _first_that_fits(ending: Callable[[int], Projection], lasts: Sequence[int]) -> Projection:
+    """The plan of the earliest last attention that uses the budget up."""
+    for last in lasts[:-1]:
+        with suppress(BudgetError):
+            return ending(last)
+    return ending(lasts[-1])
+
+
+def _ending(last: int, table: CostTable, target: int, shut: Sequence[AttentionKind]) -> CostTable:
+    """The table of plans whose last attention is in this block; behind it these kinds are beyond
+    price.
+    """
+    ending = table.ending(last) if table.tail else table
     beyond = table.dense + target + 1
-    shut = tuple(
-        replace(site, attention={**site.attention, AttentionKind.MSA: beyond})
+    rest = tuple(
+        replace(site, attention={kind: beyond if kind in shut else price
+                                 for kind, price in site.attention.items()})
         for site in ending.sites[last + 1 :]
-    )
-    return replace(ending, sites=(*ending.sites[: last + 1], *shut))
-
-
-def _too_small(table: CostTable, target: int, least: int, of_what: str) -> BudgetError:
-    asked, found = (format_cost(amount, table.unit) for amount in (target, least))
-    return BudgetError(
-        f"A budget of {asked} is below the {found} of {of_what}.",
-        f"Ask for at least {math.ceil(100 * least / table.dense)}%.",
-    )
+    )  # fmt: skip
+    return replace(ending, sites=(*ending.sites[: last + 1], *rest))
 
 
 def least_cost(
@@ -154,13 +167,6 @@ def _bare(
     """Of blocks as they start, without hidden units."""
     heads = [s.heads if p.heads else None for s, p in zip(starts, probabilities, strict=True)]
     return table.of([AttentionKind.of_gates(s.gates) for s in starts], [0] * len(starts), heads)
-
-
-def _nearest(table: CostTable, target: int, found: int) -> BudgetError:
-    asked, cost = (format_cost(amount, table.unit) for amount in (target, found))
-    return BudgetError(
-        f"The nearest plan to {asked} costs {cost}.", "Ask for a little more or less."
-    )
 
 
 def _meet(
@@ -202,7 +208,7 @@ def _meet_at_all(
         forced = _force_one_more(exact, probabilities, table, target, forced)
     best = max(found, key=lambda projection: projection.cost)
     if table.unit != "ns":
-        raise _nearest(table, target, best.cost)
+        raise nearest(table, target, best.cost)
     return best
 
 

@@ -47,6 +47,18 @@ def test_projection_meets_the_budget(said: list[GateProbabilities], share: float
         assert not kept or not dropped or min(kept) >= max(dropped)
 
 
+@settings(max_examples=60, deadline=None)
+@given(gates(), st.floats(0.12, 0.99))
+def test_no_convolution_behind_the_last_attention_that_tells_of_the_image(
+    said: list[GateProbabilities], share: float
+) -> None:
+    target = round(TABLE.dense * share)
+    projection = project(said, TABLE, target, attend=(0, 1, 2, 3))
+    kinds = [choice.kind for choice in projection.choices]
+    assert set(kinds[last_attention(kinds) + 1 :]) <= {AttentionKind.SKIP}
+    assert 0.99 * target <= projection.cost <= target
+
+
 def test_a_plan_that_fits_already_is_kept() -> None:
     sure = GateProbabilities((0.9, 0.9, 0.1), (0.9,) * 250 + (0.1,) * 250)
     target = TABLE.of([AttentionKind.CONV3X3] * 4, [250] * 4)
