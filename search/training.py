@@ -170,14 +170,17 @@ class _Loop:
         # What is drawn in a step follows from its number: nothing need be remembered of it.
         seed = self._settings.seed
         torch.manual_seed(mix(seed, self._step, self._run.processes.share.index))
-        if self._gates is not None:
-            self._gates.begin(self._step, mix(seed, self._step))
+        self._begin(self._step)
         self._step += 1
         self._done += 1
         self._seen.add(self._stepper.step(images, labels), self._step)
         if self._gates is not None:
             self._gates.optimizer.step()
         self._schedule.step_update(self._step)
+
+    def _begin(self, step: int) -> None:
+        if self._gates is not None:
+            self._gates.begin(step, mix(self._settings.seed, step))
 
     def _look(self, bar: Bar) -> None:
         """Show, log and keep, where it is time."""
@@ -262,6 +265,8 @@ class _Loop:
                 self._gates.settled.load_state_dict(state["settled"])
         self._seen.load_state_dict(state["seen"])
         self._history = [Epoch(**epoch) for epoch in state["history"]]
+        # What the end of an epoch logs is as of its last step, which may be the one resumed from.
+        self._begin(max(0, self._step - 1))
 
 
 def _in_the_middle(error: DataError) -> JobError:

@@ -111,6 +111,25 @@ def cut_once(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Path
     return root / "out.checkpoints"
 
 
+def test_a_search_cut_after_its_last_step_logs_the_same_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good("search", *QUICK, "-o", tmp_path / "whole")
+    end = _Loop._end_epoch
+
+    def not_the_last(self: _Loop, *args: Any) -> None:
+        if self._step == 10:
+            raise JobError("Cut.")
+        end(self, *args)
+
+    monkeypatch.setattr(_Loop, "_end_epoch", not_the_last)
+    refused("search", *QUICK, "-o", tmp_path / "out", code=1, says="checkpoint of step 10 is kept")
+    monkeypatch.undo()
+    good("search", *QUICK, "-o", tmp_path / "out", "--resume")
+    names = ("gates.json", "supernet.safetensors", "log.jsonl")
+    assert contents(tmp_path / "out", *names) == contents(tmp_path / "whole", *names)
+
+
 @pytest.fixture
 def cut_run(cut_once: Path, tmp_path: Path) -> Path:
     """Its output, which is not there yet, beside its checkpoints."""

@@ -283,7 +283,12 @@ def test_a_sweep_outlives_kills_and_a_failing_trial(
     killed = quick(dense_folder, out, "50%,70%")
     started.append(killed)
     until(lambda: list(out.glob("trials/70pct/search.checkpoints/step-*")), killed)
+    trial = trial_at_work(killed)
+    assert trial is not None
+    # The trial would outlive its sweep for a while, and may come to its end meanwhile.
+    trial.suspend()
     killed.kill()
+    trial.kill()
     killed.communicate()
     first = (out / "trials/50pct/trial.json").stat().st_mtime_ns
     assert [point.status for point in load_sweep(out).trials] == ["finished", "waiting"]
