@@ -6,7 +6,7 @@ SUM := $(shell cat setup.cfg spvit_deploy/_version.py | cksum | cut -d' ' -f1)
 CORE := $(VENV)/.core-$(SUM)
 READY := $(VENV)/.ready-$(SUM)
 # What the others share, and what needs a folder of data (--data-dir).
-APART := published pictures quality_methods quality_pages quality search_cost
+APART := published pictures quality_methods quality_pages quality_peers quality_setting quality search_cost
 SUITES := $(filter-out $(APART:%=benchmarks/suites/%.py),$(wildcard benchmarks/suites/*.py))
 
 .PHONY: demo test lint bench clean

@@ -274,6 +274,16 @@ def trial_at_work(process: subprocess.Popen[str]) -> psutil.Process | None:
     return None
 
 
+def kill_with_its_trial(sweep: subprocess.Popen[str]) -> None:
+    """The trial would outlive its sweep for a while, and might come to its end meanwhile."""
+    trial = trial_at_work(sweep)
+    assert trial is not None
+    trial.suspend()
+    sweep.kill()
+    trial.kill()
+    sweep.communicate()
+
+
 @pytest.mark.slow
 def test_a_sweep_outlives_kills_and_a_failing_trial(
     dense_folder: Path, tmp_path: Path, started: list[subprocess.Popen[str]]
@@ -283,13 +293,7 @@ def test_a_sweep_outlives_kills_and_a_failing_trial(
     killed = quick(dense_folder, out, "50%,70%")
     started.append(killed)
     until(lambda: list(out.glob("trials/70pct/search.checkpoints/step-*")), killed)
-    trial = trial_at_work(killed)
-    assert trial is not None
-    # The trial would outlive its sweep for a while, and may come to its end meanwhile.
-    trial.suspend()
-    killed.kill()
-    trial.kill()
-    killed.communicate()
+    kill_with_its_trial(killed)
     first = (out / "trials/50pct/trial.json").stat().st_mtime_ns
     assert [point.status for point in load_sweep(out).trials] == ["finished", "waiting"]
     (out / "trials/30pct").write_text("in the way")

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from spvit_deploy.benchmarks.host import read_host
-from spvit_deploy.benchmarks.suites.quality_methods import prune
+from spvit_deploy.benchmarks.suites.quality_peers import prune
 from spvit_deploy.cost import count_cost
 from spvit_deploy.data import Batches, open_batches
 from spvit_deploy.demo import demo_recipe

@@ -1,10 +1,10 @@
 """Accuracy at 30%, 50% and 70% of the MACs, by method: Fashion-MNIST, a small DeiT, three seeds.
 
 Usage: python benchmarks/suites/quality.py --data-dir DIR [--work FOLDER] [--jobs N] [--time 90]
-           [--only METHOD …] [--budgets 50% …] [--seeds 0 …]
-Each combination is a cell, written into FOLDER when it is done and never done again: a run that
-was cut short, or out of --time (minutes), goes on where it was. Every run ends by writing the
-table and the plot of all cells that are there.
+           [--only METHOD …] [--budgets 50% …] [--seeds 0 …] [--afresh]
+Each combination is a cell, written into FOLDER when it is done and never done again, nor is one of
+the recorded results, unless --afresh: a run that was cut short, or out of --time (minutes), goes
+on where it was. Every run ends by writing the table and the plot of all cells that are there.
 
 With FOLDER/latency.json (`spvit-deploy profile FOLDER/dense-0 --threads 1 -o FOLDER/latency.json`)
 `by latency` is a method too: given as budget the time that our plan takes.
@@ -29,17 +29,18 @@ from spvit_deploy.benchmarks.host import read_host
 from spvit_deploy.benchmarks.latency import LATENCY_FILE, load_latency
 from spvit_deploy.benchmarks.suites.quality_methods import (
     METHODS,
-    Method,
-    Setting,
+    Shape,
     by_latency,
     from_scratch,
 )
 from spvit_deploy.benchmarks.suites.quality_pages import write_pages
+from spvit_deploy.benchmarks.suites.quality_setting import Method, Setting
 from spvit_deploy.benchmarks.suites.search_cost import MODEL
 from spvit_deploy.cost import count_cost
 from spvit_deploy.data import Batches, open_batches
 from spvit_deploy.lean.folder import SavedModel, dense_saved, load_saved, save_model
 from spvit_deploy.models import create_model, preprocessing_of
+from spvit_deploy.plan import AttentionKind
 from spvit_deploy.search.finetuning import FinetuneSettings, finetune_model, top1
 from spvit_deploy.sources import DataSettings
 from spvit_deploy.store import write_record
@@ -49,6 +50,8 @@ RESULTS = Path(__file__).parent / "results" / "quality.json"
 SCRATCH, BY_LATENCY = "scratch", "by latency"
 AFTER = (SCRATCH, BY_LATENCY)
 DENSE_EPOCHS, SEARCH_EPOCHS, FINETUNE_EPOCHS = 3, 1, 2
+EPOCHS = {"dense": DENSE_EPOCHS, "search": SEARCH_EPOCHS, "finetune": FINETUNE_EPOCHS}
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,11 @@ class Cell:
     method: str
     budget: str
     seed: int
+
+    @staticmethod
+    def of(row: Row) -> Cell:
+        """Whose result this is."""
+        return Cell(row["method"], row["budget"], row["seed"])
 
     @property
     def file(self) -> str:
@@ -73,11 +81,23 @@ class Place:
     data_dir: str
     work: Path
     until: float
+    afresh: bool = False
 
     def batches(self, train: bool, seed: int = 0) -> Batches:
         """A split."""
         data = DataSettings(spec="torch/fashion_mnist", root=self.data_dir, batch_size=128)
         return open_batches(data, preprocessing_of(create_model(MODEL)), train, seed=seed)
+
+    def done(self) -> dict[str, Row]:
+        """Cells that are done, by their files."""
+        recorded = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+        rows = recorded.get("cells", []) if recorded.get("epochs") == EPOCHS else []
+        found = {} if self.afresh else {Cell.of(row).file: row for row in rows}
+        for file in sorted(self.work.glob("*-*.json")):
+            row = json.loads(file.read_text())
+            row.pop("digest", None)
+            found[file.name] = row
+        return found
 
 
 def dense_of(place: Place, seed: int) -> SavedModel:
@@ -92,15 +112,15 @@ def dense_of(place: Place, seed: int) -> SavedModel:
     return load_saved(folder)
 
 
-def method_of(cell: Cell, work: Path) -> Method:
+def method_of(cell: Cell, place: Place) -> Method:
     """What makes a cell's model."""
     if cell.method in METHODS:
         return METHODS[cell.method]
-    plan = load_saved(work / Cell("ours", cell.budget, cell.seed).file[:-5]).plan
-    assert plan is not None
+    ours = place.done()[Cell("ours", cell.budget, cell.seed).file]
+    shape = Shape([AttentionKind(name) for name in ours["operations"]], ours["widths"])
     if cell.method == SCRATCH:
-        return from_scratch(plan)
-    return by_latency(plan, load_latency(work / LATENCY_FILE).tables[0])
+        return from_scratch(shape)
+    return by_latency(shape, load_latency(place.work / LATENCY_FILE).tables[0])
 
 
 def share_cores(jobs: int) -> None:
@@ -110,14 +130,14 @@ def share_cores(jobs: int) -> None:
 
 def run_cell(cell: Cell, place: Place) -> None:
     """Train, judge and write one cell."""
-    if time.time() > place.until or (place.work / cell.file).exists():
+    if time.time() > place.until or cell.file in place.done():
         return
     start = time.perf_counter()
     dense, train = dense_of(place, cell.seed), place.batches(True, cell.seed)
     at = Setting(dense, train, cell.budget, cell.seed, DENSE_EPOCHS, SEARCH_EPOCHS, FINETUNE_EPOCHS)
-    lean, held_out = method_of(cell, place.work)(at), place.batches(False)
+    lean, held_out = method_of(cell, place)(at), place.batches(False)
     size = dense.preprocessing.input_size
-    found: dict[str, Any] = {
+    found: Row = {
         "method": cell.method, "budget": cell.budget, "seed": cell.seed,
         "top1": top1(lean.module, held_out),
         "dense_top1": top1(dense.module, held_out),
@@ -152,14 +172,6 @@ def cells_of(asked: argparse.Namespace) -> Iterator[Cell]:
             yield Cell("dense", "100%", seed)
 
 
-def collected(work: Path) -> list[dict[str, Any]]:
-    """All cells that are done."""
-    return [
-        {k: v for k, v in json.loads(file.read_text()).items() if k != "digest"}
-        for file in sorted(work.glob("*-*.json"))
-    ]
-
-
 def main() -> None:
     """Measure what is missing, and write what there is."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -170,9 +182,10 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=(*METHODS, *AFTER))
     parser.add_argument("--budgets", nargs="+", default=["50%", "30%", "70%"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--afresh", action="store_true", help="Leave recorded results out.")
     asked = parser.parse_args()
     asked.work.mkdir(parents=True, exist_ok=True)
-    place = Place(asked.data_dir, asked.work, time.time() + 60 * asked.time)
+    place = Place(asked.data_dir, asked.work, time.time() + 60 * asked.time, asked.afresh)
     cells = list(cells_of(asked))
     with ProcessPoolExecutor(asked.jobs, initializer=share_cores, initargs=(asked.jobs,)) as pool:
         for _ in pool.map(dense_of, [place] * len(asked.seeds), asked.seeds):
@@ -181,9 +194,8 @@ def main() -> None:
             some = [cell for cell in cells if (cell.method in AFTER) is late]
             for _ in pool.map(run_cell, some, [place] * len(some)):
                 pass
-    rows = collected(asked.work)
-    epochs = {"dense": DENSE_EPOCHS, "search": SEARCH_EPOCHS, "finetune": FINETUNE_EPOCHS}
-    record = {"epochs": epochs, "cells": rows, "host": read_host().model_dump(mode="json")}
+    rows = [row for _, row in sorted(place.done().items())]
+    record = {"epochs": EPOCHS, "cells": rows, "host": read_host().model_dump(mode="json")}
     RESULTS.write_text(json.dumps(record, indent=1) + "\n")
     write_pages(rows)
     dense = statistics.mean(row["dense_top1"] for row in rows)
