@@ -45,7 +45,7 @@ def read_host() -> HostRecord:
         python=platform.python_version(),
         load=round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else 0.0,
         gpus=tuple(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())),
-        versions={name: _version(name) for name in _PACKAGES},
+        versions={name: installed(name) for name in _PACKAGES},
     )
 
 
@@ -61,7 +61,8 @@ def _cpu() -> tuple[str, set[str]]:
     return fields.get("model name", platform.machine()), flags
 
 
-def _version(name: str) -> str | None:
+def installed(name: str) -> str | None:
+    """Version of a package, or None where it is not here."""
     try:
         return version(name)
     except PackageNotFoundError:

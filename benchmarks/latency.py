@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from sklearn.isotonic import isotonic_regression
 
 from spvit_deploy.benchmarks.host import HostRecord
@@ -59,6 +59,9 @@ class ShapeTimes(_Record):
         attention: with each operation, and an MLP of half its width.
         mlp: with the cheapest operation, from no hidden units to all.
         tail: where no tokens but those that are read have to be computed; None where all are.
+
+    Raises:
+        ValueError: MLP widths that do not rise from none to all.
     """
 
     paths: tuple[str, ...] = Field(min_length=1)
@@ -74,13 +77,31 @@ class ShapeTimes(_Record):
             raise ValueError("attention lacks msa, which every block has")
         return times
 
+    @model_validator(mode="after")
+    def _from_none_to_all(self) -> ShapeTimes:
+        for points in (self.mlp, self.tail.mlp if self.tail else self.mlp):
+            widths = [point.width for point in points]
+            if widths != sorted(set(widths)) or (widths[0], widths[-1]) != (0, self.hidden):
+                raise ValueError(f"MLP widths {widths} do not rise from 0 to {self.hidden}")
+        return self
+
 
 class Anchors(_Record):
-    """Whole models: dense; without MLPs; and with the cheapest operations too."""
+    """Whole models: dense; without MLPs; and with the cheapest operations too.
+
+    Raises:
+        ValueError: the dense one takes no longer than the cheapest.
+    """
 
     dense: Timing
     no_mlp: Timing
     least: Timing
+
+    @model_validator(mode="after")
+    def _dense_is_slowest(self) -> Anchors:
+        if self.dense.seconds <= self.least.seconds:
+            raise ValueError("the dense model takes no longer than the cheapest one")
+        return self
 
 
 class LatencyTable(_Record):
@@ -109,6 +130,15 @@ class LatencyTable(_Record):
     created: str
     anchors: Anchors
     shapes: tuple[ShapeTimes, ...] = Field(min_length=1)
+
+    @field_validator("shapes")
+    @classmethod
+    def _each_block_once(cls, shapes: tuple[ShapeTimes, ...]) -> tuple[ShapeTimes, ...]:
+        paths = [path for shape in shapes for path in shape.paths]
+        twice = sorted({path for path in paths if paths.count(path) > 1})
+        if twice:
+            raise ValueError(f"{twice[0]} has times twice")
+        return shapes
 
     @property
     def place(self) -> str:
@@ -162,6 +192,14 @@ class LatencyFile(_Record):
     schema_version: Literal[1] = 1
     kind: Literal["latency"] = "latency"
     tables: tuple[LatencyTable, ...] = Field(min_length=1)
+
+    @field_validator("tables")
+    @classmethod
+    def _each_once(cls, tables: tuple[LatencyTable, ...]) -> tuple[LatencyTable, ...]:
+        for index, table in enumerate(tables):
+            if any(table.is_of(other) for other in tables[:index]):
+                raise ValueError(f"two tables of {table.model} on {table.place}")
+        return tables
 
 
 def same_host(one: HostRecord, other: HostRecord) -> bool:

@@ -3,31 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
-from spvit_deploy.cost import CostTable, Unit, cost_table, count_cost
+from spvit_deploy.cost import CostTable
 from spvit_deploy.data import Batches
-from spvit_deploy.errors import BudgetError, InputError
-from spvit_deploy.lean.counting import parameter_table
-from spvit_deploy.lean.merging import without_merges
-from spvit_deploy.models import input_size
+from spvit_deploy.errors import InputError
 from spvit_deploy.plan import PrunePlan, parse_token_keep
 from spvit_deploy.progress import warn
-from spvit_deploy.search.budget import BudgetRequest, parse_budget, require_no_merges
+from spvit_deploy.search.budget import parse_budget
 from spvit_deploy.search.distilling import DistillationLoss, DistillSettings
 from spvit_deploy.search.gates import GateOptimizer, sharpness
 from spvit_deploy.search.matching import match_head_maps
 from spvit_deploy.search.planning import budget_met, plan_of
 from spvit_deploy.search.pricing import RAMP, ExpectedCost, Penalty, Price
-from spvit_deploy.search.projection import Projection, least_cost, project
+from spvit_deploy.search.projection import Projection, project
 from spvit_deploy.search.running import Run
 from spvit_deploy.search.settling import Settled
 from spvit_deploy.search.shrinking import ShrinkingGates
 from spvit_deploy.search.supernet import Supernet
+from spvit_deploy.search.targets import Measured, cost_table_of, target_of
 from spvit_deploy.search.training import GateTraining, LossFunction, train
 
 # How far a gate's logit can move in one search: from 1.5 to firmly closed and back.
@@ -104,14 +102,6 @@ class SearchResult:
     expected: float
 
 
-@dataclass(frozen=True)
-class Measured:
-    """A cost table of times, and where they were taken."""
-
-    table: CostTable
-    on: str
-
-
 class SearchLoss:
     """Task loss + the price of the expected cost.
 
@@ -163,17 +153,15 @@ def run_search(
         BudgetError: no plan meets the budget; said before training where it can be.
         JobError, DataError: as :func:`train`.
     """
-    asked = parse_budget(settings.budget, settings.budget_on)
-    table = _table(supernet, asked, measured)
-    attend = supernet.blocks_to_attend()
-    target = asked.target(table, least_cost(table, attend, supernet.probabilities()))
+    goal = target_of(supernet, parse_budget(settings.budget, settings.budget_on), measured)
+    table, target = goal.table, goal.amount
     if settings.head_gates and next(iter(supernet.head_parameters()), None) is None:
         warn(f"no attention of {supernet.spec} can lose single heads: --head-gates does nothing.")
 
     share = target / table.dense
 
     def choose() -> Projection:
-        return project(supernet.probabilities(), table, target, settings.align, attend)
+        return project(supernet.probabilities(), table, target, settings.align, goal.attend)
 
     choose()
     run = run or Run()
@@ -209,16 +197,6 @@ def run_search(
     plan = plan.model_copy(update={"budget": met})
     supernet.fix(plan)
     return SearchResult(plan, projection, tuple(epoch.loss for epoch in epochs), expected)
-
-
-def _table(supernet: Supernet, asked: BudgetRequest, measured: Measured | None) -> CostTable:
-    """What the budget is counted in."""
-    if asked.unit != "ns":
-        return cost_table_of(supernet, asked.unit)
-    if measured is None:
-        raise BudgetError(f"Budget {asked.text} needs a table of measured times.")
-    require_no_merges(asked, supernet.token_keep)
-    return measured.table
 
 
 def _priced(
@@ -264,21 +242,3 @@ def _settled(
         return sure and (not led or abs(expected() - share) <= _NEAR)
 
     return Settled(settings.stop_when_settled, lambda: choose().choices, units, ready)
-
-
-def cost_table_of(supernet: Supernet, unit: Unit = "MACs") -> CostTable:
-    """MACs or parameters of every choice; the wrapped blocks are counted as dense."""
-    kept = [(site.attn, site.mlp) for site in supernet.sites]
-    originals = [(a.msa, m.inner) for a, m in zip(supernet.attentions, supernet.mlps, strict=True)]
-    try:
-        for site, (attn, mlp) in zip(supernet.sites, originals, strict=True):
-            site.replace(attn, mlp)
-        if unit == "params":
-            return parameter_table(supernet.model, supernet.sites)
-        size = input_size(supernet.model)
-        table = cost_table(supernet.model, supernet.sites, size)
-        with without_merges(supernet.model):
-            return replace(table, saved=count_cost(supernet.model, size).macs - table.most)
-    finally:
-        for site, (attn, mlp) in zip(supernet.sites, kept, strict=True):
-            site.replace(attn, mlp)

@@ -20,6 +20,7 @@ from accelerate.tracking import GeneralTracker, TensorBoardTracker
 
 from spvit_deploy.errors import RuntimeMissingError, StorageError
 from spvit_deploy.processes import start_accelerate
+from spvit_deploy.progress import warn
 from spvit_deploy.store import ensure_parent, storage_error, write_bytes
 
 LOG_FILE = "log.jsonl"
@@ -30,7 +31,8 @@ class JsonLinesTracker(GeneralTracker):  # type: ignore[misc]
 
     Args:
         path: the file.
-        lines: how many of its lines stay; those after them are of a run that was cut short.
+        lines: how many of its lines stay; those after them are of a run that was cut short. Fewer
+            are warned of.
 
     Raises:
         StorageError: the file cannot be written.
@@ -43,9 +45,12 @@ class JsonLinesTracker(GeneralTracker):  # type: ignore[misc]
         super().__init__()
         self._path = path
         old = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
-        write_bytes(path, b"".join(old[:lines]))
+        kept = [line for line in old[:lines] if line.endswith(b"\n")]
+        if len(kept) < lines:
+            warn(f"{path} has {len(kept)} of the {lines} lines it had: the log has a gap.")
+        write_bytes(path, b"".join(kept))
         self._whole = path.stat().st_size
-        self._lines, self._waiting = lines, b""
+        self._lines, self._waiting = len(kept), b""
         self._stream: BinaryIO = path.open("ab", buffering=0)
 
     @property

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
-from spvit_deploy.benchmarks.host import HostRecord, read_host
+from spvit_deploy.benchmarks.host import HostRecord, installed, read_host
 from spvit_deploy.benchmarks.latency import (
     LATENCY_FILE,
     LatencyFile,
@@ -23,9 +24,10 @@ from spvit_deploy.lean.folder import SavedModel
 from spvit_deploy.plan import AttentionKind, ModelSpec
 from spvit_deploy.processes import first_alone
 from spvit_deploy.profiling import measure_table
+from spvit_deploy.progress import warn
 from spvit_deploy.search.budget import BudgetRequest, Place
 from spvit_deploy.search.running import Run
-from spvit_deploy.search.searching import Measured
+from spvit_deploy.search.targets import Measured
 
 
 def times_of_run(
@@ -127,7 +129,15 @@ def read_table(
             f"{asked.file} has several tables that fit: {_listed(found)}.",
             f"Name one, such as @{asked.place.runtime},precision=fp32,batch=1.",
         )
+    _compare_versions(asked.file, found[0])
     return found[0]
+
+
+def _compare_versions(file: Path, table: LatencyTable) -> None:
+    """Say so where this host has another version of the runtime by now."""
+    then, now = table.runtime_version, installed(table.runtime.removesuffix("-compile"))
+    if now not in (None, then) and same_host(table.host, read_host()):
+        warn(f"{file} was measured with {table.runtime} {then}, here is {now}: times may differ.")
 
 
 def _is_of(table: LatencyTable, spec: ModelSpec, sites: Sequence[BlockSite]) -> bool:

@@ -28,7 +28,7 @@ from spvit_deploy.benchmarks.latency import (
 from spvit_deploy.benchmarks.runtimes import find_runtime
 from spvit_deploy.benchmarks.turns import OFTEN, ROUNDS, Timing, time_in_turns
 from spvit_deploy.driver import require_gpu
-from spvit_deploy.errors import InputError
+from spvit_deploy.errors import InputError, JobError
 from spvit_deploy.export.formats import FORMATS, EngineSettings, find_format
 from spvit_deploy.export.graphs import write_unproven
 from spvit_deploy.export.job import ExportSettings
@@ -180,10 +180,21 @@ def measure_beside(
         threads=place.threads,
         host=read_host(),
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        anchors=Anchors(dense=times["dense"], no_mlp=times["no MLP"], least=times["least"]),
+        anchors=_anchors(times, place),
         shapes=tuple(_shapes(probes, times)),
     )
     return table, {name: times[name] for name in others}
+
+
+def _anchors(times: Mapping[str, Timing], place: Place) -> Anchors:
+    """Of what was timed, where that says anything."""
+    try:
+        return Anchors(dense=times["dense"], no_mlp=times["no MLP"], least=times["least"])
+    except ValueError:
+        raise JobError(
+            f"In {place.runtime} the dense model took no longer than one without operations.",
+            "It is too small to be timed, or the host is busy: measure again when it is not.",
+        ) from None
 
 
 def _write(

@@ -9,21 +9,20 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from spvit_deploy.benchmarks.runtimes import find_runtime
-from spvit_deploy.cost import cost_table
 from spvit_deploy.errors import InputError, OutputExistsError
 from spvit_deploy.export.formats import find_format
 from spvit_deploy.export.job import ExportSettings
-from spvit_deploy.families import find_sites
 from spvit_deploy.latency_budgets import measured, read_table
-from spvit_deploy.lean.counting import parameter_table
-from spvit_deploy.models import create_empty, input_size
-from spvit_deploy.plan import ModelSpec, first_line
+from spvit_deploy.models import create_model
+from spvit_deploy.plan import ModelSpec, first_line, parse_token_keep
 from spvit_deploy.profiling import settings_of
 from spvit_deploy.search.adapters import require_peft
 from spvit_deploy.search.budget import parse_budget, with_base
 from spvit_deploy.search.finetuning import FinetuneSettings
 from spvit_deploy.search.running import RunSettings
 from spvit_deploy.search.searching import SearchSettings
+from spvit_deploy.search.supernet import Supernet
+from spvit_deploy.search.targets import target_of
 from spvit_deploy.sources import DataSettings
 from spvit_deploy.store import ensure_free, write_bytes
 
@@ -198,18 +197,23 @@ def check_recipe(recipe: Recipe) -> None:
             f"{', '.join(map(str, recipe.benchmark.batches))}.",
             f"Set benchmark.batches: [{fixed}].",
         )
+    _check_budget(recipe)
+
+
+def _check_budget(recipe: Recipe) -> None:
     budget = parse_budget(recipe.search.budget, recipe.search.budget_on)
-    if budget.place is not None and budget.file is None:
+    measures = budget.place is not None and budget.file is None
+    if budget.place is not None and measures:
         settings_of(budget.place)
-    if recipe.model.pretrained or ":" in recipe.model.name:
+    if measures or recipe.model.pretrained or ":" in recipe.model.name:
         return
-    spec = ModelSpec(name=recipe.model.name, args=recipe.model.args)
-    module = create_empty(spec)
-    sites = find_sites(module, recipe.model.name)
+    spec, chosen = ModelSpec(name=recipe.model.name, args=recipe.model.args), recipe.search
+    supernet = Supernet(
+        create_model(spec), spec,
+        head_gates=chosen.head_gates, token_keep=parse_token_keep(chosen.token_keep),
+    )  # fmt: skip
+    times = None
     if budget.file is not None:
-        table = read_table(budget, sites, spec, recipe.search.allow_host)
-        budget.target(measured(table, sites).table)
-    elif budget.unit == "params":
-        budget.target(parameter_table(module, sites))
-    elif budget.unit == "MACs":
-        budget.target(cost_table(module, sites, input_size(module)))
+        table = read_table(budget, supernet.sites, spec, chosen.allow_host)
+        times = measured(table, supernet.sites)
+    target_of(supernet, budget, times)

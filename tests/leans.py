@@ -9,8 +9,8 @@ from spvit_deploy.cost import count_cost
 from spvit_deploy.lean.materialize import materialize_weights
 from spvit_deploy.models import create_model, input_size
 from spvit_deploy.plan import PrunePlan
-from spvit_deploy.search.searching import cost_table_of
 from spvit_deploy.search.supernet import Supernet
+from spvit_deploy.search.targets import cost_table_of
 
 
 def require_lean_equals_supernet(net: Supernet, plan: PrunePlan, atol: float = 1e-5) -> nn.Module:

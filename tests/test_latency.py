@@ -158,6 +158,39 @@ def test_damaged_and_unknown_tables_are_refused(tmp_path: Path) -> None:
         load_latency(path)
 
 
+def _spoiled(table: dict[str, Any], how: str) -> list[dict[str, Any]]:
+    shape, anchors = table["shapes"][0], table["anchors"]
+    if how == "widths":
+        shape["mlp"] = shape["mlp"][:1]
+    elif how == "order":
+        shape["mlp"] = shape["mlp"][::-1]
+    elif how == "blocks":
+        table["shapes"] = [shape, shape]
+    elif how == "anchors":
+        anchors["dense"], anchors["least"] = anchors["least"], anchors["dense"]
+    return [table, table] if how == "tables" else [table]
+
+
+@pytest.mark.parametrize(
+    ("how", "says"),
+    [
+        ("widths", r"MLP widths \[0\] do not rise from 0 to 96"),
+        ("order", r"MLP widths \[96, 48, 8, 0\] do not rise"),
+        ("blocks", "blocks.0 has times twice"),
+        ("anchors", "the dense model takes no longer than the cheapest one"),
+        ("tables", "two tables of"),
+    ],
+)
+def test_tables_that_say_what_cannot_be_are_refused(how: str, says: str, tmp_path: Path) -> None:
+    path = tmp_path / "latency.json"
+    save_latency(LatencyFile(tables=(a_table(),)), path)
+    record = json.loads(path.read_text())
+    del record["digest"]
+    path.write_text(json.dumps({**record, "tables": _spoiled(record["tables"][0], how)}))
+    with pytest.raises(CorruptFileError, match=says):
+        load_latency(path)
+
+
 @pytest.mark.parametrize(
     ("changes", "budget", "says"),
     [
@@ -259,6 +292,7 @@ def test_a_recipe_takes_latency_budgets(tmp_path: Path) -> None:
     check_recipe(recipe)
     for budget, says in (
         ("1ms@onnxruntime:times.json", "below the smallest"),
+        ("5ms@onnxruntime:times.json", "this one takes 8 ms to 30 ms"),
         ("9ms@openvino:times.json", "no times of openvino"),
         ("9ms@abacus", "unknown"),
         ("9ms@onnxruntime,precision=int3", "is written in"),

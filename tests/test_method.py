@@ -19,8 +19,8 @@ from spvit_deploy.lean.materialize import materialize_weights
 from spvit_deploy.models import create_empty, create_model, input_size, load_weights
 from spvit_deploy.plan import AttentionKind, BlockPlan, ModelSpec, PrunePlan
 from spvit_deploy.search.gates import cumulative, draw
-from spvit_deploy.search.searching import cost_table_of
 from spvit_deploy.search.supernet import Supernet
+from spvit_deploy.search.targets import cost_table_of
 from tests.conftest import NAME, shaken_supernet, tiny_spec
 
 KINDS = [kind.value for kind in AttentionKind]

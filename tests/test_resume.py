@@ -355,3 +355,13 @@ def test_a_recipe_goes_on_in_the_middle_of_a_stage(
     changed = recipe.model_copy(update={"train": FinetuneSettings(epochs=3)})
     dense_stage(Runner(tmp_path), changed, "")
     assert "going on" not in capsys.readouterr().err
+
+
+def test_a_log_that_lost_lines_is_said(cut_run: Path) -> None:
+    log = cut_run.with_name("out.checkpoints") / "log.jsonl"
+    lines = log.read_bytes()
+    log.write_bytes(lines[:-20])
+    result = good("search", *QUICK, "-o", cut_run, "--resume")
+    count = lines.count(b"\n")
+    assert f"has {count - 1} of the {count} lines it had" in " ".join(result.stderr.split())
+    assert [json.loads(line)["step"] for line in (cut_run / "log.jsonl").open()] == [10, 10]

@@ -35,8 +35,9 @@ from spvit_deploy.search.gates import GateOptimizer, sharpness
 from spvit_deploy.search.planning import plan_of
 from spvit_deploy.search.pricing import ExpectedCost, Penalty, Price
 from spvit_deploy.search.projection import project
-from spvit_deploy.search.searching import SearchLoss, cost_table_of, run_search
+from spvit_deploy.search.searching import SearchLoss, run_search
 from spvit_deploy.search.supernet import Supernet
+from spvit_deploy.search.targets import cost_table_of
 from spvit_deploy.search.training import GateTraining, train
 
 # How far a gate can move in a search, whatever moves it; as the search itself has it.

@@ -18,7 +18,7 @@ from spvit_deploy.benchmarks.suites.quality_setting import (
 from spvit_deploy.cost import count_cost
 from spvit_deploy.lean.folder import SavedModel
 from spvit_deploy.plan import AttentionKind, BlockPlan, PrunePlan
-from spvit_deploy.search.searching import cost_table_of
+from spvit_deploy.search.targets import cost_table_of
 
 
 def uniform(at: Setting) -> SavedModel:

@@ -29,8 +29,9 @@ from spvit_deploy.plan import ModelSpec
 from spvit_deploy.search.distilling import DistillationLoss
 from spvit_deploy.search.gates import GateOptimizer
 from spvit_deploy.search.pricing import ExpectedCost, Penalty
-from spvit_deploy.search.searching import SearchLoss, SearchSettings, cost_table_of
+from spvit_deploy.search.searching import SearchLoss, SearchSettings
 from spvit_deploy.search.supernet import Supernet
+from spvit_deploy.search.targets import cost_table_of
 
 RESULTS = Path(__file__).parent / "results" / "search_step.json"
 SIDES = ("dense", "search", "search_open")

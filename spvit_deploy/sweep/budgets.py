@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from spvit_deploy.errors import BudgetError
 from spvit_deploy.lean.folder import SavedModel
 from spvit_deploy.plan import parse_token_keep
-from spvit_deploy.search.budget import parse_budget, require_no_merges
-from spvit_deploy.search.projection import least_cost, project
-from spvit_deploy.search.searching import SearchSettings, cost_table_of
+from spvit_deploy.search.budget import parse_budget
+from spvit_deploy.search.projection import project
+from spvit_deploy.search.searching import SearchSettings
 from spvit_deploy.search.supernet import Supernet
+from spvit_deploy.search.targets import target_of
 
 _BUDGET = r"(\d+(?:\.\d+)?)([%KMGT]?)"
 _DOTS = ("…", "...")
@@ -68,14 +69,12 @@ def check_budgets(budgets: tuple[str, ...], saved: SavedModel, settings: SearchS
     """
     asked = [parse_budget(budget, settings.budget_on) for budget in budgets]
     merges = parse_token_keep(settings.token_keep)
-    require_no_merges(asked[0], merges)
     supernet = Supernet(saved.module, saved.spec, head_gates=settings.head_gates, token_keep=merges)
-    table, attend = cost_table_of(supernet, asked[0].unit), supernet.blocks_to_attend()
-    least = least_cost(table, attend, supernet.probabilities())
-    targets = [one.target(table, least) for one in asked]
-    _require_distinct(budgets, targets)
+    targets = [target_of(supernet, one) for one in asked]
+    _require_distinct(budgets, [target.amount for target in targets])
     for target in targets:
-        project(supernet.probabilities(), table, target, settings.align, attend)
+        said = supernet.probabilities()
+        project(said, target.table, target.amount, settings.align, target.attend)
 
 
 def _require_distinct(budgets: Sequence[str], amounts: Sequence[str | int]) -> None:
