@@ -27,7 +27,8 @@ class LogLine(BaseModel):
 
     Attributes:
         step: of the search, from 1.
-        loss: of the batch, or the epoch's mean.
+        loss: of the batch; None in a line of an epoch's end.
+        epoch_loss: mean of the epoch that ends here; None in others.
         cost, budget: expected and wanted, as shares of the dense model's.
         gates: probabilities by block, and by operation or ``mlp`` (the mean of its units).
     """
@@ -35,7 +36,8 @@ class LogLine(BaseModel):
     model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
     step: int = Field(ge=0)
-    loss: float
+    loss: float | None = None
+    epoch_loss: float | None = None
     cost: float
     budget: float
     gates: dict[str, dict[str, float]]
@@ -67,8 +69,10 @@ def _line(row: dict[str, Any]) -> LogLine:
         if name.startswith(_GATES):
             block, _, what = name.removeprefix(_GATES).rpartition("/")
             gates.setdefault(block, {})[what] = value
-    loss = row["loss"] if "loss" in row else row["epoch_loss"]
-    return LogLine(step=row["step"], loss=loss, cost=row["cost"], budget=row["budget"], gates=gates)
+    losses = {name: row[name] for name in ("loss", "epoch_loss") if name in row}
+    if not losses:
+        raise KeyError("loss")
+    return LogLine(step=row["step"], cost=row["cost"], budget=row["budget"], gates=gates, **losses)
 
 
 def search_figures(lines: Sequence[LogLine]) -> Iterator[tuple[str, str, Any]]:
@@ -95,7 +99,13 @@ def loss_and_cost(lines: Sequence[LogLine]) -> Any:
     """Loss, and cost against budget, by step."""
     figure = make_subplots(specs=[[{"secondary_y": True}]])
     steps = [line.step for line in lines]
-    figure.add_scatter(name="loss", x=steps, y=[line.loss for line in lines], line_color=LEAN)
+    batches = [(line.step, line.loss) for line in lines if line.loss is not None]
+    epochs = [(line.step, line.epoch_loss) for line in lines if line.epoch_loss is not None]
+    for name, points, look in (
+        ("loss of a batch", batches, {"mode": "lines", "line": {"color": LEAN, "width": 1}}),
+        ("mean of an epoch", epochs, {"mode": "markers", "marker": {"color": LEAN, "size": 9}}),
+    ):
+        figure.add_scatter(name=name, x=[x for x, _ in points], y=[y for _, y in points], **look)
     for name, values, dash in (
         ("expected cost", [line.cost for line in lines], "solid"),
         ("budget", [line.budget for line in lines], "dot"),
@@ -106,7 +116,8 @@ def loss_and_cost(lines: Sequence[LogLine]) -> Any:
         )
     figure.update_yaxes(title_text="loss", secondary_y=False)
     figure.update_yaxes(
-        title_text="share of the dense cost", tickformat=".0%", rangemode="tozero",
+        title_text="share of the dense cost", tickformat=".0%", tickmode="linear", dtick=0.25,
+        range=[0, 1.05 * max(1.0, *(line.cost for line in lines))],
         secondary_y=True, showgrid=False,
     )  # fmt: skip
     return style(figure, 320, xaxis_title="step")

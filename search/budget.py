@@ -15,7 +15,7 @@ from spvit_deploy.plan import TokenKeep
 _COUNTS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _TIMES = {"s": 10**9, "ms": 10**6, "us": 10**3, "µs": 10**3, "ns": 1}
 _PLACES = ("precision", "batch", "threads", "device")
-_AMOUNT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(%|[KMGT]|[munµ]?s)?\s*", re.IGNORECASE)
+_AMOUNT = re.compile(r"\s*(\d+(?:\.\d+)?(?:e\d{1,2})?)\s*(%|[KMGT]|[munµ]?s)?\s*", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -72,13 +72,24 @@ class BudgetRequest:
         if not least <= target <= table.most or not target:
             largest = "largest model that merges its tokens so" if table.saved else "dense model"
             where = f"above the {largest}" if target > table.most else "below the smallest model"
+            said, low, high = _told_apart((target, least, table.most), unit)
             raise BudgetError(
-                f"Budget {self.text} is {format_cost(target, unit)}, {where}: this one takes "
-                f"{format_cost(least, unit)} to {format_cost(table.most, unit)}.",
+                f"Budget {self.text} is {said}, {where}: this one takes {low} to {high}.",
                 f"Ask for {max(1, math.ceil(100 * least / dense))}% to "
                 f"{math.floor(100 * table.most / dense)}%.",
             )
         return target
+
+
+def _told_apart(amounts: Sequence[int], unit: Unit) -> list[str]:
+    """Amounts in so many digits that different ones look different."""
+    digits = 3
+    while digits < 12:
+        said = [format_cost(amount, unit, digits) for amount in amounts]
+        if len(set(said)) == len(set(amounts)):
+            break
+        digits += 1
+    return said
 
 
 def parse_budget(text: str, on: str = "macs") -> BudgetRequest:
@@ -137,7 +148,11 @@ def _parse_place(text: str, where: str) -> tuple[Place, Path | None]:
     spec, colon, file = where.partition(":")
     runtime, *settings = [part.strip() for part in spec.split(",")]
     pairs = [part.partition("=") for part in settings]
-    wrong = [key for key, equals, value in pairs if key not in _PLACES or not equals or not value]
+    keys = [key for key, _, _ in pairs]
+    wrong = [
+        key for key, equals, value in pairs
+        if key not in _PLACES or not equals or not value or keys.count(key) > 1
+    ]  # fmt: skip
     numbers = [value for key, _, value in pairs if key in ("batch", "threads")]
     if not runtime or wrong or (colon and not file) or not all(map(_counts, numbers)):
         raise BudgetError(

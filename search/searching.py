@@ -25,7 +25,7 @@ from spvit_deploy.search.running import Run
 from spvit_deploy.search.settling import Settled
 from spvit_deploy.search.shrinking import ShrinkingGates
 from spvit_deploy.search.supernet import Supernet
-from spvit_deploy.search.targets import Measured, cost_table_of, target_of
+from spvit_deploy.search.targets import Measured, Target, cost_table_of, target_of
 from spvit_deploy.search.training import GateTraining, LossFunction, train
 
 # How far a gate's logit can move in one search: from 1.5 to firmly closed and back.
@@ -155,6 +155,7 @@ def run_search(
     """
     goal = target_of(supernet, parse_budget(settings.budget, settings.budget_on), measured)
     table, target = goal.table, goal.amount
+    _say_what_does_nothing(settings, goal)
     if settings.head_gates and next(iter(supernet.head_parameters()), None) is None:
         warn(f"no attention of {supernet.spec} can lose single heads: --head-gates does nothing.")
 
@@ -197,6 +198,14 @@ def run_search(
     plan = plan.model_copy(update={"budget": met})
     supernet.fix(plan)
     return SearchResult(plan, projection, tuple(epoch.loss for epoch in epochs), expected)
+
+
+def _say_what_does_nothing(settings: SearchSettings, goal: Target) -> None:
+    weight = SearchSettings.model_fields["cost_weight"].default
+    if settings.budget_method != "penalty" and settings.cost_weight != weight:
+        warn("--cost-weight does nothing: it is of --budget-method penalty.")
+    if goal.asked.unit == "ns" and settings.budget_on != "macs":
+        warn(f"--budget-on {settings.budget_on} does nothing: {settings.budget} is of latency.")
 
 
 def _priced(

@@ -202,11 +202,11 @@ _SCALES: dict[Unit, tuple[tuple[float, str], ...]] = {
 }  # fmt: skip
 
 
-def format_cost(amount: float, unit: Unit = "MACs") -> str:
-    """Three digits and a unit: ``3.21 GMACs``, ``5.7 M parameters``, ``4.02 ms``."""
+def format_cost(amount: float, unit: Unit = "MACs", digits: int = 3) -> str:
+    """So many digits and a unit: ``3.21 GMACs``, ``5.7 M parameters``, ``4.02 ms``."""
     for scale, name in _SCALES[unit]:
         if abs(amount) >= scale:
-            return f"{amount / scale:.3g} {name}"
+            return f"{amount / scale:.{digits}g} {name}"
     return f"0 {_SCALES[unit][-1][1]}"
 
 

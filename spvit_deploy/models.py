@@ -54,6 +54,8 @@ def require_known(name: str) -> None:
         return
     load_plugins()
     if not timm.is_model(base):
+        if "/" in name:
+            raise ModelError(f"There is no folder {name}, and timm knows no such model.")
         close = difflib.get_close_matches(name, timm.list_models(), n=3)
         known = f"Did you mean {', '.join(close)}?" if close else "`timm.list_models()` has them."
         raise ModelError(f"timm {timm.__version__} knows no model '{name}'.", known)

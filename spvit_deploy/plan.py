@@ -288,4 +288,5 @@ def first_line(error: ValueError) -> str:
     if not details:
         return str(error)
     where = ".".join(str(part) for part in details[0]["loc"]) or "record"
-    return f"{where}: {details[0]['msg']}."
+    said = details[0]["msg"].removeprefix("Value error, ").rstrip(".")
+    return f"{where}: {said}."

@@ -79,7 +79,7 @@ PLAIN_NS = CostTable(100_000, (SiteCost.linear(dict(zip(AttentionKind, (0, 3, 4,
 
 
 @pytest.mark.parametrize(
-    ("text", "amount"), [("50%", 4550), ("12.5 %", 1138), ("0.3K", 300), ("700", 700)]
+    ("text", "amount"), [("50%", 4550), ("12.5 %", 1138), ("0.3K", 300), ("700", 700), ("7e2", 700)]
 )
 def test_budgets_are_read(text: str, amount: int) -> None:
     assert parse_budget(text).target(PLAIN) == amount
@@ -110,7 +110,8 @@ def test_latency_budgets_are_read(
 @pytest.mark.parametrize(
     "text",
     ["", "half", "-5%", "3.2 GB", "4ms", "4@openvino", "4M@openvino", "4ms@", "4ms@openvino:",
-     "4ms@openvino,batch=no", "4ms@openvino,batch=0", "4ms@openvino,colour=red", "@openvino"],
+     "4ms@openvino,batch=no", "4ms@openvino,batch=0", "4ms@openvino,colour=red", "@openvino",
+     "4ms@openvino,batch=1,batch=8", "1e999"],
 )  # fmt: skip
 def test_wrong_budgets_are_refused(text: str) -> None:
     with pytest.raises(BudgetError, match="not understood"):
@@ -120,7 +121,7 @@ def test_wrong_budgets_are_refused(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [("110%", "above the dense"), ("0%", "below the smallest"), ("1%", "100 MACs to 9.1 KMACs"),
-     ("20K", "above the dense")],
+     ("20K", "above the dense"), ("9101", "is 9.101 KMACs, above the dense model")],
 )  # fmt: skip
 def test_budgets_out_of_range_say_the_range(text: str, says: str) -> None:
     with pytest.raises(BudgetError, match=says):

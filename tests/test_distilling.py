@@ -70,6 +70,7 @@ def test_a_teacher_of_other_images_or_random_weights(dense_folder: Path, tmp_pat
     name = ["--model", "vit_tiny_patch16_224", *other, *DATA, "--budget", "60%"]
     taught = [*name, "--distill-weight", 1, "-o", tmp_path / "out"]
     refused("search", *taught, "--teacher", dense_folder, says="The teacher takes images of")
+    refused("search", *taught, "--teacher", "none/here", says="There is no folder none/here")
     assert not (tmp_path / "out").exists()
     result = good("search", *taught, "--epochs", 1, "--amp")
     assert "its weights are random" in result.stderr
