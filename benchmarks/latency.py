@@ -16,6 +16,7 @@ from spvit_deploy.benchmarks.turns import Timing
 from spvit_deploy.cost import CostTable, SiteCost
 from spvit_deploy.errors import CorruptFileError, InputError
 from spvit_deploy.plan import AttentionKind, ModelSpec, first_line
+from spvit_deploy.records import load_record
 from spvit_deploy.store import read_record, write_record
 
 LATENCY_FILE = "latency.json"
@@ -231,16 +232,7 @@ def load_latency(path: Path) -> LatencyFile:
         InputError: no such file, another record, or an unknown schema version.
         CorruptFileError: damaged.
     """
-    record = read_record(path, kind="latency")
-    if record.get("schema_version") != 1:
-        raise InputError(
-            f"{path}: schema version {record.get('schema_version')!r}; this version reads 1.",
-            "Upgrade spvit-deploy, or measure again.",
-        )
-    try:
-        return LatencyFile.model_validate(record)
-    except ValueError as error:
-        raise CorruptFileError(f"{path}: {first_line(error)}", "Measure again.") from None
+    return load_record(path, "latency", LatencyFile, "Measure again")
 
 
 def _ratio(measured: float, summed: int) -> float:

@@ -11,6 +11,7 @@ from spvit_deploy.benchmarks.host import HostRecord
 from spvit_deploy.benchmarks.statistics import percentile
 from spvit_deploy.errors import CorruptFileError, InputError
 from spvit_deploy.plan import first_line
+from spvit_deploy.records import load_record
 from spvit_deploy.store import read_record, write_record
 
 STEADY = 0.03
@@ -130,13 +131,4 @@ def load_results(path: Path) -> ResultsFile:
         InputError: no such file, another record, or an unknown schema version.
         CorruptFileError: damaged.
     """
-    record = read_record(path, kind="results")
-    if record.get("schema_version") != 1:
-        raise InputError(
-            f"{path}: schema version {record.get('schema_version')!r}; this version reads 1.",
-            "Upgrade spvit-deploy, or measure again.",
-        )
-    try:
-        return ResultsFile.model_validate(record)
-    except ValueError as error:
-        raise CorruptFileError(f"{path}: {first_line(error)}", "Measure again.") from None
+    return load_record(path, "results", ResultsFile, "Measure again")

@@ -34,7 +34,7 @@ class Setting:
         seed: of everything.
         dense_epochs, search_epochs, finetune_epochs: passes over the data.
         lr: peak learning rate of search and fine-tuning.
-        amp: bfloat16 autocast, in which CPUs with AMX train twice as fast.
+        amp: bfloat16 autocast, in which CPUs that have it train twice as fast.
     """
 
     dense: SavedModel

@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from spvit_deploy.errors import CorruptFileError, InputError
 from spvit_deploy.plan import first_line
+from spvit_deploy.records import load_record
 from spvit_deploy.store import read_record, write_record
 
 SWEEP_FILE = "sweep.json"
@@ -131,14 +132,4 @@ def load_sweep(folder: Path) -> SweepRecord:
     if not file.is_file():
         what = "no sweep: it has no sweep.json" if folder.exists() else "no such folder"
         raise InputError(f"{folder}: {what}.", "Name the -o of `spvit-deploy sweep`.")
-    record = read_record(file, kind="sweep")
-    if record.get("schema_version") != SCHEMA_VERSION:
-        raise InputError(
-            f"{file}: schema version {record.get('schema_version')!r}; this version reads "
-            f"{SCHEMA_VERSION}.",
-            "Upgrade spvit-deploy, or sweep again.",
-        )
-    try:
-        return SweepRecord.model_validate(record)
-    except ValueError as error:
-        raise CorruptFileError(f"{file}: {first_line(error)}", "Sweep again.") from None
+    return load_record(file, "sweep", SweepRecord, "Sweep again", SCHEMA_VERSION)
