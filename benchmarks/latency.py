@@ -14,10 +14,9 @@ from sklearn.isotonic import isotonic_regression
 from spvit_deploy.benchmarks.host import HostRecord
 from spvit_deploy.benchmarks.turns import Timing
 from spvit_deploy.cost import CostTable, SiteCost
-from spvit_deploy.errors import CorruptFileError, InputError
-from spvit_deploy.plan import AttentionKind, ModelSpec, first_line
+from spvit_deploy.plan import AttentionKind, ModelSpec
 from spvit_deploy.records import load_record
-from spvit_deploy.store import read_record, write_record
+from spvit_deploy.store import write_record
 
 LATENCY_FILE = "latency.json"
 _NS = 10**9

@@ -9,10 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from spvit_deploy.benchmarks.host import HostRecord
 from spvit_deploy.benchmarks.statistics import percentile
-from spvit_deploy.errors import CorruptFileError, InputError
-from spvit_deploy.plan import first_line
 from spvit_deploy.records import load_record
-from spvit_deploy.store import read_record, write_record
+from spvit_deploy.store import write_record
 
 STEADY = 0.03
 

@@ -1,4 +1,4 @@
-"""The parts of a supernet that choose: attention among operations, an MLP among hidden units."""
+"""The part of a supernet that chooses an operation, of which attention is the dearest."""
 
 from __future__ import annotations
 
@@ -15,10 +15,9 @@ from spvit_deploy.lean.blocks import to_grid, to_tokens
 from spvit_deploy.lean.heads import gated_heads
 from spvit_deploy.lean.kernels import POSITIONS, conv_weights
 from spvit_deploy.lean.materialize import norm_of
-from spvit_deploy.lean.mlps import gated_output
 from spvit_deploy.plan import AttentionKind, Semantics
 from spvit_deploy.search.gates import ChooseBranch, cumulative, open_heads
-from spvit_deploy.search.live_units import LiveUnits
+from spvit_deploy.search.live_units import probed
 
 START_LOGIT = 1.5
 _KINDS = tuple(AttentionKind)
@@ -68,6 +67,11 @@ class UnifiedAttention(nn.Module):
         self._drawn_dilation: tuple[Tensor, float] | None = None
         self._drawn_heads: Tensor | None = None
         self._compiled: Callable[..., Tensor] | None = None
+        self._every = 1
+
+    def probe(self, every: int) -> None:
+        """Let one image in so many tell what an attention that was not chosen would change."""
+        self._every = every
 
     def compile_parts(self) -> None:
         """Compile the attention; what chooses changes from step to step."""
@@ -138,9 +142,17 @@ class UnifiedAttention(nn.Module):
                 outputs.append(output.detach())
                 continue
             with torch.no_grad():
-                outputs.append(self._branch(_KINDS[index], x, args, kwargs))
+                outputs.append(self._branch(_KINDS[index], self._probing(index, x), args, kwargs))
         result: Tensor = ChooseBranch.apply(output, cumulative(gates), first, *outputs)
         return result
+
+    def _probing(self, index: int, x: Tensor) -> Tensor:
+        """What an operation is tried on. Convolutions cost little, and their BatchNorm needs all;
+        windows come in the order of the image.
+        """
+        if _KINDS[index] is not AttentionKind.MSA or self.site.regroup is not None:
+            return x
+        return x[: probed(len(x), self._every)]
 
     def _with_settled(self, gates: Tensor, values: list[float]) -> tuple[Tensor, list[float]]:
         if not any(self._settled):
@@ -219,62 +231,3 @@ def _count_open(values: list[float]) -> int:
     while count < 3 and values[count] > 0.5:
         count += 1
     return count
-
-
-class GatedMlp(nn.Module):
-    """An MLP with one gate a hidden unit."""
-
-    def __init__(self, site: BlockSite) -> None:
-        super().__init__()
-        self.inner: Any = site.mlp
-        self.site = site
-        self.unit_logits = nn.Parameter(torch.full((site.hidden,), START_LOGIT))
-        self.register_buffer("fixed", None, persistent=False)
-        self.fixed: Tensor | None
-        self._closed: Tensor | None = None
-        self._live: LiveUnits | None = None
-        self._drawn: Tensor | None = None
-        self._compiled: Callable[..., Tensor] | None = None
-
-    def compile_parts(self) -> None:
-        """Compile the MLP with its gates."""
-        self._compiled = torch.compile(self._gated)
-
-    def settle(self, sides: Tensor) -> None:
-        """Leave hidden units out of training whose side [hidden] is -1."""
-        closed = sides < 0
-        if self._closed is None or not torch.equal(closed, self._closed):
-            self._closed, self._live = closed, LiveUnits.of(self.site, self.inner, ~closed)
-
-    def set_drawn(self, gates: Tensor) -> None:
-        """Hand over this step's sampled gates [hidden]."""
-        self._drawn = gates
-
-    def forget(self) -> None:
-        """Let go of the sample, and of the graph behind it."""
-        self._drawn = None
-
-    def forward(self, x: Tensor, *args: Any) -> Tensor:
-        """[B, N, C] → [B, N, C]; the other arguments are the MLP's own."""
-        if not self.site.hidden:
-            whole: Tensor = self.inner(x, *args)
-            return whole
-        if self.fixed is not None:
-            gates = self.fixed
-        elif self.training and self._drawn is not None:
-            gates = self._drawn
-            if self._closed is not None:
-                gates = gates.masked_fill(self._closed, 0.0)
-            # Compiled code would be compiled anew for each width.
-            if self._live is not None and self._compiled is None:
-                weights = self._live.weights(self.inner, gates)
-                few: Tensor = functional_call(self._live.shell, weights, (x, *args))
-                return few
-        else:
-            gates = (self.unit_logits > 0).to(x.dtype)
-        return (self._compiled or self._gated)(gates, x, *args)
-
-    def _gated(self, gates: Tensor, x: Tensor, *args: Any) -> Tensor:
-        weight = gated_output(self.site, self.inner, gates)
-        y: Tensor = functional_call(self.inner, weight, (x, *args))
-        return y

@@ -86,7 +86,8 @@ class ChooseBranch(torch.autograd.Function):
         ctx: FunctionCtx, chosen: Tensor, gates: Tensor, first: int, *branches: Tensor
     ) -> Tensor:
         """chosen [B, N, C], gates [3], up to four branches [B, N, C], cheapest first, of which
-        those before ``first`` are left out.
+        those before ``first`` are left out. Branches that were not chosen may be those of the
+        first images alone.
         """
         ctx.save_for_backward(*branches)
         ctx.gates, ctx.first = gates.shape[0], first  # type: ignore[attr-defined]
@@ -98,11 +99,18 @@ class ChooseBranch(torch.autograd.Function):
         (grad,) = grads
         # Under autocast a branch is bfloat16 and its input is not; and sums of so many need more.
         wide = torch.promote_types(grad.dtype, torch.float32)
-        flat = grad.reshape(-1).to(wide)
+        wider = grad.to(wide)
         branches = ctx.saved_tensors  # once: checkpointing gives them once
-        dots = [torch.dot(flat, branch.reshape(-1).to(wide)) for branch in branches]
-        zero = torch.zeros_like(dots[0])
-        steps = [zero] * ctx.first + [after - before for before, after in pairwise(dots)]
+
+        def told(branch: Tensor, count: int) -> Tensor:
+            parts = (part[:count].reshape(-1) for part in (wider, branch.to(wide)))
+            return len(grad) / count * torch.dot(*parts)
+
+        zero = wider.new_zeros(())
+        steps = [zero] * ctx.first
+        for before, after in pairwise(branches):
+            count = min(len(before), len(after))
+            steps.append(told(after, count) - told(before, count))
         steps += [zero] * (ctx.gates - len(steps))
         return grad, torch.stack(steps), None, *([None] * len(branches))
 

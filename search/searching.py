@@ -48,6 +48,8 @@ class SearchSettings(DistillSettings):
         gate_lr: learning rate of the gates; None for what lets a gate close and reopen
             within the search.
         sharpness: of draws at the end, see :func:`sharpness`; 1 for σ(z) throughout, as published.
+        probe: one image in so many tells the gates that are drawn closed what opening them would
+            change; 1 for all images.
         align: MLP widths become multiples of this.
         allow_host: take times of a latency budget from another host.
         stop_when_settled: end after so many epochs in which the plan stayed; None for never.
@@ -66,6 +68,7 @@ class SearchSettings(DistillSettings):
     cost_weight: float = Field(default=20.0, ge=0)
     gate_lr: float | None = Field(default=None, gt=0)
     sharpness: float = Field(default=8.0, ge=1)
+    probe: int = Field(default=4, ge=1)
     align: int = Field(default=8, ge=1)
     allow_host: bool = False
     stop_when_settled: int | None = Field(default=None, ge=1)
@@ -168,6 +171,7 @@ def run_search(
     run = run or Run()
     if settings.head_map == "matched" and run.state is None:
         match_head_maps(supernet, batches, run.processes)
+    supernet.probe(settings.probe)
     steps = max(1, settings.epochs * max(1, len(batches)))
 
     def begin(step: int, seed: int) -> None:

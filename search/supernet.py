@@ -21,7 +21,8 @@ from spvit_deploy.lean.merging import insert_merges
 from spvit_deploy.lean.sight import sees_images
 from spvit_deploy.models import input_size
 from spvit_deploy.plan import AttentionKind, BlockPlan, ModelSpec, PrunePlan, Semantics, TokenKeep
-from spvit_deploy.search.branches import GatedMlp, UnifiedAttention
+from spvit_deploy.search.branches import UnifiedAttention
+from spvit_deploy.search.gated_mlp import GatedMlp
 from spvit_deploy.search.gates import draw
 
 
@@ -95,6 +96,14 @@ class Supernet(nn.Module):
             attention.compile_parts()
             mlp.compile_parts()
 
+    def probe(self, every: int) -> None:
+        """Compute in training what was drawn, and let one image in so many tell closed gates what
+        opening them would change; 1 for all images.
+        """
+        for attention, mlp in zip(self.attentions, self.mlps, strict=True):
+            attention.probe(every)
+            mlp.probe(every)
+
     def seed_draws(self, seed: int) -> None:
         """What gates are drawn from hereafter: a generator of their own, so that several
         processes draw alike while each drops what it likes.
@@ -115,11 +124,13 @@ class Supernet(nn.Module):
         drawn = draw(self.sharpness * torch.cat(units), chance[count:total]).split(sizes)
         dilations = draw(torch.cat(forms), chance[total:last]) if forms else chance[total:last]
         self._draw_heads(chance[last:])
-        values = torch.cat((gates.flatten(), dilations)).detach().tolist()
+        host = torch.cat((gates.flatten(), dilations, *drawn)).detach().cpu()
+        few = len(host) - sum(sizes)
+        values, units_open = host[:few].tolist(), (host[few:] > 0.5).split(sizes)
         dilated = iter(zip(dilations.split(1), values[count:], strict=True))
         for index, attention in enumerate(self.attentions):
             attention.set_drawn(gates[index], values[3 * index : 3 * index + 3])
-            self.mlps[index].set_drawn(drawn[index])
+            self.mlps[index].set_drawn(drawn[index], units_open[index])
             if attention.dilation_logit is not None:
                 attention.set_drawn_dilation(*next(dilated))
 

@@ -100,6 +100,13 @@ def main(ctx: click.Context, verbose: bool, debug: bool) -> None:
     help="How sure draws of gates become: σ(κz) with κ rising from 1 to this; 1 as published.",
 )
 @click.option(
+    "--probe",
+    type=click.IntRange(1),
+    default=4,
+    show_default=True,
+    help="One image in so many tells closed gates what opening them would change; 1 for all.",
+)
+@click.option(
     "--align",
     type=click.IntRange(1),
     default=8,
@@ -168,7 +175,7 @@ def search(**options: Any) -> None:
     data, training = take_data(options), take_training(options)
     options["run"] = take_run(options)
     for key in ("budget_on", "budget_method", "allow_host", "cost_weight", "gate_lr", "sharpness",
-                "align", "stop_when_settled", "head_map", "dilated", "head_gates",
+                "probe", "align", "stop_when_settled", "head_map", "dilated", "head_gates",
                 "token_keep"):  # fmt: skip
         training[key] = options.pop(key)
     idle = ("teacher", "distillation", "distill_temperature")

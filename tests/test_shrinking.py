@@ -163,3 +163,43 @@ def test_evaluation_answers_as_before() -> None:
         before = net.eval()(images)
         net.settle(attention, units)
         assert torch.equal(net(images), before)
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
+@pytest.mark.parametrize("seed", range(3))
+def test_a_quarter_of_the_images_tells_closed_gates_the_same_where_all_are_like_it(
+    spec: ModelSpec, seed: int
+) -> None:
+    every, quarter = net_of(spec), net_of(spec)
+    quarter.probe(4)
+    images = torch.randn(2, *input_size(every.model)).repeat(4, 1, 1, 1)
+    scores = []
+    for net in (every, quarter):
+        for site in net.sites:
+            site.mlp.unit_logits.data.normal_(generator=torch.Generator().manual_seed(seed))
+        net.seed_draws(seed)
+        scores.append(net(images))
+        scores[-1].square().sum().backward()
+    torch.testing.assert_close(*scores)
+    for (name, one), (_, few) in zip(
+        every.named_parameters(), quarter.named_parameters(), strict=True
+    ):
+        if one.grad is not None or few.grad is not None:
+            torch.testing.assert_close(one.grad, few.grad, atol=2e-4, rtol=2e-3, msg=name)
+
+
+def test_of_closed_units_a_quarter_of_the_images_is_computed() -> None:
+    net = net_of(tiny_spec())
+    net.probe(4)
+    seen: list[tuple[int, int]] = []
+    forward = torch.nn.GELU.forward
+
+    def counted(activation: torch.nn.GELU, x: Tensor) -> Tensor:
+        seen.append((len(x), x.shape[-1]))
+        return forward(activation, x)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.nn.GELU, "forward", counted)
+        net(torch.randn(8, *input_size(net.model)))
+    assert [count for count, _ in seen] == [8, 2] * 3
+    assert [seen[i][1] + seen[i + 1][1] for i in (0, 2, 4)] == [site.hidden for site in net.sites]

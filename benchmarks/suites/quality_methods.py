@@ -167,6 +167,7 @@ METHODS: dict[str, Method] = {
     "ours, fixed penalty": ours(budget_method="penalty"),
     "ours, draws not sharpened": ours(sharpness=1.0),
     "ours, nothing leaves": recombined(),
+    "ours, all images judge": ours(probe=1),
     "ours + distilling": ours(distill_weight=0.5),
     "ours + matched heads": ours(head_map="matched"),
     "ours + dilated": ours(dilated=True),

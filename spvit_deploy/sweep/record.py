@@ -8,10 +8,9 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from spvit_deploy.errors import CorruptFileError, InputError
-from spvit_deploy.plan import first_line
+from spvit_deploy.errors import InputError
 from spvit_deploy.records import load_record
-from spvit_deploy.store import read_record, write_record
+from spvit_deploy.store import write_record
 
 SWEEP_FILE = "sweep.json"
 SCHEMA_VERSION = 1

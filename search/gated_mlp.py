@@ -1,0 +1,99 @@
+"""The part of a supernet that chooses among the hidden units of an MLP."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from spvit_deploy.families import BlockSite
+from spvit_deploy.lean.mlps import gated_output
+from spvit_deploy.search.branches import START_LOGIT
+from spvit_deploy.search.live_units import LiveUnits
+
+
+class GatedMlp(nn.Module):
+    """An MLP with one gate a hidden unit."""
+
+    def __init__(self, site: BlockSite) -> None:
+        super().__init__()
+        self.inner: Any = site.mlp
+        self.site = site
+        self.unit_logits = nn.Parameter(torch.full((site.hidden,), START_LOGIT))
+        self.register_buffer("fixed", None, persistent=False)
+        self.fixed: Tensor | None
+        self._closed: Tensor | None = None
+        self._live: LiveUnits | None = None
+        self._drawn: Tensor | None = None
+        self._open: Tensor | None = None
+        self._compiled: Callable[..., Tensor] | None = None
+        self._every = 1
+
+    def probe(self, every: int) -> None:
+        """Compute of the units what is open, and let one image in so many tell the others' gates
+        what opening them would change.
+        """
+        self._every = every
+
+    def compile_parts(self) -> None:
+        """Compile the MLP with its gates."""
+        self._compiled = torch.compile(self._gated)
+
+    def settle(self, sides: Tensor) -> None:
+        """Leave hidden units out of training whose side [hidden] is -1."""
+        closed = (sides < 0).cpu()
+        if self._closed is None or not torch.equal(closed, self._closed):
+            self._closed, self._live = closed, LiveUnits.of(self.site, self.inner, ~closed)
+
+    def set_drawn(self, gates: Tensor, is_open: Tensor) -> None:
+        """Hand over this step's sampled gates [hidden], and on the host which are open."""
+        self._drawn, self._open = gates, is_open
+
+    def forget(self) -> None:
+        """Let go of the sample, and of the graph behind it."""
+        self._drawn = None
+
+    def forward(self, x: Tensor, *args: Any) -> Tensor:
+        """[B, N, C] → [B, N, C]; the other arguments are the MLP's own."""
+        if not self.site.hidden:
+            whole: Tensor = self.inner(x, *args)
+            return whole
+        if self.fixed is not None:
+            gates = self.fixed
+        elif self.training and self._drawn is not None:
+            gates = self._drawn
+            if self._closed is not None:
+                gates = gates.masked_fill(self._closed.to(gates.device), 0.0)
+            # Compiled code would be compiled anew for each width.
+            few = None if self._compiled else self._of_few(gates, x, args)
+            if few is not None:
+                return few
+        else:
+            gates = (self.unit_logits > 0).to(x.dtype)
+        return (self._compiled or self._gated)(gates, x, *args)
+
+    def _of_few(self, gates: Tensor, x: Tensor, args: tuple[Any, ...]) -> Tensor | None:
+        """What is live of the MLP; None where that is all of it."""
+        closed = torch.zeros(self.site.hidden, dtype=torch.bool)
+        if self._closed is not None:
+            closed = self._closed
+        assert self._open is not None
+        is_open, drawn = self._open & ~closed, None
+        if self._every > 1 and bool(is_open.any()):
+            drawn = LiveUnits.of(self.site, self.inner, is_open)
+        if drawn is None:
+            return self._live(self.inner, gates, x, *args) if self._live else None
+        answer = drawn(self.inner, gates, x, *args)
+        told = ~(is_open | closed)
+        rest = LiveUnits.of(self.site, self.inner, told) if bool(told.any()) else None
+        if rest is None:
+            return answer
+        return rest.told(self.inner, gates, answer, x, *args, every=self._every)
+
+    def _gated(self, gates: Tensor, x: Tensor, *args: Any) -> Tensor:
+        weight = gated_output(self.site, self.inner, gates)
+        y: Tensor = functional_call(self.inner, weight, (x, *args))
+        return y
