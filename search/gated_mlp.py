@@ -31,6 +31,8 @@ class GatedMlp(nn.Module):
         self._open: Tensor | None = None
         self._compiled: Callable[..., Tensor] | None = None
         self._every = 1
+        # Statistics would be of what a probe sees, too.
+        self._stateless = next(site.mlp.buffers(), None) is None
 
     def probe(self, every: int) -> None:
         """Compute of the units what is open, and let one image in so many tell the others' gates
@@ -67,26 +69,30 @@ class GatedMlp(nn.Module):
             gates = self._drawn
             if self._closed is not None:
                 gates = gates.masked_fill(self._closed.to(gates.device), 0.0)
+            if self._probes():
+                return self._probed(gates, x, args)
             # Compiled code would be compiled anew for each width.
-            few = None if self._compiled else self._of_few(gates, x, args)
-            if few is not None:
-                return few
+            if self._live is not None and self._compiled is None:
+                return self._live(self.inner, gates, x, *args)
         else:
             gates = (self.unit_logits > 0).to(x.dtype)
         return (self._compiled or self._gated)(gates, x, *args)
 
-    def _of_few(self, gates: Tensor, x: Tensor, args: tuple[Any, ...]) -> Tensor | None:
-        """What is live of the MLP; None where that is all of it."""
-        closed = torch.zeros(self.site.hidden, dtype=torch.bool)
-        if self._closed is not None:
-            closed = self._closed
+    def _probes(self) -> bool:
+        some = self._open is not None and bool(self._open.any())
+        return self._every > 1 and self._stateless and some
+
+    def _probed(self, gates: Tensor, x: Tensor, args: tuple[Any, ...]) -> Tensor:
+        """The answer of the units that are open; some of the images tell the others' gates."""
         assert self._open is not None
-        is_open, drawn = self._open & ~closed, None
-        if self._every > 1 and bool(is_open.any()):
-            drawn = LiveUnits.of(self.site, self.inner, is_open)
-        if drawn is None:
-            return self._live(self.inner, gates, x, *args) if self._live else None
-        answer = drawn(self.inner, gates, x, *args)
+        closed = torch.zeros_like(self._open) if self._closed is None else self._closed
+        is_open = self._open & ~closed
+        few = None if self._compiled else LiveUnits.of(self.site, self.inner, is_open)
+        shut = gates.masked_fill(~is_open.to(gates.device), 0.0)
+        if few is None:
+            answer = (self._compiled or self._gated)(shut, x, *args)
+        else:
+            answer = few(self.inner, shut, x, *args)
         told = ~(is_open | closed)
         rest = LiveUnits.of(self.site, self.inner, told) if bool(told.any()) else None
         if rest is None:

@@ -90,18 +90,19 @@ def _ending_anywhere(
     """
     bare = (AttentionKind.MSA, *(CONVOLUTIONS if attend else ()))
 
-    def ending(last: int, forced: int | None) -> Projection:
-        start = [Start(3 if block == forced else 0) for block in range(len(probabilities))]
+    def ending(last: int, *forced: int) -> Projection:
+        start = [Start(3 if block in forced else 0) for block in range(len(probabilities))]
         costs = _ending(last, table, target, bare)
         return _meet(probabilities, costs, target, step, start, attend)
 
     last = len(table.sites) - 1
-    found, before = ending(last, None), None
+    found, before = ending(last), None
     if attend and not table.tail and _idle(found):
-        found = _first_that_fits(lambda end: ending(end, end), range(_last(found), last + 1))
+        kept = _last(found)
+        found = _first_that_fits(lambda end: ending(end, kept, end), range(kept, last + 1))
     while table.tail and (ends := max(0, _last(found))) < last:
         before, last = last, ends
-        found = ending(last, ends if _last(found) >= 0 else None)
+        found = ending(last, *([ends] if _last(found) >= 0 else []))
     if before is not None and found.cost < (1 - TOLERANCE) * target:
         found = max(found, ending(before, before), key=lambda p: (p.cost <= target, p.cost))
     if found.cost > target:

@@ -13,7 +13,7 @@ def write_picture(figure: Any, picture: Path) -> None:
     """Draw a plotly figure; says so where no Chromium is installed."""
     with tempfile.TemporaryDirectory() as scratch:
         page = Path(scratch) / "page.html"
-        figure.write_html(page, default_width="900px")
+        figure.write_html(page, default_width="100%", config={"displayModeBar": False})
         picture.parent.mkdir(exist_ok=True)
         if not render_png(page, picture):
             print("no picture: that takes an installed Chromium")

@@ -47,6 +47,7 @@ def stepper(side: str, name: str, batch: int) -> Callable[[], None]:
     gates = None
     if side != "dense":
         net = Supernet(model, spec)
+        net.probe(SearchSettings().probe)
         if side == "search_open":
             for logits in net.gate_parameters():
                 logits.data.fill_(20.0)
