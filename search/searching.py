@@ -27,6 +27,7 @@ from spvit_deploy.search.shrinking import ShrinkingGates
 from spvit_deploy.search.supernet import Supernet
 from spvit_deploy.search.targets import Measured, Target, cost_table_of, target_of
 from spvit_deploy.search.training import GateTraining, LossFunction, train
+from spvit_deploy.search.trimming import Trimming
 
 # How far a gate's logit can move in one search: from 1.5 to firmly closed and back.
 _GATE_TRAVEL = 12.0
@@ -174,7 +175,10 @@ def run_search(
     supernet.probe(settings.probe)
     steps = max(1, settings.epochs * max(1, len(batches)))
 
+    trimming = Trimming(next(supernet.parameters()).device)
+
     def begin(step: int, seed: int) -> None:
+        trimming.step(step)
         supernet.sharpness = sharpness(step / steps, settings.sharpness)
         supernet.seed_draws(seed)
 
