@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from spvit_deploy.errors import InputError, ModelError, RuntimeMissingError
+from spvit_deploy.lean.blocks import PointwiseConv
 from spvit_deploy.quiet import silenced
 
 _NAME = "adapters"
@@ -217,7 +218,7 @@ def _adaptable(part: nn.Module) -> bool:
     if type(part) is nn.Linear:
         return True
     return (
-        type(part) is nn.Conv2d
+        type(part) in (nn.Conv2d, PointwiseConv)
         and part.kernel_size in ((1, 1), (3, 3))
         and part.groups == 1
         and part.dilation == (1, 1)

@@ -83,12 +83,10 @@ class BudgetRequest:
 
 def _told_apart(amounts: Sequence[int], unit: Unit) -> list[str]:
     """Amounts in so many digits that different ones look different."""
-    digits = 3
-    while digits < 12:
+    for digits in range(3, 12):
         said = [format_cost(amount, unit, digits) for amount in amounts]
         if len(set(said)) == len(set(amounts)):
             break
-        digits += 1
     return said
 
 

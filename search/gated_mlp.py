@@ -27,8 +27,7 @@ class GatedMlp(nn.Module):
         self.fixed: Tensor | None
         self._closed: Tensor | None = None
         self._live: LiveUnits | None = None
-        self._drawn: Tensor | None = None
-        self._open: Tensor | None = None
+        self._drawn: tuple[Tensor, Tensor] | None = None
         self._compiled: Callable[..., Tensor] | None = None
         self._every = 1
         # Statistics would be of what a probe sees, too.
@@ -52,7 +51,7 @@ class GatedMlp(nn.Module):
 
     def set_drawn(self, gates: Tensor, is_open: Tensor) -> None:
         """Hand over this step's sampled gates [hidden], and on the host which are open."""
-        self._drawn, self._open = gates, is_open
+        self._drawn = (gates, is_open)
 
     def forget(self) -> None:
         """Let go of the sample, and of the graph behind it."""
@@ -66,11 +65,11 @@ class GatedMlp(nn.Module):
         if self.fixed is not None:
             gates = self.fixed
         elif self.training and self._drawn is not None:
-            gates = self._drawn
+            gates, is_open = self._drawn
+            if self._every > 1 and self._stateless and bool(is_open.any()):
+                return self._probed(gates, is_open, x, args)
             if self._closed is not None:
                 gates = gates.masked_fill(self._closed.to(gates.device), 0.0)
-            if self._probes():
-                return self._probed(gates, x, args)
             # Compiled code would be compiled anew for each width.
             if self._live is not None and self._compiled is None:
                 return self._live(self.inner, gates, x, *args)
@@ -78,15 +77,10 @@ class GatedMlp(nn.Module):
             gates = (self.unit_logits > 0).to(x.dtype)
         return (self._compiled or self._gated)(gates, x, *args)
 
-    def _probes(self) -> bool:
-        some = self._open is not None and bool(self._open.any())
-        return self._every > 1 and self._stateless and some
-
-    def _probed(self, gates: Tensor, x: Tensor, args: tuple[Any, ...]) -> Tensor:
+    def _probed(self, gates: Tensor, is_open: Tensor, x: Tensor, args: tuple[Any, ...]) -> Tensor:
         """The answer of the units that are open; some of the images tell the others' gates."""
-        assert self._open is not None
-        closed = torch.zeros_like(self._open) if self._closed is None else self._closed
-        is_open = self._open & ~closed
+        closed = torch.zeros_like(is_open) if self._closed is None else self._closed
+        is_open = is_open & ~closed
         few = None if self._compiled else LiveUnits.of(self.site, self.inner, is_open)
         shut = gates.masked_fill(~is_open.to(gates.device), 0.0)
         if few is None:

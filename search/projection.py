@@ -131,7 +131,7 @@ def _ending(last: int, table: CostTable, target: int, shut: Sequence[AttentionKi
     """The table of plans whose last attention is in this block; behind it these kinds are beyond
     price.
     """
-    ending = table.ending(last) if table.tail else table
+    ending = table.ending(last)
     beyond = table.dense + target + 1
     rest = tuple(
         replace(site, attention={kind: beyond if kind in shut else price

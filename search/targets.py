@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from spvit_deploy.cost import CostTable, Unit, cost_table, count_cost
@@ -40,20 +41,27 @@ class Target:
 
 
 def target_of(supernet: Supernet, asked: BudgetRequest, measured: Measured | None = None) -> Target:
-    """Compare a budget with a model.
+    """As :func:`targets_of`, of one budget."""
+    return targets_of(supernet, [asked], measured)[0]
+
+
+def targets_of(
+    supernet: Supernet, asked: Sequence[BudgetRequest], measured: Measured | None = None
+) -> list[Target]:
+    """Compare budgets with a model.
 
     Args:
         supernet: the model, with the candidates of the search.
-        asked: the budget.
-        measured: the times that a latency budget needs.
+        asked: budgets of one unit.
+        measured: the times that latency budgets need.
 
     Raises:
         BudgetError: above the dense model, or below the smallest plan.
     """
-    table = _table(supernet, asked, measured)
+    table = _table(supernet, asked[0], measured)
     attend = supernet.blocks_to_attend()
-    amount = asked.target(table, least_cost(table, attend, supernet.probabilities()))
-    return Target(asked, table, amount, attend)
+    least = least_cost(table, attend, supernet.probabilities())
+    return [Target(one, table, one.target(table, least), attend) for one in asked]
 
 
 def _table(supernet: Supernet, asked: BudgetRequest, measured: Measured | None) -> CostTable:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -19,9 +19,9 @@ def spell_out_attention(module: nn.Module) -> list[Any]:
 
 
 @contextmanager
-def attention_spelled_out(*modules: nn.Module) -> Iterator[None]:
+def attention_spelled_out(module: nn.Module) -> Iterator[None]:
     """Attention is computed as products within this block, and as before after it."""
-    fused = [part for module in modules for part in spell_out_attention(module)]
+    fused = spell_out_attention(module)
     try:
         yield
     finally:
@@ -29,14 +29,14 @@ def attention_spelled_out(*modules: nn.Module) -> Iterator[None]:
             part.fused_attn = True
 
 
-@contextmanager
-def trained_attention(module: nn.Module, amp: bool, device: torch.device) -> Iterator[None]:
+def trained_attention(
+    module: nn.Module, amp: bool, device: torch.device
+) -> AbstractContextManager[None]:
     """Attention is computed in the way that trains fastest within this block.
 
     On a CPU in bfloat16 that is spelled out: torch's fused kernel has a slow backward pass there,
     three times the step of a ViT of few channels.
     """
-    with ExitStack() as stack:
-        if amp and device.type == "cpu":
-            stack.enter_context(attention_spelled_out(module))
-        yield
+    if amp and device.type == "cpu":
+        return attention_spelled_out(module)
+    return nullcontext()

@@ -20,12 +20,12 @@ from torch import nn
 
 from spvit_deploy.benchmarks.host import read_host
 from spvit_deploy.benchmarks.suites.quality_peers import prune
+from spvit_deploy.benchmarks.suites.quality_setting import lean_of
 from spvit_deploy.cost import count_cost
 from spvit_deploy.data import Batches, open_batches
 from spvit_deploy.demo import demo_recipe
 from spvit_deploy.lean.folder import SavedModel, dense_saved
-from spvit_deploy.lean.materialize import materialize_weights
-from spvit_deploy.models import create_empty, create_model, load_weights
+from spvit_deploy.models import create_model
 from spvit_deploy.plan import ModelSpec
 from spvit_deploy.recipe import Recipe
 from spvit_deploy.search.finetuning import FinetuneSettings, finetune_model
@@ -51,11 +51,7 @@ def ours(dense: SavedModel, recipe: Recipe, batches: Batches) -> SavedModel:
     """Search, materialize, fine-tune."""
     net = Supernet(copy.deepcopy(dense.module), dense.spec)
     result = run_search(net, batches, recipe.search)
-    weights, extras = net.dense_and_extras()
-    module = create_empty(dense.spec)
-    load_weights(module, weights, "supernet")
-    lean = materialize_weights(module, extras, result.plan)
-    saved = SavedModel(lean, dense.spec, dense.preprocessing, plan=result.plan)
+    saved = SavedModel(lean_of(net, result.plan), dense.spec, dense.preprocessing, plan=result.plan)
     return finetune_model(saved, batches, recipe.finetune, copy.deepcopy(dense), CPU)
 
 

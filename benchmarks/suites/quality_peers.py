@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch_pruning
 
+from spvit_deploy.attention import spell_out_attention
 from spvit_deploy.benchmarks.suites.quality_setting import (
     Setting,
     finetuned,
@@ -66,9 +67,7 @@ def torch_pruned(at: Setting) -> SavedModel:
 
 def prune(module: Any, size: tuple[int, int, int], ratio: float) -> None:
     """Torch-Pruning's recipe for timm's ViT: magnitudes of groups, heads counted."""
-    for part in module.modules():
-        if hasattr(part, "fused_attn"):
-            part.fused_attn = False
+    spell_out_attention(module)
     heads = {block.attn.qkv: block.attn.num_heads for block in module.blocks}
     pruner = torch_pruning.pruner.BasePruner(
         module,

@@ -32,6 +32,18 @@ class Skip(nn.Module):
         return x
 
 
+class PointwiseConv(nn.Conv2d):
+    """A 1×1 convolution that is computed as a matrix product, on tokens or on a map of them."""
+
+    def of_tokens(self, tokens: Tensor) -> Tensor:
+        """[B, N, C] → [B, N, d]."""
+        return functional.linear(tokens, self.weight.flatten(1), self.bias)
+
+    def forward(self, column: Tensor) -> Tensor:
+        """Tokens as an image of one column, [B, C, N, 1] → [B, d, N, 1]."""
+        return self.of_tokens(column.squeeze(3).transpose(1, 2)).transpose(1, 2).unsqueeze(3)
+
+
 class ConvAttention(nn.Module):
     """Bottleneck convolution read out of attention: conv C→d, BatchNorm, ReLU, linear d→C.
 
@@ -62,9 +74,11 @@ class ConvAttention(nn.Module):
         self.pointwise = kind is AttentionKind.CONV1X1
         self.grid = grid
         self.prefix = prefix
-        size = 1 if self.pointwise else 3
-        reach = size // 2 * dilation
-        self.conv = nn.Conv2d(dim, head_dim, size, padding=reach, dilation=dilation, bias=bias[0])
+        self.conv: nn.Conv2d = (
+            PointwiseConv(dim, head_dim, 1, bias=bias[0])
+            if self.pointwise
+            else nn.Conv2d(dim, head_dim, 3, padding=dilation, dilation=dilation, bias=bias[0])
+        )
         self.bn: nn.Module = (nn.BatchNorm1d if self.pointwise else nn.BatchNorm2d)(head_dim)
         self.act = nn.ReLU()
         self.proj = nn.Linear(head_dim, dim, bias=bias[1])
@@ -79,8 +93,8 @@ class ConvAttention(nn.Module):
         return to_tokens(self.bn(self.conv(to_grid(tokens, self.grid))))
 
     def _mix_points(self, tokens: Tensor) -> Tensor:
-        if type(self.conv) is nn.Conv2d:
-            y = functional.linear(tokens, self.conv.weight.flatten(1), self.conv.bias)
+        if isinstance(self.conv, PointwiseConv):
+            y = self.conv.of_tokens(tokens)
         else:  # with an adapter around it, which adds nothing to its weights before the end
             y = self.conv(tokens.transpose(1, 2).unsqueeze(3)).squeeze(3).transpose(1, 2)
         if isinstance(self.bn, nn.Identity):

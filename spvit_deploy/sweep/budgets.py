@@ -12,7 +12,7 @@ from spvit_deploy.search.budget import parse_budget
 from spvit_deploy.search.projection import project
 from spvit_deploy.search.searching import SearchSettings
 from spvit_deploy.search.supernet import Supernet
-from spvit_deploy.search.targets import target_of
+from spvit_deploy.search.targets import targets_of
 
 _BUDGET = r"(\d+(?:\.\d+)?)([%KMGT]?)"
 _DOTS = ("…", "...")
@@ -70,7 +70,7 @@ def check_budgets(budgets: tuple[str, ...], saved: SavedModel, settings: SearchS
     asked = [parse_budget(budget, settings.budget_on) for budget in budgets]
     merges = parse_token_keep(settings.token_keep)
     supernet = Supernet(saved.module, saved.spec, head_gates=settings.head_gates, token_keep=merges)
-    targets = [target_of(supernet, one) for one in asked]
+    targets = targets_of(supernet, asked)
     _require_distinct(budgets, [target.amount for target in targets])
     for target in targets:
         said = supernet.probabilities()
