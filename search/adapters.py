@@ -218,7 +218,8 @@ def _adaptable(part: nn.Module) -> bool:
     if type(part) is nn.Linear:
         return True
     return (
-        type(part) in (nn.Conv2d, PointwiseConv)
+        isinstance(part, nn.Conv2d)
+        and type(part) in (nn.Conv2d, PointwiseConv)
         and part.kernel_size in ((1, 1), (3, 3))
         and part.groups == 1
         and part.dilation == (1, 1)
