@@ -1,7 +1,7 @@
 """Accuracy at 30%, 50% and 70% of the MACs, by method: Fashion-MNIST, a small DeiT, three seeds.
 
 Usage: python benchmarks/suites/quality.py --data-dir DIR [--work FOLDER] [--jobs N] [--time 90]
-           [--only METHOD …] [--budgets 50% …] [--seeds 0 …] [--afresh]
+           [--only METHOD …] [--budgets 50% …] [--seeds 0 …] [--device cuda] [--afresh]
 Each combination is a cell, written into FOLDER when it is done and never done again, nor is one of
 the recorded results, unless --afresh: a run that was cut short, or out of --time (minutes), goes
 on where it was. Every run ends by writing the table and the plot of all cells that are there.
@@ -13,13 +13,18 @@ With FOLDER/latency.json (`spvit-deploy profile FOLDER/dense-0 --threads 1 -o FO
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import os
 import statistics
+import sys
 import time
+import traceback
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import cache
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -81,12 +86,17 @@ class Place:
     data_dir: str
     work: Path
     until: float
+    device: str = "cpu"
     afresh: bool = False
+
+    @property
+    def where(self) -> torch.device:
+        """What trains and judges."""
+        return torch.device(self.device)
 
     def batches(self, train: bool, seed: int = 0) -> Batches:
         """A split."""
-        data = DataSettings(spec="torch/fashion_mnist", root=self.data_dir, batch_size=128)
-        return open_batches(data, preprocessing_of(create_model(MODEL)), train, seed=seed)
+        return _opened(self.data_dir, self.device, train, seed)
 
     def done(self) -> dict[str, Row]:
         """Cells that are done, by their files."""
@@ -100,6 +110,14 @@ class Place:
         return found
 
 
+@cache
+def _opened(data_dir: str, device: str, train: bool, seed: int) -> Batches:
+    """A split, of which a job keeps the images that it has read."""
+    data = DataSettings(spec="torch/fashion_mnist", root=data_dir, batch_size=128)
+    prep = preprocessing_of(create_model(MODEL))
+    return open_batches(data, prep, train, torch.device(device), seed)
+
+
 def dense_of(place: Place, seed: int) -> SavedModel:
     """The dense model of a seed, trained the first time."""
     folder = place.work / f"dense-{seed}"
@@ -108,7 +126,7 @@ def dense_of(place: Place, seed: int) -> SavedModel:
         fresh = dense_saved(create_model(MODEL), MODEL)
         settings = FinetuneSettings(epochs=DENSE_EPOCHS, lr=1e-3, amp=True, seed=seed)
         train = place.batches(True, seed)
-        save_model(finetune_model(fresh, train, settings, None, torch.device("cpu")), folder)
+        save_model(finetune_model(fresh, train, settings, None, place.where), folder)
     return load_saved(folder)
 
 
@@ -134,13 +152,16 @@ def run_cell(cell: Cell, place: Place) -> None:
         return
     start = time.perf_counter()
     dense, train = dense_of(place, cell.seed), place.batches(True, cell.seed)
-    at = Setting(dense, train, cell.budget, cell.seed, DENSE_EPOCHS, SEARCH_EPOCHS, FINETUNE_EPOCHS)
+    at = Setting(
+        dense, train, cell.budget, cell.seed, DENSE_EPOCHS, SEARCH_EPOCHS, FINETUNE_EPOCHS,
+        device=place.where,
+    )  # fmt: skip
     lean, held_out = method_of(cell, place)(at), place.batches(False)
     size = dense.preprocessing.input_size
     found: Row = {
         "method": cell.method, "budget": cell.budget, "seed": cell.seed,
-        "top1": top1(lean.module, held_out),
-        "dense_top1": top1(dense.module, held_out),
+        "top1": top1(copy.deepcopy(lean.module).to(place.where), held_out),
+        "dense_top1": top1(copy.deepcopy(dense.module).to(place.where), held_out),
         "macs": count_cost(lean.module, size).macs / at.dense_macs,
         "params": count_cost(lean.module, size).params,
         "seconds": time.perf_counter() - start,
@@ -152,6 +173,16 @@ def run_cell(cell: Cell, place: Place) -> None:
         save_model(lean, place.work / cell.file[:-5], force=True)
     write_record(place.work / cell.file, found)
     print(f"{cell.file[:-5]}: {found['top1']:.2f}% at {100 * found['macs']:.1f}%", flush=True)
+
+
+def attempt(cell: Cell, place: Place) -> bool:
+    """Run a cell; whatever becomes of it, the others run."""
+    try:
+        run_cell(cell, place)
+    except Exception:
+        print(f"{cell.file[:-5]} failed:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
+        return False
+    return True
 
 
 def methods_here(work: Path) -> tuple[str, ...]:
@@ -182,24 +213,29 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=(*METHODS, *AFTER))
     parser.add_argument("--budgets", nargs="+", default=["50%", "30%", "70%"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--device", default="cpu", help="cpu or cuda.")
     parser.add_argument("--afresh", action="store_true", help="Leave recorded results out.")
     asked = parser.parse_args()
+    if BY_LATENCY in (asked.only or ()) and not (asked.work / LATENCY_FILE).exists():
+        parser.error(f"{BY_LATENCY} needs {asked.work / LATENCY_FILE}.")
     asked.work.mkdir(parents=True, exist_ok=True)
-    place = Place(asked.data_dir, asked.work, time.time() + 60 * asked.time, asked.afresh)
+    until = time.time() + 60 * asked.time
+    place = Place(asked.data_dir, asked.work, until, asked.device, asked.afresh)
     cells = list(cells_of(asked))
-    with ProcessPoolExecutor(asked.jobs, initializer=share_cores, initargs=(asked.jobs,)) as pool:
+    with ProcessPoolExecutor(asked.jobs, get_context("spawn"), share_cores, (asked.jobs,)) as pool:
         for _ in pool.map(dense_of, [place] * len(asked.seeds), asked.seeds):
             pass
+        done = []
         for late in (False, True):
             some = [cell for cell in cells if (cell.method in AFTER) is late]
-            for _ in pool.map(run_cell, some, [place] * len(some)):
-                pass
+            done += list(pool.map(attempt, some, [place] * len(some)))
     rows = [row for _, row in sorted(place.done().items())]
     record = {"epochs": EPOCHS, "cells": rows, "host": read_host().model_dump(mode="json")}
     RESULTS.write_text(json.dumps(record, indent=1) + "\n")
     write_pages(rows)
     dense = statistics.mean(row["dense_top1"] for row in rows)
     print(f"{len(rows)} cells; dense {dense:.2f}%")
+    sys.exit(0 if all(done) else 1)
 
 
 if __name__ == "__main__":

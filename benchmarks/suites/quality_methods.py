@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from spvit_deploy.benchmarks.latency import LatencyTable
 from spvit_deploy.benchmarks.suites.quality_peers import torch_pruned, uniform
 from spvit_deploy.benchmarks.suites.quality_setting import (
-    CPU,
     Method,
     Setting,
     finetuned,
@@ -50,7 +49,7 @@ def ours(**settings: Any) -> Method:
     def run(at: Setting) -> SavedModel:
         chosen = at.search(**settings)
         net = supernet_of(at, chosen)
-        teacher = copy.deepcopy(at.dense.module) if chosen.distill_weight else None
+        teacher = copy.deepcopy(at.dense.module).to(at.device) if chosen.distill_weight else None
         plan = run_search(net, at.train, chosen, teacher=teacher).plan
         return finetuned(at, lean_of(net, plan), at.finetune_epochs, plan)
 
@@ -81,7 +80,7 @@ def recombined(adamw: bool = False, penalty: bool = False, final: float = 8.0) -
         table = cost_table_of(net)
         target = parse_budget(at.budget).target(table)
         steps = settings.epochs * len(at.train)
-        cost, logits = ExpectedCost(table, CPU), list(net.gate_parameters())
+        cost, logits = ExpectedCost(table, at.device), list(net.gate_parameters())
         kind = AdamWGates if adamw else GateOptimizer
         gates = kind(logits, cost.shares(), TRAVEL / steps)
         share = target / table.dense

@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 from spvit_deploy.benchmarks.charts import DENSE, LEAN, style
 from spvit_deploy.benchmarks.suites.pictures import write_picture
 
-DOCS = Path(__file__).parents[2] / "docs"
+DOCS = Path(__file__).resolve().parents[2] / "docs"
 PAGE, PICTURE = DOCS / "quality.md", DOCS / "images" / "quality.png"
 START, END = "<!-- table: benchmarks/suites/quality.py -->", "<!-- end of the table -->"
 BUDGETS = ("30%", "50%", "70%")

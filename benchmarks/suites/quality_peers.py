@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
+from bisect import bisect_left
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from spvit_deploy.search.targets import cost_table_of
 
 def uniform(at: Setting) -> SavedModel:
     """Random operations, and in every MLP the same share of hidden units: the largest ones."""
-    net, dice = supernet_of(at), random.Random(at.seed)
+    net, dice = supernet_of(at).cpu(), random.Random(at.seed)
     table, target = cost_table_of(net), at.macs
     attend = net.blocks_to_attend()
     while True:
@@ -57,11 +58,15 @@ def _share_that_fits(table: Any, kinds: list[AttentionKind], target: int) -> flo
 def torch_pruned(at: Setting) -> SavedModel:
     """Torch-Pruning to at most the budget."""
     size = at.dense.preprocessing.input_size
-    for step in range(1, 200):
+
+    def pruned(step: int) -> Any:
         module: Any = copy.deepcopy(at.dense.module)
         prune(module, size, step / 200)
-        if count_cost(module, size).macs <= at.macs:
-            break
+        return module
+
+    steps = range(1, 200)
+    first = bisect_left(steps, True, key=lambda s: count_cost(pruned(s), size).macs <= at.macs)
+    module = pruned(steps[first])
     return finetuned(at, module, at.epochs, None)
 
 

@@ -35,6 +35,7 @@ class Setting:
         dense_epochs, search_epochs, finetune_epochs: passes over the data.
         lr: peak learning rate of search and fine-tuning.
         amp: bfloat16 autocast, in which CPUs that have it train twice as fast.
+        device: that trains, where the batches of ``train`` are; ``dense`` is on the CPU.
     """
 
     dense: SavedModel
@@ -46,6 +47,7 @@ class Setting:
     finetune_epochs: int
     lr: float = 5e-4
     amp: bool = True
+    device: torch.device = CPU
 
     @property
     def macs(self) -> int:
@@ -77,12 +79,12 @@ def finetuned(at: Setting, module: nn.Module, epochs: int, plan: PrunePlan | Non
     """Trained with the dense model as teacher."""
     settings = FinetuneSettings(epochs=epochs, lr=at.lr, amp=at.amp, seed=at.seed)
     saved = SavedModel(module, at.dense.spec, at.dense.preprocessing, plan=plan)
-    return finetune_model(saved, at.train, settings, copy.deepcopy(at.dense), CPU)
+    return finetune_model(saved, at.train, settings, copy.deepcopy(at.dense), at.device)
 
 
 def lean_of(net: Supernet, plan: PrunePlan) -> nn.Module:
-    """The lean model of a supernet."""
-    weights, extras = net.dense_and_extras()
+    """The lean model of a supernet, on the CPU."""
+    weights, extras = net.cpu().dense_and_extras()
     module = create_empty(net.spec)
     load_weights(module, weights, "supernet")
     return materialize_weights(module, extras, plan)
@@ -92,10 +94,11 @@ def supernet_of(at: Setting, settings: SearchSettings | None = None) -> Supernet
     """With the dense model's weights, and the candidates of these settings."""
     torch.manual_seed(at.seed)
     chosen = settings or at.search()
-    return Supernet(
+    net = Supernet(
         copy.deepcopy(at.dense.module),
         at.dense.spec,
         dilated=chosen.dilated,
         head_gates=chosen.head_gates,
         token_keep=parse_token_keep(chosen.token_keep),
     )
+    return net.to(at.device)

@@ -1,6 +1,7 @@
 """A step of the search against a dense training step: DeiT-S, batch 16. Time and peak memory.
 
 Usage: python benchmarks/suites/search_step.py [--model NAME] [--batch N] [--steps N]
+           [--device cuda] [--amp] [--probe N]
 Each side runs in a process of its own for memory; all take turns in one process for time.
 ``search`` is a search at its start, when gates draw attention in about half of the blocks;
 ``search_open`` has every gate open, the dearest that a step can be.
@@ -16,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,25 +35,49 @@ from spvit_deploy.search.searching import SearchLoss, SearchSettings
 from spvit_deploy.search.supernet import Supernet
 from spvit_deploy.search.targets import cost_table_of
 
-RESULTS = Path(__file__).parent / "results" / "search_step.json"
+RESULTS = Path(__file__).parent / "results"
 SIDES = ("dense", "search", "search_open")
 
 
-def stepper(side: str, name: str, batch: int) -> Callable[[], None]:
+@dataclass(frozen=True)
+class Training:
+    """What takes the steps.
+
+    Attributes:
+        model: timm's name.
+        batch: images a step.
+        device: such as ``cpu``.
+        amp: bfloat16 autocast.
+        probe: as in :class:`SearchSettings`.
+    """
+
+    model: str
+    batch: int
+    device: str
+    amp: bool
+    probe: int
+
+    @staticmethod
+    def of(asked: argparse.Namespace) -> Training:
+        """As the command line has it."""
+        return Training(asked.model, asked.batch, asked.device, asked.amp, asked.probe)
+
+
+def stepper(side: str, of: Training) -> Callable[[], None]:
     """A training step of the dense model or of its supernet."""
     torch.manual_seed(0)
-    spec = ModelSpec(name=name)
-    model = create_model(spec)
-    images = torch.randn(batch, *input_size(model))
-    labels = torch.randint(0, 1000, (batch,))
+    spec, where = ModelSpec(name=of.model), torch.device(of.device)
+    model = create_model(spec).to(where)
+    images = torch.randn(of.batch, *input_size(model), device=where)
+    labels = torch.randint(0, 1000, (of.batch,), device=where)
     gates = None
     if side != "dense":
-        net = Supernet(model, spec)
-        net.probe(SearchSettings().probe)
+        net = Supernet(model, spec).to(where)
+        net.probe(of.probe)
         if side == "search_open":
             for logits in net.gate_parameters():
                 logits.data.fill_(20.0)
-        cost = ExpectedCost(cost_table_of(net), torch.device("cpu"))
+        cost = ExpectedCost(cost_table_of(net), where)
         loss_function = SearchLoss(
             net, cost, Penalty(0.5, 20.0), DistillationLoss(SearchSettings(), None)
         )
@@ -63,11 +89,12 @@ def stepper(side: str, name: str, batch: int) -> Callable[[], None]:
     model.train()
 
     def step() -> None:
-        output = model(images)
-        if gates is not None:
-            loss = loss_function(output, images, labels)
-        else:
-            loss = functional.cross_entropy(output, labels)
+        with torch.autocast(where.type, torch.bfloat16, enabled=of.amp):
+            output = model(images)
+            if gates is not None:
+                loss = loss_function(output, images, labels)
+            else:
+                loss = functional.cross_entropy(output, labels)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
@@ -77,10 +104,30 @@ def stepper(side: str, name: str, batch: int) -> Callable[[], None]:
     return step
 
 
-def peak(side: str, name: str, batch: int) -> int:
-    """Peak resident bytes of a process that makes three steps."""
-    command = [sys.executable, __file__, "--memory", side, "--model", name, "--batch", str(batch)]
+def peak(side: str) -> int:
+    """Peak bytes of a process that makes three steps: resident, or allocated on the GPU."""
+    command = [sys.executable, __file__, *sys.argv[1:], "--memory", side]
     return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def print_peak(side: str, of: Training) -> None:
+    """Make three steps, and print what they took."""
+    step = stepper(side, of)
+    for _ in range(3):
+        step()
+    if of.device == "cpu":
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    else:
+        print(torch.cuda.max_memory_allocated())
+
+
+def seconds_of(step: Callable[[], None], device: str) -> float:
+    """How long a step takes, until the device is done."""
+    start = time.perf_counter()
+    step()
+    if device != "cpu":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
 
 
 def main() -> None:
@@ -89,35 +136,35 @@ def main() -> None:
     parser.add_argument("--model", default="deit_small_patch16_224")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--device", default="cpu", help="cpu or cuda.")
+    parser.add_argument("--amp", action="store_true", help="bfloat16 autocast.")
+    parser.add_argument("--probe", type=int, default=SearchSettings().probe)
     parser.add_argument("--memory", choices=SIDES)
     asked = parser.parse_args()
+    of = Training.of(asked)
     if asked.memory:
-        step = stepper(asked.memory, asked.model, asked.batch)
-        for _ in range(3):
-            step()
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+        print_peak(asked.memory, of)
         return
-    memory = {side: peak(side, asked.model, asked.batch) for side in SIDES}
-    steps = {side: stepper(side, asked.model, asked.batch) for side in SIDES}
+    memory = {side: peak(side) for side in SIDES}
+    steps = {side: stepper(side, of) for side in SIDES}
     seconds: dict[str, list[float]] = {side: [] for side in steps}
     for turn in range(asked.steps + 1):
         for side, step in steps.items():
-            start = time.perf_counter()
-            step()
+            took = seconds_of(step, of.device)
             if turn:
-                seconds[side].append(time.perf_counter() - start)
+                seconds[side].append(took)
     median = {side: statistics.median(values) for side, values in seconds.items()}
     record: dict[str, Any] = {
-        "model": asked.model,
-        "batch": asked.batch,
+        **asdict(of),
         "median_seconds": median,
         "peak_bytes": memory,
         "time_ratio": {side: median[side] / median["dense"] for side in SIDES[1:]},
         "memory_ratio": {side: memory[side] / memory["dense"] for side in SIDES[1:]},
         "host": read_host().model_dump(mode="json"),
     }
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(record, indent=1) + "\n")
+    RESULTS.mkdir(exist_ok=True)
+    name = "search_step" if of.device == "cpu" else "search_step_gpu"
+    (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
     for side in SIDES[1:]:
         time_ratio, memory_ratio = record["time_ratio"][side], record["memory_ratio"][side]
         print(f"{side}: time {time_ratio:.3f}×, peak memory {memory_ratio:.3f}×")
