@@ -12,7 +12,7 @@ from torch.func import functional_call
 from spvit_deploy.families import BlockSite
 from spvit_deploy.lean.mlps import gated_output
 from spvit_deploy.search.branches import START_LOGIT
-from spvit_deploy.search.live_units import LiveUnits
+from spvit_deploy.search.live_units import LiveUnits, filled
 
 
 class GatedMlp(nn.Module):
@@ -25,6 +25,8 @@ class GatedMlp(nn.Module):
         self.unit_logits = nn.Parameter(torch.full((site.hidden,), START_LOGIT))
         self.register_buffer("fixed", None, persistent=False)
         self.fixed: Tensor | None
+        # Units that have settled closed, where the gates are and on the host.
+        self._shut: Tensor | None = None
         self._closed: Tensor | None = None
         self._live: LiveUnits | None = None
         self._drawn: tuple[Tensor, Tensor] | None = None
@@ -47,7 +49,9 @@ class GatedMlp(nn.Module):
         """Leave hidden units out of training whose side [hidden] is -1."""
         closed = (sides < 0).cpu()
         if self._closed is None or not torch.equal(closed, self._closed):
-            self._closed, self._live = closed, LiveUnits.of(self.site, self.inner, ~closed)
+            self._shut, self._closed = sides < 0, closed
+            live = ~closed if sides.device.type == "cpu" else filled(~closed)
+            self._live = LiveUnits.of(self.site, self.inner, live)
 
     def set_drawn(self, gates: Tensor, is_open: Tensor) -> None:
         """Hand over this step's sampled gates [hidden], and on the host which are open."""
@@ -68,8 +72,8 @@ class GatedMlp(nn.Module):
             gates, is_open = self._drawn
             if self._every > 1 and self._stateless and bool(is_open.any()):
                 return self._probed(gates, is_open, x, args)
-            if self._closed is not None:
-                gates = gates.masked_fill(self._closed.to(gates.device), 0.0)
+            if self._shut is not None:
+                gates = gates.masked_fill(self._shut, 0.0)
             # Compiled code would be compiled anew for each width.
             if self._live is not None and self._compiled is None:
                 return self._live(self.inner, gates, x, *args)
@@ -82,7 +86,9 @@ class GatedMlp(nn.Module):
         closed = torch.zeros_like(is_open) if self._closed is None else self._closed
         is_open = is_open & ~closed
         few = None if self._compiled else LiveUnits.of(self.site, self.inner, is_open)
-        shut = gates.masked_fill(~is_open.to(gates.device), 0.0)
+        shut = gates.masked_fill(gates.detach() <= 0.5, 0.0)
+        if self._shut is not None:
+            shut = shut.masked_fill(self._shut, 0.0)
         if few is None:
             answer = (self._compiled or self._gated)(shut, x, *args)
         else:

@@ -142,10 +142,13 @@ class GateOptimizer:
         beside: int = 0,
     ) -> None:
         self.parameters = list(parameters)
-        self._macs = list(macs)
+        # All in one row: a GPU takes as long for three numbers as for thousands.
+        self._sizes = [p.numel() for p in self.parameters]
+        self._macs = torch.cat([share.flatten() for share in macs])
+        self._zero = self._macs.new_zeros(())
         self._lr, self._momentum, self._clip = lr, momentum, clip
         self._scaling = len(self.parameters) - beside
-        self._velocity = [torch.zeros_like(p) for p in self.parameters]
+        self._velocity = torch.zeros_like(self._macs)
         self._square = 0.0
         self._steps = 0
 
@@ -158,11 +161,12 @@ class GateOptimizer:
 
     def state_dict(self) -> dict[str, Any]:
         """What a later run needs to go on as if it were this one; the logits are the model's."""
-        return {"velocity": self._velocity, "square": self._square, "steps": self._steps}
+        rows = [row.clone() for row in self._velocity.split(self._sizes)]
+        return {"velocity": rows, "square": self._square, "steps": self._steps}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what :meth:`state_dict` gave."""
-        for own, saved in zip(self._velocity, state["velocity"], strict=True):
+        for own, saved in zip(self._velocity.split(self._sizes), state["velocity"], strict=True):
             own.copy_(saved)
         self._square, self._steps = float(state["square"]), int(state["steps"])
 
@@ -173,21 +177,21 @@ class GateOptimizer:
         Raises:
             JobError: a gradient is no longer a number.
         """
-        per_mac = [
-            torch.zeros_like(p) if p.grad is None else torch.where(m > 0, p.grad / m, 0.0)
-            for p, m in zip(self.parameters, self._macs, strict=True)
-        ]
-        units = [grad.flatten() for grad in per_mac[: self._scaling] if grad.numel() > 3]
-        square = float(torch.cat(units or per_mac).square().mean())
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
+        flat = torch.cat([grad.flatten() for grad in grads])
+        per_mac = torch.where(self._macs > 0, flat / self._macs, self._zero)
+        rows = per_mac.split(self._sizes)
+        units = [row for row in rows[: self._scaling] if row.numel() > 3]
+        square = float(torch.cat(units or rows).square().mean())
         if not math.isfinite(square):
             raise JobError(f"The search diverged in step {self._steps + 1}.", "Try a smaller --lr.")
         self._steps += 1
         self._square += 0.1 * (square - self._square)
-        scale = self.scale
-        for parameter, velocity, grad in zip(self.parameters, self._velocity, per_mac, strict=True):
-            bounded = (grad / scale).clamp(-self._clip, self._clip)
-            velocity.mul_(self._momentum).add_(bounded, alpha=1 - self._momentum)
-            parameter.sub_(self._lr * velocity)
+        bounded = (per_mac / self.scale).clamp(-self._clip, self._clip)
+        self._velocity.mul_(self._momentum).add_(bounded, alpha=1 - self._momentum)
+        moves = (self._lr * self._velocity).split(self._sizes)
+        for parameter, move in zip(self.parameters, moves, strict=True):
+            parameter.sub_(move.view_as(parameter))
             # A logit far out would never come back: its draws, and so its gradients, vanish.
             parameter.clamp_(-4, 4)
             parameter.grad = None

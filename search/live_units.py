@@ -12,6 +12,17 @@ from torch.func import functional_call
 from spvit_deploy.families import BlockSite
 from spvit_deploy.lean.mlps import narrow_mlp
 
+# Widths that matrix units multiply fast; of others some take GPUs twice as long.
+_GRAIN = 8
+
+
+def filled(live: Tensor) -> Tensor:
+    """A mask [hidden] of live units with as many others as make a width that is computed fast."""
+    others = (~live).nonzero().flatten()
+    chosen = live.clone()
+    chosen[others[: -int(live.sum()) % _GRAIN]] = True
+    return chosen
+
 
 def probed(batch: int, every: int) -> int:
     """How many images of a batch tell what closed gates would change: one in so many, the first.

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
@@ -50,7 +51,7 @@ class SearchSettings(DistillSettings):
             within the search.
         sharpness: of draws at the end, see :func:`sharpness`; 1 for σ(z) throughout, as published.
         probe: one image in so many tells the gates that are drawn closed what opening them would
-            change; 1 for all images.
+            change; 1 for all images; None for 4 on CPUs and 1 elsewhere.
         align: MLP widths become multiples of this.
         allow_host: take times of a latency budget from another host.
         stop_when_settled: end after so many epochs in which the plan stayed; None for never.
@@ -69,7 +70,7 @@ class SearchSettings(DistillSettings):
     cost_weight: float = Field(default=20.0, ge=0)
     gate_lr: float | None = Field(default=None, gt=0)
     sharpness: float = Field(default=8.0, ge=1)
-    probe: int = Field(default=4, ge=1)
+    probe: int | None = Field(default=None, ge=1)
     align: int = Field(default=8, ge=1)
     allow_host: bool = False
     stop_when_settled: int | None = Field(default=None, ge=1)
@@ -135,6 +136,15 @@ class SearchLoss:
         return self._task(output, images, labels) + self.price(self.expected())
 
 
+def probe_of(device: torch.device) -> int:
+    """The default of ``probe`` on a device.
+
+    A GPU is not kept busy by MLPs of another width in each step, which the host has to put
+    together: there all images are cheaper.
+    """
+    return 4 if device.type == "cpu" else 1
+
+
 def run_search(
     supernet: Supernet,
     batches: Batches,
@@ -172,10 +182,11 @@ def run_search(
     run = run or Run()
     if settings.head_map == "matched" and run.state is None:
         match_head_maps(supernet, batches, run.processes)
-    supernet.probe(settings.probe)
+    device = next(supernet.parameters()).device
+    supernet.probe(settings.probe or probe_of(device))
     steps = max(1, settings.epochs * max(1, len(batches)))
 
-    trimming = Trimming(next(supernet.parameters()).device)
+    trimming = Trimming(device)
 
     def begin(step: int, seed: int) -> None:
         trimming.step(step)

@@ -102,8 +102,8 @@ def main(ctx: click.Context, verbose: bool, debug: bool) -> None:
 @click.option(
     "--probe",
     type=click.IntRange(1),
-    default=4,
-    show_default=True,
+    default=None,
+    show_default="4 on a CPU, else 1",
     help="One image in so many tells closed gates what opening them would change; 1 for all.",
 )
 @click.option(

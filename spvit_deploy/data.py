@@ -6,6 +6,7 @@ whole batches, on the device.
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -98,6 +99,12 @@ class Batches:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         return self.epoch(0)
+
+    def reseeded(self, seed: int) -> Batches:
+        """The same images in another order, with other draws; what has been read is shared."""
+        twin = copy.copy(self)
+        twin._seed = seed
+        return twin
 
     def epoch(self, number: int, skip: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of an epoch without its first ``skip``, whose images are not loaded; of

@@ -21,7 +21,9 @@ from spvit_deploy.engines import find_engines
 from spvit_deploy.errors import InputError
 from spvit_deploy.export.formats import EngineFlags
 from spvit_deploy.lean.folder import SavedModel
-from tests.conftest import NAME, TINY_ARGS
+from spvit_deploy.models import create_model, input_size
+from spvit_deploy.search.supernet import Supernet
+from tests.conftest import NAME, TINY_ARGS, tiny_spec
 
 pytestmark = [
     pytest.mark.gpu,
@@ -59,6 +61,28 @@ def test_search_and_finetune_on_the_device(tmp_path: Path) -> None:
     for step in steps:
         result = CliRunner().invoke(main, step)
         assert result.exit_code == 0, result.output
+
+
+@pytest.mark.parametrize("every", [1, 4])
+def test_a_supernet_trains_on_the_device_as_on_a_cpu(every: int) -> None:
+    found = {}
+    for device in ("cpu", "cuda"):
+        torch.manual_seed(0)
+        net = Supernet(create_model(tiny_spec()), tiny_spec()).train().to(device)
+        net.probe(every)
+        sides = [torch.zeros(site.hidden, device=device) for site in net.sites]
+        sides[0][:13] = -1
+        net.settle([torch.zeros(3)] * len(sides), sides)
+        net.seed_draws(3)
+        images = torch.randn(8, *input_size(net.model), generator=torch.Generator().manual_seed(1))
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            net(images.to(device)).square().mean().backward()
+        found[device] = {n: p.grad.cpu() for n, p in net.named_parameters() if p.grad is not None}
+        live = net.mlps[0]._live
+        assert live is not None
+        assert len(live.units) == {"cpu": 83, "cuda": 88}[device]
+    for name, grad in found["cpu"].items():
+        torch.testing.assert_close(found["cuda"][name], grad, atol=1e-4, rtol=1e-2, msg=name)
 
 
 def rtx_engine(folder: Path, output: Path, **options: Any) -> tuple[Path, dict[str, Any]]:

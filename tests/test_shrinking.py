@@ -6,13 +6,16 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from spvit_deploy.data import open_batches
 from spvit_deploy.models import create_model, input_size, preprocessing_of
 from spvit_deploy.plan import ModelSpec
 from spvit_deploy.search.gates import sharpness
-from spvit_deploy.search.searching import SearchSettings, run_search
+from spvit_deploy.search.live_units import filled
+from spvit_deploy.search.searching import SearchSettings, probe_of, run_search
 from spvit_deploy.search.shrinking import Shrinking
 from spvit_deploy.search.supernet import Supernet
 from spvit_deploy.sources import DataSettings
@@ -203,3 +206,15 @@ def test_of_closed_units_a_quarter_of_the_images_is_computed() -> None:
         net(torch.randn(8, *input_size(net.model)))
     assert [count for count, _ in seen] == [8, 2] * 3
     assert [seen[i][1] + seen[i + 1][1] for i in (0, 2, 4)] == [site.hidden for site in net.sites]
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=40))
+def test_live_units_are_filled_up_to_a_width_that_is_fast(units: list[bool]) -> None:
+    live = torch.tensor(units)
+    more = filled(live)
+    assert bool((more | ~live).all())
+    assert int(more.sum()) == min(len(units), -(-int(live.sum()) // 8) * 8)
+
+
+def test_gates_are_told_by_all_images_where_a_gpu_computes() -> None:
+    assert [probe_of(torch.device(name)) for name in ("cpu", "cuda", "mps")] == [4, 1, 1]

@@ -96,7 +96,7 @@ class Place:
 
     def batches(self, train: bool, seed: int = 0) -> Batches:
         """A split."""
-        return _opened(self.data_dir, self.device, train, seed)
+        return _opened(self.data_dir, self.device, train).reseeded(seed)
 
     def done(self) -> dict[str, Row]:
         """Cells that are done, by their files."""
@@ -111,11 +111,11 @@ class Place:
 
 
 @cache
-def _opened(data_dir: str, device: str, train: bool, seed: int) -> Batches:
+def _opened(data_dir: str, device: str, train: bool) -> Batches:
     """A split, of which a job keeps the images that it has read."""
     data = DataSettings(spec="torch/fashion_mnist", root=data_dir, batch_size=128)
     prep = preprocessing_of(create_model(MODEL))
-    return open_batches(data, prep, train, torch.device(device), seed)
+    return open_batches(data, prep, train, torch.device(device))
 
 
 def dense_of(place: Place, seed: int) -> SavedModel:

@@ -17,7 +17,7 @@ from spvit_deploy.lean.materialize import materialize_weights
 from spvit_deploy.models import create_empty, load_weights
 from spvit_deploy.plan import PrunePlan, parse_token_keep
 from spvit_deploy.search.finetuning import FinetuneSettings, finetune_model
-from spvit_deploy.search.searching import SearchSettings
+from spvit_deploy.search.searching import SearchSettings, probe_of
 from spvit_deploy.search.supernet import Supernet
 
 CPU = torch.device("cpu")
@@ -65,10 +65,11 @@ class Setting:
         return self.search_epochs + self.finetune_epochs
 
     def search(self, **more: Any) -> SearchSettings:
-        """Settings of a search."""
+        """Settings of a search, with the defaults of a CPU wherever it runs."""
+        own = {"probe": probe_of(CPU), **more}
         return SearchSettings(
             epochs=self.search_epochs, budget=self.budget, lr=self.lr, amp=self.amp,
-            seed=self.seed, **more,
+            seed=self.seed, **own,
         )  # fmt: skip
 
 

@@ -31,7 +31,7 @@ from spvit_deploy.plan import ModelSpec
 from spvit_deploy.search.distilling import DistillationLoss
 from spvit_deploy.search.gates import GateOptimizer
 from spvit_deploy.search.pricing import ExpectedCost, Penalty
-from spvit_deploy.search.searching import SearchLoss, SearchSettings
+from spvit_deploy.search.searching import SearchLoss, SearchSettings, probe_of
 from spvit_deploy.search.supernet import Supernet
 from spvit_deploy.search.targets import cost_table_of
 
@@ -60,7 +60,8 @@ class Training:
     @staticmethod
     def of(asked: argparse.Namespace) -> Training:
         """As the command line has it."""
-        return Training(asked.model, asked.batch, asked.device, asked.amp, asked.probe)
+        probe = asked.probe or probe_of(torch.device(asked.device))
+        return Training(asked.model, asked.batch, asked.device, asked.amp, probe)
 
 
 def stepper(side: str, of: Training) -> Callable[[], None]:
@@ -138,7 +139,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--device", default="cpu", help="cpu or cuda.")
     parser.add_argument("--amp", action="store_true", help="bfloat16 autocast.")
-    parser.add_argument("--probe", type=int, default=SearchSettings().probe)
+    parser.add_argument("--probe", type=int, help="Default: the device's.")
     parser.add_argument("--memory", choices=SIDES)
     asked = parser.parse_args()
     of = Training.of(asked)

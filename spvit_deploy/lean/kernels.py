@@ -64,10 +64,12 @@ def position_shares(
         semantics: temperature and order.
     """
     share = head_map(head_logits, semantics.head_temperature)
-    share = share[:, _COLUMNS[semantics.kernel_order]]
+    # By slices: a list as index travels to the GPU, and the host waits for all that runs there.
+    order = _COLUMNS[semantics.kernel_order]
     if kind is AttentionKind.CONV1X1:
-        return share[:, CENTRE : CENTRE + 1], 1
-    return share, 3
+        return share[:, order[CENTRE] : order[CENTRE] + 1], 1
+    columns = share.unbind(1)
+    return torch.stack([columns[index] for index in order], dim=1), 3
 
 
 def logits_of_shares(shares: Tensor, semantics: Semantics) -> Tensor:
