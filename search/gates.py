@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -62,7 +62,8 @@ def cumulative(gates: Tensor) -> Tensor:
     Args:
         gates: [..., 3].
     """
-    return torch.cumprod(gates, dim=-1)
+    # Not cumprod, whose backward pass asks the device whether a factor is zero, and waits for it.
+    return torch.stack(list(accumulate(gates.unbind(-1), torch.mul)), dim=-1)
 
 
 def open_heads(logits: Tensor) -> Tensor:

@@ -130,6 +130,11 @@ def dense_of(place: Place, seed: int) -> SavedModel:
     return load_saved(folder)
 
 
+def trained_on(device: torch.device) -> str:
+    """The name of what trains."""
+    return read_host().cpu if device.type == "cpu" else torch.cuda.get_device_name(device)
+
+
 def method_of(cell: Cell, place: Place) -> Method:
     """What makes a cell's model."""
     if cell.method in METHODS:
@@ -165,6 +170,7 @@ def run_cell(cell: Cell, place: Place) -> None:
         "macs": count_cost(lean.module, size).macs / at.dense_macs,
         "params": count_cost(lean.module, size).params,
         "seconds": time.perf_counter() - start,
+        "device": trained_on(place.where),
     }  # fmt: skip
     if lean.plan is not None:
         found["operations"] = [block.attention.value for block in lean.plan.blocks]
