@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from spvit_deploy.cost import CostTable
 from spvit_deploy.data import Batches
 from spvit_deploy.errors import InputError
-from spvit_deploy.plan import PrunePlan, parse_token_keep
+from spvit_deploy.plan import ModelSpec, PrunePlan, parse_token_keep
 from spvit_deploy.progress import warn
 from spvit_deploy.search.budget import parse_budget
 from spvit_deploy.search.distilling import DistillationLoss, DistillSettings
@@ -134,6 +134,21 @@ class SearchLoss:
     def __call__(self, output: Any, images: Tensor, labels: Tensor) -> Tensor:
         """Scores [B, classes] → scalar."""
         return self._task(output, images, labels) + self.price(self.expected())
+
+
+def supernet_of(model: nn.Module, spec: ModelSpec, settings: SearchSettings) -> Supernet:
+    """A model with the candidates that a search of these settings chooses from.
+
+    Raises:
+        ModelError: no family takes the model.
+    """
+    return Supernet(
+        model,
+        spec,
+        dilated=settings.dilated,
+        head_gates=settings.head_gates,
+        token_keep=parse_token_keep(settings.token_keep),
+    )
 
 
 def probe_of(device: torch.device) -> int:

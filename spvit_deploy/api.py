@@ -40,8 +40,7 @@ from spvit_deploy.search.folder import (
 )
 from spvit_deploy.search.importing import import_lean, import_plan
 from spvit_deploy.search.running import RunSettings, asked_of, begin_run, open_run
-from spvit_deploy.search.searching import SearchResult, SearchSettings, run_search
-from spvit_deploy.search.supernet import Supernet
+from spvit_deploy.search.searching import SearchResult, SearchSettings, run_search, supernet_of
 from spvit_deploy.sources import open_source
 from spvit_deploy.store import ensure_free, new_folder
 
@@ -86,8 +85,7 @@ def search_gates(
     target, upkeep = Path(output), run or RunSettings()
     chosen = (settings or SearchSettings()).model_copy(update={"budget": budget})
     asked = parse_budget(budget, chosen.budget_on)
-    merges = parse_token_keep(chosen.token_keep)
-    require_no_merges(asked, merges)
+    require_no_merges(asked, parse_token_keep(chosen.token_keep))
     begin_run(target, upkeep, force, reads=(model, checkpoint, asked.file, teacher))
     processes, where = join(device)
     torch.manual_seed(chosen.seed)
@@ -104,13 +102,7 @@ def search_gates(
     same["teacher"] = of_teacher or (teacher if chosen.distill_weight else None)
     with open_run(target, same, upkeep, processes, where) as opened:
         times = times_of_run(asked, saved, opened, where, chosen.allow_host)
-        supernet = Supernet(
-            saved.module.to(where),
-            saved.spec,
-            dilated=chosen.dilated,
-            head_gates=chosen.head_gates,
-            token_keep=merges,
-        )
+        supernet = supernet_of(saved.module.to(where), saved.spec, chosen)
         result = run_search(supernet.to(where), batches, chosen, times, opened, taught)
         hashes = {"checkpoint": digest, "teacher": of_teacher}
         sources = {name: found for name, found in hashes.items() if found}

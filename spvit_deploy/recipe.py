@@ -14,14 +14,13 @@ from spvit_deploy.export.formats import find_format
 from spvit_deploy.export.job import ExportSettings
 from spvit_deploy.latency_budgets import measured, read_table
 from spvit_deploy.models import create_model
-from spvit_deploy.plan import ModelSpec, first_line, parse_token_keep
+from spvit_deploy.plan import ModelSpec, first_line
 from spvit_deploy.profiling import settings_of
 from spvit_deploy.search.adapters import require_peft
 from spvit_deploy.search.budget import parse_budget, with_base
 from spvit_deploy.search.finetuning import FinetuneSettings
 from spvit_deploy.search.running import RunSettings
-from spvit_deploy.search.searching import SearchSettings
-from spvit_deploy.search.supernet import Supernet
+from spvit_deploy.search.searching import SearchSettings, supernet_of
 from spvit_deploy.search.targets import target_of
 from spvit_deploy.sources import DataSettings
 from spvit_deploy.store import ensure_free, write_bytes
@@ -208,10 +207,7 @@ def _check_budget(recipe: Recipe) -> None:
     if measures or recipe.model.pretrained or ":" in recipe.model.name:
         return
     spec, chosen = ModelSpec(name=recipe.model.name, args=recipe.model.args), recipe.search
-    supernet = Supernet(
-        create_model(spec), spec,
-        head_gates=chosen.head_gates, token_keep=parse_token_keep(chosen.token_keep),
-    )  # fmt: skip
+    supernet = supernet_of(create_model(spec), spec, chosen)
     times = None
     if budget.file is not None:
         table = read_table(budget, supernet.sites, spec, chosen.allow_host)

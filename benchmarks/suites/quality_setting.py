@@ -15,7 +15,8 @@ from spvit_deploy.data import Batches
 from spvit_deploy.lean.folder import SavedModel
 from spvit_deploy.lean.materialize import materialize_weights
 from spvit_deploy.models import create_empty, load_weights
-from spvit_deploy.plan import PrunePlan, parse_token_keep
+from spvit_deploy.plan import PrunePlan
+from spvit_deploy.search import searching
 from spvit_deploy.search.finetuning import FinetuneSettings, finetune_model
 from spvit_deploy.search.searching import SearchSettings, probe_of
 from spvit_deploy.search.supernet import Supernet
@@ -95,11 +96,5 @@ def supernet_of(at: Setting, settings: SearchSettings | None = None) -> Supernet
     """With the dense model's weights, and the candidates of these settings."""
     torch.manual_seed(at.seed)
     chosen = settings or at.search()
-    net = Supernet(
-        copy.deepcopy(at.dense.module),
-        at.dense.spec,
-        dilated=chosen.dilated,
-        head_gates=chosen.head_gates,
-        token_keep=parse_token_keep(chosen.token_keep),
-    )
-    return net.to(at.device)
+    dense = copy.deepcopy(at.dense.module)
+    return searching.supernet_of(dense, at.dense.spec, chosen).to(at.device)

@@ -7,11 +7,9 @@ from collections.abc import Sequence
 
 from spvit_deploy.errors import BudgetError
 from spvit_deploy.lean.folder import SavedModel
-from spvit_deploy.plan import parse_token_keep
 from spvit_deploy.search.budget import parse_budget
 from spvit_deploy.search.projection import project
-from spvit_deploy.search.searching import SearchSettings
-from spvit_deploy.search.supernet import Supernet
+from spvit_deploy.search.searching import SearchSettings, supernet_of
 from spvit_deploy.search.targets import targets_of
 
 _BUDGET = r"(\d+(?:\.\d+)?)([%KMGT]?)"
@@ -68,8 +66,7 @@ def check_budgets(budgets: tuple[str, ...], saved: SavedModel, settings: SearchS
         ModelError: no family takes the model.
     """
     asked = [parse_budget(budget, settings.budget_on) for budget in budgets]
-    merges = parse_token_keep(settings.token_keep)
-    supernet = Supernet(saved.module, saved.spec, head_gates=settings.head_gates, token_keep=merges)
+    supernet = supernet_of(saved.module, saved.spec, settings)
     targets = targets_of(supernet, asked)
     _require_distinct(budgets, [target.amount for target in targets])
     for target in targets:
