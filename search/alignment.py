@@ -86,3 +86,24 @@ def _next_units(
     """(minus the mean probability, number) of the units that would be added next."""
     more = ranked[width : width + step]
     return (-sum(row[i] for i in more) / max(1, len(more)), len(more))
+
+
+def align_if_it_fits(
+    choices: Sequence[Choice],
+    units: Sequence[Sequence[float]],
+    table: CostTable,
+    target: int,
+    step: int,
+    least: float,
+) -> tuple[tuple[Choice, ...], int]:
+    """As :func:`align`, with half of ``step`` and so on as long as less than ``least`` is used.
+
+    Returns:
+        The choices, and what their widths are multiples of.
+    """
+    while step > 1:
+        aligned = align(choices, units, table, target, step)
+        if cost_of(table, aligned, [len(choice.keep) for choice in aligned]) >= least:
+            return aligned, step
+        step //= 2
+    return tuple(choices), 1

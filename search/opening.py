@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -45,6 +46,24 @@ def _choice(said: GateProbabilities, gates: int, keep: tuple[int, ...], heads: s
     kind = AttentionKind.of_gates(gates)
     some = kind is AttentionKind.MSA and len(heads) < len(said.heads)
     return Choice(kind, keep, tuple(sorted(heads)) if some else None)
+
+
+def distance(old: Choice, new: Choice, said: GateProbabilities) -> int:
+    """Gates that differ; heads count where attention was kept and is."""
+    turned = len(set(old.keep) ^ set(new.keep))
+    if old.kind is AttentionKind.MSA and new.kind is AttentionKind.MSA:
+        every = range(len(said.heads))
+        before, after = (set(every if c.heads is None else c.heads) for c in (old, new))
+        turned += len(before ^ after)
+    return abs(old.kind.gates - new.kind.gates) + turned
+
+
+def against(old: Choice, new: Choice, said: GateProbabilities) -> float:
+    """How sure the gates were that differ: the sum of their logits."""
+    low, high = sorted((old.kind.gates, new.kind.gates))
+    turned = [*said.attention[low:high], *(said.units[i] for i in set(old.keep) ^ set(new.keep))]
+    bounded = (min(max(chance, 1e-6), 1 - 1e-6) for chance in turned)
+    return sum(abs(math.log(chance / (1 - chance))) for chance in bounded)
 
 
 @dataclass(frozen=True)

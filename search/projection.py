@@ -12,9 +12,16 @@ from dataclasses import dataclass, replace
 from spvit_deploy.cost import CostTable, last_attention
 from spvit_deploy.errors import BudgetError
 from spvit_deploy.plan import AttentionKind
-from spvit_deploy.search.alignment import Choice, align, cost_of
+from spvit_deploy.search.alignment import Choice, align_if_it_fits, cost_of
 from spvit_deploy.search.budget import nearest, too_small
-from spvit_deploy.search.opening import OpenBlock, Start, choice_said, ranked_items
+from spvit_deploy.search.opening import (
+    OpenBlock,
+    Start,
+    against,
+    choice_said,
+    distance,
+    ranked_items,
+)
 from spvit_deploy.search.supernet import GateProbabilities
 
 # How far below the budget a plan may stay.
@@ -32,6 +39,7 @@ class Projection:
         cost_before: what the gates alone would have cost.
         flipped: gates that were turned to meet the budget.
         step: what MLP widths are multiples of.
+        gates: how many there are.
     """
 
     choices: tuple[Choice, ...]
@@ -39,6 +47,7 @@ class Projection:
     cost_before: int
     flipped: int
     step: int = 1
+    gates: int = 0
 
 
 def project(
@@ -96,19 +105,40 @@ def _ending_anywhere(
         return _meet(probabilities, costs, target, step, start, attend)
 
     last = len(table.sites) - 1
-    found, before = ending(last), None
+    found = ending(last)
     if attend and not table.tail and _idle(found):
         kept = _last(found)
         found = _first_that_fits(lambda end: ending(end, kept, end), range(kept, last + 1))
-    while table.tail and (ends := max(0, _last(found))) < last:
-        before, last = last, ends
-        found = ending(last, *([ends] if _last(found) >= 0 else []))
-    if before is not None and found.cost < (1 - TOLERANCE) * target:
-        found = max(found, ending(before, before), key=lambda p: (p.cost <= target, p.cost))
+    if table.tail and _last(found) < last:
+        plans = (_if_any(ending, end) for end in range(last + 1))
+        found = _nearest_to_gates(list(filter(None, plans)), probabilities, target)
     if found.cost > target:
         raise nearest(table, target, found.cost)
     said = [choice_said(p) for p in probabilities]
-    return replace(found, cost_before=_cost(table, said))
+    count = sum(len(p.attention) + len(p.units) + len(p.heads) for p in probabilities)
+    return replace(found, cost_before=_cost(table, said), gates=count)
+
+
+def _if_any(ending: Callable[..., Projection], last: int) -> Projection | None:
+    """The plan with its last attention here; None where none costs so little."""
+    with suppress(BudgetError):
+        return ending(last, last)
+    return None
+
+
+def _nearest_to_gates(
+    plans: Sequence[Projection], probabilities: Sequence[GateProbabilities], target: int
+) -> Projection:
+    """Of plans that use the budget up, or else come near it, the one that goes least against what
+    the gates say.
+    """
+    said = [choice_said(p) for p in probabilities]
+
+    def key(plan: Projection) -> tuple[bool, float, float]:
+        used = min(plan.cost, (1 - TOLERANCE) * target)
+        return plan.cost <= target, used, -sum(map(against, said, plan.choices, probabilities))
+
+    return max(plans, key=key)
 
 
 def _last(found: Projection) -> int:
@@ -199,9 +229,10 @@ def _meet_at_all(
     found: list[Projection] = []
     while forced is not None:
         exact = _fill(probabilities, table, target, forced)
-        choices, grain = _aligned_as_far_as_it_fits(exact, probabilities, table, target, step)
+        units, least = [p.units for p in probabilities], (1 - TOLERANCE) * target
+        choices, grain = align_if_it_fits(exact, units, table, target, step, least)
         before = [choice_said(p) for p in probabilities]
-        flipped = sum(map(_distance, before, choices, probabilities))
+        flipped = sum(map(distance, before, choices, probabilities))
         spent = _cost(table, choices)
         found.append(Projection(choices, spent, _cost(table, before), flipped, grain))
         if spent >= (1 - TOLERANCE) * target:
@@ -263,32 +294,6 @@ def _force_one_more(
         if _bare(table, more, probabilities) <= target:
             return more
     return None
-
-
-def _aligned_as_far_as_it_fits(
-    exact: tuple[Choice, ...],
-    probabilities: Sequence[GateProbabilities],
-    table: CostTable,
-    target: int,
-    step: int,
-) -> tuple[tuple[Choice, ...], int]:
-    units = [p.units for p in probabilities]
-    while step > 1:
-        choices = align(exact, units, table, target, step)
-        if _cost(table, choices) >= (1 - TOLERANCE) * target:
-            return choices, step
-        step //= 2
-    return exact, 1
-
-
-def _distance(old: Choice, new: Choice, said: GateProbabilities) -> int:
-    """Gates that differ; heads count where attention was kept and is."""
-    turned = len(set(old.keep) ^ set(new.keep))
-    if old.kind is AttentionKind.MSA and new.kind is AttentionKind.MSA:
-        every = range(len(said.heads))
-        before, after = (set(every if c.heads is None else c.heads) for c in (old, new))
-        turned += len(before ^ after)
-    return abs(old.kind.gates - new.kind.gates) + turned
 
 
 def _cost(table: CostTable, choices: Sequence[Choice]) -> int:

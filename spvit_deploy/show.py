@@ -20,11 +20,14 @@ from spvit_deploy.export_all import ExportRow
 from spvit_deploy.lean.folder import SavedModel
 from spvit_deploy.lean.materialize import plan_costs
 from spvit_deploy.plan import AttentionKind, Budget, PrunePlan
+from spvit_deploy.progress import warn
 from spvit_deploy.ranks import speaks
 from spvit_deploy.search.searching import SearchResult
 
 # From here on int8 is called faster.
 _FASTER = 1.05
+# Share of the gates that a projection may turn unremarked.
+_MANY = 0.25
 
 
 def console() -> Console:
@@ -32,11 +35,9 @@ def console() -> Console:
     if not speaks():
         return Console(quiet=True)
     out = Console(highlight=False, markup=False, soft_wrap=True)
-    return (
-        out
-        if out.width >= 100 or out.is_terminal
-        else Console(highlight=False, markup=False, width=120)
-    )
+    if out.width >= 100 or out.is_terminal:
+        return out
+    return Console(highlight=False, markup=False, width=120)
 
 
 def plan_table(plan: PrunePlan) -> Table:
@@ -60,10 +61,12 @@ def search(result: SearchResult, output: Path, align: int) -> None:
         out.print(_budget_line(budget))
         unit = budget.amount.unit if budget.amount else "MACs"
         before = format_cost(projection.cost_before, unit)
+        turned, count = projection.flipped, projection.gates
         out.print(
-            f"the gates alone said {before}; {projection.flipped} of them, the least sure, were "
-            "turned to meet the budget"
+            f"the gates alone said {before}; {turned} of {count} were turned to meet the budget"
         )
+        if turned > _MANY * count:
+            warn("so many go against what the search learned: search longer (--epochs).")
     if projection.step < align:
         out.print(
             f"MLP widths are multiples of {projection.step}, not of {align}: the model is too "
@@ -81,7 +84,7 @@ def _budget_line(budget: Budget) -> str:
         unit, found = budget.amount.unit, budget.amount
         amounts = (found.asked, found.met, found.dense)
         more = f" ({100 * budget.met_macs / budget.dense_macs:.1f}% of its MACs)"
-        more += f", as measured in {found.on}" if found.on else ""
+        more += f", by its blocks as measured in {found.on}" if found.on else ""
     asked, met, dense = (format_cost(amount, unit) for amount in amounts)
     share = f"{100 * amounts[1] / amounts[2]:.1f}%"
     return (

@@ -275,3 +275,20 @@ def test_times_too_coarse_for_a_budget_are_met_from_below() -> None:
     assert projection.cost == 1000 + 9000 + 1500
     with pytest.raises(BudgetError, match=r"nearest plan to 12 KMACs costs 11\.5 KMACs"):
         project([sure] * 2, CostTable(1000, table.sites), 12_000)
+
+
+def test_where_the_last_attention_lies_is_chosen_by_what_goes_least_against_the_gates() -> None:
+    """Attention alone in the first block is too cheap, and beside one in the last too dear."""
+    sites = (
+        SiteCost.linear(dict(zip(AttentionKind, (0, 3000, 6000, 10000), strict=True)), 60, 250),
+    )
+    late = SiteCost.linear(dict(zip(AttentionKind, (0, 0, 0, 6000), strict=True)), 28, 250)
+    table = CostTable(100, 4 * sites, "ns", (late,) * 4)
+    units = (0.99,) * 250
+    closed = GateProbabilities((0.03, 0.02, 0.02), units)
+    said = [GateProbabilities((0.99,) * 3, units), closed, closed,
+            GateProbabilities((0.62, 0.69, 0.99), units)]  # fmt: skip
+    found = project(said, table, round(0.5 * table.dense), 1, (0, 1, 2, 3))
+    assert 0.99 * 0.5 * table.dense <= found.cost <= 0.5 * table.dense
+    assert found.gates == 4 * 253
+    assert found.flipped < 0.25 * found.gates
