@@ -15,11 +15,14 @@ from spvit_deploy.benchmarks.host import HostRecord
 from spvit_deploy.benchmarks.turns import Timing
 from spvit_deploy.cost import CostTable, SiteCost
 from spvit_deploy.plan import AttentionKind, ModelSpec
+from spvit_deploy.progress import warn
 from spvit_deploy.records import load_record
 from spvit_deploy.store import write_record
 
 LATENCY_FILE = "latency.json"
 _NS = 10**9
+# Half the spread of the dense model's times, from which on a table is remarked on.
+_UNSTEADY = 0.1
 # Of a host: what its speed depends on.
 _HARDWARE = ("cpu", "cores", "threads", "flags", "gpus")
 
@@ -213,6 +216,18 @@ def merge(files: Sequence[LatencyFile]) -> LatencyFile:
     for table in sorted((t for file in files for t in file.tables), key=lambda t: t.created):
         kept = [*(old for old in kept if not old.is_of(table)), table]
     return LatencyFile(tables=tuple(kept))
+
+
+def warn_if_unsteady(table: LatencyTable) -> None:
+    """Say that the times of a table, of which those of the dense model were taken most often, vary
+    more than a budget can be met.
+    """
+    spread = table.anchors.dense.spread / 2
+    if spread > _UNSTEADY:
+        warn(
+            f"times of {table.runtime} vary by ±{100 * spread:.0f}%, so budgets will be met no "
+            "better; measure on a host with nothing else to do."
+        )
 
 
 def save_latency(file: LatencyFile, path: Path) -> None:

@@ -130,9 +130,9 @@ def speedups(rows: Sequence[BenchmarkResult]) -> list[tuple[str, BenchmarkResult
 def _cards(rows: Sequence[BenchmarkResult]) -> list[str]:
     cards, seen = [], speedups(rows)
     for label, dense, lean in seen:
-        ratio = median_ratio(dense.samples, lean.samples)
+        ratio, word = median_ratio(dense.samples, lean.samples).said()
         cards.append(
-            card(f"{ratio.value:.2f}×", f"faster than dense: {label} "
+            card(f"{ratio.value:.2f}×", f"{word} than dense: {label} "
                   f"(95%: {ratio.low:.2f}–{ratio.high:.2f}"
                   f"{', unsteady' if dense.flagged or lean.flagged else ''})")
         )  # fmt: skip

@@ -55,7 +55,11 @@ def read_search_log(folder: Path) -> list[LogLine]:
     try:
         rows = [json.loads(text) for text in file.read_text(encoding="utf-8").splitlines()]
         lines = [_line(row) for row in rows]
-    except (ValueError, KeyError, TypeError, AttributeError, ValidationError) as error:
+    except KeyError as missing:
+        raise InputError(
+            f"{file} is of no search: it lacks {missing}.", "Name the folder that `search` wrote."
+        ) from None
+    except (ValueError, TypeError, AttributeError, ValidationError) as error:
         text = " ".join(str(error).split())[:160]
         raise CorruptFileError(f"{file} is damaged, or of no search: {text}.") from None
     if not lines:

@@ -21,6 +21,12 @@ class Ratio:
     low: float
     high: float
 
+    def said(self) -> tuple[Ratio, str]:
+        """How many times faster, or slower, the second one is: a ratio from 1 on, and the word."""
+        if self.value >= 1:
+            return self, "faster"
+        return Ratio(1 / self.value, 1 / self.high, 1 / self.low), "slower"
+
 
 def median_ratio(
     slow: Sequence[float], fast: Sequence[float], draws: int = 1000, seed: int = 0

@@ -76,9 +76,14 @@ class BudgetRequest:
             raise BudgetError(
                 f"Budget {self.text} is {said}, {where}: this one takes {low} to {high}.",
                 f"Ask for {max(1, math.ceil(100 * least / dense))}% to "
-                f"{math.floor(100 * table.most / dense)}%.",
+                f"{math.floor(100 * table.most / dense)}%{self._meant()}.",
             )
         return target
+
+    def _meant(self) -> str:
+        """A share without its sign is an amount of next to nothing."""
+        bare = self.amount is not None and self.text.isdigit() and int(self.text) <= 100
+        return f"; {self.text}% has its sign" if bare else ""
 
 
 def _told_apart(amounts: Sequence[int], unit: Unit) -> list[str]:

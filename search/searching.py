@@ -238,6 +238,10 @@ def _say_what_does_nothing(settings: SearchSettings, goal: Target) -> None:
     weight = SearchSettings.model_fields["cost_weight"].default
     if settings.budget_method != "penalty" and settings.cost_weight != weight:
         warn("--cost-weight does nothing: it is of --budget-method penalty.")
+    if settings.allow_host and goal.asked.file is None:
+        warn("--allow-host does nothing: the budget names no file of times.")
+    if not settings.epochs:
+        warn("--epochs 0: no gate learns anything, and the plan is chance.")
     if goal.asked.unit == "ns" and settings.budget_on != "macs":
         warn(f"--budget-on {settings.budget_on} does nothing: {settings.budget} is of latency.")
 

@@ -93,6 +93,8 @@ def search_gates(
     saved, digest = load_model(request, _classes(DataSettings.of(data)))
     if saved.kind != "dense":
         raise InputError(f"{model} is lean already.", "Search from a dense model.")
+    if not (digest or pretrained):
+        warn(f"{model} has random weights; search from trained ones, or there is little to keep.")
     taught: nn.Module | None = None
     of_teacher = ""
     if chosen.distill_weight:

@@ -88,8 +88,8 @@ def print_summary(results: Path) -> None:
     file = load_results(results)
     show.summary(file)
     for label, dense, lean in speedups(file.results):
-        ratio = median_ratio(dense.samples, lean.samples)
+        ratio, word = median_ratio(dense.samples, lean.samples).said()
         show.console().print(
-            f"{label}: lean is {ratio.value:.2f}× faster than dense "
+            f"{label}: lean is {ratio.value:.2f}× {word} than dense "
             f"(95% interval {ratio.low:.2f} to {ratio.high:.2f})"
         )

@@ -16,6 +16,7 @@ from spvit_deploy.benchmarks.latency import (
     load_latency,
     same_host,
     save_latency,
+    warn_if_unsteady,
 )
 from spvit_deploy.cost import SiteCost
 from spvit_deploy.errors import InputError
@@ -127,8 +128,10 @@ def read_table(
     if len(found) > 1:
         raise InputError(
             f"{asked.file} has several tables that fit: {_listed(found)}.",
-            f"Name one, such as @{asked.place.runtime},precision=fp32,batch=1.",
+            f"Name one, such as @{asked.place.runtime},precision=fp32,batch=1; of several hosts, "
+            "take the file of one.",
         )
+    warn_if_unsteady(found[0])
     _compare_versions(asked.file, found[0])
     return found[0]
 
@@ -158,7 +161,8 @@ def _of_place(
     named = {key: value for key, value in vars(place).items() if value is not None}
     fitting = [t for t in tables if all(getattr(t, key) == v for key, v in named.items())]
     if not fitting:
-        wanted = ", ".join(str(value) for value in named.values())
+        words = {"batch": "batch {}", "threads": "{} threads"}
+        wanted = ", ".join(words.get(key, "{}").format(value) for key, value in named.items())
         raise InputError(
             f"{asked.file} has no times of {wanted}; it has {_listed(tables)}.",
             "Measure them with `spvit-deploy profile`.",
@@ -187,5 +191,6 @@ def _hardware(host: HostRecord) -> str:
 def _listed(tables: Sequence[LatencyTable]) -> str:
     return "; ".join(
         f"{t.runtime}, {t.precision}, batch {t.batch}, {t.threads or 'default'} threads, {t.device}"
+        + (f" of {t.host.cpu}" if len({one.host.cpu for one in tables}) > 1 else "")
         for t in tables
     )

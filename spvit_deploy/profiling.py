@@ -24,6 +24,7 @@ from spvit_deploy.benchmarks.latency import (
     load_latency,
     merge,
     save_latency,
+    warn_if_unsteady,
 )
 from spvit_deploy.benchmarks.runtimes import find_runtime
 from spvit_deploy.benchmarks.turns import OFTEN, ROUNDS, Timing, time_in_turns
@@ -84,10 +85,12 @@ def profile_latency(
     saved, _ = load_model(ModelRequest.of(model, model_args, checkpoint, pretrained))
     if saved.kind != "dense":
         raise InputError(f"{model} is lean already.", "Profile the dense model.")
-    tables = tuple(measure_table(saved.module, saved.spec, place) for place in places)
-    file = LatencyFile(tables=tables)
-    save_latency(file, target)
-    return file
+    tables: tuple[LatencyTable, ...] = ()
+    for place in places:
+        tables = (*tables, measure_table(saved.module, saved.spec, place))
+        # What has been measured is not lost with the next.
+        save_latency(LatencyFile(tables=tables), target)
+    return LatencyFile(tables=tables)
 
 
 def merge_latencies(files: Sequence[Pathish], output: Pathish, force: bool = False) -> LatencyFile:
@@ -183,6 +186,7 @@ def measure_beside(
         anchors=_anchors(times, place),
         shapes=tuple(_shapes(probes, times)),
     )
+    warn_if_unsteady(table)
     return table, {name: times[name] for name in others}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -18,6 +19,9 @@ from rich.progress import (
 
 from spvit_deploy.ranks import speaks
 
+# Between the lines of a bar where there is no terminal to draw it.
+_SECONDS = 30.0
+
 
 def stderr_console() -> Console:
     """A console on standard error; silent in all but the first of several processes."""
@@ -33,15 +37,23 @@ class Bar:
     """One running task of a progress display."""
 
     def __init__(self, progress: Progress, total: float | None, label: str, done: int) -> None:
-        self._progress = progress
+        self._progress, self._label, self._total = progress, label, total
         self._task = progress.add_task(label, total=total, completed=done, note="")
+        self._done, self._note = float(done), ""
+        self._said = time.monotonic()
 
     def advance(self, steps: float = 1, note: str | None = None) -> None:
         """Move on by ``steps``; ``note`` is shown at the end of the line."""
-        if note is None:
-            self._progress.update(self._task, advance=steps)
-        else:
-            self._progress.update(self._task, advance=steps, note=note)
+        self._done, self._note = self._done + steps, self._note if note is None else note
+        self._progress.update(self._task, advance=steps, note=self._note)
+        if not self._progress.console.is_terminal and time.monotonic() > self._said + _SECONDS:
+            self._said = time.monotonic()
+            self.log(self._line())
+
+    def _line(self) -> str:
+        """For a log, in which nothing can be drawn."""
+        of = "" if self._total is None else f"/{self._total:g} ({self._done / self._total:.0%})"
+        return f"{self._label}: {self._done:g}{of}{self._note and f', {self._note}'}"
 
     def log(self, text: str) -> None:
         """A line above the bar."""

@@ -11,26 +11,46 @@ from torch.utils.data import Dataset, IterableDataset
 
 from spvit_deploy.dataspec import DataSettings, Source, name_of
 from spvit_deploy.errors import DataError
+from spvit_deploy.progress import warn
+
+# Unreadable images one after another, at which a training gives up.
+_IN_A_ROW = 10
 
 
-class ReadableImages(Dataset[tuple[Image.Image, int]]):
-    """Files of a timm dataset, none skipped: timm takes the next one for an unreadable one, which
-    is a warning in training, and a wrong figure in an evaluation.
+class NamedImages(Dataset[tuple[Image.Image, int]]):
+    """Files of a timm dataset, decoded, of which an unreadable one is named.
+
+    Args:
+        images: timm's.
+        strict: refuse unreadable images; else the next one is taken, with a warning, which is well
+            in training, and a wrong figure in an evaluation.
     """
 
-    def __init__(self, images: ImageDataset) -> None:
+    def __init__(self, images: ImageDataset, strict: bool) -> None:
         self.reader: Any = images.reader
+        self._strict = strict
 
     def __len__(self) -> int:
         return len(self.reader)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        for step in range(_IN_A_ROW):
+            at = (index + step) % len(self.reader)
+            try:
+                return self._decoded(at)
+            except DataError as error:
+                if self._strict:
+                    raise
+                warn(f"{error.message} It is passed over.")
+        raise DataError(f"{_IN_A_ROW} images in a row cannot be read.", "Mend or remove them.")
+
+    def _decoded(self, index: int) -> tuple[Image.Image, int]:
         file, label, *_ = self.reader[index]
         try:
             with file, Image.open(file) as image:
                 image.load()
                 return image, int(label)
-        except OSError as error:
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             name = self.reader.filename(index)
             raise DataError(f"{name} cannot be read: {error}.", "Remove or mend it.") from None
 
@@ -67,7 +87,7 @@ def create(
             # Left as they are, images of 16 bits can be told from those of 8.
             input_img_mode="RGB" if name else None,
         )
-        return ReadableImages(dataset) if strict and isinstance(dataset, ImageDataset) else dataset
+        return NamedImages(dataset, strict) if isinstance(dataset, ImageDataset) else dataset
     except (KeyboardInterrupt, MemoryError):
         raise
     except Exception as error:

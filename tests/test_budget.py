@@ -291,4 +291,4 @@ def test_where_the_last_attention_lies_is_chosen_by_what_goes_least_against_the_
     found = project(said, table, round(0.5 * table.dense), 1, (0, 1, 2, 3))
     assert 0.99 * 0.5 * table.dense <= found.cost <= 0.5 * table.dense
     assert found.gates == 4 * 253
-    assert found.flipped < 0.25 * found.gates
+    assert found.flipped < 0.3 * found.gates

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
+from itertools import pairwise
 
 from spvit_deploy.errors import BudgetError
 from spvit_deploy.lean.folder import SavedModel
 from spvit_deploy.search.budget import parse_budget
-from spvit_deploy.search.projection import project
+from spvit_deploy.search.projection import TOLERANCE, project
 from spvit_deploy.search.searching import SearchSettings, supernet_of
 from spvit_deploy.search.targets import targets_of
 
@@ -31,7 +33,7 @@ def parse_budgets(text: str) -> tuple[str, ...]:
     for part in parts:
         if not re.fullmatch(_BUDGET, part):
             raise BudgetError(f"Budgets '{text}': '{part}' is not understood.", _HINT)
-    _require_distinct(parts, parts)
+    _require_once(parts)
     return tuple(parts)
 
 
@@ -68,17 +70,21 @@ def check_budgets(budgets: tuple[str, ...], saved: SavedModel, settings: SearchS
     asked = [parse_budget(budget, settings.budget_on) for budget in budgets]
     supernet = supernet_of(saved.module, saved.spec, settings)
     targets = targets_of(supernet, asked)
-    _require_distinct(budgets, [target.amount for target in targets])
+    _require_apart(budgets, [target.amount for target in targets])
     for target in targets:
         said = supernet.probabilities()
         project(said, target.table, target.amount, settings.align, target.attend)
 
 
-def _require_distinct(budgets: Sequence[str], amounts: Sequence[str | int]) -> None:
-    seen: dict[str | int, str] = {}
-    for budget, amount in zip(budgets, amounts, strict=True):
-        if amount in seen:
-            other = seen[amount]
-            said = f"{budget} is there twice" if other == budget else f"{other} is {budget}"
+def _require_once(budgets: Sequence[str]) -> None:
+    for budget, count in Counter(budgets).items():
+        if count > 1:
+            raise BudgetError(f"Budgets: {budget} is there twice.", "Leave one out.")
+
+
+def _require_apart(budgets: Sequence[str], amounts: Sequence[int]) -> None:
+    """Plans come up to 1% below their budget: of nearer ones they may be the same."""
+    for (less, one), (more, other) in pairwise(sorted(zip(amounts, budgets, strict=True))):
+        if less > (1 - TOLERANCE) * more:
+            said = f"{one} is {other}" if less == more else f"{one} and {other} are within 1%"
             raise BudgetError(f"Budgets: {said}.", "Leave one out.")
-        seen[amount] = budget
