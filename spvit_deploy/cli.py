@@ -38,6 +38,7 @@ from spvit_deploy.options import (
     train_options,
     warn_if_idle,
 )
+from spvit_deploy.predict_command import predict
 from spvit_deploy.ranks import launched
 from spvit_deploy.sweep.command import sweep
 
@@ -563,6 +564,7 @@ def demo(output: Path, seed: int, budget: str, png: bool, force: bool) -> None:
 
 
 main.add_command(sweep)
+main.add_command(predict)
 
 
 if __name__ == "__main__":
