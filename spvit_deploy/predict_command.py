@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -50,7 +51,7 @@ def predict(
     """
     from spvit_deploy.predicting import predict_images
 
-    pipe = click.get_binary_stream("stdin")
+    pipe = sys.stdin.buffer
     failed = count = 0
     for found in predict_images(artefact, images, top, batch, runtime, device, pipe):
         count += 1
