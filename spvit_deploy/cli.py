@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from spvit_deploy._version import __version__
+from spvit_deploy.compare_command import compare
 from spvit_deploy.errors import InputError
 from spvit_deploy.options import (
     DATA_HELP,
@@ -565,6 +566,7 @@ def demo(output: Path, seed: int, budget: str, png: bool, force: bool) -> None:
 
 main.add_command(sweep)
 main.add_command(predict)
+main.add_command(compare)
 
 
 if __name__ == "__main__":
