@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         load_lean,
         materialize,
         merge_latencies,
+        predict,
         profile_latency,
         search_gates,
     )
@@ -33,6 +34,7 @@ __all__ = [
     "load_lean",
     "materialize",
     "merge_latencies",
+    "predict",
     "profile_latency",
     "search_gates",
 ]

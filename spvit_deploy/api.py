@@ -23,6 +23,7 @@ from spvit_deploy.loading import ModelRequest, check_request, load_model
 from spvit_deploy.models import Preprocessing
 from spvit_deploy.originals import warn_if_blind
 from spvit_deploy.plan import GATES_FILE, PrunePlan, load_plan, parse_token_keep, save_plan
+from spvit_deploy.predicting import Prediction, predict_images
 from spvit_deploy.processes import Processes, first_alone, join
 from spvit_deploy.profiling import merge_latencies, profile_latency
 from spvit_deploy.progress import warn
@@ -350,6 +351,22 @@ def evaluate(
         InputError: nothing that can be evaluated, or data that do not fit.
     """
     return evaluate_artefact(Path(artefact), DataSettings.of(data), runtime, device)
+
+
+def predict(
+    artefact: Pathish,
+    images: Sequence[Pathish],
+    top: int = 5,
+    runtime: str | None = None,
+    device: str = "auto",
+) -> list[Prediction]:
+    """Classes of image files, and of all below folders; see :func:`predict_images`.
+
+    Raises:
+        InputError: a file or folder that is not there, or an artefact without class scores.
+    """
+    names = [str(image) for image in images]
+    return list(predict_images(Path(artefact), names, top, runtime=runtime, device=device))
 
 
 def benchmark(

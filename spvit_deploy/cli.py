@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from spvit_deploy._version import __version__
+from spvit_deploy.compare_command import compare
 from spvit_deploy.errors import InputError
 from spvit_deploy.options import (
     DATA_HELP,
@@ -38,6 +39,7 @@ from spvit_deploy.options import (
     train_options,
     warn_if_idle,
 )
+from spvit_deploy.predict_command import predict
 from spvit_deploy.ranks import launched
 from spvit_deploy.sweep.command import sweep
 
@@ -563,6 +565,8 @@ def demo(output: Path, seed: int, budget: str, png: bool, force: bool) -> None:
 
 
 main.add_command(sweep)
+main.add_command(predict)
+main.add_command(compare)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from dataclasses import dataclass
 
 from PIL import Image, UnidentifiedImageError
@@ -29,9 +30,12 @@ class Encoded:
             DataError: it is none, or damaged.
         """
         try:
-            with Image.open(io.BytesIO(self.content)) as image:
-                image.load()
-                return image
+            with warnings.catch_warnings():
+                # Half way to what PIL refuses: large photographs.
+                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+                with Image.open(io.BytesIO(self.content)) as image:
+                    image.load()
+                    return image
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             said = "it is no image" if isinstance(error, UnidentifiedImageError) else error
             raise DataError(

@@ -43,7 +43,7 @@ class Prepared(Dataset[tuple[Tensor, int]]):
     def __init__(self, source: Source, prep: Preprocessing, augment: bool) -> None:
         # A stream's images come with the keys: its reader stays where batches are put together.
         self._images: Any = None if source.streams else source.images
-        self._prepare = _ImageTransform(prep, augment, source.whole)
+        self._prepare = ImageTransform(prep, augment, source.whole)
 
     def __getitem__(self, key: int | tuple[int, Any]) -> tuple[Tensor, int]:
         """The image with this index; or (seed of its augmentation, index or sample)."""
@@ -82,7 +82,7 @@ def collated(samples: Any) -> Any:
     return samples if isinstance(samples, DataError) else default_collate(samples)
 
 
-class _ImageTransform:
+class ImageTransform:
     """An image as a uint8 tensor [C, H, W] of the model's size; loading processes are sent it."""
 
     def __init__(self, prep: Preprocessing, augment: bool, whole: bool) -> None:

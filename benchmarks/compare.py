@@ -1,0 +1,137 @@
+"""Two results, measured at different times on one host: what became slower, and how surely."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from spvit_deploy.benchmarks.host import HostRecord
+from spvit_deploy.benchmarks.results import BenchmarkResult, ResultsFile, load_results
+from spvit_deploy.benchmarks.statistics import Ratio, median_ratio
+from spvit_deploy.errors import InputError
+
+# Of a host, what times depend on; versions may differ, and are what is compared.
+_HOST = ("cpu", "cores", "threads", "memory_bytes", "system", "gpus")
+Key = tuple[str, str, str, int, int | None]
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One artefact on one runtime under one workload, before and after.
+
+    Attributes:
+        before, after: what was measured.
+        ratio: seconds before over seconds after, with its interval: above 1 it became faster.
+    """
+
+    before: BenchmarkResult
+    after: BenchmarkResult
+    ratio: Ratio
+
+    @property
+    def differs(self) -> bool:
+        """Whether the interval of the ratio leaves 1 out, and neither side was disturbed."""
+        steady = not (self.before.flagged or self.after.flagged)
+        return steady and not self.ratio.low <= 1 <= self.ratio.high
+
+    @property
+    def slower(self) -> float:
+        """Share that it became slower by; below 0 for faster."""
+        return 1 / self.ratio.value - 1
+
+    @property
+    def verdict(self) -> str:
+        """In words."""
+        if not self.differs:
+            disturbed = self.before.flagged or self.after.flagged
+            return "unsteady: measure again" if disturbed else "no difference seen"
+        return f"{100 * abs(self.slower):.1f}% {'slower' if self.slower > 0 else 'faster'}"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All that both files have, and what one of them has alone."""
+
+    rows: tuple[Compared, ...]
+    gone: tuple[str, ...]
+    new: tuple[str, ...]
+    versions: tuple[str, ...]
+
+    def slower_than(self, share: float) -> list[Compared]:
+        """Rows that surely became slower, and by more than this share."""
+        return [row for row in self.rows if row.differs and row.slower > share]
+
+
+def compare_results(before: Path, after: Path, allow_host: bool = False) -> Comparison:
+    """Match artefacts by name, runtime, device, batch and threads, and compare their medians.
+
+    Args:
+        before, after: ``results.json`` files.
+        allow_host: compare even where the hosts differ.
+
+    Raises:
+        InputError: other hosts, nothing in common, or one artefact twice in a file.
+        CorruptFileError: damaged.
+    """
+    files = load_results(before), load_results(after)
+    if not allow_host:
+        _require_one_host(files[0].host, files[1].host, after)
+    old, new = (_by_key(file, path) for file, path in zip(files, (before, after), strict=True))
+    rows = tuple(
+        Compared(old[key], new[key], median_ratio(old[key].samples, new[key].samples))
+        for key in old
+        if key in new
+    )
+    if not rows:
+        raise InputError(
+            f"{before} and {after} have no artefact, runtime and batch in common.",
+            "Measure the same ones again.",
+        )
+    return Comparison(
+        rows,
+        tuple(_title(key) for key in old if key not in new),
+        tuple(_title(key) for key in new if key not in old),
+        tuple(_changes(files[0].host, files[1].host)),
+    )
+
+
+def _key(result: BenchmarkResult) -> Key:
+    load = result.workload
+    return result.title, result.runtime, result.device, load.batch, load.threads
+
+
+def _title(key: Key) -> str:
+    title, runtime, device, batch, threads = key
+    bound = "" if threads is None else f", {threads} threads"
+    return f"{title}, {runtime} on {device}, batch {batch}{bound}"
+
+
+def _by_key(file: ResultsFile, path: Path) -> dict[Key, BenchmarkResult]:
+    found = Counter(map(_key, file.results))
+    twice = [key for key, count in found.items() if count > 1]
+    if twice:
+        raise InputError(f"{path} has {_title(twice[0])} twice.", "Give artefacts other names.")
+    return {_key(result): result for result in file.results}
+
+
+def _require_one_host(before: HostRecord, after: HostRecord, path: Path) -> None:
+    for name in _HOST:
+        one, other = getattr(before, name), getattr(after, name)
+        if one != other:
+            raise InputError(
+                f"{path} was measured on another host: {name} {_said(other)}, before {_said(one)}.",
+                "Measure on one host, or compare all the same with --allow-host.",
+            )
+
+
+def _said(value: object) -> str:
+    return ", ".join(map(str, value)) or "none" if isinstance(value, tuple) else str(value)
+
+
+def _changes(before: HostRecord, after: HostRecord) -> Iterator[str]:
+    for name in sorted({*before.versions, *after.versions}):
+        one, other = before.versions.get(name), after.versions.get(name)
+        if one != other:
+            yield f"{name} {one or 'none'} → {other or 'none'}"
