@@ -487,6 +487,12 @@ def test_data_that_cannot_be_used(work: Path, tmp_path: Path) -> None:
     good("finetune", NAME, *TINY_ARGS, "--model-arg", "num_classes=2", "--epochs", "1",
          "--data", f"folder/{image_folder(tmp_path / 'split' / 'train', ['train', 'b'], 8)}",
          "-o", tmp_path / "two")  # fmt: skip
+    cut = tmp_path / "split" / "train" / "b" / "1.png"
+    cut.write_bytes(cut.read_bytes()[:-800])
+    passed = good("finetune", NAME, *TINY_ARGS, "--model-arg", "num_classes=2", "--epochs", "1",
+                  "--data", f"folder/{tmp_path / 'split'}", "-o", tmp_path / "cut")  # fmt: skip
+    assert "b/1.png cannot be read: " in passed.stderr
+    assert "It is passed over." in passed.stderr
     val = image_folder(tmp_path / "split" / "val", ["train", "b"], 3)
     (val / "train" / "1.png").write_bytes(b"no image")
     refused("evaluate", tmp_path / "two", "--data", f"folder/{tmp_path / 'split'}",

@@ -20,7 +20,9 @@ from spvit_deploy.benchmarks.latency import (
     load_latency,
     merge,
     save_latency,
+    warn_if_unsteady,
 )
+from spvit_deploy.benchmarks.turns import Timing
 from spvit_deploy.errors import CorruptFileError, InputError, JobError
 from spvit_deploy.export.graphs import write_unproven
 from spvit_deploy.export.job import ExportSettings
@@ -324,3 +326,14 @@ def test_profile_refuses_wrong_calls(tmp_path: Path, dense_folder: Path) -> None
     refused("profile", "--merge", tmp_path / "none.json", *out, says="No such file")
     (tmp_path / "latency.json").write_text("mine")
     refused("profile", dense_folder, *out, says="exists")
+
+
+def test_tables_of_an_unsteady_host_are_remarked_on(capsys: pytest.CaptureFixture[str]) -> None:
+    table = a_table()
+    warn_if_unsteady(table)
+    assert not capsys.readouterr().err
+    noisy = Timing(seconds=30 * MS, low=29 * MS, high=41 * MS)
+    warn_if_unsteady(
+        table.model_copy(update={"anchors": table.anchors.model_copy(update={"dense": noisy})})
+    )
+    assert "times of onnxruntime vary by ±20%" in capsys.readouterr().err

@@ -56,6 +56,15 @@ def test_the_interval_of_a_ratio_holds_the_ratio(factor: float, count: int) -> N
     assert ratio.low <= ratio.value <= ratio.high
 
 
+def test_what_is_slower_is_not_called_faster() -> None:
+    fast, slow = [1.0, 1.1, 0.9] * 5, [2.0, 2.2, 1.8] * 5
+    for one, other, word in ((slow, fast, "faster"), (fast, slow, "slower")):
+        ratio, said = median_ratio(one, other).said()
+        assert said == word
+        assert ratio.value == pytest.approx(2)
+        assert 1 < ratio.low <= ratio.value <= ratio.high
+
+
 @pytest.mark.parametrize(("solo", "flagged"), [(1.0, False), (1.02, False), (0.9, True)])
 def test_results_are_flagged_when_neighbours_disturb(solo: float, flagged: bool) -> None:
     assert row("dense", [1.0, 1.0, 1.0], [solo] * 3).flagged is flagged

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from spvit_deploy import progress
 from spvit_deploy.lean.folder import SavedModel
 from spvit_deploy.quiet import without_lines
 from tests.calls import good
@@ -46,3 +47,21 @@ def test_executorch_says_nothing_of_its_own(
                "--duration", "0.05", "-o", tmp_path / "r.json"]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stderr == "benchmark …\n"
+
+
+def test_where_nothing_can_be_drawn_long_work_says_how_far_it_is(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "_SECONDS", -1.0)
+    with progress.progress_bar("search", 4) as bar:
+        bar.advance(note="epoch 1")
+        bar.advance(2)
+    with progress.progress_bar("read") as bar:
+        bar.advance()
+    said = ["search …", "search: 1/4 (25%), epoch 1", "search: 3/4 (75%), epoch 1",
+            "read …", "read: 1"]  # fmt: skip
+    assert capsys.readouterr().err.splitlines() == said
+    monkeypatch.setattr(progress, "_SECONDS", 30.0)
+    with progress.progress_bar("search", 4) as bar:
+        bar.advance()
+    assert capsys.readouterr().err.splitlines() == ["search …"]

@@ -18,9 +18,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spvit_deploy.errors import BudgetError, CorruptFileError, InputError, RuntimeMissingError
+from spvit_deploy.lean.folder import load_saved
+from spvit_deploy.search.searching import SearchSettings
 from spvit_deploy.store import write_record
 from spvit_deploy.sweep import cluster
-from spvit_deploy.sweep.budgets import parse_budgets
+from spvit_deploy.sweep.budgets import check_budgets, parse_budgets
 from spvit_deploy.sweep.cluster import Capacity, Portion, portion
 from spvit_deploy.sweep.picking import fits, parse_accuracy, parse_latency, pick
 from spvit_deploy.sweep.record import SweepPoint, SweepRecord, frontier, load_sweep, save_sweep
@@ -56,6 +58,13 @@ def sweep_of(places: list[tuple[int, int]], dense: tuple[int, int] = (9, 9)) -> 
 )
 def test_budgets_are_lists_or_steps(text: str, budgets: tuple[str, ...]) -> None:
     assert parse_budgets(text) == budgets
+
+
+def test_budgets_of_which_plans_would_be_the_same_are_refused(dense_folder: Path) -> None:
+    check_budgets(("40%", "41%"), load_saved(dense_folder), SearchSettings())
+    for other in ("40.2%", "39.7%"):
+        with pytest.raises(BudgetError, match="are within 1%"):
+            check_budgets(("40%", other), load_saved(dense_folder), SearchSettings())
 
 
 @pytest.mark.parametrize(
