@@ -58,8 +58,10 @@ def _scores(rows: Rows, method: str, budget: str) -> list[float]:
 
 
 def _means(rows: Rows, budget: str) -> dict[str, float]:
+    """Of the methods with the most seeds: means over different seeds are not to be compared."""
     scores = {row["method"]: _scores(rows, row["method"], budget) for row in rows}
-    return {method: statistics.mean(found) for method, found in scores.items() if found}
+    most = max(map(len, scores.values()), default=0)
+    return {name: statistics.mean(found) for name, found in scores.items() if len(found) == most}
 
 
 def _cell(rows: Rows, method: str, budget: str, best: float) -> str:
