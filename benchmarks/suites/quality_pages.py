@@ -35,10 +35,10 @@ def write_pages(rows: Rows) -> None:
 def table(rows: Rows) -> str:
     """A line a method: mean top-1 over the seeds ± its standard error, and how many seeds."""
     lines = ["| | " + " | ".join(BUDGETS) + " |", "| --- |" + " --- |" * len(BUDGETS)]
-    best = {budget: max(_means(rows, budget).values(), default=0.0) for budget in BUDGETS}
     methods = dict.fromkeys(row["method"] for row in rows if row["method"] != "dense")
     for method in sorted(methods, key=_place):
-        cells = [_cell(rows, method, budget, best[budget]) for budget in BUDGETS]
+        found = [_scores(rows, method, budget) for budget in BUDGETS]
+        cells = [_amount(scores) if scores else "" for scores in found]
         lines.append(f"| {method} | " + " | ".join(cells) + " |")
     dense = statistics.mean({row["seed"]: row["dense_top1"] for row in rows}.values())
     longer = [row["top1"] for row in rows if row["method"] == "dense"]
@@ -55,21 +55,6 @@ def _place(method: str) -> tuple[int, str]:
 
 def _scores(rows: Rows, method: str, budget: str) -> list[float]:
     return [r["top1"] for r in rows if (r["method"], r["budget"]) == (method, budget)]
-
-
-def _means(rows: Rows, budget: str) -> dict[str, float]:
-    """Of the methods with the most seeds: means over different seeds are not to be compared."""
-    scores = {row["method"]: _scores(rows, row["method"], budget) for row in rows}
-    most = max(map(len, scores.values()), default=0)
-    return {name: statistics.mean(found) for name, found in scores.items() if len(found) == most}
-
-
-def _cell(rows: Rows, method: str, budget: str, best: float) -> str:
-    found = _scores(rows, method, budget)
-    if not found:
-        return ""
-    text = _amount(found)
-    return f"**{text}**" if statistics.mean(found) == best else text
 
 
 def _amount(found: Sequence[float]) -> str:
