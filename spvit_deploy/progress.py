@@ -46,7 +46,9 @@ class Bar:
         """Move on by ``steps``; ``note`` is shown at the end of the line."""
         self._done, self._note = self._done + steps, self._note if note is None else note
         self._progress.update(self._task, advance=steps, note=self._note)
-        if not self._progress.console.is_terminal and time.monotonic() > self._said + _SECONDS:
+        ends = self._total is not None and self._done >= self._total
+        drawn = self._progress.console.is_terminal
+        if not (drawn or ends) and time.monotonic() > self._said + _SECONDS:
             self._said = time.monotonic()
             self.log(self._line())
 
