@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,10 +30,14 @@ class Compared:
     ratio: Ratio
 
     @property
+    def disturbed(self) -> bool:
+        """Whether either side was."""
+        return self.before.flagged or self.after.flagged
+
+    @property
     def differs(self) -> bool:
         """Whether the interval of the ratio leaves 1 out, and neither side was disturbed."""
-        steady = not (self.before.flagged or self.after.flagged)
-        return steady and not self.ratio.low <= 1 <= self.ratio.high
+        return not (self.disturbed or self.ratio.low <= 1 <= self.ratio.high)
 
     @property
     def slower(self) -> float:
@@ -45,8 +48,7 @@ class Compared:
     def verdict(self) -> str:
         """In words."""
         if not self.differs:
-            disturbed = self.before.flagged or self.after.flagged
-            return "unsteady: measure again" if disturbed else "no difference seen"
+            return "unsteady: measure again" if self.disturbed else "no difference seen"
         return f"{100 * abs(self.slower):.1f}% {'slower' if self.slower > 0 else 'faster'}"
 
 
@@ -109,11 +111,13 @@ def _title(key: Key) -> str:
 
 
 def _by_key(file: ResultsFile, path: Path) -> dict[Key, BenchmarkResult]:
-    found = Counter(map(_key, file.results))
-    twice = [key for key, count in found.items() if count > 1]
-    if twice:
-        raise InputError(f"{path} has {_title(twice[0])} twice.", "Give artefacts other names.")
-    return {_key(result): result for result in file.results}
+    found: dict[Key, BenchmarkResult] = {}
+    for result in file.results:
+        key = _key(result)
+        if key in found:
+            raise InputError(f"{path} has {_title(key)} twice.", "Give artefacts other names.")
+        found[key] = result
+    return found
 
 
 def _require_one_host(before: HostRecord, after: HostRecord, path: Path) -> None:

@@ -47,9 +47,10 @@ class GatedMlp(nn.Module):
 
     def settle(self, sides: Tensor) -> None:
         """Leave hidden units out of training whose side [hidden] is -1."""
-        closed = (sides < 0).cpu()
+        shut = sides < 0
+        closed = shut.cpu()
         if self._closed is None or not torch.equal(closed, self._closed):
-            self._shut, self._closed = sides < 0, closed
+            self._shut, self._closed = shut, closed
             live = ~closed if sides.device.type == "cpu" else filled(~closed)
             self._live = LiveUnits.of(self.site, self.inner, live)
 

@@ -227,15 +227,15 @@ def _meet_at_all(
     """As :func:`_meet`, perhaps without attention."""
     forced: list[Start] | None = start
     found: list[Projection] = []
+    units, before = [p.units for p in probabilities], [choice_said(p) for p in probabilities]
+    least = (1 - TOLERANCE) * target
     while forced is not None:
         exact = _fill(probabilities, table, target, forced)
-        units, least = [p.units for p in probabilities], (1 - TOLERANCE) * target
         choices, grain = align_if_it_fits(exact, units, table, target, step, least)
-        before = [choice_said(p) for p in probabilities]
         flipped = sum(map(distance, before, choices, probabilities))
         spent = _cost(table, choices)
         found.append(Projection(choices, spent, _cost(table, before), flipped, grain))
-        if spent >= (1 - TOLERANCE) * target:
+        if spent >= least:
             return found[-1]
         forced = _force_one_more(exact, probabilities, table, target, forced)
     best = max(found, key=lambda projection: projection.cost)

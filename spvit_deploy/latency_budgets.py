@@ -189,8 +189,9 @@ def _hardware(host: HostRecord) -> str:
 
 
 def _listed(tables: Sequence[LatencyTable]) -> str:
+    several = len({table.host.cpu for table in tables}) > 1
     return "; ".join(
         f"{t.runtime}, {t.precision}, batch {t.batch}, {t.threads or 'default'} threads, {t.device}"
-        + (f" of {t.host.cpu}" if len({one.host.cpu for one in tables}) > 1 else "")
+        + (f" of {t.host.cpu}" if several else "")
         for t in tables
     )

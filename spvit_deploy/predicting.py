@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -116,13 +116,7 @@ def _below(folder: Path) -> Iterator[Path]:
 
 def _piped(content: bytes) -> Iterator[Encoded | Path]:
     """An image, or lines with names of some."""
-    try:
-        with Image.open(io.BytesIO(content)):
-            yield Encoded(content, "standard input")
-            return
-    except UnidentifiedImageError:
-        pass
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+    if _is_image(content):
         yield Encoded(content, "standard input")
         return
     try:
@@ -135,6 +129,17 @@ def _piped(content: bytes) -> Iterator[Encoded | Path]:
             "Standard input holds no image, and no names of images.", "Pipe one, or one a line."
         )
     yield from map(Path, names)
+
+
+def _is_image(content: bytes) -> bool:
+    """Whether it is one, damaged or not."""
+    try:
+        with Image.open(io.BytesIO(content)):
+            return True
+    except UnidentifiedImageError:
+        return False
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return True
 
 
 def _prepared(one: Encoded | Path, prepare: ImageTransform) -> tuple[str, Array | str]:
@@ -151,9 +156,8 @@ def _prepared(one: Encoded | Path, prepare: ImageTransform) -> tuple[str, Array 
 
 
 def _answers(
-    opened: Classifier, images: Iterable[tuple[str, Array | str]], top: int
+    opened: Classifier, images: Sequence[tuple[str, Array | str]], top: int
 ) -> Iterator[Prediction]:
-    images = list(images)
     good = [pixels for _, pixels in images if not isinstance(pixels, str)]
     rows: Iterator[Any] = iter(())
     if good:

@@ -12,6 +12,7 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     SpinnerColumn,
+    Task,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -37,29 +38,32 @@ class Bar:
     """One running task of a progress display."""
 
     def __init__(self, progress: Progress, total: float | None, label: str, done: int) -> None:
-        self._progress, self._label, self._total = progress, label, total
+        self._progress = progress
         self._task = progress.add_task(label, total=total, completed=done, note="")
-        self._done, self._note = float(done), ""
         self._said = time.monotonic()
 
     def advance(self, steps: float = 1, note: str | None = None) -> None:
         """Move on by ``steps``; ``note`` is shown at the end of the line."""
-        self._done, self._note = self._done + steps, self._note if note is None else note
-        self._progress.update(self._task, advance=steps, note=self._note)
-        ends = self._total is not None and self._done >= self._total
+        if note is None:
+            self._progress.update(self._task, advance=steps)
+        else:
+            self._progress.update(self._task, advance=steps, note=note)
+        (task,) = self._progress.tasks
         drawn = self._progress.console.is_terminal
-        if not (drawn or ends) and time.monotonic() > self._said + _SECONDS:
+        if not (drawn or task.finished) and time.monotonic() > self._said + _SECONDS:
             self._said = time.monotonic()
-            self.log(self._line())
-
-    def _line(self) -> str:
-        """For a log, in which nothing can be drawn."""
-        of = "" if self._total is None else f"/{self._total:g} ({self._done / self._total:.0%})"
-        return f"{self._label}: {self._done:g}{of}{self._note and f', {self._note}'}"
+            self.log(_line(task))
 
     def log(self, text: str) -> None:
         """A line above the bar."""
         self._progress.console.print(text, highlight=False)
+
+
+def _line(task: Task) -> str:
+    """For a log, in which nothing can be drawn."""
+    of = "" if task.total is None else f"/{task.total:g} ({task.completed / task.total:.0%})"
+    note = task.fields["note"]
+    return f"{task.description}: {task.completed:g}{of}{note and f', {note}'}"
 
 
 @contextmanager

@@ -30,6 +30,7 @@ from spvit_deploy.benchmarks.suites.published import (
     with_biases,
     with_wider_mlps,
 )
+from spvit_deploy.benchmarks.torchrt import cuda_call
 from spvit_deploy.cost import count_cost
 from spvit_deploy.lean.materialize import shape_lean
 from spvit_deploy.models import create_model
@@ -57,8 +58,8 @@ def models(plan: PrunePlan) -> dict[str, nn.Module]:
     return found
 
 
-def graph_of(module: nn.Module, images: torch.Tensor) -> Callable[[], object]:
-    """A CUDA graph of a forward pass."""
+def graph_of(module: nn.Module, images: torch.Tensor) -> Callable[[torch.Tensor], object]:
+    """A CUDA graph of a forward pass, always on these images."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -68,22 +69,7 @@ def graph_of(module: nn.Module, images: torch.Tensor) -> Callable[[], object]:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         module(images)
-    return graph.replay
-
-
-def timed(call: Callable[[], object]) -> Callable[[], float]:
-    """Seconds of a call on the device."""
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-
-    def run() -> float:
-        begin.record()
-        call()
-        end.record()
-        end.synchronize()
-        milliseconds: float = begin.elapsed_time(end)
-        return milliseconds / 1000
-
-    return run
+    return lambda _: graph.replay()
 
 
 def measure(
@@ -95,8 +81,8 @@ def measure(
     ready = {name: net.to("cuda", kind) for name, net in nets.items()}
     calls: dict[Side, Callable[[], float]] = {}
     for name, net in ready.items():
-        calls[name, "eager"] = timed(lambda net=net: net(images))  # type: ignore[misc]
-        calls[name, "graph"] = timed(graph_of(net, images))
+        calls[name, "eager"] = cuda_call(net, images)
+        calls[name, "graph"] = cuda_call(graph_of(net, images), images)
     samples: dict[Side, list[float]] = {side: [] for side in calls}
     order = random.Random(0)
     for _ in range(rounds):
