@@ -10,6 +10,7 @@ from spvit_deploy.benchmarks.runtimes import artefact_format, read_metadata
 from spvit_deploy.cost import count_cost
 from spvit_deploy.engines import SUFFIX, read_engine
 from spvit_deploy.errors import CorruptFileError
+from spvit_deploy.lean.block_costs import BlockCost, costs_of, read_costs
 from spvit_deploy.lean.folder import folder_digest, load_saved
 from spvit_deploy.models import Preprocessing
 from spvit_deploy.store import read_record, sha256_file
@@ -25,6 +26,8 @@ class Artefact:
         kind: ``dense`` or ``lean``; of an exported model, what it was exported from.
         preprocessing: None for a bare file that says nothing.
         macs: 0 where unknown.
+        precision: as it was exported; ``fp32`` for a folder of PyTorch, empty where unknown.
+        blocks: what the branches of its blocks cost; none where unknown.
     """
 
     title: str
@@ -35,6 +38,8 @@ class Artefact:
     macs: int
     params: int
     size_bytes: int
+    precision: str = ""
+    blocks: tuple[BlockCost, ...] = ()
 
 
 def describe(path: Path) -> Artefact:
@@ -53,7 +58,7 @@ def describe(path: Path) -> Artefact:
         title = _title(path, saved.kind)
         return Artefact(
             title, saved.kind, folder_digest(path), saved.preprocessing, saved.class_names,
-            cost.macs, cost.params, size,
+            cost.macs, cost.params, size, "fp32", costs_of(saved),
         )  # fmt: skip
     record = read_record(path / "export.json", kind="exported")
     try:
@@ -62,6 +67,7 @@ def describe(path: Path) -> Artefact:
         return Artefact(
             title, record["model_kind"], sha256_file(path / "export.json"), prep,
             tuple(record["class_names"]), record["macs"], record["params"], size,
+            record.get("precision", ""), read_costs(record.get("blocks", ())),
         )  # fmt: skip
     except (KeyError, ValueError) as error:
         raise CorruptFileError(f"{path / 'export.json'}: {error}.", "Export it again.") from None

@@ -41,7 +41,7 @@ def colour(kind: str) -> str:
 
 
 def latency_bars(results: Sequence[BenchmarkResult]) -> Any:
-    """Median latency with a whisker to the 90th percentile."""
+    """Median latency, with a whisker to the 90th percentile where there are samples enough."""
     figure = go.Figure()
     places = [(r.kind, r.runtime, r.workload.batch) for r in results]
     by_kind = len(set(places)) == len(places)
@@ -52,7 +52,7 @@ def latency_bars(results: Sequence[BenchmarkResult]) -> Any:
             name=name,
             x=[f"{r.runtime}, batch {r.workload.batch}" for r in own],
             y=[1000 * r.p50 for r in own],
-            error_y={"type": "data", "array": [1000 * (r.p90 - r.p50) for r in own],
+            error_y={"type": "data", "array": [1000 * ((r.p90 or r.p50) - r.p50) for r in own],
                      "arrayminus": [0] * len(own), "color": "#475569", "thickness": 1.2},
             text=[f"{1000 * r.p50:.2f}" for r in own],
             textposition="inside",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,12 @@ from spvit_deploy.sources import DataSettings
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What an artefact gets right; accuracies in percent."""
+    """What an artefact gets right; accuracies in percent.
+
+    Attributes:
+        input_size: (channels, height, width) that images were prepared for.
+        sha256: of their pixels, as the artefact was given them, and their labels.
+    """
 
     path: Path
     kind: str
@@ -27,6 +33,8 @@ class Evaluation:
     top5: float
     macs: int
     params: int
+    input_size: tuple[int, int, int] = (0, 0, 0)
+    sha256: str = ""
 
 
 def evaluate_artefact(
@@ -46,21 +54,23 @@ def evaluate_artefact(
         DataError: no images, or classes that are not the model's.
     """
     right = np.zeros(2, dtype=np.int64)
-    images = 0
+    images, digest = 0, hashlib.sha256()
     with open_classifier(path, runtime, device) as opened:
         artefact = opened.artefact
         batches = open_batches(data, opened.preprocessing, False, classes=artefact.class_names)
         with progress_bar(f"evaluate {path.name}", len(batches) or None) as bar:
             for batch, labels in batches:
                 right += _right(opened.scores(batch.numpy()), labels.numpy())
+                digest.update(batch.numpy().tobytes() + labels.numpy().tobytes())
                 images += len(labels)
                 bar.advance()
     if images == 0:
         raise DataError(f"--data {data.spec}: no images to evaluate.", "Check the split.")
     top1, top5 = (100 * right / images).tolist()
     return Evaluation(
-        path, artefact.kind, opened.session.name, images, top1, top5, artefact.macs, artefact.params
-    )
+        path, artefact.kind, opened.session.name, images, top1, top5, artefact.macs,
+        artefact.params, opened.preprocessing.input_size, digest.hexdigest(),
+    )  # fmt: skip
 
 
 def _right(scores: Array, labels: Array) -> Array:

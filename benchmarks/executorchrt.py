@@ -94,9 +94,9 @@ class ExecuTorchSession:
         method = self._method
 
         def call() -> float:
-            start = time.perf_counter()
+            start = time.perf_counter_ns()
             method.execute([ready])
-            return time.perf_counter() - start
+            return (time.perf_counter_ns() - start) / 1e9
 
         return call
 

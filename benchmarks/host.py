@@ -12,11 +12,21 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 _FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimd")
-_PACKAGES = ("spvit-deploy", "torch", "timm", "onnx", "onnxruntime", "numpy")
+_PACKAGES = (
+    "spvit-deploy", "torch", "timm", "onnx", "onnxruntime", "openvino", "nncf", "tensorrt-rtx",
+    "tensorrt", "executorch", "mlcommons-loadgen", "numpy",
+)  # fmt: skip
+_GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
+_DRIVER = Path("/proc/driver/nvidia/version")
 
 
 class HostRecord(BaseModel):
-    """Processor, memory, system and versions."""
+    """Processor, memory, system and versions.
+
+    Attributes:
+        governor: of the processor's frequency; None where the system does not say.
+        driver: of NVIDIA's GPUs, or None.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -30,6 +40,8 @@ class HostRecord(BaseModel):
     load: float
     gpus: tuple[str, ...]
     versions: dict[str, str | None]
+    governor: str | None = None
+    driver: str | None = None
 
 
 def read_host() -> HostRecord:
@@ -46,7 +58,22 @@ def read_host() -> HostRecord:
         load=round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else 0.0,
         gpus=tuple(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())),
         versions={name: installed(name) for name in _PACKAGES},
+        governor=_first_line(_GOVERNOR),
+        driver=_driver(),
     )
+
+
+def _first_line(file: Path) -> str | None:
+    try:
+        return file.read_text().splitlines()[0].strip()
+    except (OSError, IndexError):
+        return None
+
+
+def _driver() -> str | None:
+    """``570.86.15`` out of ``NVRM version: NVIDIA UNIX x86_64 Kernel Module  570.86.15  …``."""
+    line = _first_line(_DRIVER) or ""
+    return next((word for word in line.split() if word[:1].isdigit() and "." in word), None)
 
 
 def _cpu() -> tuple[str, set[str]]:

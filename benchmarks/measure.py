@@ -9,18 +9,29 @@ its neighbours did not disturb it.
 from __future__ import annotations
 
 import random
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
+from statistics import median
 from typing import Any
 
-import numpy as np
-
 from spvit_deploy.benchmarks.artefacts import Artefact, describe
+from spvit_deploy.benchmarks.callers import (
+    Crowd,
+    Driven,
+    Timed,
+    burst_of,
+    prepared_call,
+    settle,
+)
+from spvit_deploy.benchmarks.details import Details, detailed
 from spvit_deploy.benchmarks.host import read_host
-from spvit_deploy.benchmarks.results import BenchmarkResult, ResultsFile, Workload
+from spvit_deploy.benchmarks.loadgen import loadgen_version
+from spvit_deploy.benchmarks.pinning import pinned
+from spvit_deploy.benchmarks.provenance import provenance
+from spvit_deploy.benchmarks.rates import load_record, settle_rate
+from spvit_deploy.benchmarks.results import BenchmarkResult, ResultsFile, Round, Workload
 from spvit_deploy.benchmarks.runtimes import (
     Session,
     batch_limits,
@@ -28,10 +39,16 @@ from spvit_deploy.benchmarks.runtimes import (
     open_session,
     runtimes_for,
 )
+from spvit_deploy.benchmarks.statistics import percentile
+from spvit_deploy.benchmarks.watch import Seen, Watch, noises
 from spvit_deploy.errors import InputError
 from spvit_deploy.progress import Bar, progress_bar
 
 _ROUNDS = 10
+# LoadGen's runs cannot be as short.
+_LOADGEN_ROUNDS = 4
+# Times that a rate of requests is lowered.
+_RETRIES = 4
 
 
 @dataclass
@@ -41,18 +58,35 @@ class _Entry:
     path: Path
     artefact: Artefact
     session: Session
-    call: Callable[[], float]
+    call: Timed
+    crowd: Crowd | Driven | None = None
+    others: list[Session] = field(default_factory=list)
     samples: list[float] = field(default_factory=list)
     solo: list[float] = field(default_factory=list)
     heard: list[dict[str, float]] = field(default_factory=list)
     parts: list[dict[str, float]] = field(default_factory=list)
+    rounds: list[tuple[int, float, Seen]] = field(default_factory=list)
+    tried: tuple[tuple[float, bool], ...] = ()
+
+    def take(self, seconds: float, pause: float) -> list[float]:
+        """One burst."""
+        if self.crowd is not None:
+            return self.crowd.take(seconds, pause)
+        return burst_of(self.call, seconds, pause)
 
     def sample(self, seconds: float, pause: float) -> None:
         """A burst among the others, and what each of its calls that count was made of."""
         self.heard.clear()
-        found = burst_of(self.call, seconds, pause)
+        watch = Watch()
+        found = self.take(seconds, pause)
+        self.rounds.append((len(found), median(found), watch.seen()))
         self.samples += found
         self.parts += self.heard[-len(found) :]
+
+    def close(self) -> None:
+        """Its sessions."""
+        for session in (self.session, *self.others):
+            session.close()
 
 
 def run_benchmark(
@@ -60,6 +94,7 @@ def run_benchmark(
     runtimes: Sequence[str] | None,
     workloads: Sequence[Workload],
     device: str = "cpu",
+    details: Details | None = None,
 ) -> ResultsFile:
     """Measure every artefact on every runtime that takes it.
 
@@ -68,29 +103,63 @@ def run_benchmark(
         runtimes: names, or None for all that fit.
         workloads: measured one after another.
         device: as in ``evaluate_artefact``. Engines run on a GPU always, the first for ``cpu``.
+        details: what is measured besides times; None for nothing.
 
     Raises:
         InputError: an artefact that no runtime takes, or a runtime that takes none of them.
-        RuntimeMissingError: a runtime or device that is not here.
+        RuntimeMissingError: a runtime, a device or LoadGen that is not here.
     """
+    details = details or Details()
     pairs = _pairs(artefacts, runtimes)
+    _require_measurable(workloads)
     host = read_host()
     facts = {path: describe(path) for path, _ in pairs}
     results: list[BenchmarkResult] = []
     batches = [workload.batch for workload in workloads]
-    total = sum(len(pairs) * (_ROUNDS + 2) for _ in workloads)
-    with progress_bar("benchmark", total) as bar:
+    total = sum(len(pairs) * (_rounds(load) + 2 + details.count) for load in workloads)
+    threads = workloads[0].threads if workloads else None
+    with progress_bar("benchmark", total) as bar, pinned(threads) as affinity:
         for workload in workloads:
             opened = [
                 _open(path, name, facts[path], workload, device, batches) for path, name in pairs
             ]
             entries = [entry for entry in opened if entry is not None]
-            _measure(entries, workload, bar)
-            results += [_result(entry, workload) for entry in entries]
-            for entry in entries:
-                entry.session.close()
+            try:
+                _measure(entries, workload, bar)
+                rows = [(entry.path, _result(entry, workload)) for entry in entries]
+            finally:
+                for entry in entries:
+                    entry.close()
+            results += [detailed(path, row, facts[path], details, bar) for path, row in rows]
+        peaks = details.peaks(results)
     created = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    return ResultsFile(created=created, host=host, results=tuple(results))
+    return ResultsFile(
+        created=created, host=host, results=tuple(results), affinity=affinity, peaks=peaks,
+        **provenance(),
+    )  # fmt: skip
+
+
+def _require_measurable(workloads: Sequence[Workload]) -> None:
+    """Refuse what would fail after the first artefact was measured."""
+    for load in workloads:
+        if load.scenario != "closed":
+            loadgen_version()
+        if load.scenario == "server" and load.slo is None:
+            raise InputError("Scenario 'server' needs a limit.", "Give --latency-slo 50ms.")
+        if load.scenario != "closed" and load.boundary != "compute":
+            raise InputError(
+                f"Scenario '{load.scenario}' sends images that are prepared.",
+                "Leave --boundary out, or choose --scenario closed.",
+            )
+        if load.concurrency > 1 and load.scenario in ("single-stream", "multi-stream"):
+            raise InputError(
+                f"Scenario '{load.scenario}' has one query at a time by MLPerf's rules.",
+                "Leave --concurrency out, or choose server or closed.",
+            )
+
+
+def _rounds(workload: Workload) -> int:
+    return _ROUNDS if workload.scenario == "closed" else _LOADGEN_ROUNDS
 
 
 def _pairs(artefacts: Sequence[Path], runtimes: Sequence[str] | None) -> list[tuple[Path, str]]:
@@ -140,20 +209,32 @@ def _open(
             "was asked for.",
             "Choose another --batch.",
         )
-    rng = np.random.default_rng(workload.seed)
-    shape = (workload.batch, *session.input_size)
-    call = session.prepare(rng.standard_normal(shape, dtype=np.float32))
-    for _ in range(workload.warmup):
-        call()
+    call = prepared_call(session, workload, artefact.preprocessing)
     heard: list[dict[str, float]] = []
     if hasattr(session, "last_parts"):
         call = _listening(call, session, heard)
-    return _Entry(path, artefact, session, call, heard=heard)
+    settle(call, workload.warmup)
+    others = [
+        open_session(path, runtime, device, workload.threads)
+        for _ in range(workload.concurrency - 1)
+    ]
+    entry = _Entry(path, artefact, session, call, others=others, heard=heard)
+    entry.crowd = _crowd(entry, workload)
+    return entry
 
 
-def _listening(
-    call: Callable[[], float], session: Any, heard: list[dict[str, float]]
-) -> Callable[[], float]:
+def _crowd(entry: _Entry, workload: Workload) -> Crowd | Driven | None:
+    """Who calls, where it is not one after another."""
+    sessions = [entry.session, *entry.others]
+    if workload.scenario != "closed":
+        return Driven(sessions, workload)
+    if not entry.others:
+        return None
+    prep = entry.artefact.preprocessing
+    return Crowd([prepared_call(session, workload, prep) for session in sessions])
+
+
+def _listening(call: Timed, session: Any, heard: list[dict[str, float]]) -> Callable[[], float]:
     """The call, that notes what it was made of after it."""
 
     def run() -> float:
@@ -165,47 +246,83 @@ def _listening(
 
 
 def _measure(entries: list[_Entry], workload: Workload, bar: Bar) -> None:
-    burst = workload.duration / _ROUNDS
+    rounds = _rounds(workload)
+    burst = workload.duration / rounds
     for entry in entries:
-        entry.solo += burst_of(entry.call, 2 * burst, workload.pause)
-        bar.advance(note=f"{entry.artefact.title}, alone")
+        _alone(entry, 2 * burst, workload, bar)
+        if workload.scenario == "server" and isinstance(entry.crowd, Driven):
+            bar.advance(0, f"{entry.artefact.title}, {entry.session.name}: rates")
+            entry.tried = settle_rate(entry.crowd, workload)
     order = random.Random(workload.seed)
-    for _ in range(_ROUNDS):
+    for entry in entries:
+        if isinstance(entry.crowd, Driven):
+            entry.crowd.rates.clear()
+        elif entry.crowd is not None:
+            entry.crowd.wall = 0.0
+    for _ in range(rounds):
         for entry in order.sample(entries, len(entries)):
             entry.sample(burst, workload.pause)
             bar.advance(note=f"{entry.artefact.title}, {entry.session.name}")
     for entry in entries:
-        entry.solo += burst_of(entry.call, 2 * burst, workload.pause)
-        bar.advance(note=f"{entry.artefact.title}, alone")
+        _hold(entry, workload, rounds)
+        _alone(entry, 2 * burst, workload, bar)
 
 
-def burst_of(call: Callable[[], float], seconds: float, pause: float) -> list[float]:
-    """Sleep, wake the pool with two calls that do not count, then sample."""
-    time.sleep(pause)
-    call()
-    call()
-    samples: list[float] = []
-    end = time.perf_counter() + seconds
-    while len(samples) < 3 or time.perf_counter() < end:
-        samples.append(call())
-    return samples
+def _hold(entry: _Entry, workload: Workload, rounds: int) -> None:
+    """Where a rate that short trials held breaks the limit over all rounds: lower it, and again."""
+    if workload.slo is None or not isinstance(entry.crowd, Driven):
+        return
+    for _ in range(_RETRIES):
+        if percentile(entry.samples, 99) <= workload.slo:
+            return
+        entry.crowd.lower()
+        entry.samples.clear()
+        entry.rounds.clear()
+        for _ in range(rounds):
+            entry.sample(workload.duration / rounds, workload.pause)
+
+
+def _alone(entry: _Entry, seconds: float, workload: Workload, bar: Bar) -> None:
+    """Before and after the rounds; latencies of ``server`` depend on a rate, and prove nothing."""
+    if workload.scenario != "server":
+        wall = entry.crowd.wall if isinstance(entry.crowd, Crowd) else 0.0
+        rates = len(entry.crowd.rates) if isinstance(entry.crowd, Driven) else 0
+        entry.solo += entry.take(seconds, workload.pause)
+        if isinstance(entry.crowd, Crowd):
+            entry.crowd.wall = wall
+        elif isinstance(entry.crowd, Driven):
+            del entry.crowd.rates[rates:]
+    bar.advance(note=f"{entry.artefact.title}, alone")
 
 
 def _result(entry: _Entry, workload: Workload) -> BenchmarkResult:
+    artefact, session = entry.artefact, entry.session
+    disturbed = noises([seen for _, _, seen in entry.rounds])
+    rounds = tuple(
+        Round(calls=calls, median=middle, others=seen.others, mhz=seen.mhz, noisy=noise)
+        for (calls, middle, seen), noise in zip(entry.rounds, disturbed, strict=True)
+    )
+    driven = entry.crowd if isinstance(entry.crowd, Driven) else None
     return BenchmarkResult(
-        title=entry.artefact.title,
+        title=artefact.title,
         path=entry.path.name,
-        kind=entry.artefact.kind,
-        model_hash=entry.artefact.digest,
-        runtime=entry.session.name,
-        runtime_version=entry.session.version,
-        device=entry.session.device,
+        kind=artefact.kind,
+        precision=artefact.precision,
+        model_hash=artefact.digest,
+        runtime=session.name,
+        runtime_version=session.version,
+        device=session.device,
         workload=workload,
         samples=tuple(entry.samples),
         solo=tuple(entry.solo),
         parts={name: tuple(p[name] for p in entry.parts) for name in (entry.parts or [{}])[0]},
-        cuda_graph=getattr(entry.session, "cuda_graph", None),
-        macs=entry.artefact.macs,
-        params=entry.artefact.params,
-        size_bytes=entry.artefact.size_bytes,
+        cuda_graph=getattr(session, "cuda_graph", None),
+        copies=getattr(session, "copies", None),
+        clock=getattr(session, "clock", "perf_counter_ns"),
+        rounds=rounds,
+        wall=entry.crowd.wall if isinstance(entry.crowd, Crowd) else 0.0,
+        load=load_record(driven, entry.samples, entry.tried, workload) if driven else None,
+        macs=artefact.macs,
+        params=artefact.params,
+        size_bytes=artefact.size_bytes,
     )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +14,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
+from spvit_deploy.benchmarks.layers import LayerTime
 from spvit_deploy.benchmarks.runtimes import Array, check_images
 from spvit_deploy.errors import CorruptFileError, InputError, RuntimeMissingError
 from spvit_deploy.store import check_files, read_record
@@ -24,6 +27,8 @@ _PROVIDERS = {
 }
 _PACKAGES = {"cuda": "onnxruntime-gpu", "tensorrt": "onnxruntime-gpu",
              "openvino": "onnxruntime-openvino"}  # fmt: skip
+# What a profile adds to the name of a node.
+_KERNEL = "_kernel_time"
 _TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
 
@@ -39,15 +44,11 @@ class OnnxRuntimeSession:
         if path.is_dir():
             check_files(path, read_record(path / "export.json", kind="exported").get("files", {}))
             file = path / "model.onnx"
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
-        if threads:
-            options.intra_op_num_threads = threads
+        self._file, self._threads = file, threads
         provider, settings = _provider(device)
+        self._providers = [(provider, settings)]
         try:
-            self._session = ort.InferenceSession(
-                str(file), options, providers=[(provider, settings)]
-            )
+            self._session = self._opened()
         except Exception as error:
             missing = "NOT_IMPLEMENTED" in str(error)
             raise CorruptFileError(
@@ -76,11 +77,35 @@ class OnnxRuntimeSession:
         feed, session = self._feed(images), self._session
 
         def call() -> float:
-            start = time.perf_counter()
+            start = time.perf_counter_ns()
             session.run(None, feed)
-            return time.perf_counter() - start
+            return (time.perf_counter_ns() - start) / 1e9
 
         return call
+
+    @property
+    def copies(self) -> bool | None:
+        """Whether times hold copies to a GPU and back; None on a CPU, which has none."""
+        return None if self.device in ("auto", "cpu") else True
+
+    def layers(self, images: Array, calls: int) -> list[LayerTime]:
+        """Mean seconds of each node, by ONNX Runtime's profiler, after as many calls to warm up."""
+        with tempfile.TemporaryDirectory() as folder:
+            session = self._opened(profile=str(Path(folder, "profile")))
+            feed = self._feed(images)
+            for _ in range(2 * calls):
+                session.run(None, feed)
+            events = json.loads(Path(session.end_profiling()).read_text())
+        return _layers(events, calls)
+
+    def _opened(self, profile: str = "") -> ort.InferenceSession:
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        if self._threads:
+            options.intra_op_num_threads = self._threads
+        if profile:
+            options.enable_profiling, options.profile_file_prefix = True, profile
+        return ort.InferenceSession(str(self._file), options, providers=self._providers)
 
     def _feed(self, images: Array) -> dict[str, Array]:
         ready = check_images(images, self.input_size, self.batch)
@@ -89,6 +114,16 @@ class OnnxRuntimeSession:
     def close(self) -> None:
         """Drop the session."""
         del self._session
+
+
+def _layers(events: list[dict[str, Any]], calls: int) -> list[LayerTime]:
+    """Nodes of the last ``calls`` calls; microseconds in the profile."""
+    nodes = [e for e in events if e.get("cat") == "Node" and e["name"].endswith(_KERNEL)]
+    runs: dict[tuple[str, str], list[float]] = {}
+    for event in nodes:
+        key = event["name"].removesuffix(_KERNEL), event["args"]["op_name"]
+        runs.setdefault(key, []).append(event["dur"] / 1e6)
+    return [LayerTime(name, op, sum(times[-calls:]) / calls) for (name, op), times in runs.items()]
 
 
 def _reason(error: Exception) -> str:

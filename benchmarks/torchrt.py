@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from torch import nn
 
+from spvit_deploy.benchmarks.layers import LayerTime
 from spvit_deploy.benchmarks.pt2 import check_archive, read_metadata
 from spvit_deploy.benchmarks.runtimes import Array, check_images
+from spvit_deploy.benchmarks.torchlayers import module_layers
 from spvit_deploy.device import pick_device
 from spvit_deploy.errors import CorruptFileError, InputError, JobError, RuntimeMissingError
 from spvit_deploy.lean.folder import load_saved
@@ -46,8 +49,8 @@ class TorchSession:
         self.device = str(self._where)
         if threads:
             torch.set_num_threads(threads)
-        program = path.suffix == ".pt2" or (path / "export.json").is_file()
-        network = (_program if program else _folder)(path, self._where)
+        self._program = path.suffix == ".pt2" or (path / "export.json").is_file()
+        network = (_program if self._program else _folder)(path, self._where)
         self.input_size, self.limits = network.input_size, network.batches
         self.batch = self.limits[0] if self.limits[0] == self.limits[1] else None
         self.outputs = network.outputs
@@ -72,17 +75,35 @@ class TorchSession:
         ready = torch.from_numpy(check_images(images, self.input_size, self.batch))
         ready, module = ready.to(self._where), self._module
         if self._where.type == "cuda":
-            return cuda_call(module, ready)
+            self.last_parts: dict[str, float] = {}
+            return cuda_call(module, ready, self.last_parts)
 
         def call() -> float:
             with torch.inference_mode():
-                start = time.perf_counter()
+                start = time.perf_counter_ns()
                 module(ready)
                 if ready.device.type == "mps":
                     torch.mps.synchronize()
-                return time.perf_counter() - start
+                return (time.perf_counter_ns() - start) / 1e9
 
         return call
+
+    @property
+    def clock(self) -> str:
+        """What takes the times."""
+        return "CUDA events" if self._where.type == "cuda" else "perf_counter_ns"
+
+    @property
+    def copies(self) -> bool | None:
+        """Images lie on a GPU before a call, and its answers stay there; a CPU has no copies."""
+        return None if self._where.type == "cpu" else False
+
+    def layers(self, images: Array, calls: int) -> list[LayerTime]:
+        """Mean seconds of each submodule; none for programs, which have lost theirs."""
+        if not isinstance(self._module, nn.Module) or self._program:
+            return []
+        ready = torch.from_numpy(check_images(images, self.input_size, self.batch))
+        return module_layers(self._module, ready.to(self._where), calls)
 
     def close(self) -> None:
         """Drop the model."""
@@ -119,6 +140,10 @@ class CompiledSession(TorchSession):
         """A call on these images, compiled already."""
         self._compile(images)
         return super().prepare(images)
+
+    def layers(self, images: Array, calls: int) -> list[LayerTime]:
+        """None: what is compiled has no submodules left."""
+        return []
 
     def _compile(self, images: Array) -> None:
         ready = check_images(images, self.input_size, self.batch)
@@ -218,18 +243,30 @@ def _images_of(
 
 
 def cuda_call(
-    module: Callable[[torch.Tensor], object], images: torch.Tensor
+    module: Callable[[torch.Tensor], object],
+    images: torch.Tensor,
+    parts: dict[str, float] | None = None,
 ) -> Callable[[], float]:
-    """A call on images that lie on a GPU, whose seconds are taken there, by events."""
+    """A call on images that lie on a GPU, whose seconds are taken there, by events.
+
+    Args:
+        module: on the GPU.
+        images: there, too.
+        parts: told the seconds of the last call: ``compute``, and ``enqueue`` on the host.
+    """
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
 
     def call() -> float:
         with torch.inference_mode():
+            start = time.perf_counter_ns()
             begin.record()
             module(images)
             end.record()
+            enqueued = time.perf_counter_ns() - start
         end.synchronize()
-        milliseconds: float = begin.elapsed_time(end)
-        return milliseconds / 1000
+        seconds = float(begin.elapsed_time(end)) / 1000
+        if parts is not None:
+            parts.update(compute=seconds, enqueue=enqueued / 1e9)
+        return seconds
 
     return call

@@ -10,6 +10,7 @@ from typing import Any
 
 from spvit_deploy.benchmarks.bindings import EngineTensor, bindings, check_tensors, image_size
 from spvit_deploy.benchmarks.cudart import Buffers, CudaDevice, CudaGraph, Times
+from spvit_deploy.benchmarks.layers import LayerTime
 from spvit_deploy.benchmarks.runtimes import Array, check_images
 from spvit_deploy.driver import require_gpu
 from spvit_deploy.engines import Engine, Place, choose, find_engines, untouched
@@ -26,12 +27,15 @@ class TensorRtSession:
 
     Attributes:
         last_parts: seconds of the last call: ``to_device``, ``compute``, ``to_host``.
+        clock, copies: as results have them: copies are in its times.
         cuda_graph: whether the last prepared call computes by a graph; None before the first.
         limits: smallest and largest batch.
     """
 
     name = "tensorrt"
     library = "tensorrt"
+    clock = "CUDA events"
+    copies = True
 
     def __init__(self, path: Path, device: str, threads: int | None) -> None:
         engines = find_engines(path)
@@ -83,6 +87,26 @@ class TensorRtSession:
                 return self._call(bound).total
 
         return call
+
+    def layers(self, images: Array, calls: int) -> list[LayerTime]:
+        """Mean seconds of each layer, by TensorRT's IProfiler, after as many calls to warm up."""
+        heard: dict[str, float] = {}
+        listener = _listener(importlib.import_module(self.library), heard)
+        ready = check_images(images, self.input_size, self.batch)
+        with self._device.active():
+            bound = self._make(len(ready))
+            bound.buffers.fill(ready)
+            try:
+                for _ in range(calls):
+                    self._call(bound)
+                self._context.profiler = listener
+                for _ in range(calls):
+                    self._call(bound)
+            finally:
+                self._context.profiler = None
+                self._bound = None
+                bound.free()
+        return [LayerTime(name, "layer", seconds / calls) for name, seconds in heard.items()]
 
     def close(self) -> None:
         """Let go of the engine, its buffers and the device."""
@@ -155,6 +179,22 @@ class _Bound:
     def free(self) -> None:
         self.drop_graph()
         self.buffers.free()
+
+
+def _listener(trt: Any, heard: dict[str, float]) -> Any:
+    """An IProfiler that adds up the seconds of each layer, in the order in which they run."""
+
+    class Listener(trt.IProfiler):  # type: ignore[misc]
+        """Told milliseconds by TensorRT after every call."""
+
+        def __init__(self) -> None:
+            trt.IProfiler.__init__(self)
+
+        def report_layer_time(self, name: str, milliseconds: float) -> None:
+            """Of one layer in one call."""
+            heard[name] = heard.get(name, 0.0) + milliseconds / 1000
+
+    return Listener()
 
 
 def _load(trt: Any, logger: Any, engine: Engine) -> tuple[Any, Any]:

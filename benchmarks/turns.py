@@ -10,7 +10,7 @@ from statistics import median
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from spvit_deploy.benchmarks.measure import burst_of
+from spvit_deploy.benchmarks.callers import burst_of
 from spvit_deploy.benchmarks.runtimes import Session, open_session
 from spvit_deploy.benchmarks.statistics import percentile
 

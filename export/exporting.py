@@ -21,6 +21,7 @@ from spvit_deploy.export.outputs import Answers
 from spvit_deploy.export.parity import ParityReport
 from spvit_deploy.export.proving import prove, speedup
 from spvit_deploy.export.record import RECORD_FILE, AccuracyInfo, ExportRecord, TensorInfo
+from spvit_deploy.lean.block_costs import costs_of
 from spvit_deploy.progress import progress_bar
 from spvit_deploy.store import new_folder, sha256_file, write_record
 
@@ -186,6 +187,7 @@ def _record(
         accuracy=accuracy,
         delegated=written.delegated,
         history=saved.history,
+        blocks=tuple(block.row() for block in costs_of(saved)),
     )
 
 

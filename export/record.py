@@ -50,6 +50,7 @@ class ExportRecord(BaseModel):
 
     Attributes:
         opset: of a format that is written from an ONNX graph, None else.
+        blocks: what each block's branches cost, as :class:`BlockCost` has it.
         delegated: share of the operators that the backend of the format took; None where it is
             all of them.
     """
@@ -78,6 +79,7 @@ class ExportRecord(BaseModel):
     accuracy: AccuracyInfo | None = None
     delegated: float | None = None
     history: tuple[dict[str, Any], ...] = ()
+    blocks: tuple[tuple[str, str, str, str, int, int], ...] = ()
 
 
 def load_export(folder: Path) -> ExportRecord:

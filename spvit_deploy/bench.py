@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from spvit_deploy.benchmarks.artefacts import describe
+from spvit_deploy.benchmarks.details import Details
 from spvit_deploy.benchmarks.evaluate import evaluate_artefact
+from spvit_deploy.benchmarks.loadgen import STREAMS
 from spvit_deploy.benchmarks.measure import run_benchmark
-from spvit_deploy.benchmarks.report import render_png, speedups, write_report
-from spvit_deploy.benchmarks.results import ResultsFile, Workload, load_results, save_results
-from spvit_deploy.benchmarks.statistics import median_ratio
+from spvit_deploy.benchmarks.report import render_png, write_report
+from spvit_deploy.benchmarks.results import (
+    Boundary,
+    DataRecord,
+    ResultsFile,
+    Scenario,
+    Workload,
+    load_results,
+    save_results,
+)
+from spvit_deploy.errors import InputError
 from spvit_deploy.families import find_sites
 from spvit_deploy.models import create_empty
 from spvit_deploy.plan import PrunePlan, load_plan
@@ -18,33 +30,99 @@ from spvit_deploy.progress import stderr_console
 from spvit_deploy.sources import DataSettings
 from spvit_deploy.store import ensure_free
 
+_SECONDS, _LOADGEN_SECONDS = 2.0, 12.0
+_BATCHES = {"multi-stream": STREAMS, "offline": 16}
+
+
+@dataclass(frozen=True)
+class BenchSettings:
+    """What is measured, as a command or a recipe has it.
+
+    Attributes:
+        runtimes: none for all that fit.
+        batches: none for what the scenario has by default.
+        duration: None for what the scenario has by default; seconds.
+        latency_slo: seconds, for ``server``.
+        quick: times alone.
+    Others are those of :class:`Workload`.
+    """
+
+    runtimes: Sequence[str] = ()
+    batches: Sequence[int] = ()
+    duration: float | None = None
+    threads: int | None = None
+    device: str = "cpu"
+    scenario: Scenario = "closed"
+    latency_slo: float | None = None
+    concurrency: int = 1
+    boundary: Boundary = "compute"
+    quick: bool = False
+
+    @property
+    def workloads(self) -> list[Workload]:
+        """One for each batch."""
+        seconds = self.duration or (_SECONDS if self.scenario == "closed" else _LOADGEN_SECONDS)
+        return [
+            Workload(
+                scenario=self.scenario, batch=batch, concurrency=self.concurrency,
+                boundary=self.boundary, slo=self.latency_slo, duration=seconds,
+                threads=self.threads,
+            )
+            for batch in self.batches or (_BATCHES.get(self.scenario, 1),)
+        ]  # fmt: skip
+
+    @property
+    def details(self) -> Details:
+        """All but for a quick run."""
+        full = not self.quick
+        return Details(start=full, layers=full, energy=full, roofline=full)
+
 
 def bench_to_file(
     artefacts: Sequence[Path],
-    runtimes: Sequence[str],
-    batches: Sequence[int],
-    duration: float,
-    threads: int | None,
-    device: str,
     output: Path,
     force: bool,
     data: DataSettings | None = None,
+    **settings: Any,
 ) -> ResultsFile:
     """Measure, evaluate where ``data`` are given, and write ``results.json``.
+
+    Args:
+        artefacts: to measure.
+        output: file to write.
+        force: replace it.
+        data: whose validation split to evaluate on, or None.
+        settings: of :class:`BenchSettings`.
 
     Raises:
         OutputExistsError, StorageError: as :func:`ensure_free`.
         InputError: as :func:`run_benchmark`.
     """
     ensure_free(output, force, folder=False, reads=artefacts)
-    workloads = [Workload(batch=b, duration=duration, threads=threads) for b in batches]
-    results = run_benchmark(artefacts, list(runtimes) or None, workloads, device)
+    asked = BenchSettings(**settings)
+    if asked.latency_slo is not None and asked.scenario != "server":
+        raise InputError(
+            f"--latency-slo is for --scenario server; {asked.scenario} was asked for.",
+            "Leave it out, or choose server.",
+        )
+    runtimes = list(asked.runtimes) or None
+    results = run_benchmark(artefacts, runtimes, asked.workloads, asked.device, asked.details)
     if data is not None:
-        top1 = {describe(p).digest: evaluate_artefact(p, data).top1 for p in artefacts}
-        rows = tuple(r.model_copy(update={"top1": top1.get(r.model_hash)}) for r in results.results)
-        results = results.model_copy(update={"results": rows})
+        results = _evaluated(results, artefacts, data)
     save_results(results, output)
     return results
+
+
+def _evaluated(results: ResultsFile, artefacts: Sequence[Path], data: DataSettings) -> ResultsFile:
+    """With accuracies, and what they were taken on."""
+    found = {describe(path).digest: evaluate_artefact(path, data) for path in artefacts}
+    rows = tuple(
+        row.model_copy(update={"top1": found[row.model_hash].top1}) for row in results.results
+    )
+    seen = {"x".join(map(str, one.input_size)): one.sha256 for one in found.values()}
+    images = max(one.images for one in found.values())
+    record = DataRecord(spec=data.spec, images=images, sha256=seen)
+    return results.model_copy(update={"results": rows, "data": record})
 
 
 def report_to_file(
@@ -83,13 +161,6 @@ def _hidden(plan: PrunePlan | None) -> list[int]:
 
 def print_summary(results: Path) -> None:
     """Every artefact, and how much faster the lean ones are."""
-    from spvit_deploy import show
+    from spvit_deploy import show_benchmark
 
-    file = load_results(results)
-    show.summary(file)
-    for label, dense, lean in speedups(file.results):
-        ratio, word = median_ratio(dense.samples, lean.samples).said()
-        show.console().print(
-            f"{label}: lean is {ratio.value:.2f}× {word} than dense "
-            f"(95% interval {ratio.low:.2f} to {ratio.high:.2f})"
-        )
+    show_benchmark.summary(load_results(results))

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from spvit_deploy._version import __version__
+from spvit_deploy.benchmark_command import benchmark
 from spvit_deploy.compare_command import compare
 from spvit_deploy.errors import InputError
 from spvit_deploy.options import (
@@ -451,42 +452,6 @@ def evaluate(artefact: Path, runtime: str | None, device: str, as_json: bool, **
 
 
 @main.command()
-@click.argument("artefacts", metavar="ARTEFACT…", type=Folder, nargs=-1, required=True)
-@click.option(
-    "--runtime",
-    "runtimes",
-    multiple=True,
-    help="Repeat it; all that fit by default, save torch-compile.",
-)
-@click.option(
-    "--batch",
-    "batches",
-    type=click.IntRange(1),
-    multiple=True,
-    default=(1,),
-    show_default=True,
-    help="Images a call; repeat it for several.",
-)
-@click.option(
-    "--duration",
-    type=Number(0.01),
-    default=2.0,
-    show_default=True,
-    help="Seconds of measuring, for each artefact, runtime and batch.",
-)
-@click.option("--threads", type=click.IntRange(1), help="Threads of the runtime.")
-@runtime_device_option("cpu")
-@output_option("results.json to write.")
-@force_option
-def benchmark(**options: Any) -> None:
-    """Measure latency and throughput of every artefact on every runtime, interleaved."""
-    from spvit_deploy import show
-    from spvit_deploy.bench import bench_to_file
-
-    show.results(bench_to_file(**options), options["output"])
-
-
-@main.command()
 @click.argument("results", metavar="[results.json…]", type=Folder, nargs=-1)
 @click.option("--plan", type=Folder, help="Lean folder or gates.json whose plan to draw.")
 @click.option(
@@ -564,6 +529,7 @@ def demo(output: Path, seed: int, budget: str, png: bool, force: bool) -> None:
     run_demo(output, seed, png, force, budget)
 
 
+main.add_command(benchmark)
 main.add_command(sweep)
 main.add_command(predict)
 main.add_command(compare)

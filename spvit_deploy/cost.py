@@ -50,10 +50,10 @@ def count_cost(model: nn.Module, input_size: tuple[int, int, int]) -> Cost:
         ModelError: the model does not run on images of this size.
     """
     params = sum(parameter.numel() for parameter in model.parameters())
-    return Cost(_macs_by_module(model, input_size)[""], params)
+    return Cost(macs_by_module(model, input_size)[""], params)
 
 
-def _macs_by_module(model: nn.Module, input_size: tuple[int, int, int]) -> dict[str, int]:
+def macs_by_module(model: nn.Module, input_size: tuple[int, int, int]) -> dict[str, int]:
     """MACs of every module by its path, those of the whole model under the empty one."""
     shadow = copy.deepcopy(model).to("meta").eval().requires_grad_(False)
     spell_out_attention(shadow)
@@ -218,7 +218,7 @@ def cost_table(
     Attention and MLPs are counted where they run; convolutions are C·d·k² + d·C for each token
     of the grid.
     """
-    counts = _macs_by_module(model, input_size)
+    counts = macs_by_module(model, input_size)
     costs = tuple(_site_cost(site, counts) for site in sites)
     return CostTable(counts[""] - sum(cost.dense for cost in costs), costs)
 

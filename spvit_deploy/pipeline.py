@@ -201,8 +201,8 @@ def _measure(
         "benchmark", [asked.model_dump(), images], artefacts,
         root / "results.json",
         lambda: bench.bench_to_file(
-            artefacts, asked.runtimes, asked.batches, asked.duration, None, asked.device,
-            root / "results.json", True, recipe.data,
+            artefacts, root / "results.json", True, recipe.data, runtimes=asked.runtimes,
+            batches=asked.batches, duration=asked.duration, device=asked.device,
         ),
     )  # fmt: skip
     runner.stage(

@@ -14,7 +14,14 @@ from spvit_deploy.store import read_record
 Record = TypeVar("Record", bound=BaseModel)
 
 
-def load_record(path: Path, kind: str, model: type[Record], again: str, version: int = 1) -> Record:
+def load_record(
+    path: Path,
+    kind: str,
+    model: type[Record],
+    again: str,
+    version: int = 1,
+    older: tuple[int, ...] = (),
+) -> Record:
     """Read and validate a record.
 
     Args:
@@ -23,13 +30,14 @@ def load_record(path: Path, kind: str, model: type[Record], again: str, version:
         model: that it is validated by.
         again: what a person does who needs another: "Measure again".
         version: of its schema.
+        older: versions that the model reads as well.
 
     Raises:
         InputError: no such file, another record, or an unknown schema version.
         CorruptFileError: damaged.
     """
     record = read_record(path, kind=kind)
-    if record.get("schema_version") != version:
+    if record.get("schema_version") not in (version, *older):
         raise InputError(
             f"{path}: schema version {record.get('schema_version')!r}; this version reads "
             f"{version}.",

@@ -12,8 +12,6 @@ from rich.table import Table
 
 from spvit_deploy.benchmarks.evaluate import Evaluation
 from spvit_deploy.benchmarks.latency import LatencyFile, LatencyTable
-from spvit_deploy.benchmarks.results import BenchmarkResult, ResultsFile
-from spvit_deploy.benchmarks.statistics import percentile
 from spvit_deploy.cost import Unit, count_cost, format_cost
 from spvit_deploy.export.record import AccuracyInfo, ExportRecord
 from spvit_deploy.export_all import ExportRow
@@ -230,49 +228,6 @@ def evaluation(result: Evaluation, as_json: bool) -> None:
         },
         as_json,
     )
-
-
-def results(file: ResultsFile, output: Path) -> None:
-    """After a benchmark."""
-    summary(file)
-    console().print(f"wrote {output}")
-
-
-def summary(file: ResultsFile) -> None:
-    """Every artefact on every runtime."""
-    table = Table(title="latency of one call", title_justify="left")
-    heads = ("artefact", "runtime", "batch", "p50 ms", "p90 ms", "p99 ms", "images/s", "MMACs",
-             "params", "top-1 %", "")  # fmt: skip
-    for heading in heads:
-        table.add_column(heading, justify="left" if heading in heads[:2] else "right")
-    for result in file.results:
-        table.add_row(
-            result.title,
-            result.runtime,
-            str(result.workload.batch),
-            *(f"{1000 * value:.3f}" for value in (result.p50, result.p90, result.p99)),
-            f"{result.throughput:,.0f}",
-            f"{result.macs / 1e6:,.1f}",
-            f"{result.params:,}",
-            "" if result.top1 is None else f"{result.top1:.2f}",
-            f"unsteady {100 * result.drift:.0f}%" if result.flagged else "",
-        )
-    console().print(table)
-    for result in file.results:
-        if result.parts:
-            console().print(_parts(result))
-    if any(result.flagged for result in file.results):
-        console().print("unsteady: medians alone and interleaved differ by 3% or more")
-
-
-def _parts(result: BenchmarkResult) -> str:
-    """Medians of what a call on a GPU is made of."""
-    medians = ", ".join(
-        f"{name.replace('_', ' ')} {1000 * percentile(seconds, 50):.3f} ms"
-        for name, seconds in result.parts.items()
-    )
-    how = ", by a CUDA graph" if result.cuda_graph else ""
-    return f"{result.title}, {result.runtime}, batch {result.workload.batch}: {medians}{how}"
 
 
 def facts(content: dict[str, Any], as_json: bool) -> None:

@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from spvit_deploy.benchmarks.callers import burst_of
 from spvit_deploy.benchmarks.host import read_host
-from spvit_deploy.benchmarks.measure import burst_of
 from spvit_deploy.benchmarks.statistics import median_ratio
 from spvit_deploy.benchmarks.suites.published import (
     DEIT_B,

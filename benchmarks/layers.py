@@ -1,0 +1,195 @@
+"""Where the time of a call goes: layers as each runtime counts them, brought to blocks.
+
+Exported graphs name their nodes after the modules that they come from, so the layers of a lean and
+a dense model, in whichever runtime, meet under the same blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from spvit_deploy.lean.block_costs import BlockCost
+
+Kind = Literal[
+    "msa", "conv3x3", "conv1x1", "skip", "mlp", "norms and additions", "stem and head", "reformats"
+]
+# Names that runtimes give to what they put between layers.
+_REFORMATS = ("reorder", "reformat", "convert", "transpose_token", "copy node")
+
+
+@dataclass(frozen=True)
+class LayerTime:
+    """One layer of a call.
+
+    Attributes:
+        name: as the runtime has it.
+        op: its type.
+        seconds: mean of a call.
+    """
+
+    name: str
+    op: str
+    seconds: float
+
+
+class BlockTime(BaseModel):
+    """A part of a block, in one shape for all runtimes.
+
+    Attributes:
+        block: ``blocks.3.attn``, ``blocks.3.mlp``, ``blocks.3``; empty for what is in no block.
+        kind: what it is.
+        seconds: mean of a call, taken with the runtime's profiler on, which slows it.
+        macs: of one image; 0 where unknown or none.
+        layers: of the runtime, that it was.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    block: str
+    kind: Kind
+    seconds: float
+    macs: int = 0
+    layers: int = 1
+
+
+def by_block(layers: Sequence[LayerTime], blocks: Sequence[BlockCost]) -> tuple[BlockTime, ...]:
+    """Sum layers by the part of the block that they belong to, in the order of the model.
+
+    Args:
+        layers: in the order in which they run.
+        blocks: of the model; all is stem and head without.
+    """
+    places: dict[str, tuple[Kind, int]] = {}
+    for block in blocks:
+        places[block.attention_path] = (block.kind.value, block.attention_macs)
+        places[block.mlp_path] = ("mlp", block.mlp_macs)
+        places[block.path] = ("norms and additions", 0)
+    own = _adopted([_place(layer, places) for layer in layers], places)
+    found: dict[tuple[str, Kind], list[float]] = {
+        (path, kind): [] for path, (kind, _) in places.items()
+    }
+    for layer, place in zip(layers, own, strict=True):
+        found.setdefault(place, []).append(layer.seconds)
+    return tuple(
+        BlockTime(
+            block=block, kind=kind, seconds=sum(times), layers=len(times),
+            macs=places[block][1] if block in places else 0,
+        )
+        for (block, kind), times in found.items()
+        if times
+    )  # fmt: skip
+
+
+Place = tuple[str, Kind]
+_REST: Place = ("", "stem and head")
+_BETWEEN: Place = ("", "reformats")
+
+
+def _place(layer: LayerTime, places: dict[str, tuple[Kind, int]]) -> Place | None:
+    """The longest path of a block's part that the layer's name begins with; None for a name that is
+    no path, as of what a runtime has fused.
+    """
+    name = layer.name.replace("/", ".")
+    fitting = [path for path in places if name == path or name.startswith(f"{path}.")]
+    if fitting:
+        path = max(fitting, key=len)
+        return path, places[path][0]
+    if any(text.lower().startswith(_REFORMATS) for text in (layer.op, layer.name)):
+        return _BETWEEN
+    return _REST if "." in name or not layer.op else None
+
+
+def _adopted(found: Sequence[Place | None], places: dict[str, tuple[Kind, int]]) -> list[Place]:
+    """Nameless layers with their neighbours': within a part they are of it; between two of them of
+    the block that begins.
+    """
+    own: list[Place] = []
+    for index, place in enumerate(found):
+        if place is None:
+            before = next((x for x in reversed(own) if x != _BETWEEN), _REST)
+            after = next((x for x in found[index:] if x not in (None, _BETWEEN)), None) or _REST
+            place = before if before == after else _whole(after[0], places)
+        own.append(place)
+    return own
+
+
+def _whole(path: str, places: dict[str, tuple[Kind, int]]) -> Place:
+    """The block of a part."""
+    whole = path if places.get(path, ("",))[0] == "norms and additions" else path.rpartition(".")[0]
+    return (whole, "norms and additions") if whole in places else _REST
+
+
+def total(blocks: Iterable[BlockTime]) -> float:
+    """Seconds of a call by the profiler."""
+    return sum(block.seconds for block in blocks)
+
+
+@dataclass(frozen=True)
+class Gain:
+    """What one kind of part became, from dense to lean.
+
+    Attributes:
+        kind: what took the dense part's place.
+        count: of such parts.
+        dense, lean: seconds of a call.
+        dense_macs, lean_macs: of an image.
+    """
+
+    kind: str
+    count: int
+    dense: float
+    lean: float
+    dense_macs: int
+    lean_macs: int
+
+    @property
+    def promised(self) -> float | None:
+        """What the MACs promise: dense over lean; None where there are none left."""
+        return self.dense_macs / self.lean_macs if self.lean_macs else None
+
+    @property
+    def achieved(self) -> float | None:
+        """Seconds, dense over lean; None where there are none left."""
+        return self.dense / self.lean if self.lean else None
+
+
+def gains(dense: Sequence[BlockTime], lean: Sequence[BlockTime]) -> list[Gain]:
+    """Promised and achieved, for each kind of part that the lean model has.
+
+    A part of the lean model is set against the same block's of the dense one.
+    """
+    before: dict[str, BlockTime] = {block.block: block for block in dense if block.block}
+    rows: dict[str, list[tuple[BlockTime | None, BlockTime]]] = {}
+    for block in lean:
+        other = before.get(block.block) or _alike(block, dense)
+        rows.setdefault(block.kind, []).append((other, block))
+    gone = _gone(dense, lean)
+    found = [_gain(kind, pairs) for kind, pairs in rows.items()]
+    return [*found, *([gone] if gone else [])]
+
+
+def _alike(block: BlockTime, dense: Sequence[BlockTime]) -> BlockTime | None:
+    return next((x for x in dense if not x.block and x.kind == block.kind), None)
+
+
+def _gone(dense: Sequence[BlockTime], lean: Sequence[BlockTime]) -> Gain | None:
+    """Parts of which the lean graph has no layer left, as of a skipped attention."""
+    left = {block.block for block in lean}
+    lost = [block for block in dense if block.block and block.block not in left]
+    if not lost:
+        return None
+    macs = sum(block.macs for block in lost)
+    return Gain("nothing", len(lost), total(lost), 0.0, macs, 0)
+
+
+def _gain(kind: str, pairs: Sequence[tuple[BlockTime | None, BlockTime]]) -> Gain:
+    olds = [old for old, _ in pairs if old is not None]
+    news = [new for _, new in pairs]
+    return Gain(
+        kind, len(news), total(olds), total(news),
+        sum(old.macs for old in olds), sum(new.macs for new in news),
+    )  # fmt: skip

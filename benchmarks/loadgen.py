@@ -1,0 +1,252 @@
+"""MLPerf Inference's LoadGen, driving a session."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+import json
+import queue
+import re
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from spvit_deploy.errors import RuntimeMissingError
+
+_PACKAGE = "mlperf_loadgen"
+# Images that queries choose from; what they show does not change a time.
+LIBRARY = 64
+# Samples of a query of MultiStream.
+STREAMS = 8
+_SCENARIOS = {
+    "single-stream": "SingleStream", "multi-stream": "MultiStream", "offline": "Offline",
+    "server": "Server",
+}  # fmt: skip
+_LATENCY = re.compile(r'"query_seq":(\d+).*?"complete_ns":(\d+)')
+Call = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one run of LoadGen gave.
+
+    Attributes:
+        latencies: seconds of each query, from when it was due.
+        rate: samples a second; scheduled ones for ``server``.
+        valid: by MLPerf's rules.
+        why: what LoadGen says against it.
+    """
+
+    latencies: tuple[float, ...]
+    rate: float
+    valid: bool
+    why: str
+
+
+def loadgen_version() -> str:
+    """Of LoadGen.
+
+    Raises:
+        RuntimeMissingError: it is not installed.
+    """
+    if importlib.util.find_spec(_PACKAGE) is None:
+        raise RuntimeMissingError(
+            "The scenarios of MLPerf need its LoadGen, which is not installed.",
+            "pip install 'spvit-deploy[mlperf]', or leave --scenario closed.",
+        )
+    return importlib.metadata.version("mlcommons-loadgen")
+
+
+def run_scenario(
+    scenario: str,
+    calls: Sequence[Call],
+    seconds: float,
+    batch: int = 1,
+    expected: float = 1e-3,
+    slo: float | None = None,
+    rate: float = 1.0,
+) -> Run:
+    """Let LoadGen issue queries for so many seconds.
+
+    Args:
+        scenario: ``single-stream``, ``multi-stream``, ``offline`` or ``server``.
+        calls: run so many images and return when they are done; one for each worker.
+        seconds: least duration.
+        batch: images of a call at most; of ``multi-stream``, in a query.
+        expected: seconds of a call, to make queries enough for.
+        slo: seconds in which 99% of ``server``'s samples have to be done.
+        rate: samples a second that ``server`` is sent.
+
+    Raises:
+        RuntimeMissingError: LoadGen is not installed.
+    """
+    loadgen_version()
+    lg: Any = importlib.import_module(_PACKAGE)
+    settings = _settings(lg, scenario, seconds, batch, expected, slo, rate)
+    system = (_Queued if scenario == "server" else _Direct)(lg, calls, batch)
+    with tempfile.TemporaryDirectory() as folder, system.at_work():
+        sut = lg.ConstructSUT(system.issue, lambda: None)
+        library = lg.ConstructQSL(LIBRARY, LIBRARY, _nothing, _nothing)
+        try:
+            lg.StartTestWithLogSettings(sut, library, settings, _logs(lg, folder))
+        finally:
+            lg.DestroyQSL(library)
+            lg.DestroySUT(sut)
+        system.require_whole()
+        return _read(Path(folder), scenario)
+
+
+def _nothing(_: list[int]) -> None:
+    """Images are in memory already."""
+
+
+def _settings(
+    lg: Any,
+    scenario: str,
+    seconds: float,
+    batch: int,
+    expected: float,
+    slo: float | None,
+    rate: float,
+) -> Any:
+    found = lg.TestSettings()
+    found.scenario = getattr(lg.TestScenario, _SCENARIOS[scenario])
+    found.mode = lg.TestMode.PerformanceOnly
+    found.min_duration_ms = max(1, round(1000 * seconds))
+    found.min_query_count = 1
+    nanoseconds = max(1, round(1e9 * expected))
+    found.single_stream_expected_latency_ns = nanoseconds
+    found.multi_stream_samples_per_query = batch
+    found.multi_stream_expected_latency_ns = nanoseconds
+    found.offline_expected_qps = batch / expected
+    if slo is not None:
+        found.server_target_latency_ns = round(1e9 * slo)
+        found.server_target_latency_percentile = 0.99
+        found.server_target_qps = rate
+    return found
+
+
+def _logs(lg: Any, folder: str) -> Any:
+    found = lg.LogSettings()
+    found.log_output.outdir = folder
+    found.log_output.copy_summary_to_stdout = False
+    # The trace alone has every latency.
+    found.enable_trace = True
+    return found
+
+
+class _Direct:
+    """A query is run where it is issued: nothing else is under way."""
+
+    def __init__(self, lg: Any, calls: Sequence[Call], batch: int) -> None:
+        self._lg, self._calls, self._batch = lg, calls, batch
+        self._failure: BaseException | None = None
+
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """Nothing to start."""
+        yield
+
+    def issue(self, samples: list[Any]) -> None:
+        """All samples, a batch at a time; LoadGen waits for each of them, so none stays away."""
+        for start in range(0, len(samples), self._batch):
+            some = samples[start : start + self._batch]
+            self._run(self._calls[0], len(some))
+            self._complete(some)
+
+    def require_whole(self) -> None:
+        """Raise what a call raised."""
+        if self._failure is not None:
+            raise self._failure
+
+    def _run(self, call: Call, images: int) -> None:
+        """One that fails ends the work, and LoadGen is answered for the rest of its time."""
+        if self._failure is None:
+            try:
+                call(images)
+            except BaseException as error:
+                self._failure = error
+
+    def _complete(self, samples: Sequence[Any]) -> None:
+        response = self._lg.QuerySampleResponse
+        self._lg.QuerySamplesComplete([response(sample.id, 0, 0) for sample in samples])
+
+
+class _Queued(_Direct):
+    """Samples wait until a worker is free, who takes as many as a batch holds."""
+
+    def __init__(self, lg: Any, calls: Sequence[Call], batch: int) -> None:
+        super().__init__(lg, calls, batch)
+        self._waiting: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """Workers, one for each call."""
+        workers = [threading.Thread(target=self._work, args=(call,)) for call in self._calls]
+        for worker in workers:
+            worker.start()
+        try:
+            yield
+        finally:
+            for _ in workers:
+                self._waiting.put(None)
+            for worker in workers:
+                worker.join()
+
+    def issue(self, samples: list[Any]) -> None:
+        """Samples, when they are due."""
+        for sample in samples:
+            self._waiting.put(sample)
+
+    def _work(self, call: Call) -> None:
+        while (first := self._waiting.get()) is not None:
+            some = [first, *self._more()]
+            self._run(call, len(some))
+            self._complete(some)
+
+    def _more(self) -> Iterator[Any]:
+        for _ in range(self._batch - 1):
+            try:
+                sample = self._waiting.get_nowait()
+            except queue.Empty:
+                return
+            if sample is None:
+                self._waiting.put(None)
+                return
+            yield sample
+
+
+def _read(folder: Path, scenario: str) -> Run:
+    said: dict[str, Any] = {}
+    for line in (folder / "mlperf_log_detail.txt").read_text().splitlines():
+        entry = json.loads(line.partition(" ")[2])
+        said.setdefault(entry["key"], entry["value"])
+    trace = (folder / "mlperf_log_trace.json").read_text()
+    last: dict[str, int] = {}
+    for query, done in _LATENCY.findall(trace):
+        last[query] = max(last.get(query, 0), int(done))
+    rates = ("result_samples_per_second", "result_scheduled_samples_per_sec",
+             "result_qps_without_loadgen_overhead")  # fmt: skip
+    rate = next((float(said[name]) for name in rates if name in said), 0.0)
+    latencies = tuple(done / 1e9 for done in last.values())
+    return Run(latencies, rate, said.get("result_validity") == "VALID", _why(said, scenario))
+
+
+def _why(said: dict[str, Any], scenario: str) -> str:
+    """What LoadGen has against a run."""
+    if said.get("result_validity") == "VALID":
+        return ""
+    words = []
+    if said.get("result_min_duration_met") is False:
+        words.append("shorter than asked")
+    if said.get("result_perf_constraints_met") is False:
+        words.append("too many answers late")
+    if said.get("early_stopping_met") is False:
+        count = said.get("result_query_count", "?")
+        words.append(f"too few queries ({count}) to be sure of its percentile")
+    return ", ".join(words) or str(said.get("result_invalid_reason", "")).strip() or scenario

@@ -1,0 +1,86 @@
+"""Dense and lean side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from spvit_deploy.benchmarks.layers import Gain, gains
+from spvit_deploy.benchmarks.results import BenchmarkResult
+from spvit_deploy.benchmarks.statistics import Ratio, median_ratio, paired_ratio
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A dense and a lean artefact under the same runtime and workload.
+
+    Attributes:
+        dense, lean: what was measured.
+        ratio: of their times; of their rates, where a scenario has these.
+    """
+
+    dense: BenchmarkResult
+    lean: BenchmarkResult
+    ratio: Ratio
+
+    @property
+    def label(self) -> str:
+        """Where they were measured."""
+        load = self.lean.workload
+        scenario = "" if load.scenario == "closed" else f"{load.scenario}, "
+        return f"{self.lean.runtime}, {scenario}batch {load.batch}"
+
+    @property
+    def promised(self) -> float | None:
+        """What the MACs promise; None where they are unknown."""
+        return self.dense.macs / self.lean.macs if self.dense.macs and self.lean.macs else None
+
+    @property
+    def gains(self) -> list[Gain]:
+        """Promised and achieved by kind of block; none where either has no layers."""
+        if not (self.dense.blocks and self.lean.blocks):
+            return []
+        return gains(self.dense.blocks, self.lean.blocks)
+
+    def said(self) -> str:
+        """One line."""
+        ratio, word = self.ratio.said()
+        interval = f"(95% interval {ratio.low:.2f} to {ratio.high:.2f})"
+        if not self.ratio.differs:
+            return f"{self.label}: no difference seen between lean and dense {interval}"
+        line = f"{self.label}: lean is {ratio.value:.2f}× {word} than dense {interval}"
+        promised = self.promised
+        return f"{line}; its MACs promise {promised:.2f}×" if promised else line
+
+
+def comparable(one: BenchmarkResult, other: BenchmarkResult) -> bool:
+    """Whether two results say the same kind of thing: runtime, precision and all terms."""
+    return (one.runtime, one.precision, *one.same_terms) == (
+        other.runtime,
+        other.precision,
+        *other.same_terms,
+    )
+
+
+def ratio_of(slow: BenchmarkResult, fast: BenchmarkResult) -> Ratio:
+    """Of times; by pairs of rounds where both took turns, else of all samples. Of rates, where a
+    scenario has these: that of ``fast`` over that of ``slow``, which has no interval.
+    """
+    rates = [row.load.rate for row in (slow, fast) if row.load and row.load.rate]
+    if len(rates) == 2:
+        value = rates[1] / rates[0]
+        return Ratio(value, value, value)
+    if slow.rounds and len(slow.rounds) == len(fast.rounds):
+        old, new = ([one.median for one in row.rounds] for row in (slow, fast))
+        return paired_ratio(old, new)
+    return median_ratio(slow.samples, fast.samples)
+
+
+def pairs_of(rows: Sequence[BenchmarkResult]) -> list[Pair]:
+    """Every lean artefact beside every dense one that it can be compared with."""
+    return [
+        Pair(dense, lean, ratio_of(dense, lean))
+        for lean in rows
+        for dense in rows
+        if lean.kind == "lean" and dense.kind == "dense" and comparable(dense, lean)
+    ]
