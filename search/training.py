@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from spvit_deploy.attention import trained_attention
 from spvit_deploy.data import Batches
-from spvit_deploy.errors import DataError, JobError, StorageError
+from spvit_deploy.errors import DataError, DivergedError, JobError, StorageError
 from spvit_deploy.order import mix
 from spvit_deploy.progress import Bar, progress_bar, warn
 from spvit_deploy.search.batch_norm import shared_batch_norm
@@ -221,12 +221,13 @@ class _Loop:
         """Stop where a loss, or a weight that is about to be kept, is no number."""
         bad = self._seen.first_bad()
         if bad:
-            raise JobError(
+            raise DivergedError(
                 f"The loss became {self._seen.bad_value()} in step {bad}, epoch {self._epoch + 1}.",
                 "Try a smaller --lr.",
             )
         if weights and not all(bool(p.isfinite().all()) for p in self._model.parameters()):
-            raise JobError(f"A weight became NaN in step {self._step}.", "Try a smaller --lr.")
+            said = f"A weight became NaN in step {self._step}."
+            raise DivergedError(said, "Try a smaller --lr.")
 
     def _write(self, **values: float) -> None:
         if self._run.log is None:
