@@ -152,7 +152,7 @@ def _shard_source(settings: DataSettings, name: str, train: bool) -> Source:
 def _row_source(settings: DataSettings, name: str, split: str, streams: bool) -> Source:
     where = f"{name_of(settings)}, split '{split}'"
     with readable(where):
-        rows = load_rows(name, settings.root, split, streams)
+        rows = load_rows(name, settings.root, split, streams, where)
         columns = columns_of(rows, where)
     if not streams:
         images = RowImages(rows, columns, where)

@@ -319,6 +319,28 @@ def test_rows_that_are_wrong(data: Path, tmp_path: Path) -> None:
     refused(*tune, f"hfids/{data / 'rows'}", says="--data hfids/")
 
 
+@pytest.mark.parametrize("kind", ["hfds", "hfids"])
+@pytest.mark.parametrize("harm", ["missing", "cut"])
+def test_files_of_rows_that_are_wrong_are_named_in_one_line(
+    harm: str, kind: str, data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = data / "rows" / "train-00001-of-00002.parquet"
+    says = f"{file} is cut short or damaged. Fetch it once more"
+    if harm == "missing":
+        file.unlink()
+        says = f"{file} is missing; 1 of 2 files are. Fetch what is missing"
+    else:
+        file.write_bytes(file.read_bytes()[:-100])
+    refused("finetune", NAME, *TINY_ARGS, "--model-arg", "num_classes=2",
+            "--data", f"{kind}/{data / 'rows'}", "-o", tmp_path / "out",
+            says=says)  # fmt: skip
+    assert "Failed to read" not in caplog.text
+    # What the other split lacks is no matter where rows are read as they are needed.
+    if harm == "missing" and kind == "hfids":
+        settings = DataSettings(spec=f"{kind}/{data / 'rows'}")
+        assert open_source(settings, False).size == IMAGES
+
+
 @pytest.mark.slow
 def test_a_full_disk_leaves_a_training_at_work(data: Path, tmp_path: Path) -> None:
     tune = ["finetune", NAME, *TINY_ARGS, "--model-arg", "num_classes=2", "--data",
