@@ -25,6 +25,7 @@ from spvit_deploy.progress import progress_bar
 _FORMATS = ("imagefolder", "parquet", "arrow", "webdataset")
 # Images that a stream is shuffled among, beside its files.
 BUFFER = 2048
+Rows = tuple[Any, list[str]]
 
 
 @dataclass(frozen=True)
@@ -126,8 +127,8 @@ def readable(where: str) -> Iterator[None]:
         raise DataError(f"{where}: {text or type(error).__name__}.", hint) from error
 
 
-def load_rows(name: str, root: str | None, split: str, streams: bool, where: str) -> Any:
-    """Rows of a split.
+def load_rows(name: str, root: str | None, split: str, streams: bool, where: str) -> Rows:
+    """Rows of a split, and the names of all splits.
 
     Args:
         name: a folder of files or one that was saved by ``save_to_disk``; a format with its folder
@@ -146,11 +147,13 @@ def load_rows(name: str, root: str | None, split: str, streams: bool, where: str
     saved = [path / record for record in ("dataset_dict.json", "state.json")]
     if any(record.is_file() for record in saved):
         rows = datasets.load_from_disk(str(path))
+        known: list[str] = []
         if isinstance(rows, dict):
+            known = [str(name) for name in rows]
             if split not in rows:
-                raise ValueError(f"no split {split!r}; there are {', '.join(rows)}")
+                raise ValueError(f"no split {split!r}; there are {', '.join(known)}")
             rows = rows[split]
-        return rows.to_iterable_dataset() if streams else rows
+        return rows.to_iterable_dataset() if streams else rows, known
     if name in _FORMATS and root and not path.exists():
         return _of_files(datasets.load_dataset_builder(name, data_dir=root), split, streams, where)
     here = str(path) if path.exists() else name
@@ -158,18 +161,18 @@ def load_rows(name: str, root: str | None, split: str, streams: bool, where: str
     return _of_files(datasets.load_dataset_builder(here, **cache), split, streams, where)
 
 
-def _of_files(builder: Any, split: str, streams: bool, where: str) -> Any:
+def _of_files(builder: Any, split: str, streams: bool, where: str) -> Rows:
     """What ``load_dataset`` does, with a look at the files in between."""
     files = {str(name): paths for name, paths in (builder.config.data_files or {}).items()}
     asked = [path for name in re.findall(r"\w+", split) for path in files.get(name, ())]
     require_all_parts(asked, where)
     if streams:
         require_readable(asked, where)
-        return builder.as_streaming_dataset(split=split)
+        return builder.as_streaming_dataset(split=split), list(files)
     # All splits are copied, whichever is asked for.
     require_readable([path for paths in files.values() for path in paths], where)
     builder.download_and_prepare()
-    return builder.as_dataset(split=split)
+    return builder.as_dataset(split=split), [str(name) for name in builder.info.splits]
 
 
 def columns_of(rows: Any, where: str) -> Columns:

@@ -341,6 +341,35 @@ def test_files_of_rows_that_are_wrong_are_named_in_one_line(
         assert open_source(settings, False).size == IMAGES
 
 
+def test_splits_that_data_do_not_have_are_refused(data: Path, tmp_path: Path) -> None:
+    write_shards(data / "wds", "val-")
+    for label in "ab":
+        for split in ("train", "val"):
+            (data / "images" / split / label).mkdir(parents=True)
+            (data / "images" / split / label / "0.png").write_bytes(png(3))
+    tune = ["finetune", NAME, *TINY_ARGS, "-o", tmp_path / "out", "--data-dir", data, "--data"]
+    for spec, there in (
+        ("digits", "train, validation"), ("folder/images", "train, val"),
+        ("hfds/rows", "train, validation"), ("hfids/rows", "train, validation"),
+        ("wds/wds", "train, val"), ("wds/wds/train-{000..002}.tar", "train, val"),
+        ("torch/mnist", "train, test"),
+    ):  # fmt: skip
+        refused(*tune, spec, "--val-split", "nope",
+                says=f"--data {spec} --data-dir {data} has no split 'nope' for --val-split; there "
+                f"are {there}. Name one of these, or leave --val-split out.")  # fmt: skip
+        if not spec.startswith("hf"):
+            refused(*tune, spec, "--train-split", "nope", says="'nope' for --train-split; there")
+    for label in "ab":
+        (data / "classes" / label).mkdir(parents=True)
+    refused(*tune, "folder/classes", "--val-split", "test", says="Leave --val-split out.")
+    # What is there is taken, by its own name, and not the one that is usual.
+    for spec in ("digits", f"wds/{data / 'wds'}", f"folder/{data / 'images'}"):
+        settings = DataSettings(spec=spec, val_split="train")
+        held = open_source(settings, False).size
+        assert held == open_source(settings, True).size
+    assert len(DigitImages(False)) < len(DigitImages(True))
+
+
 @pytest.mark.slow
 def test_a_full_disk_leaves_a_training_at_work(data: Path, tmp_path: Path) -> None:
     tune = ["finetune", NAME, *TINY_ARGS, "--model-arg", "num_classes=2", "--data",
