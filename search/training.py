@@ -95,6 +95,7 @@ def train(
     run = run or Run()
     history: list[Epoch] = []
     if settings.epochs:
+        _warn_if_few(batches)
         with ExitStack() as stack:
             if run.processes.several:
                 stack.enter_context(shared_batch_norm(model))
@@ -268,6 +269,15 @@ class _Loop:
         self._history = [Epoch(**epoch) for epoch in state["history"]]
         # What the end of an epoch logs is as of its last step, which may be the one resumed from.
         self._begin(max(0, self._step - 1))
+
+
+def _warn_if_few(batches: Batches) -> None:
+    asked, size = batches.global_batch, batches.size
+    if size is not None and size < asked:
+        warn(
+            f"a step takes {asked} images by --batch-size, and there are {size} to train on: all "
+            "of them are in every step, and an epoch is one step."
+        )
 
 
 def _in_the_middle(error: DataError) -> JobError:
