@@ -353,6 +353,10 @@ def test_unknown_and_unsupported_models(tmp_path: Path) -> None:
     refused("search", "--model", "resnet18", *budget, says="no family takes a ResNet")
     odd = ["--model-arg", "depth=minus"]
     refused("search", "--model", NAME, *odd, *budget, says="timm cannot build")
+    for typo, name in (("depht=6", "depth"), ("img_szie=32", "img_size")):
+        refused("search", "--model", NAME, "--model-arg", typo, *budget,
+                says=f"'{typo.partition('=')[0]}'. Did you mean {name}?")  # fmt: skip
+    refused("search", "--model", NAME, "--model-arg", "q=1", *budget, says="Check the --model-arg")
     bad_heads = ["--model-arg", "num_heads=5"]
     refused("search", "--model", NAME, *bad_heads, *budget, says="timm cannot build")
     refused("export", "no/such/folder", "-o", tmp_path / "out", says="no such folder")
