@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -285,6 +286,37 @@ def test_a_recipe_is_refused_before_its_first_stage(tmp_path: Path) -> None:
         file.write_text(yaml.safe_dump({**changed, section: {**changed[section], key: value}}))
         refused("run", file, says=says)
     assert [path.name for path in tmp_path.iterdir()] == ["recipe.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"serach": {}}, "the recipe has no entry 'serach'; there are version, output, device, "),
+        ({"serach": {}}, " benchmark. Did you mean search?"),
+        ({"data": {"spce": "digits"}}, "data has no entry 'spce'; there are spec, root, "),
+        ({"data": {"spce": "digits"}}, "Did you mean spec?"),
+        ({"train": {"qqq": 1}}, "adapters. Compare it with `run --init`."),
+        ({"data": {"root": "x"}}, "data lacks the entry 'spec'."),
+        ({"search": None}, "search is empty; it should be a table of entries, or left out"),
+        ({"search": {"epochs": "many"}}, "search.epochs is 'many'; it should be a whole number."),
+        ({"search": {"lr": None}}, "search.lr is empty; it should be a number."),
+        ({"finetune": {"distillation": "x"}}, "is 'x'; it should be soft or hard."),
+        ({"data": {"spec": "digits", "augment": "x"}}, "it should be auto or none or shift or"),
+        ({"benchmark": {"batches": []}}, "batches is []; it should be a list of 1 or more."),
+        ({"checkpoint_every": "soon"}, "recipe.yaml: checkpoint_every: --checkpoint-every soon is"),
+    ],
+)
+def test_a_recipe_that_is_none_is_told_in_its_own_words(
+    change: dict[str, Any], says: str, tmp_path: Path
+) -> None:
+    import yaml
+
+    file = tmp_path / "recipe.yaml"
+    whole = {"model": {"name": NAME}, "data": {"spec": "digits"}}
+    file.write_text(yaml.safe_dump({**whole, **change}))
+    refused("run", file, says=says)
+    file.write_text("")
+    refused("run", file, says="the recipe is empty")
 
 
 def test_a_run_notices_images_that_changed_and_outlives_a_damaged_state(
