@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from pydantic import BaseModel, ConfigDict, field_validator
 
+from spvit_deploy.claims import claimed
 from spvit_deploy.data import Batches
 from spvit_deploy.errors import DivergedError, InputError, JobError, OutputExistsError
 from spvit_deploy.plan import ModelSpec
@@ -22,7 +23,7 @@ from spvit_deploy.search.checkpoints import Checkpoints, Interval, State
 from spvit_deploy.search.optimizing import TrainSettings
 from spvit_deploy.search.tracking import LOG_FILE, TrainLog, require_tensorboard
 from spvit_deploy.sources import fingerprint
-from spvit_deploy.store import claimed, ensure_free, storage_error
+from spvit_deploy.store import ensure_free, storage_error
 
 # Settings of a training that it comes to the same with, but for rounding.
 _CHANGES_NOTHING = {"compile", "grad_checkpointing", "allow_host"}

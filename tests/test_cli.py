@@ -364,7 +364,7 @@ def test_a_demo_replaces_nothing_but_a_demo(tmp_path: Path) -> None:
 
 
 def test_two_runs_of_one_recipe_are_told_of_each_other(tmp_path: Path) -> None:
-    from spvit_deploy.store import claimed
+    from spvit_deploy.claims import claimed
 
     good("run", "--init", tmp_path / "recipe.yaml")
     (tmp_path / "run").mkdir()
@@ -650,6 +650,24 @@ def test_outputs_that_exist_stay(work: Path, tmp_path: Path) -> None:
     plan = read_record(out / "gates.json")
     assert all(len(block["mlp_keep"]) % 8 == 0 for block in plan["blocks"])
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="no folder that takes no file")
+def test_outputs_that_cannot_be_written_are_wrong_calls(work: Path, tmp_path: Path) -> None:
+    data, lean = ["--data", "digits"], work / "lean"
+    no_file = "/proc/x cannot be written: "
+    for call_ in (
+        ["search", "--model", NAME, *TINY_ARGS, *data, "--budget", "50%"],
+        ["finetune", lean, *data], ["materialize", work / "search"], ["export", lean],
+        ["export", lean, "--all"], ["benchmark", lean], ["report", "--plan", lean, work / "r.json"],
+        ["profile", NAME, *TINY_ARGS], ["demo"],
+    ):  # fmt: skip
+        refused(*call_, "-o", "/proc/x", says=no_file)
+    (tmp_path / "recipe.yaml").write_text(
+        "output: /proc/x\nmodel: {name: vit_tiny_patch16_224}\ndata: {spec: digits}\n"
+    )
+    refused("run", tmp_path / "recipe.yaml", says="/proc/x/state.json cannot be written: ")
+    refused("materialize", work / "search", "-o", tmp_path / ("x" * 300), says="too long")
 
 
 def test_a_fixed_batch_is_measured_where_it_is_asked_for(work: Path, tmp_path: Path) -> None:
