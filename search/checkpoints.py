@@ -12,6 +12,7 @@ import re
 import shutil
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +20,7 @@ from typing import Any, Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from spvit_deploy.errors import CorruptFileError, InputError, JobError
+from spvit_deploy.errors import CorruptFileError, InputError, JobError, StorageError
 from spvit_deploy.lean.folder import tool_versions
 from spvit_deploy.plan import first_line
 from spvit_deploy.progress import warn
@@ -74,7 +75,12 @@ class Interval(BaseModel):
 
 
 class CheckpointRecord(BaseModel):
-    """``checkpoint.json``."""
+    """``checkpoint.json``.
+
+    Attributes:
+        asked: see :class:`Checkpoints`.
+        diverged: whether the run diverged after it, and so may go on at a lower rate.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -82,6 +88,7 @@ class CheckpointRecord(BaseModel):
     kind: Literal["checkpoint"] = "checkpoint"
     step: int = Field(ge=1)
     asked: dict[str, Any]
+    diverged: bool = False
     tools: dict[str, str] = Field(default_factory=dict)
     files: dict[str, str]
 
@@ -130,6 +137,14 @@ class Checkpoints:
             write_record(staging / RECORD_FILE, record.model_dump(mode="json"))
         for old in self.steps()[:-_KEPT]:
             shutil.rmtree(self._path(old), ignore_errors=True)
+
+    def mark_diverged(self) -> None:
+        """Note in those that are kept that the run diverged after them."""
+        for step in self.steps():
+            # One that is damaged, or on a full disk, stays as it was: this is said beside an error.
+            with suppress(InputError, StorageError):
+                record = self._record(step).model_copy(update={"diverged": True})
+                write_record(self._path(step) / RECORD_FILE, record.model_dump(mode="json"))
 
     def steps(self) -> list[int]:
         """Steps of which there is a checkpoint, whole or not, in order."""
@@ -205,6 +220,11 @@ class Checkpoints:
     def _require_same(self, record: CheckpointRecord) -> None:
         found = {**dict.fromkeys(self.asked), **record.asked}
         other = [key for key, value in found.items() if value != self.asked.get(key)]
+        # As it was asked, a run that diverged would diverge again.
+        if record.diverged and "lr" in other and self.asked["lr"] < found["lr"]:
+            other.remove("lr")
+            if not other:
+                warn(f"after step {record.step} --lr is {self.asked['lr']}; it was {found['lr']}.")
         if not other:
             return
         words = [_difference(key, found[key], self.asked.get(key)) for key in other[:4]]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
-from spvit_deploy.errors import JobError
+from spvit_deploy.errors import DivergedError
 
 # Shares of a search in which gates begin to sharpen, and have done so.
 _SHARPENING = (0.2, 0.9)
@@ -176,7 +176,7 @@ class GateOptimizer:
         """Move the logits along their gradients, and clear these.
 
         Raises:
-            JobError: a gradient is no longer a number.
+            DivergedError: a gradient is no longer a number.
         """
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
         flat = torch.cat([grad.flatten() for grad in grads])
@@ -185,7 +185,9 @@ class GateOptimizer:
         units = [row for row in rows[: self._scaling] if row.numel() > 3]
         square = float(torch.cat(units or rows).square().mean())
         if not math.isfinite(square):
-            raise JobError(f"The search diverged in step {self._steps + 1}.", "Try a smaller --lr.")
+            raise DivergedError(
+                f"The search diverged in step {self._steps + 1}.", "Try a smaller --lr."
+            )
         self._steps += 1
         self._square += 0.1 * (square - self._square)
         bounded = (per_mac / self.scale).clamp(-self._clip, self._clip)

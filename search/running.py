@@ -13,8 +13,9 @@ from typing import Any, Literal
 import torch
 from pydantic import BaseModel, ConfigDict, field_validator
 
+from spvit_deploy.claims import claimed
 from spvit_deploy.data import Batches
-from spvit_deploy.errors import InputError, JobError, OutputExistsError
+from spvit_deploy.errors import DivergedError, InputError, JobError, OutputExistsError
 from spvit_deploy.plan import ModelSpec
 from spvit_deploy.processes import ALONE, Processes, together
 from spvit_deploy.progress import stderr_console, warn
@@ -22,7 +23,7 @@ from spvit_deploy.search.checkpoints import Checkpoints, Interval, State
 from spvit_deploy.search.optimizing import TrainSettings
 from spvit_deploy.search.tracking import LOG_FILE, TrainLog, require_tensorboard
 from spvit_deploy.sources import fingerprint
-from spvit_deploy.store import claimed, ensure_free, storage_error
+from spvit_deploy.store import ensure_free, storage_error
 
 # Settings of a training that it comes to the same with, but for rounding.
 _CHANGES_NOTHING = {"compile", "grad_checkpointing", "allow_host"}
@@ -189,6 +190,8 @@ def open_run(
                 yield run
         except JobError as error:
             _tidy(kept, run)
+            if isinstance(error, DivergedError) and processes.first:
+                kept.mark_diverged()
             raise _with_checkpoint(error, kept) from error
         except BaseException:
             _tidy(kept, run)
@@ -261,6 +264,8 @@ def _with_checkpoint(error: JobError, kept: Checkpoints) -> JobError:
     if not steps:
         return error
     hint = f"{error.hint} The checkpoint of step {steps[-1]} is kept in {kept.folder}.".strip()
+    if isinstance(error, DivergedError):
+        hint += " Go on from it with --resume and that --lr."
     again = type(error)(error.message, hint)
     again.alone, again.late = error.alone, error.late
     return again

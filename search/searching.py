@@ -84,10 +84,9 @@ class SearchSettings(DistillSettings):
     @classmethod
     def _are_merges(cls, text: str | None) -> str | None:
         try:
-            parse_token_keep(text)
+            return ",".join(map(str, parse_token_keep(text))) or None
         except InputError as error:
             raise ValueError(f"{error.message} {error.hint}") from None
-        return text
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from spvit_deploy.attention import trained_attention
 from spvit_deploy.data import Batches
-from spvit_deploy.errors import DataError, JobError, StorageError
+from spvit_deploy.errors import DataError, DivergedError, JobError, StorageError
 from spvit_deploy.order import mix
 from spvit_deploy.progress import Bar, progress_bar, warn
 from spvit_deploy.search.batch_norm import shared_batch_norm
@@ -95,6 +95,7 @@ def train(
     run = run or Run()
     history: list[Epoch] = []
     if settings.epochs:
+        _warn_if_few(batches)
         with ExitStack() as stack:
             if run.processes.several:
                 stack.enter_context(shared_batch_norm(model))
@@ -221,12 +222,13 @@ class _Loop:
         """Stop where a loss, or a weight that is about to be kept, is no number."""
         bad = self._seen.first_bad()
         if bad:
-            raise JobError(
+            raise DivergedError(
                 f"The loss became {self._seen.bad_value()} in step {bad}, epoch {self._epoch + 1}.",
                 "Try a smaller --lr.",
             )
         if weights and not all(bool(p.isfinite().all()) for p in self._model.parameters()):
-            raise JobError(f"A weight became NaN in step {self._step}.", "Try a smaller --lr.")
+            said = f"A weight became NaN in step {self._step}."
+            raise DivergedError(said, "Try a smaller --lr.")
 
     def _write(self, **values: float) -> None:
         if self._run.log is None:
@@ -267,6 +269,15 @@ class _Loop:
         self._history = [Epoch(**epoch) for epoch in state["history"]]
         # What the end of an epoch logs is as of its last step, which may be the one resumed from.
         self._begin(max(0, self._step - 1))
+
+
+def _warn_if_few(batches: Batches) -> None:
+    asked, size = batches.global_batch, batches.size
+    if size is not None and size < asked:
+        warn(
+            f"a step takes {asked} images by --batch-size, and there are {size} to train on: all "
+            "of them are in every step, and an epoch is one step."
+        )
 
 
 def _in_the_middle(error: DataError) -> JobError:

@@ -208,9 +208,7 @@ def search(**options: Any) -> None:
 @click.option("--merge", is_flag=True, help="Put the tables of FILEs into one file instead.")
 @output_option("latency.json to write.")
 @force_option
-def profile(
-    models: tuple[str, ...], merge: bool, output: Path, force: bool, **options: Any
-) -> None:
+def profile(models: tuple[str, ...], merge: bool, force: bool, **options: Any) -> None:
     """Measure what each choice of a search costs in time, for budgets such as 4ms@openvino.
 
     Every operation of every kind of block and MLPs of several widths are exported as small models
@@ -223,6 +221,8 @@ def profile(
     """
     from spvit_deploy import api, show
 
+    output = options.pop("output")
+    warn_if_idle(not merge, tuple(options), "for measuring")
     if merge:
         file = api.merge_latencies(models, output, force)
     elif len(models) > 1:

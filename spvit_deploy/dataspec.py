@@ -10,6 +10,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 from torch.utils.data import Subset
 
+from spvit_deploy.errors import DataError
+
 _HOLD_OUT = 0.2
 TRAIN_NAMES = ("train", "training")
 VAL_NAMES = ("val", "valid", "validation", "eval", "test")
@@ -84,6 +86,34 @@ class Source:
 def name_of(settings: DataSettings) -> str:
     """The data, as they were named on the command line."""
     return f"--data {settings.spec}" + (f" --data-dir {settings.root}" if settings.root else "")
+
+
+def require_splits(
+    settings: DataSettings,
+    has: Callable[[str], object],
+    names: Sequence[str] = (*TRAIN_NAMES, *VAL_NAMES),
+) -> None:
+    """Refuse splits that were asked for and are not there; of the defaults the nearest is taken.
+
+    Both are looked at, whichever is opened: the other may be needed at the end of long work.
+
+    Args:
+        settings: what was asked.
+        has: whether there is a split of a name.
+        names: to tell of, as far as there are splits of them.
+
+    Raises:
+        DataError: naming these.
+    """
+    for field in ("train_split", "val_split"):
+        asked = getattr(settings, field)
+        if asked != DataSettings.model_fields[field].default and not has(asked):
+            there, option = [name for name in names if has(name)], f"--{field.replace('_', '-')}"
+            known = f"; there are {', '.join(there)}." if there else ", nor any of a usual name."
+            raise DataError(
+                f"{name_of(settings)} has no split '{asked}' for {option}{known}",
+                f"Name one of these, or leave {option} out." if there else f"Leave {option} out.",
+            )
 
 
 def hold_out(source: Source, train: bool) -> Source:

@@ -12,6 +12,7 @@ SpvitError
 │   └── RuntimeMissingError   a runtime or device that is not here
 └── JobError              exit 1: the call was right, the work failed
     ├── ParityError           the exported model answers differently
+    ├── DivergedError         the loss or a weight of a training is no number any more
     └── StorageError          the disk is full or not writable
 """
 
@@ -82,6 +83,10 @@ class JobError(SpvitError):
 
 class ParityError(JobError):
     """Two forms of one model answer differently."""
+
+
+class DivergedError(JobError):
+    """The loss or a weight of a training is no number any more."""
 
 
 class StorageError(JobError):

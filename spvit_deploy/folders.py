@@ -13,6 +13,7 @@ from spvit_deploy.dataspec import (
     Source,
     hold_out,
     name_of,
+    require_splits,
 )
 from spvit_deploy.errors import DataError
 from spvit_deploy.timm_images import create, source_of
@@ -25,6 +26,7 @@ def folder_source(settings: DataSettings, train: bool, strict: bool) -> Source:
         DataError: no folder, or one whose classes cannot be told.
     """
     top = folder_root(settings)
+    require_splits(settings, lambda name: _is_split(top / name))
     chosen = _split_folder(top, train, settings)
     other = _split_folder(top, not train, settings)
     one = chosen or other
@@ -80,7 +82,11 @@ def folder_root(settings: DataSettings) -> Path:
 def _split_folder(top: Path, train: bool, settings: DataSettings) -> Path | None:
     asked = settings.train_split if train else settings.val_split
     for name in (asked, *(TRAIN_NAMES if train else VAL_NAMES)):
-        # A class may be called train as well; a split holds the folders of its classes.
-        if (top / name).is_dir() and any(entry.is_dir() for entry in (top / name).iterdir()):
+        if _is_split(top / name):
             return top / name
     return None
+
+
+def _is_split(folder: Path) -> bool:
+    """A class may be called train as well; a split holds the folders of its classes."""
+    return folder.is_dir() and any(entry.is_dir() for entry in folder.iterdir())

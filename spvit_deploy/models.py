@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import pickle
 import pickletools
 import re
@@ -21,6 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from spvit_deploy.errors import CheckpointError, InputError, ModelError
+from spvit_deploy.nearest import argument_meant, did_you_mean
 from spvit_deploy.plan import ModelSpec
 from spvit_deploy.plugins import load_plugins
 from spvit_deploy.quiet import quiet
@@ -56,8 +56,7 @@ def require_known(name: str) -> None:
     if not timm.is_model(base):
         if "/" in name:
             raise ModelError(f"There is no folder {name}, and timm knows no such model.")
-        close = difflib.get_close_matches(name, timm.list_models(), n=3)
-        known = f"Did you mean {', '.join(close)}?" if close else "`timm.list_models()` has them."
+        known = did_you_mean(name, timm.list_models(), "`timm.list_models()` has them.", 3)
         raise ModelError(f"timm {timm.__version__} knows no model '{name}'.", known)
 
 
@@ -88,9 +87,9 @@ def create_model(spec: ModelSpec, pretrained: bool = False) -> nn.Module:
                 f"The weights of {spec.name} cannot be had ({_line(error)}).",
                 "Connect to the network, or give --checkpoint FILE.",
             ) from error
-        raise ModelError(
-            f"timm cannot build {spec}: {_line(error)}.", "Check the --model-arg values."
-        ) from error
+        build = timm.model_entrypoint(spec.name.split(".")[0])
+        hint = argument_meant(error, build, "Check the --model-arg values.")
+        raise ModelError(f"timm cannot build {spec}: {_line(error)}.", hint) from error
     _note_input(model, spec)
     return model
 

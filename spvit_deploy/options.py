@@ -239,9 +239,9 @@ def warn_if_idle(used: bool, names: Sequence[str], purpose: str) -> None:
 
     ctx = click.get_current_context()
     given = click.core.ParameterSource.COMMANDLINE
-    for name in names:
-        if not used and ctx.get_parameter_source(name) is given:
-            warn(f"--{name.replace('_', '-')} is {purpose}, and changes nothing here.")
+    for option in ctx.command.params:
+        if not used and option.name in names and ctx.get_parameter_source(option.name) is given:
+            warn(f"{option.opts[0]} is {purpose}, and changes nothing here.")
 
 
 def take_profile(ctx: click.Context, param: click.Parameter, value: str) -> list[int]:

@@ -15,6 +15,7 @@ from typing import Any
 
 from spvit_deploy import api, bench, show
 from spvit_deploy._version import __version__
+from spvit_deploy.claims import claimed
 from spvit_deploy.errors import InputError
 from spvit_deploy.plan import ModelSpec
 from spvit_deploy.progress import stderr_console, warn
@@ -22,7 +23,7 @@ from spvit_deploy.recipe import Recipe, check_recipe, load_recipe
 from spvit_deploy.search.budget import parse_budget
 from spvit_deploy.search.finetuning import FinetuneSettings
 from spvit_deploy.sources import fingerprint
-from spvit_deploy.store import claimed, read_record, sha256_bytes, sha256_file, write_record
+from spvit_deploy.store import ensure_parent, read_record, sha256_bytes, sha256_file, write_record
 
 STATE_FILE = "state.json"
 _RECORDS = ("config.json", "search.json", "export.json")
@@ -103,6 +104,7 @@ def run_recipe(recipe: Recipe, force: bool = False, png: bool = False) -> Runner
     """Run every stage whose settings or inputs changed, and print the summary."""
     check_recipe(recipe)
     root, images = Path(recipe.output), fingerprint(recipe.data)
+    ensure_parent(root / STATE_FILE)
     try:
         root.mkdir(parents=True, exist_ok=True)
         with claimed(root):

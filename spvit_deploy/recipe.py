@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from spvit_deploy.benchmarks.runtimes import find_runtime
 from spvit_deploy.errors import InputError, OutputExistsError
@@ -14,8 +14,9 @@ from spvit_deploy.export.formats import find_format
 from spvit_deploy.export.job import ExportSettings
 from spvit_deploy.latency_budgets import measured, read_table
 from spvit_deploy.models import create_model
-from spvit_deploy.plan import ModelSpec, first_line
+from spvit_deploy.plan import ModelSpec
 from spvit_deploy.profiling import settings_of
+from spvit_deploy.recipe_errors import complaint
 from spvit_deploy.search.adapters import require_peft
 from spvit_deploy.search.budget import parse_budget, with_base
 from spvit_deploy.search.finetuning import FinetuneSettings
@@ -154,8 +155,9 @@ def load_recipe(path: Path) -> Recipe:
         raise InputError(f"{path}: not YAML: {text}.", "Compare it with `run --init`.") from None
     try:
         recipe = Recipe.model_validate(content)
-    except ValueError as error:
-        raise InputError(f"{path}: {first_line(error)}", "Compare it with `run --init`.") from None
+    except ValidationError as error:
+        said, hint = complaint(error, Recipe)
+        raise InputError(f"{path}: {said}", hint) from None
     return anchored(recipe, path.absolute().parent)
 
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,12 +18,14 @@ from torch.utils.data import Dataset
 from spvit_deploy.encoded import Encoded
 from spvit_deploy.errors import DataError
 from spvit_deploy.order import mix
+from spvit_deploy.parquet import require_all_parts, require_readable
 from spvit_deploy.progress import progress_bar
 
 # Formats that `datasets` reads by their name, out of a folder.
 _FORMATS = ("imagefolder", "parquet", "arrow", "webdataset")
 # Images that a stream is shuffled among, beside its files.
 BUFFER = 2048
+Rows = tuple[Any, list[str]]
 
 
 @dataclass(frozen=True)
@@ -124,8 +127,8 @@ def readable(where: str) -> Iterator[None]:
         raise DataError(f"{where}: {text or type(error).__name__}.", hint) from error
 
 
-def load_rows(name: str, root: str | None, split: str, streams: bool) -> Any:
-    """Rows of a split.
+def load_rows(name: str, root: str | None, split: str, streams: bool, where: str) -> Rows:
+    """Rows of a split, and the names of all splits.
 
     Args:
         name: a folder of files or one that was saved by ``save_to_disk``; a format with its folder
@@ -133,6 +136,10 @@ def load_rows(name: str, root: str | None, split: str, streams: bool) -> Any:
         root: see ``name``.
         split: of it.
         streams: whether rows are read as they are needed.
+        where: what to call the data.
+
+    Raises:
+        DataError: a file is missing or damaged.
     """
     import datasets
 
@@ -140,16 +147,32 @@ def load_rows(name: str, root: str | None, split: str, streams: bool) -> Any:
     saved = [path / record for record in ("dataset_dict.json", "state.json")]
     if any(record.is_file() for record in saved):
         rows = datasets.load_from_disk(str(path))
+        known: list[str] = []
         if isinstance(rows, dict):
+            known = [str(name) for name in rows]
             if split not in rows:
-                raise ValueError(f"no split {split!r}; there are {', '.join(rows)}")
+                raise ValueError(f"no split {split!r}; there are {', '.join(known)}")
             rows = rows[split]
-        return rows.to_iterable_dataset() if streams else rows
+        return rows.to_iterable_dataset() if streams else rows, known
     if name in _FORMATS and root and not path.exists():
-        return datasets.load_dataset(name, data_dir=root, split=split, streaming=streams)
+        return _of_files(datasets.load_dataset_builder(name, data_dir=root), split, streams, where)
     here = str(path) if path.exists() else name
     cache = {} if path.exists() or root is None else {"cache_dir": root}
-    return datasets.load_dataset(here, split=split, streaming=streams, **cache)
+    return _of_files(datasets.load_dataset_builder(here, **cache), split, streams, where)
+
+
+def _of_files(builder: Any, split: str, streams: bool, where: str) -> Rows:
+    """What ``load_dataset`` does, with a look at the files in between."""
+    files = {str(name): paths for name, paths in (builder.config.data_files or {}).items()}
+    asked = [path for name in re.findall(r"\w+", split) for path in files.get(name, ())]
+    require_all_parts(asked, where)
+    if streams:
+        require_readable(asked, where)
+        return builder.as_streaming_dataset(split=split), list(files)
+    # All splits are copied, whichever is asked for.
+    require_readable([path for paths in files.values() for path in paths], where)
+    builder.download_and_prepare()
+    return builder.as_dataset(split=split), [str(name) for name in builder.info.splits]
 
 
 def columns_of(rows: Any, where: str) -> Columns:

@@ -19,6 +19,7 @@ from spvit_deploy.dataspec import (
     Source,
     hold_out,
     name_of,
+    require_splits,
 )
 from spvit_deploy.errors import DataError
 from spvit_deploy.folders import folder_root, folder_source
@@ -33,6 +34,9 @@ __all__ = ["DataSettings", "Source", "fingerprint", "open_source"]
 _READERS = {
     "wds": "webdataset", "hfds": "datasets", "hfids": "datasets", "tfds": "tensorflow_datasets",
 }  # fmt: skip
+_DIGITS = ("train", "validation")
+# Of these timm takes any other name for the split to evaluate on.
+_TRAIN_AND_TEST = ("cifar10", "cifar100", "mnist", "kmnist", "fashion_mnist")
 
 
 class DigitImages(Dataset[tuple[Image.Image, int]]):
@@ -74,8 +78,10 @@ def open_source(settings: DataSettings, train: bool, strict: bool = False) -> So
     Raises:
         DataError: unknown name, nothing found, no images, or fewer than two classes.
     """
+    split = settings.train_split if train else settings.val_split
     if settings.spec == "digits":
-        images = DigitImages(train)
+        require_splits(settings, _DIGITS.__contains__, _DIGITS)
+        images = DigitImages(split == _DIGITS[0])
         return Source(images, tuple(str(digit) for digit in range(10)), True, len(images))
     opened = folder_source if _is_folder(settings) else _named
     source = opened(settings, train, strict)
@@ -113,6 +119,8 @@ def _named(settings: DataSettings, train: bool, strict: bool) -> Source:
         return _row_source(settings, name, split, kind == "hfids")
     if kind == "torch" and settings.root is None:
         raise DataError(f"{name_of(settings)} lies in a folder.", "Name it with --data-dir.")
+    if kind == "torch" and name.lower() in _TRAIN_AND_TEST:
+        require_splits(settings, (*TRAIN_NAMES, *VAL_NAMES).__contains__, ("train", "test"))
     return source_of(create(settings, settings.spec, settings.root, split, train, strict))
 
 
@@ -120,6 +128,7 @@ def _shard_source(settings: DataSettings, name: str, train: bool) -> Source:
     splits = (settings.train_split, *TRAIN_NAMES), (settings.val_split, *VAL_NAMES)
     ours, theirs = splits if train else splits[::-1]
     folder, paths = find_shards(name, settings.root)
+    _require_shards(settings, folder, paths)
     whole = in_names(paths, ours)
     if in_names(paths, theirs) and not whole:  # those beside them are meant
         beside = paths[0].parent
@@ -149,18 +158,30 @@ def _shard_source(settings: DataSettings, name: str, train: bool) -> Source:
     return source if whole else hold_out(source, train)
 
 
+def _require_shards(settings: DataSettings, folder: Path | None, paths: list[Path]) -> None:
+    """Refuse splits that no shards are named for, or beside those that are named one by one."""
+    beside = [paths[0].parent, paths[0].parent.parent] if folder is None else [folder]
+
+    def has(split: str) -> bool:
+        return in_names(paths, [split]) or any(shards_of_split(top, [split]) for top in beside)
+
+    require_splits(settings, has)
+
+
 def _row_source(settings: DataSettings, name: str, split: str, streams: bool) -> Source:
     where = f"{name_of(settings)}, split '{split}'"
     with readable(where):
-        rows = load_rows(name, settings.root, split, streams)
+        rows, known = load_rows(name, settings.root, split, streams, where)
+        # Parts such as train[:10%] are told by the library.
+        require_splits(settings, lambda asked: not asked.isidentifier() or asked in known, known)
         columns = columns_of(rows, where)
     if not streams:
         images = RowImages(rows, columns, where)
         size, classes = len(images), images.classes
         return Source(images, columns.class_names, False, size, (), classes, f"{where} {size}")
     stream = StreamedRows(rows, columns, where)
-    known = (rows.info.splits or {}).get(split)
-    size, classes = (known.num_examples, 0) if known and known.num_examples else stream.count()
+    told = (rows.info.splits or {}).get(split)
+    size, classes = (told.num_examples, 0) if told and told.num_examples else stream.count()
     return Source(
         stream, columns.class_names, False, size, (), classes, f"{where} {size}", streams=True
     )

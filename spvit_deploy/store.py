@@ -20,10 +20,14 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from spvit_deploy.errors import CorruptFileError, InputError, OutputExistsError, StorageError
-
-if sys.platform != "win32":
-    import fcntl
+from spvit_deploy.claims import claimed
+from spvit_deploy.errors import (
+    CorruptFileError,
+    InputError,
+    OutputExistsError,
+    SpvitError,
+    StorageError,
+)
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -149,7 +153,7 @@ def check_files(folder: Path, hashes: dict[str, str]) -> None:
 def ensure_free(
     path: Path, force: bool, folder: bool = True, reads: Sequence[Path | str | None] = ()
 ) -> None:
-    """Refuse an output that exists, unless ``force``; call it before long work.
+    """Refuse an output that exists, unless ``force``, or cannot be written, before long work.
 
     Args:
         path: where the output goes.
@@ -159,8 +163,18 @@ def ensure_free(
 
     Raises:
         OutputExistsError: it exists, or what is there is not of its kind.
-        StorageError: its parent cannot be written.
+        InputError, StorageError: as :func:`ensure_parent`.
     """
+    try:
+        _require_free(path, force, folder, reads)
+    except OSError as error:  # a name that is too long, or behind a folder that may not be read
+        raise _unwritable(error, path) from error
+    ensure_parent(path)
+
+
+def _require_free(
+    path: Path, force: bool, folder: bool = True, reads: Sequence[Path | str | None] = ()
+) -> None:
     if path.exists() and not force:
         raise OutputExistsError(f"{path} exists.", "Choose another -o, or replace it with --force.")
     if path.is_symlink() and not path.exists():
@@ -171,23 +185,32 @@ def ensure_free(
     _require_apart(path, reads)
     if path.is_dir():
         _require_ours(path)
-    ensure_parent(path)
 
 
 def ensure_parent(path: Path) -> None:
     """Refuse a place that cannot be written.
 
     Raises:
-        InputError: what exists above it is a file.
-        StorageError: the nearest folder that exists above it is not writable.
+        InputError: what exists above it is a file, or a folder that nothing can be put in.
+        StorageError: the disk is full.
     """
     parent = path.absolute().parent
-    while not parent.exists():
-        parent = parent.parent
-    if not parent.is_dir():
-        raise InputError(f"{path}: {parent} is a file.", "Choose another place.")
-    if not os.access(parent, os.W_OK):
-        raise StorageError(f"{path}: {parent} is not writable.", "Choose a place you may write to.")
+    try:
+        while not parent.exists():
+            parent = parent.parent
+        if not parent.is_dir():
+            raise InputError(f"{path}: {parent} is a file.", "Choose another place.")
+        # Permissions do not tell: root has all of them, and no folder of /proc takes a file.
+        tempfile.TemporaryDirectory(dir=parent, prefix=_partial(path)).cleanup()
+    except OSError as error:
+        raise _unwritable(error, path) from error
+
+
+def _unwritable(error: OSError, path: Path) -> SpvitError:
+    """What is wrong at the start of a call is wrong with the call, but for a disk that is full."""
+    if error.errno in _FULL:
+        return storage_error(error, path)
+    return InputError(f"{path} cannot be written: {error.strerror or error}.", "Choose another -o.")
 
 
 def _require_apart(output: Path, inputs: Sequence[Path | str | None]) -> None:
@@ -241,7 +264,7 @@ def new_folder(path: Path, force: bool = False) -> Iterator[Path]:
         OutputExistsError: it exists, or another run wrote it in the meantime.
         StorageError: no space, or not writable.
     """
-    ensure_free(path, force)
+    _require_free(path, force)
     path = path.absolute()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -262,30 +285,6 @@ def new_folder(path: Path, force: bool = False) -> Iterator[Path]:
 
 def _partial(path: Path) -> str:
     return f".{path.name}.partial-"
-
-
-@contextmanager
-def claimed(folder: Path) -> Iterator[None]:
-    """Hold a lock on a folder, which a process that is killed gives up.
-
-    Where the system or the file system has no locks, nothing is held.
-
-    Raises:
-        BlockingIOError: another process, or another part of this one, holds it.
-    """
-    if sys.platform == "win32":
-        yield
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if isinstance(error, BlockingIOError):
-                raise
-        yield
-    finally:
-        os.close(handle)
 
 
 def _sweep(path: Path) -> None:

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -287,6 +288,37 @@ def test_a_recipe_is_refused_before_its_first_stage(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["recipe.yaml"]
 
 
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"serach": {}}, "the recipe has no entry 'serach'; there are version, output, device, "),
+        ({"serach": {}}, " benchmark. Did you mean search?"),
+        ({"data": {"spce": "digits"}}, "data has no entry 'spce'; there are spec, root, "),
+        ({"data": {"spce": "digits"}}, "Did you mean spec?"),
+        ({"train": {"qqq": 1}}, "adapters. Compare it with `run --init`."),
+        ({"data": {"root": "x"}}, "data lacks the entry 'spec'."),
+        ({"search": None}, "search is empty; it should be a table of entries, or left out"),
+        ({"search": {"epochs": "many"}}, "search.epochs is 'many'; it should be a whole number."),
+        ({"search": {"lr": None}}, "search.lr is empty; it should be a number."),
+        ({"finetune": {"distillation": "x"}}, "is 'x'; it should be soft or hard."),
+        ({"data": {"spec": "digits", "augment": "x"}}, "it should be auto or none or shift or"),
+        ({"benchmark": {"batches": []}}, "batches is []; it should be a list of 1 or more."),
+        ({"checkpoint_every": "soon"}, "recipe.yaml: checkpoint_every: --checkpoint-every soon is"),
+    ],
+)
+def test_a_recipe_that_is_none_is_told_in_its_own_words(
+    change: dict[str, Any], says: str, tmp_path: Path
+) -> None:
+    import yaml
+
+    file = tmp_path / "recipe.yaml"
+    whole = {"model": {"name": NAME}, "data": {"spec": "digits"}}
+    file.write_text(yaml.safe_dump({**whole, **change}))
+    refused("run", file, says=says)
+    file.write_text("")
+    refused("run", file, says="the recipe is empty")
+
+
 def test_a_run_notices_images_that_changed_and_outlives_a_damaged_state(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -332,7 +364,7 @@ def test_a_demo_replaces_nothing_but_a_demo(tmp_path: Path) -> None:
 
 
 def test_two_runs_of_one_recipe_are_told_of_each_other(tmp_path: Path) -> None:
-    from spvit_deploy.store import claimed
+    from spvit_deploy.claims import claimed
 
     good("run", "--init", tmp_path / "recipe.yaml")
     (tmp_path / "run").mkdir()
@@ -353,6 +385,10 @@ def test_unknown_and_unsupported_models(tmp_path: Path) -> None:
     refused("search", "--model", "resnet18", *budget, says="no family takes a ResNet")
     odd = ["--model-arg", "depth=minus"]
     refused("search", "--model", NAME, *odd, *budget, says="timm cannot build")
+    for typo, name in (("depht=6", "depth"), ("img_szie=32", "img_size")):
+        refused("search", "--model", NAME, "--model-arg", typo, *budget,
+                says=f"'{typo.partition('=')[0]}'. Did you mean {name}?")  # fmt: skip
+    refused("search", "--model", NAME, "--model-arg", "q=1", *budget, says="Check the --model-arg")
     bad_heads = ["--model-arg", "num_heads=5"]
     refused("search", "--model", NAME, *bad_heads, *budget, says="timm cannot build")
     refused("export", "no/such/folder", "-o", tmp_path / "out", says="no such folder")
@@ -614,6 +650,24 @@ def test_outputs_that_exist_stay(work: Path, tmp_path: Path) -> None:
     plan = read_record(out / "gates.json")
     assert all(len(block["mlp_keep"]) % 8 == 0 for block in plan["blocks"])
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="no folder that takes no file")
+def test_outputs_that_cannot_be_written_are_wrong_calls(work: Path, tmp_path: Path) -> None:
+    data, lean = ["--data", "digits"], work / "lean"
+    no_file = "/proc/x cannot be written: "
+    for call_ in (
+        ["search", "--model", NAME, *TINY_ARGS, *data, "--budget", "50%"],
+        ["finetune", lean, *data], ["materialize", work / "search"], ["export", lean],
+        ["export", lean, "--all"], ["benchmark", lean], ["report", "--plan", lean, work / "r.json"],
+        ["profile", NAME, *TINY_ARGS], ["demo"],
+    ):  # fmt: skip
+        refused(*call_, "-o", "/proc/x", says=no_file)
+    (tmp_path / "recipe.yaml").write_text(
+        "output: /proc/x\nmodel: {name: vit_tiny_patch16_224}\ndata: {spec: digits}\n"
+    )
+    refused("run", tmp_path / "recipe.yaml", says="/proc/x/state.json cannot be written: ")
+    refused("materialize", work / "search", "-o", tmp_path / ("x" * 300), says="too long")
 
 
 def test_a_fixed_batch_is_measured_where_it_is_asked_for(work: Path, tmp_path: Path) -> None:

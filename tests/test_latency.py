@@ -140,6 +140,19 @@ def test_tables_are_merged_and_the_later_one_is_kept(tmp_path: Path) -> None:
     assert new in merged.tables
     assert old not in merged.tables
     assert merge([merged, merged]) == merged
+
+
+def test_what_merging_has_no_use_for_is_said(tmp_path: Path) -> None:
+    save_latency(LatencyFile(tables=(a_table(),)), tmp_path / "a.json")
+    done = good("profile", "--merge", tmp_path / "a.json", "-o", tmp_path / "b.json", "--runtime",
+                "torch", "--batch", 1, "--model-arg", "depth=2", "--pretrained")  # fmt: skip
+    lines = sorted(line for line in done.stderr.splitlines() if "Warning" in line)
+    names = ("--batch", "--model-arg", "--pretrained", "--runtime")
+    assert lines == [
+        f"Warning: {name} is for measuring, and changes nothing here." for name in names
+    ]
+    plain = good("profile", "--merge", tmp_path / "a.json", "-o", tmp_path / "c.json")
+    assert "Warning" not in plain.stderr
     rows = json.loads(good("inspect", tmp_path / "c.json", "--json").stdout)["tables"]
     assert {row["dense_ms"] for row in rows} == {30.0}
 

@@ -27,6 +27,7 @@ from spvit_deploy.plan import (
     parse_token_keep,
 )
 from spvit_deploy.search.folder import SearchRecord, load_search, save_search
+from spvit_deploy.search.searching import SearchSettings
 from spvit_deploy.search.supernet import Supernet
 from tests.calls import good, refused
 from tests.conftest import plan_for, shake, tiny_spec
@@ -133,6 +134,12 @@ def test_two_merges_and_a_head_that_pools(pool: str) -> None:
 def test_what_is_no_merge_is_refused(text: str, says: str) -> None:
     with pytest.raises(InputError, match=says):
         parse_token_keep(text)
+
+
+def test_merges_are_the_same_in_any_order() -> None:
+    settings = SearchSettings(token_keep="0.70@6, 0.5@3")
+    assert settings == SearchSettings(token_keep="0.5@3,0.7@6")
+    assert settings.token_keep == "0.5@3,0.7@6"
 
 
 def test_models_whose_tokens_cannot_be_merged_are_refused() -> None:

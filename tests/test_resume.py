@@ -220,6 +220,27 @@ def test_a_loss_that_is_no_number_keeps_the_last_good_checkpoint(
     assert kept(tmp_path / "out") == ["log.jsonl", "step-00000005", "step-00000006"]
 
 
+def test_a_training_that_diverged_goes_on_at_a_lower_rate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dense_folder: Path
+) -> None:
+    advance, steps = _Loop._advance, itertools.count(1)
+
+    def poisoned(self: _Loop, images: torch.Tensor, labels: torch.Tensor) -> None:
+        advance(self, images * (float("nan") if next(steps) == 7 else 1), labels)
+
+    monkeypatch.setattr(_Loop, "_advance", poisoned)
+    asked = ["finetune", dense_folder, "--data", "digits", "--batch-size", 256, "--epochs", 3,
+             "--checkpoint-every", 1, "-o", tmp_path / "out"]  # fmt: skip
+    refused(*asked, code=1, says="Go on from it with --resume and that --lr.")
+    refused(*asked, "--resume", "--lr", 1e-3, says="another run: lr 0.0005, now 0.001")
+    refused(*asked, "--resume", "--lr", 1e-4, "--seed", 1, says="another run: seed 0, now 1")
+    result = good(*asked, "--resume", "--lr", 1e-4)
+    assert "Warning: after step 6 --lr is 0.0001; it was 0.0005." in result.stderr
+    lines = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").open()]
+    rates = {line["step"]: line["lr"] for line in lines}
+    assert rates[5] > 1e-4 >= rates[10] > rates[15]
+
+
 def test_a_full_disk_keeps_the_last_good_checkpoint(cut_run: Path) -> None:
     before = contents(cut_run.with_name("out.checkpoints") / "step-00000006", "state.pt")
     process = run_apart("search", *QUICK, "-o", cut_run, "--resume", limit=100_000)

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from spvit_deploy.claims import claimed
 from spvit_deploy.errors import OutputExistsError
-from spvit_deploy.store import _SETTLED, claimed, ensure_free, new_folder
+from spvit_deploy.store import _SETTLED, ensure_free, new_folder
 
 
 def fill(path: Path, text: str, force: bool = False) -> None:

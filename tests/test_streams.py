@@ -319,6 +319,57 @@ def test_rows_that_are_wrong(data: Path, tmp_path: Path) -> None:
     refused(*tune, f"hfids/{data / 'rows'}", says="--data hfids/")
 
 
+@pytest.mark.parametrize("kind", ["hfds", "hfids"])
+@pytest.mark.parametrize("harm", ["missing", "cut"])
+def test_files_of_rows_that_are_wrong_are_named_in_one_line(
+    harm: str, kind: str, data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = data / "rows" / "train-00001-of-00002.parquet"
+    says = f"{file} is cut short or damaged. Fetch it once more"
+    if harm == "missing":
+        file.unlink()
+        says = f"{file} is missing; 1 of 2 files are. Fetch what is missing"
+    else:
+        file.write_bytes(file.read_bytes()[:-100])
+    refused("finetune", NAME, *TINY_ARGS, "--model-arg", "num_classes=2",
+            "--data", f"{kind}/{data / 'rows'}", "-o", tmp_path / "out",
+            says=says)  # fmt: skip
+    assert "Failed to read" not in caplog.text
+    # What the other split lacks is no matter where rows are read as they are needed.
+    if harm == "missing" and kind == "hfids":
+        settings = DataSettings(spec=f"{kind}/{data / 'rows'}")
+        assert open_source(settings, False).size == IMAGES
+
+
+def test_splits_that_data_do_not_have_are_refused(data: Path, tmp_path: Path) -> None:
+    write_shards(data / "wds", "val-")
+    for label in "ab":
+        for split in ("train", "val"):
+            (data / "images" / split / label).mkdir(parents=True)
+            (data / "images" / split / label / "0.png").write_bytes(png(3))
+    tune = ["finetune", NAME, *TINY_ARGS, "-o", tmp_path / "out", "--data-dir", data, "--data"]
+    for spec, there in (
+        ("digits", "train, validation"), ("folder/images", "train, val"),
+        ("hfds/rows", "train, validation"), ("hfids/rows", "train, validation"),
+        ("wds/wds", "train, val"), ("wds/wds/train-{000..002}.tar", "train, val"),
+        ("torch/mnist", "train, test"),
+    ):  # fmt: skip
+        refused(*tune, spec, "--val-split", "nope",
+                says=f"--data {spec} --data-dir {data} has no split 'nope' for --val-split; there "
+                f"are {there}. Name one of these, or leave --val-split out.")  # fmt: skip
+        if not spec.startswith("hf"):
+            refused(*tune, spec, "--train-split", "nope", says="'nope' for --train-split; there")
+    for label in "ab":
+        (data / "classes" / label).mkdir(parents=True)
+    refused(*tune, "folder/classes", "--val-split", "test", says="Leave --val-split out.")
+    # What is there is taken, by its own name, and not the one that is usual.
+    for spec in ("digits", f"wds/{data / 'wds'}", f"folder/{data / 'images'}"):
+        settings = DataSettings(spec=spec, val_split="train")
+        held = open_source(settings, False).size
+        assert held == open_source(settings, True).size
+    assert len(DigitImages(False)) < len(DigitImages(True))
+
+
 @pytest.mark.slow
 def test_a_full_disk_leaves_a_training_at_work(data: Path, tmp_path: Path) -> None:
     tune = ["finetune", NAME, *TINY_ARGS, "--model-arg", "num_classes=2", "--data",

@@ -24,8 +24,16 @@ from spvit_deploy.store import write_record
 from spvit_deploy.sweep import cluster
 from spvit_deploy.sweep.budgets import check_budgets, parse_budgets
 from spvit_deploy.sweep.cluster import Capacity, Portion, portion
+from spvit_deploy.sweep.page import frontier_scatter, row
 from spvit_deploy.sweep.picking import fits, parse_accuracy, parse_latency, pick
-from spvit_deploy.sweep.record import SweepPoint, SweepRecord, frontier, load_sweep, save_sweep
+from spvit_deploy.sweep.record import (
+    SweepPoint,
+    SweepRecord,
+    frontier,
+    load_sweep,
+    save_sweep,
+    standing,
+)
 from tests.calls import call, good, refused
 from tests.conftest import NAME
 
@@ -97,6 +105,44 @@ def test_no_point_beats_one_of_the_frontier(places: list[tuple[int, int]]) -> No
         )
         assert beaten != (point.place in [one.place for one in best])
     assert len({one.place for one in best}) == len(best)
+
+
+def test_a_point_is_beaten_by_more_than_times_spread() -> None:
+    def point(
+        name: str, top1: float, median: float, p90: float, unsteady: bool = False
+    ) -> SweepPoint:
+        latency, tail = median / 1000, p90 / 1000
+        return SweepPoint(name=name, folder="x", top1=top1, latency=latency, p90=tail,
+                          unsteady=unsteady)  # fmt: skip
+
+    best = point("best", 80, 10, 10.5)
+    for other, says in (
+        (point("near", 80, 10.4, 10.6), "within the spread"),  # of the faster one
+        (point("noisy", 79, 11, 12.5), "within the spread"),  # of its own
+        (point("far", 80, 10.6, 10.7), "beaten"),
+        (point("shaken", 80, 10.6, 10.7, unsteady=True), "beaten"),
+        (point("same", 70, 10, 10.5), "within the spread"),
+        (point("better", 81, 12, 12), "on the frontier"),
+    ):
+        assert standing(other, (best, other)) == says, other.name
+        assert standing(best, (best, other)) == "on the frontier"
+    shaken = point("shaken", 80, 10.2, 10.2, unsteady=True)
+    assert standing(shaken, (point("best", 80, 10, 10), shaken)) == "within the spread"
+    trials = (best, point("near", 80, 10.4, 10.6), point("far", 80, 10.6, 10.7))
+    record = SweepRecord(asked={}, dense=point("dense", 90, 20, 21), trials=trials)
+    drawn = {trace.name: trace.text for trace in frontier_scatter(record).data}
+    assert drawn["within the spread"] == ("near",)
+    assert drawn["beaten"] == ("far",)
+    assert row(trials[1], (record.dense, *trials))[1] == "within the spread"
+
+
+@given(PLACES)
+def test_none_of_the_frontier_is_beaten(places: list[tuple[int, int]]) -> None:
+    points = sweep_of(places).trials
+    for point in points:
+        faster = [p for p in points if p.place[0] < point.place[0] and p.place[1] >= point.place[1]]
+        assert (standing(point, points) == "beaten") == bool(faster)  # times without a spread
+        assert (standing(point, points) == "on the frontier") == (point in frontier(points))
 
 
 @given(PLACES, st.none() | st.integers(1, 9), st.none() | st.integers(0, 9))

@@ -84,6 +84,15 @@ def test_models_without_gradient_checkpointing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_batch_of_more_than_all_images_is_warned_of(dense_folder: Path, tmp_path: Path) -> None:
+    few = good("finetune", dense_folder, *DATA[:2], "--batch-size", 4096, "--epochs", 2,
+               "-o", tmp_path / "one")  # fmt: skip
+    assert few.stderr.count("takes 4096 images by --batch-size, and there are 1442 to") == 1
+    assert [line["step"] for line in log_of(tmp_path / "one")] == [1, 2]
+    enough = good("finetune", dense_folder, *DATA, "--epochs", 1, "-o", tmp_path / "six")
+    assert "--batch-size" not in enough.stderr
+
+
 def test_bfloat16_comes_near(plain: Path, tmp_path: Path) -> None:
     good(*SEARCH, "--amp", "-o", tmp_path / "search")
     losses = [[line["epoch_loss"] for line in log_of(root / "search") if "epoch_loss" in line]

@@ -13,10 +13,10 @@ from spvit_deploy.benchmarks.charts import DENSE, LEAN, style
 from spvit_deploy.benchmarks.report import card, figure_section, method_section, write_page
 from spvit_deploy.benchmarks.results import ResultsFile
 from spvit_deploy.benchmarks.statistics import median_ratio
-from spvit_deploy.sweep.record import SweepPoint, SweepRecord, frontier
+from spvit_deploy.sweep.record import SweepPoint, SweepRecord, frontier, standing
 
 PAGE_FILE = "frontier.html"
-_BEATEN = "#c7d2fe"
+_BEATEN, _NEAR = "#c7d2fe", "#93a4f5"
 
 
 def write_frontier(record: SweepRecord, results: ResultsFile, output: Path) -> None:
@@ -32,8 +32,9 @@ def write_frontier(record: SweepRecord, results: ResultsFile, output: Path) -> N
     """
     model = record.asked.get("model name", "model")
     note = (
-        "Up and to the left is better. The line joins the models that no other beats in both; "
-        "pale points are beaten. Whiskers end at the 90th percentile."
+        "Up and to the left is better. The line joins the models that no other beats in both. Pale "
+        "points are beaten: another is at least as accurate, and faster by more than the times of "
+        "both spread, from the median to the 90th percentile, where whiskers end."
     )
     body = [
         f"<h1>{escape(f'Frontier of {model}')}</h1>"
@@ -57,12 +58,11 @@ def frontier_scatter(record: SweepRecord) -> Any:
         mode="lines", line={"color": LEAN, "width": 2, "shape": "hv", "dash": "dot"},
         hoverinfo="skip", name="frontier",
     )  # fmt: skip
-    groups = {
-        "dense": (DENSE, [point for point in points if point.name == "dense"]),
-        "on the frontier": (LEAN, [p for p in points if p.name != "dense" and p in best]),
-        "beaten": (_BEATEN, [p for p in points if p.name != "dense" and p not in best]),
-    }
-    for name, (colour, own) in groups.items():
+    colours = {"dense": DENSE, "on the frontier": LEAN, "within the spread": _NEAR,
+               "beaten": _BEATEN}  # fmt: skip
+    stands = {p.name: standing(p, points) if p.name != "dense" else "dense" for p in points}
+    for name, colour in colours.items():
+        own = [point for point in points if stands[point.name] == name]
         if own:
             _add(figure, name, colour, own)
     figure.update_xaxes(title="median ms a call", gridcolor="#e2e8f0")
@@ -96,11 +96,11 @@ def _cards(record: SweepRecord, results: ResultsFile) -> list[str]:
 def _table(record: SweepRecord) -> str:
     heads = ("model", "status", "top-1 %", "p50 ms", "p90 ms", "over dense", "MMACs", "params",
              "engine")  # fmt: skip
-    best = frontier((record.dense, *record.points))
+    points = (record.dense, *record.points)
     lines = ["<table><tr>" + "".join(f"<th>{head}" for head in heads) + "</tr>"]
     for point in (record.dense, *record.trials):
         flag = " class=flag" if point.unsteady else ""
-        cells = row(point, record.dense, point in best)
+        cells = row(point, points)
         lines.append(f"<tr{flag}>" + "".join(f"<td>{escape(cell)}" for cell in cells) + "</tr>")
     lines.append("</table>")
     if any(point.unsteady for point in (record.dense, *record.trials)):
@@ -108,14 +108,14 @@ def _table(record: SweepRecord) -> str:
     return "".join(lines)
 
 
-def row(point: SweepPoint, dense: SweepPoint, best: bool) -> tuple[str, ...]:
-    """A point as cells of a table."""
+def row(point: SweepPoint, points: Sequence[SweepPoint]) -> tuple[str, ...]:
+    """A point as cells of a table, among all that are measured, the dense one first."""
     if not point.measured:
         return point.name, point.status, "", "", "", "", "", "", point.reason
-    latency, top1 = point.place
+    dense, (latency, top1) = points[0], point.place
     ratio = f"{dense.place[0] / latency:.2f}×" if dense.measured else ""
     return (
-        point.name, "on the frontier" if best else "beaten", f"{top1:.2f}", f"{1000 * latency:.3f}",
+        point.name, standing(point, points), f"{top1:.2f}", f"{1000 * latency:.3f}",
         f"{1000 * (point.p90 or latency):.3f}", ratio, f"{point.macs / 1e6:,.1f}",
         f"{point.params:,}", point.engine,
     )  # fmt: skip

@@ -9,7 +9,7 @@ from rich.table import Table
 from spvit_deploy import show
 from spvit_deploy.sweep.page import PAGE_FILE, row
 from spvit_deploy.sweep.picking import artefacts
-from spvit_deploy.sweep.record import SweepPoint, SweepRecord, frontier
+from spvit_deploy.sweep.record import SweepPoint, SweepRecord
 
 
 def swept(record: SweepRecord, root: Path) -> None:
@@ -19,9 +19,9 @@ def swept(record: SweepRecord, root: Path) -> None:
     for heading in heads:
         left = heading in ("model", "", "engine")
         table.add_column(heading, justify="left" if left else "right")
-    best = frontier((record.dense, *record.points))
+    points = (record.dense, *record.points)
     for point in (record.dense, *record.trials):
-        cells = list(row(point, record.dense, point in best))
+        cells = list(row(point, points))
         if point.unsteady:
             cells[1] += ", unsteady"
         if not point.measured:

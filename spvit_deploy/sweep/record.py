@@ -14,6 +14,8 @@ from spvit_deploy.store import write_record
 
 SWEEP_FILE = "sweep.json"
 SCHEMA_VERSION = 1
+# Share of a time that one which is unsteady is off by, or more.
+_UNSTEADY = 0.03
 
 
 def _inside(text: str) -> str:
@@ -71,6 +73,15 @@ class SweepPoint(_Record):
         assert self.top1 is not None
         return self.latency, self.top1
 
+    @property
+    def spread(self) -> float:
+        """Seconds from the median to the 90th percentile of a measured one; for one that is
+        unsteady at least what it may be off by.
+        """
+        assert self.latency is not None
+        tail = (self.p90 or self.latency) - self.latency
+        return max(tail, _UNSTEADY * self.latency) if self.unsteady else tail
+
 
 class SweepRecord(_Record):
     """``sweep.json``.
@@ -109,6 +120,23 @@ def frontier(points: Sequence[SweepPoint]) -> list[SweepPoint]:
         if not best or point.place[1] > best[-1].place[1]:
             best.append(point)
     return best
+
+
+def standing(point: SweepPoint, points: Sequence[SweepPoint]) -> str:
+    """What a table says of a measured point: ``on the frontier``, ``beaten``, or neither.
+
+    It is beaten where another is at least as accurate, and faster by more than the times of both
+    spread; less than that another measurement might turn round.
+    """
+    latency, top1 = point.place
+    others = [other for other in points if other.measured]
+    if point in frontier(others):
+        return "on the frontier"
+    beaten = any(
+        other.place[1] >= top1 and latency - other.place[0] > max(point.spread, other.spread)
+        for other in others
+    )
+    return "beaten" if beaten else "within the spread"
 
 
 def save_sweep(record: SweepRecord, folder: Path) -> None:

@@ -11,11 +11,11 @@ from spvit_deploy.benchmarks.measure import run_benchmark
 from spvit_deploy.benchmarks.report import render_png
 from spvit_deploy.benchmarks.results import ResultsFile, Workload, load_results, save_results
 from spvit_deploy.benchmarks.runtimes import runtimes_for
+from spvit_deploy.claims import claimed
 from spvit_deploy.errors import InputError, JobError
 from spvit_deploy.pipeline import Runner, dense_stage, export_stage
 from spvit_deploy.progress import stderr_console
 from spvit_deploy.recipe import Recipe
-from spvit_deploy.store import claimed
 from spvit_deploy.sweep.asking import Asked, SweepSettings, ask, earlier
 from spvit_deploy.sweep.cluster import portion, ray_started, require_ray
 from spvit_deploy.sweep.page import PAGE_FILE, write_frontier

@@ -16,10 +16,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from spvit_deploy._version import __version__
 from spvit_deploy.benchmarks.evaluate import evaluate_artefact
+from spvit_deploy.claims import claimed
 from spvit_deploy.errors import InputError, JobError, SpvitError
 from spvit_deploy.pipeline import Runner, digest_of, export_stage, lean_stages
 from spvit_deploy.recipe import Recipe
-from spvit_deploy.store import claimed, read_record, sha256_bytes, write_bytes, write_record
+from spvit_deploy.store import read_record, sha256_bytes, write_bytes, write_record
 from spvit_deploy.sweep.record import SWEEP_FILE, SweepPoint
 
 TRIAL_FILE = "trial.json"
