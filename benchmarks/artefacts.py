@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from spvit_deploy.benchmarks.runtimes import artefact_format, read_metadata
 from spvit_deploy.cost import count_cost
@@ -27,6 +28,7 @@ class Artefact:
         preprocessing: None for a bare file that says nothing.
         macs: 0 where unknown.
         precision: as it was exported; ``fp32`` for a folder of PyTorch, empty where unknown.
+        parity: what its export proved, as its record has it.
         blocks: what the branches of its blocks cost; none where unknown.
     """
 
@@ -39,6 +41,7 @@ class Artefact:
     params: int
     size_bytes: int
     precision: str = ""
+    parity: tuple[dict[str, Any], ...] = ()
     blocks: tuple[BlockCost, ...] = ()
 
 
@@ -58,7 +61,7 @@ def describe(path: Path) -> Artefact:
         title = _title(path, saved.kind)
         return Artefact(
             title, saved.kind, folder_digest(path), saved.preprocessing, saved.class_names,
-            cost.macs, cost.params, size, "fp32", costs_of(saved),
+            cost.macs, cost.params, size, "fp32", (), costs_of(saved),
         )  # fmt: skip
     record = read_record(path / "export.json", kind="exported")
     try:
@@ -67,7 +70,8 @@ def describe(path: Path) -> Artefact:
         return Artefact(
             title, record["model_kind"], sha256_file(path / "export.json"), prep,
             tuple(record["class_names"]), record["macs"], record["params"], size,
-            record.get("precision", ""), read_costs(record.get("blocks", ())),
+            record.get("precision", ""), tuple(record.get("parity", ())),
+            read_costs(record.get("blocks", ())),
         )  # fmt: skip
     except (KeyError, ValueError) as error:
         raise CorruptFileError(f"{path / 'export.json'}: {error}.", "Export it again.") from None

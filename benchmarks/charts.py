@@ -24,8 +24,8 @@ def style(figure: Any, height: int, **layout: Any) -> Any:
     figure.update_layout(
         height=height,
         margin={"l": 60, "r": 20, "t": 10, "b": 50},
-        paper_bgcolor="white",
-        plot_bgcolor="white",
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
         font={"family": "system-ui, sans-serif", "size": 13, "color": "#1e293b"},
         legend={"orientation": "h", "y": 1.12, "x": 0},
         **layout,
@@ -101,23 +101,34 @@ def plan_bars(plan: PrunePlan, hidden: Sequence[int]) -> Any:
     return style(figure, 340, barmode="overlay", yaxis_title="hidden units kept")
 
 
-def accuracy_scatter(results: Sequence[BenchmarkResult]) -> Any:
-    """Accuracy against MACs, one point a model."""
+def accuracy_latency(results: Sequence[BenchmarkResult]) -> Any:
+    """Accuracy against latency, one point a row, and the frontier."""
+    known = [result for result in results if result.top1 is not None]
     figure = go.Figure()
-    points: dict[tuple[float, float], list[BenchmarkResult]] = {}
-    for result in {r.title: r for r in results if r.top1 is not None and r.macs}.values():
-        points.setdefault((result.macs / 1e9, round(result.top1 or 0, 2)), []).append(result)
-    for (macs, top1), found in points.items():
-        result = found[0]
+    front = frontier([(1000 * r.p50, r.top1 or 0.0) for r in known])
+    if len(front) > 1:
         figure.add_scatter(
-            x=[macs],
-            y=[top1],
-            mode="markers+text",
-            text=["<br>".join(r.title for r in found)],
-            textposition="top center",
-            cliponaxis=False,
-            marker={"size": 14, "color": colour(result.kind)},
-            showlegend=False,
+            x=[x for x, _ in front], y=[y for _, y in front], mode="lines", line_shape="hv",
+            line={"color": "#94a3b8", "dash": "dot"}, showlegend=False, hoverinfo="skip",
+        )  # fmt: skip
+    for kind in dict.fromkeys(result.kind for result in known):
+        own = [result for result in known if result.kind == kind]
+        figure.add_scatter(
+            name=kind,
+            x=[1000 * r.p50 for r in own],
+            y=[r.top1 for r in own],
+            mode="markers",
+            text=[f"{r.title}, {r.runtime}, batch {r.workload.batch}" for r in own],
+            marker={"size": 13, "color": colour(kind)},
         )
-    figure.update_xaxes(title="GMACs an image", rangemode="tozero")
-    return style(figure, 340, yaxis_title="top-1 accuracy, %")
+    figure.update_xaxes(title="ms a call", rangemode="tozero")
+    return style(figure, 360, yaxis_title="top-1 accuracy, %")
+
+
+def frontier(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Those that no other point beats in both, from the fastest: (seconds, accuracy)."""
+    found: list[tuple[float, float]] = []
+    for time, right in sorted(points, key=lambda point: (point[0], -point[1])):
+        if not found or right > found[-1][1]:
+            found.append((time, right))
+    return found

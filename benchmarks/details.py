@@ -81,7 +81,7 @@ def _inside(
     found: dict[str, Any] = {}
     try:
         images = images_for(session, row.workload.batch, row.workload.seed)
-        meter = Meter()
+        meter = Meter(session.device)
         if details.energy and not meter.missing:
             call = session.prepare(images)
             count = max(3, round(_ENERGY / row.p50))

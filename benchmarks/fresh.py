@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import psutil
 
-from spvit_deploy.benchmarks.results import Start
 from spvit_deploy.benchmarks.runtimes import REGISTRY, open_session
+from spvit_deploy.benchmarks.starting import Start
 from spvit_deploy.errors import JobError
 
 _CALLS = 5

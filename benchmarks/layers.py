@@ -12,6 +12,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from spvit_deploy.benchmarks.layertime import LayerTime
 from spvit_deploy.lean.block_costs import BlockCost
 
 Kind = Literal[
@@ -19,21 +20,6 @@ Kind = Literal[
 ]
 # Names that runtimes give to what they put between layers.
 _REFORMATS = ("reorder", "reformat", "convert", "transpose_token", "copy node")
-
-
-@dataclass(frozen=True)
-class LayerTime:
-    """One layer of a call.
-
-    Attributes:
-        name: as the runtime has it.
-        op: its type.
-        seconds: mean of a call.
-    """
-
-    name: str
-    op: str
-    seconds: float
 
 
 class BlockTime(BaseModel):

@@ -17,6 +17,7 @@ from statistics import median
 from typing import Any
 
 from spvit_deploy.benchmarks.artefacts import Artefact, describe
+from spvit_deploy.benchmarks.asked import pairs_asked, require_measurable
 from spvit_deploy.benchmarks.callers import (
     Crowd,
     Driven,
@@ -26,18 +27,16 @@ from spvit_deploy.benchmarks.callers import (
     settle,
 )
 from spvit_deploy.benchmarks.details import Details, detailed
+from spvit_deploy.benchmarks.facts import Proof, Round
 from spvit_deploy.benchmarks.host import read_host
-from spvit_deploy.benchmarks.loadgen import loadgen_version
 from spvit_deploy.benchmarks.pinning import pinned
 from spvit_deploy.benchmarks.provenance import provenance
 from spvit_deploy.benchmarks.rates import load_record, settle_rate
-from spvit_deploy.benchmarks.results import BenchmarkResult, ResultsFile, Round, Workload
+from spvit_deploy.benchmarks.results import BenchmarkResult, ResultsFile, Workload
 from spvit_deploy.benchmarks.runtimes import (
     Session,
     batch_limits,
-    find_runtime,
     open_session,
-    runtimes_for,
 )
 from spvit_deploy.benchmarks.statistics import percentile
 from spvit_deploy.benchmarks.watch import Seen, Watch, noises
@@ -110,8 +109,8 @@ def run_benchmark(
         RuntimeMissingError: a runtime, a device or LoadGen that is not here.
     """
     details = details or Details()
-    pairs = _pairs(artefacts, runtimes)
-    _require_measurable(workloads)
+    pairs = pairs_asked(artefacts, runtimes)
+    require_measurable(workloads)
     host = read_host()
     facts = {path: describe(path) for path, _ in pairs}
     results: list[BenchmarkResult] = []
@@ -139,48 +138,8 @@ def run_benchmark(
     )  # fmt: skip
 
 
-def _require_measurable(workloads: Sequence[Workload]) -> None:
-    """Refuse what would fail after the first artefact was measured."""
-    for load in workloads:
-        if load.scenario != "closed":
-            loadgen_version()
-        if load.scenario == "server" and load.slo is None:
-            raise InputError("Scenario 'server' needs a limit.", "Give --latency-slo 50ms.")
-        if load.scenario != "closed" and load.boundary != "compute":
-            raise InputError(
-                f"Scenario '{load.scenario}' sends images that are prepared.",
-                "Leave --boundary out, or choose --scenario closed.",
-            )
-        if load.concurrency > 1 and load.scenario in ("single-stream", "multi-stream"):
-            raise InputError(
-                f"Scenario '{load.scenario}' has one query at a time by MLPerf's rules.",
-                "Leave --concurrency out, or choose server or closed.",
-            )
-
-
 def _rounds(workload: Workload) -> int:
     return _ROUNDS if workload.scenario == "closed" else _LOADGEN_ROUNDS
-
-
-def _pairs(artefacts: Sequence[Path], runtimes: Sequence[str] | None) -> list[tuple[Path, str]]:
-    for name in runtimes or ():
-        find_runtime(name)
-    pairs = []
-    for path in artefacts:
-        fitting = [n for n in runtimes_for(path, runtimes or ()) if not runtimes or n in runtimes]
-        if not fitting:
-            raise InputError(
-                f"{path}: none of the runtimes asked for ({', '.join(runtimes or ())}) takes it; "
-                f"{', '.join(runtimes_for(path)) or 'none'} would.",
-                "Choose another --runtime, or export it.",
-            )
-        pairs += [(path, name) for name in fitting]
-    idle = [n for n in runtimes or () if n not in {name for _, name in pairs}]
-    if idle:
-        raise InputError(
-            f"Runtime '{idle[0]}' takes none of these artefacts.", "Export one for it."
-        )
-    return pairs
 
 
 def _open(
@@ -308,6 +267,7 @@ def _result(entry: _Entry, workload: Workload) -> BenchmarkResult:
         path=entry.path.name,
         kind=artefact.kind,
         precision=artefact.precision,
+        parity=tuple(Proof.model_validate(proof) for proof in artefact.parity),
         model_hash=artefact.digest,
         runtime=session.name,
         runtime_version=session.version,

@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
-from spvit_deploy.benchmarks.layers import LayerTime
+from spvit_deploy.benchmarks.layertime import LayerTime
 from spvit_deploy.benchmarks.runtimes import Array, check_images
 from spvit_deploy.errors import CorruptFileError, InputError, RuntimeMissingError
 from spvit_deploy.store import check_files, read_record

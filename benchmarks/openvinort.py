@@ -9,7 +9,7 @@ from typing import Any
 
 import openvino
 
-from spvit_deploy.benchmarks.layers import LayerTime
+from spvit_deploy.benchmarks.layertime import LayerTime
 from spvit_deploy.benchmarks.runtimes import Array, check_images
 from spvit_deploy.errors import CorruptFileError, InputError, RuntimeMissingError
 from spvit_deploy.models import Preprocessing

@@ -45,10 +45,12 @@ class Pair:
     def said(self) -> str:
         """One line."""
         ratio, word = self.ratio.said()
-        interval = f"(95% interval {ratio.low:.2f} to {ratio.high:.2f})"
-        if not self.ratio.differs:
-            return f"{self.label}: no difference seen between lean and dense {interval}"
-        line = f"{self.label}: lean is {ratio.value:.2f}× {word} than dense {interval}"
+        interval = f" (95% interval {ratio.low:.2f} to {ratio.high:.2f})"
+        if ratio.low == ratio.high:
+            interval = ""
+        elif not self.ratio.differs:
+            return f"{self.label}: no difference seen between lean and dense{interval}"
+        line = f"{self.label}: lean is {ratio.value:.2f}× {word} than dense{interval}"
         promised = self.promised
         return f"{line}; its MACs promise {promised:.2f}×" if promised else line
 
@@ -64,11 +66,13 @@ def comparable(one: BenchmarkResult, other: BenchmarkResult) -> bool:
 
 def ratio_of(slow: BenchmarkResult, fast: BenchmarkResult) -> Ratio:
     """Of times; by pairs of rounds where both took turns, else of all samples. Of rates, where a
-    scenario has these: that of ``fast`` over that of ``slow``, which has no interval.
+    scenario has these: that of ``fast`` over that of ``slow``, without an interval for ``server``,
+    which has one rate.
     """
-    rates = [row.load.rate for row in (slow, fast) if row.load and row.load.rate]
-    if len(rates) == 2:
-        value = rates[1] / rates[0]
+    if slow.load and fast.load and slow.load.rate and fast.load.rate:
+        if slow.load.rates and len(slow.load.rates) == len(fast.load.rates):
+            return paired_ratio(fast.load.rates, slow.load.rates)
+        value = fast.load.rate / slow.load.rate
         return Ratio(value, value, value)
     if slow.rounds and len(slow.rounds) == len(fast.rounds):
         old, new = ([one.median for one in row.rounds] for row in (slow, fast))

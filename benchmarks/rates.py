@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from statistics import median
 
 from spvit_deploy.benchmarks.callers import Driven
+from spvit_deploy.benchmarks.facts import LoadRecord
 from spvit_deploy.benchmarks.loadgen import loadgen_version
-from spvit_deploy.benchmarks.results import LoadRecord, Workload
+from spvit_deploy.benchmarks.results import Workload
 from spvit_deploy.benchmarks.statistics import early_stopping, percentile, samples_needed
 
 # Rates are told to this share.
@@ -89,7 +90,10 @@ def load_record(
         rate = median(driven.rates) if workload.scenario == "offline" else driven.rate
     if workload.scenario == "server" and why.startswith("p99"):
         rate = 0.0
-    return LoadRecord(version=loadgen_version(), valid=not why, why=why, rate=rate, tried=tried)
+    rates = tuple(driven.rates) if workload.scenario == "offline" else ()
+    return LoadRecord(
+        version=loadgen_version(), valid=not why, why=why, rate=rate, rates=rates, tried=tried
+    )
 
 
 def _against(samples: Sequence[float], workload: Workload) -> str:

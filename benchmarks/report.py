@@ -2,44 +2,30 @@
 
 from __future__ import annotations
 
-import io
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Iterator, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageChops
-from plotly.offline import get_plotlyjs
-
-from spvit_deploy.benchmarks import charts
+from spvit_deploy.benchmarks import block_charts, charts
+from spvit_deploy.benchmarks.answer import answer_of
+from spvit_deploy.benchmarks.page import card, figure_section, section, table, write_page
+from spvit_deploy.benchmarks.pairs import Pair, pairs_of
 from spvit_deploy.benchmarks.results import BenchmarkResult, ResultsFile, load_results
 from spvit_deploy.benchmarks.search_charts import read_search_log, search_figures
-from spvit_deploy.benchmarks.statistics import median_ratio
+from spvit_deploy.benchmarks.tables import (
+    GAIN_HEADS,
+    HEADS,
+    PROOF_HEADS,
+    START_HEADS,
+    cells_of,
+    gain_cells,
+    host_facts,
+    proof_rows,
+    start_cells,
+)
+from spvit_deploy.errors import InputError
 from spvit_deploy.plan import PrunePlan
-from spvit_deploy.store import write_bytes
-
-_BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-# Pixels kept below the last thing drawn.
-_MARGIN = 32
-_STYLE = """
-:root{color-scheme:light}*{box-sizing:border-box}
-body{margin:0;background:#f8fafc;color:#1e293b;font:15px/1.5 system-ui,sans-serif}
-main{max-width:1120px;margin:0 auto;padding:32px 20px 64px}
-h1{font-size:28px;margin:0 0 4px;letter-spacing:-.02em}h2{font-size:18px;margin:0 0 12px}
-.sub{color:#64748b;margin:0 0 24px}
-.cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(200px,1fr));gap:14px}
-.card,section{background:#fff;border:1px solid #e2e8f0;border-radius:12px;padding:18px}
-.card b{display:block;font-size:28px;letter-spacing:-.02em;color:#4338ca}
-.card span{color:#64748b;font-size:13px}section{margin-top:18px;overflow-x:auto}
-table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
-th,td{padding:7px 10px;border-bottom:1px solid #e2e8f0;text-align:right;white-space:nowrap}
-th{color:#64748b;font-weight:600;font-size:13px}th:first-child,td:first-child,
-th:nth-child(2),td:nth-child(2){text-align:left}tr.flag td{color:#b45309}
-.note{color:#64748b;font-size:13px}.host td,.host th{text-align:left;white-space:normal}
-"""
 
 
 def write_report(
@@ -61,52 +47,68 @@ def write_report(
         title: heading.
 
     Raises:
-        InputError: no results, or damaged ones.
+        InputError: no results, or empty or damaged ones.
         StorageError: no space, or not writable.
     """
-    files = [load_results(path) for path in results]
+    files = read_results(results)
     rows = [result for file in files for result in file.results]
     figures = list(_figures(rows, plan, hidden))
     if search is not None:
         figures += search_figures(read_search_log(search))
-    body = [f"<h1>{escape(title)}</h1><p class=sub>{escape(_subtitle(files, plan))}</p>"]
+    body = [f"<h1>{escape(title)}</h1>", _headline(rows)]
+    body.append(f"<p class=sub>{escape(_subtitle(files, plan))}</p>")
     if rows:
         body.append(f"<div class=cards>{''.join(_cards(rows))}</div>")
-        body.append(f"<section><h2>Results</h2>{_table(rows)}</section>")
+        body.append(section("Results", _results(files)))
+        body += _starts(rows)
     body += [figure_section(index, *entry) for index, entry in enumerate(figures)]
+    body += [*_gains(rows), *_proofs(rows)]
     if files:
         body.append(method_section(files))
     write_page(output, title, body)
+
+
+def read_results(paths: Sequence[Path]) -> list[ResultsFile]:
+    """Result files that hold something.
+
+    Raises:
+        InputError: no such file, an empty one, or one of a newer schema.
+        CorruptFileError: damaged.
+    """
+    files = [load_results(path) for path in paths]
+    for path, file in zip(paths, files, strict=True):
+        if not file.results:
+            raise InputError(f"{path} holds no results.", "Measure something.")
+    return files
+
+
+def _headline(rows: Sequence[BenchmarkResult]) -> str:
+    found = answer_of(rows)
+    if found is None:
+        return ""
+    best, what = found.parts()
+    return f"<p class=answer>{escape(best)}: <b>{escape(what)}</b></p>"
 
 
 def _figures(
     rows: Sequence[BenchmarkResult], plan: PrunePlan | None, hidden: Sequence[int]
 ) -> Iterator[tuple[str, str, Any]]:
     """(heading, note, figure)."""
+    timed = [row for row in rows if row.workload.scenario != "offline"]
+    if any(row.top1 is not None for row in timed):
+        note = "The line joins those that nothing else beats in both."
+        yield "Accuracy against latency", note, charts.accuracy_latency(timed)
+    if timed:
+        note = "Median of a call; the whisker ends at the 90th percentile."
+        yield "Latency", note, charts.latency_bars(timed)
+        yield "All samples", "Boxes hold the middle half of the calls.", charts.sample_boxes(timed)
+    for pair in pairs_of(rows):
+        if pair.gains:
+            note = "Seconds of a call in each block's branches, by the runtime's profiler."
+            yield f"Block by block: {pair.label}", note, block_charts.block_bars(pair)
     if plan is not None:
         note = "Bars: hidden units that each MLP keeps. Colour: what took attention's place."
         yield "The plan", note, charts.plan_bars(plan, hidden)
-    if rows:
-        note = "Median of a call; the whisker ends at the 90th percentile."
-        yield "Latency", note, charts.latency_bars(rows)
-        yield "All samples", "Boxes hold the middle half of the calls.", charts.sample_boxes(rows)
-    if any(row.top1 is not None for row in rows):
-        yield "Accuracy and cost", "", charts.accuracy_scatter(rows)
-
-
-def write_page(output: Path, title: str, body: Sequence[str]) -> None:
-    """Write a page that needs nothing beside it; ``body`` is HTML.
-
-    Raises:
-        StorageError: no space, or not writable.
-    """
-    page = (
-        f"<!doctype html><html lang=en><meta charset=utf-8><title>{escape(title)}</title>"
-        "<meta name=viewport content='width=device-width,initial-scale=1'>"
-        f"<style>{_STYLE}</style><script>{get_plotlyjs()}</script>"
-        f"<main>{''.join(body)}</main></html>"
-    )
-    write_bytes(output, page.encode())
 
 
 def _subtitle(files: Sequence[ResultsFile], plan: PrunePlan | None) -> str:
@@ -116,28 +118,15 @@ def _subtitle(files: Sequence[ResultsFile], plan: PrunePlan | None) -> str:
 
 
 def speedups(rows: Sequence[BenchmarkResult]) -> list[tuple[str, BenchmarkResult, BenchmarkResult]]:
-    """Pairs of dense and lean under the same runtime and batch: (label, dense, lean)."""
-    pairs = []
-    for lean in rows:
-        for dense in rows:
-            same = dense.runtime == lean.runtime and dense.workload == lean.workload
-            if lean.kind == "lean" and dense.kind == "dense" and same:
-                label = f"{lean.runtime}, batch {lean.workload.batch}"
-                pairs.append((label, dense, lean))
-    return pairs
+    """Pairs of dense and lean under the same terms: (label, dense, lean)."""
+    return [(pair.label, pair.dense, pair.lean) for pair in pairs_of(rows)]
 
 
 def _cards(rows: Sequence[BenchmarkResult]) -> list[str]:
-    cards, seen = [], speedups(rows)
-    for label, dense, lean in seen:
-        ratio, word = median_ratio(dense.samples, lean.samples).said()
-        cards.append(
-            card(f"{ratio.value:.2f}×", f"{word} than dense: {label} "
-                  f"(95%: {ratio.low:.2f}–{ratio.high:.2f}"
-                  f"{', unsteady' if dense.flagged or lean.flagged else ''})")
-        )  # fmt: skip
-    if seen:
-        _, dense, lean = seen[0]
+    pairs = pairs_of(rows)
+    cards = [_pair_card(pair) for pair in pairs]
+    if pairs:
+        dense, lean = pairs[0].dense, pairs[0].lean
         if dense.macs:
             cards.append(card(f"{100 * lean.macs / dense.macs:.1f}%", "of the dense MACs"))
             cards.append(card(f"{100 * lean.params / dense.params:.1f}%", "of the parameters"))
@@ -147,106 +136,79 @@ def _cards(rows: Sequence[BenchmarkResult]) -> list[str]:
     return cards
 
 
-def card(value: str, text: str) -> str:
-    """A figure, and what it is."""
-    return f"<div class=card><b>{escape(value)}</b><span>{escape(text)}</span></div>"
+def _pair_card(pair: Pair) -> str:
+    ratio, word = pair.ratio.said()
+    unsteady = ", unsteady" if pair.dense.flagged or pair.lean.flagged else ""
+    interval = f" (95%: {ratio.low:.2f}–{ratio.high:.2f}{unsteady})"
+    promised = f"; its MACs promise {pair.promised:.2f}×" if pair.promised else ""
+    if ratio.low != ratio.high and not pair.ratio.differs:
+        return card("≈ 1×", f"no difference seen: {pair.label}{interval}{promised}")
+    return card(f"{ratio.value:.2f}×", f"{word} than dense: {pair.label}{interval}{promised}")
 
 
-def _table(rows: Sequence[BenchmarkResult]) -> str:
-    heads = ("artefact", "runtime", "batch", "p50 ms", "p90 ms", "p99 ms", "images/s", "MMACs",
-             "params", "MB", "top-1 %")  # fmt: skip
-    lines = ["<table><tr>" + "".join(f"<th>{head}" for head in heads) + "</tr>"]
-    for row in rows:
-        cells = (
-            row.title, row.runtime, row.workload.batch, *(f"{1000 * v:.3f}" for v in
-            (row.p50, row.p90, row.p99)), f"{row.throughput:,.0f}", f"{row.macs / 1e6:,.1f}",
-            f"{row.params:,}", f"{row.size_bytes / 1e6:.2f}",
-            "" if row.top1 is None else f"{row.top1:.2f}",
-        )  # fmt: skip
-        flag = " class=flag" if row.flagged else ""
-        lines.append(f"<tr{flag}>" + "".join(f"<td>{escape(str(c))}" for c in cells) + "</tr>")
-    lines.append("</table>")
-    if any(row.flagged for row in rows):
+def _results(files: Sequence[ResultsFile]) -> str:
+    rows = [(row, file.peaks) for file in files for row in file.results]
+    lines = [table(HEADS, [cells_of(*row) for row in rows], [bool(r.flagged) for r, _ in rows])]
+    remarks = [
+        f"{row.title}, {row.runtime}, batch {row.workload.batch}: {'; '.join(row.remarks())}"
+        for row, _ in rows
+        if row.remarks()
+    ]
+    lines += [f"<p class=note>{escape(text)}</p>" for text in remarks]
+    if any(row.flagged for row, _ in rows):
         lines.append(
             "<p class=note>Amber rows are unsteady: alone and interleaved, their medians differ "
             "by 3% or more, so the host or a neighbour disturbed them. Measure longer, or on a "
             "quieter host.</p>"
         )
+    if all(row.top1 is None for row, _ in rows):
+        lines.append("<p class=note>Accuracy was not evaluated; benchmark --data does.</p>")
     return "".join(lines)
 
 
-def figure_section(index: int, heading: str, note: str, figure: Any) -> str:
-    """A section with a figure of plotly; ``index`` is its own on the page."""
-    chart = figure.to_html(
-        full_html=False, include_plotlyjs=False, div_id=f"figure-{index}",
-        config={"displayModeBar": False, "responsive": True},
-    )  # fmt: skip
-    return f"<section><h2>{heading}</h2><p class=note>{escape(note)}</p>{chart}</section>"
+def _starts(rows: Sequence[BenchmarkResult]) -> Iterator[str]:
+    started = [row for row in rows if row.start is not None]
+    if started:
+        cells = [start_cells(row) for row in started]
+        yield section("In a fresh process", table(START_HEADS, cells, [False] * len(cells)))
+
+
+def _gains(rows: Sequence[BenchmarkResult]) -> Iterator[str]:
+    for pair in pairs_of(rows):
+        if pair.gains:
+            cells = [gain_cells(gain) for gain in pair.gains]
+            note = (
+                "<p class=note>What the MACs of each kind of part promise, and what became of it; "
+                "times by the runtime's profiler.</p>"
+            )
+            yield section(
+                f"Where the speed-up comes from: {pair.label}",
+                note + table(GAIN_HEADS, cells, [False] * len(cells)),
+            )
+
+
+def _proofs(rows: Sequence[BenchmarkResult]) -> Iterator[str]:
+    cells = proof_rows(rows)
+    if cells:
+        note = "<p class=note>How far answers differ from those of the model before it.</p>"
+        yield section("Parity", note + table(PROOF_HEADS, cells, [False] * len(cells)))
 
 
 def method_section(files: Sequence[ResultsFile]) -> str:
-    """How and where the results were measured."""
+    """How and where the results were measured, and how to do it again."""
     text = (
         "<p>Artefacts take turns in short bursts, in an order that changes from round to round, "
         "with a sleep before each burst, since a runtime's threads spin on after a call and slow "
         "whatever comes next. Each is measured alone as well; a row is marked where the two "
-        "medians differ by 3% or more. Ratios are of medians, with a bootstrap interval.</p>"
+        "medians differ by 3% or more. Ratios are of medians, round by round where both took "
+        "turns, with a bootstrap interval. Python collects no garbage meanwhile.</p>"
     )
-    lines = []
-    for file in files:
-        host = file.host
-        facts = {
-            "processor": f"{host.cpu}, {host.cores} cores, {' '.join(host.flags)}",
-            "memory": f"{host.memory_bytes / 2**30:.0f} GiB",
-            "GPU": ", ".join(host.gpus) or "none",
-            "system": f"{host.system}, Python {host.python}, load at start {host.load}",
-            "versions": ", ".join(f"{k} {v}" for k, v in host.versions.items() if v),
-            "workloads": "; ".join(dict.fromkeys(
-                f"batch {r.workload.batch}, {r.workload.duration:g} s, pause "
-                f"{1000 * r.workload.pause:.0f} ms, {r.workload.threads or 'default'} threads"
-                for r in file.results)),
-            "measured": file.created,
-        }  # fmt: skip
-        lines += [f"<tr><th>{k}<td>{escape(v)}" for k, v in facts.items()]
-    table = f"<table class=host>{''.join(lines)}</table>"
-    return f"<section><h2>How it was measured</h2>{text}{table}</section>"
-
-
-def render_png(page: Path, picture: Path, height: int = 4000) -> bool:
-    """Take a picture of a page with an installed Chromium, cut where the page ends.
-
-    Returns:
-        False where there is none, or it fails.
-    """
-    browser = next((found for name in _BROWSERS if (found := shutil.which(name))), None)
-    if browser is None:
-        return False
-    with tempfile.TemporaryDirectory() as scratch:
-        shot = Path(scratch, "shot.png")
-        command = [
-            browser, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
-            "--no-first-run", "--disable-background-networking", "--disable-sync",
-            "--disable-component-update", f"--user-data-dir={scratch}/profile",
-            f"--window-size=1200,{height}", "--virtual-time-budget=8000",
-            f"--screenshot={shot}", page.absolute().as_uri(),
-        ]  # fmt: skip
-        try:
-            subprocess.run(command, check=True, capture_output=True, timeout=90)
-        except (subprocess.SubprocessError, OSError):
-            return False
-        if not shot.is_file():
-            return False
-        write_bytes(picture, _cut(shot))
-    return True
-
-
-def _cut(shot: Path) -> bytes:
-    """The picture without what lies below the page, where every pixel is like the last."""
-    with Image.open(shot) as image:
-        whole = image.convert("RGB")
-    empty = Image.new("RGB", whole.size, whole.getpixel((0, whole.height - 1)))
-    box = ImageChops.difference(whole, empty).getbbox()
-    end = min(whole.height, box[3] + _MARGIN) if box else whole.height
-    target = io.BytesIO()
-    whole.crop((0, 0, whole.width, end)).save(target, "png", optimize=True)
-    return target.getvalue()
+    lines = [
+        f"<tr><th>{escape(name)}<td>{escape(value)}"
+        for file in files
+        for name, value in host_facts(file)
+    ]
+    facts = f"<table class=host>{''.join(lines)}</table>"
+    commands = [file.command for file in files if file.command]
+    again = f"<h2>To do it again</h2><pre>{escape(chr(10).join(commands))}</pre>"
+    return section("How it was measured", text + facts + (again if commands else ""))

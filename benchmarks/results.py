@@ -7,9 +7,11 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from spvit_deploy.benchmarks.facts import DataRecord, LoadRecord, Proof, Round
 from spvit_deploy.benchmarks.host import HostRecord
 from spvit_deploy.benchmarks.layers import BlockTime
 from spvit_deploy.benchmarks.roofline import Peak
+from spvit_deploy.benchmarks.starting import Start
 from spvit_deploy.benchmarks.statistics import (
     early_stopping,
     median_interval,
@@ -70,66 +72,6 @@ class Workload(BaseModel):
         return values
 
 
-class Round(BaseModel):
-    """One turn of an artefact.
-
-    Attributes:
-        calls: samples taken.
-        median: of them, seconds.
-        others: share of all processors that other processes took.
-        mhz: of the processor, where the system says.
-        noisy: what disturbed it; empty for nothing.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    calls: int
-    median: float
-    others: float = 0.0
-    mhz: float | None = None
-    noisy: str = ""
-
-
-class Start(BaseModel):
-    """What a fresh process needed.
-
-    Attributes:
-        load: seconds from a file to a session, libraries imported before.
-        first: seconds of the first call.
-        idle_bytes: of memory, before the artefact was opened.
-        peak_bytes: the most of it up to the end of some calls.
-        device_bytes: peak of the GPU's memory, where it is known.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    load: float
-    first: float
-    idle_bytes: int
-    peak_bytes: int
-    device_bytes: int | None = None
-
-
-class LoadRecord(BaseModel):
-    """What MLPerf's LoadGen says of a run.
-
-    Attributes:
-        version: of LoadGen.
-        valid: whether all of its runs were, by MLPerf's rules.
-        why: what spoke against it.
-        rate: queries a second that were held (``server``), or samples a second (``offline``).
-        tried: other rates, and whether they were held.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    version: str
-    valid: bool
-    why: str = ""
-    rate: float | None = None
-    tried: tuple[tuple[float, bool], ...] = ()
-
-
 class BenchmarkResult(BaseModel):
     """One artefact on one runtime under one workload; times in seconds.
 
@@ -148,6 +90,7 @@ class BenchmarkResult(BaseModel):
         start: in a fresh process.
         load: what LoadGen says.
         blocks: where the time of a call goes.
+        parity: what its export proved.
         joules: of one image, by source; empty where nothing can be read.
     """
 
@@ -178,6 +121,7 @@ class BenchmarkResult(BaseModel):
     load: LoadRecord | None = None
     blocks: tuple[BlockTime, ...] = ()
     joules: dict[str, float] = Field(default_factory=dict)
+    parity: tuple[Proof, ...] = ()
 
     @property
     def p50(self) -> float:
@@ -265,22 +209,6 @@ class BenchmarkResult(BaseModel):
         if medians.get("to_device", 0.0) + medians.get("to_host", 0.0) > compute:
             found.append("bound by copies")
         return found
-
-
-class DataRecord(BaseModel):
-    """What accuracy was taken on.
-
-    Attributes:
-        spec: as ``--data`` has it.
-        images: how many.
-        sha256: of the pixels and labels, as the models were given them, by input size.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    spec: str
-    images: int
-    sha256: dict[str, str]
 
 
 class ResultsFile(BaseModel):

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from spvit_deploy.benchmarks.layers import LayerTime
+from spvit_deploy.benchmarks.layertime import LayerTime
 from spvit_deploy.quiet import without_lines
 
 _MARK = "module::"

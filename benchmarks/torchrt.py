@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from spvit_deploy.benchmarks.layers import LayerTime
+from spvit_deploy.benchmarks.layertime import LayerTime
 from spvit_deploy.benchmarks.pt2 import check_archive, read_metadata
 from spvit_deploy.benchmarks.runtimes import Array, check_images
 from spvit_deploy.benchmarks.torchlayers import module_layers

@@ -10,7 +10,7 @@ from typing import Any
 
 from spvit_deploy.benchmarks.bindings import EngineTensor, bindings, check_tensors, image_size
 from spvit_deploy.benchmarks.cudart import Buffers, CudaDevice, CudaGraph, Times
-from spvit_deploy.benchmarks.layers import LayerTime
+from spvit_deploy.benchmarks.layertime import LayerTime
 from spvit_deploy.benchmarks.runtimes import Array, check_images
 from spvit_deploy.driver import require_gpu
 from spvit_deploy.engines import Engine, Place, choose, find_engines, untouched

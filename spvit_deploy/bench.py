@@ -10,12 +10,13 @@ from typing import Any
 from spvit_deploy.benchmarks.artefacts import describe
 from spvit_deploy.benchmarks.details import Details
 from spvit_deploy.benchmarks.evaluate import evaluate_artefact
+from spvit_deploy.benchmarks.facts import DataRecord
 from spvit_deploy.benchmarks.loadgen import STREAMS
 from spvit_deploy.benchmarks.measure import run_benchmark
-from spvit_deploy.benchmarks.report import render_png, write_report
+from spvit_deploy.benchmarks.picture import render_png
+from spvit_deploy.benchmarks.report import write_report
 from spvit_deploy.benchmarks.results import (
     Boundary,
-    DataRecord,
     ResultsFile,
     Scenario,
     Workload,

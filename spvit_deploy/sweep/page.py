@@ -10,7 +10,8 @@ from typing import Any
 import plotly.graph_objects as go
 
 from spvit_deploy.benchmarks.charts import DENSE, LEAN, style
-from spvit_deploy.benchmarks.report import card, figure_section, method_section, write_page
+from spvit_deploy.benchmarks.page import card, figure_section, write_page
+from spvit_deploy.benchmarks.report import method_section
 from spvit_deploy.benchmarks.results import ResultsFile
 from spvit_deploy.benchmarks.statistics import median_ratio
 from spvit_deploy.sweep.record import SweepPoint, SweepRecord, frontier, standing

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from spvit_deploy.benchmarks.measure import run_benchmark
-from spvit_deploy.benchmarks.report import render_png
+from spvit_deploy.benchmarks.picture import render_png
 from spvit_deploy.benchmarks.results import ResultsFile, Workload, load_results, save_results
 from spvit_deploy.benchmarks.runtimes import runtimes_for
 from spvit_deploy.claims import claimed
