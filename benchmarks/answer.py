@@ -55,7 +55,8 @@ class Answer:
             return f"no difference seen from {named(self.base)}"
         ratio, word = self.ratio.said()
         digits = 1 if ratio.value >= 10 else 2
-        return f"{ratio.value:.{digits}f}× {word} than {named(self.base)}"
+        unsteady = " (unsteady)" if self.best.flagged or self.base.flagged else ""
+        return f"{ratio.value:.{digits}f}× {word} than {named(self.base)}{unsteady}"
 
     def __str__(self) -> str:
         return ": ".join(self.parts())

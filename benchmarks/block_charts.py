@@ -35,7 +35,9 @@ def block_bars(pair: Pair) -> Any:
             marker_line={"color": "#6366f1", "width": 1}, showlegend=place == 1,
             hovertext=[_said(lean.get(name)) for name in names], row=place, col=1,
         )  # fmt: skip
-    return style(figure, 460, barmode="group", yaxis_title="ms", yaxis2_title="ms")
+    figure = style(figure, 460, barmode="group", yaxis_title="ms", yaxis2_title="ms")
+    # Above the title of the first row.
+    return figure.update_layout(legend_y=1.2, margin_t=40)
 
 
 def _branches(blocks: Sequence[BlockTime], mlp: bool) -> dict[str, BlockTime]:

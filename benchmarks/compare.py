@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from spvit_deploy.benchmarks.host import HostRecord
+from spvit_deploy.benchmarks.pairs import ratio_of
 from spvit_deploy.benchmarks.results import BenchmarkResult, ResultsFile, load_results
-from spvit_deploy.benchmarks.statistics import Ratio, median_ratio
+from spvit_deploy.benchmarks.statistics import Ratio
 from spvit_deploy.errors import InputError
 
 # Of a host, what times depend on; versions may differ, and are what is compared.
 _HOST = ("cpu", "cores", "threads", "memory_bytes", "system", "gpus")
-Key = tuple[str, str, str, int, int | None]
+Key = tuple[object, ...]
 
 
 @dataclass(frozen=True)
@@ -66,23 +67,28 @@ class Comparison:
         return [row for row in self.rows if row.differs and row.slower > share]
 
 
-def compare_results(before: Path, after: Path, allow_host: bool = False) -> Comparison:
+def compare_results(
+    before: Path, after: Path, allow_host: bool = False, allow_model: bool = False
+) -> Comparison:
     """Match artefacts by name, runtime, device, batch and threads, and compare their medians.
 
     Args:
         before, after: ``results.json`` files.
         allow_host: compare even where the hosts differ.
+        allow_model: compare artefacts of one name even where their MACs or parameters differ.
 
     Raises:
-        InputError: other hosts, nothing in common, or one artefact twice in a file.
+        InputError: other hosts or models, nothing in common, or one artefact twice in a file.
         CorruptFileError: damaged.
     """
     files = load_results(before), load_results(after)
     if not allow_host:
         _require_one_host(files[0].host, files[1].host, after)
     old, new = (_by_key(file, path) for file, path in zip(files, (before, after), strict=True))
+    if not allow_model:
+        _require_one_model(old, new, after)
     rows = tuple(
-        Compared(old[key], new[key], median_ratio(old[key].samples, new[key].samples))
+        Compared(old[key], new[key], ratio_of(old[key], new[key], together=False))
         for key in old
         if key in new
     )
@@ -101,13 +107,21 @@ def compare_results(before: Path, after: Path, allow_host: bool = False) -> Comp
 
 def _key(result: BenchmarkResult) -> Key:
     load = result.workload
-    return result.title, result.runtime, result.device, load.batch, load.threads
+    return (
+        result.title, result.runtime, result.device, load.batch, load.threads, load.scenario,
+        load.concurrency, load.slo, load.boundary, result.copies, result.clock,
+    )  # fmt: skip
 
 
 def _title(key: Key) -> str:
-    title, runtime, device, batch, threads = key
-    bound = "" if threads is None else f", {threads} threads"
-    return f"{title}, {runtime} on {device}, batch {batch}{bound}"
+    title, runtime, device, batch, threads, scenario, callers, slo, boundary, *_ = key
+    words = [f"{title}, {runtime} on {device}, batch {batch}"]
+    words += [] if threads is None else [f"{threads} threads"]
+    words += [] if scenario == "closed" else [str(scenario)]
+    words += [] if callers == 1 else [f"{callers} callers"]
+    words += [] if slo is None else [f"limit {slo} s"]
+    words += [] if boundary == "compute" else [f"with {boundary}"]
+    return ", ".join(words)
 
 
 def _by_key(file: ResultsFile, path: Path) -> dict[Key, BenchmarkResult]:
@@ -127,6 +141,20 @@ def _require_one_host(before: HostRecord, after: HostRecord, path: Path) -> None
             raise InputError(
                 f"{path} was measured on another host: {name} {_said(other)}, before {_said(one)}.",
                 "Measure on one host, or compare all the same with --allow-host.",
+            )
+
+
+def _require_one_model(
+    old: dict[Key, BenchmarkResult], new: dict[Key, BenchmarkResult], path: Path
+) -> None:
+    for key in old.keys() & new.keys():
+        one, other = old[key], new[key]
+        sizes = [(row.macs, row.params) for row in (one, other)]
+        if all(all(size) for size in sizes) and sizes[0] != sizes[1]:
+            raise InputError(
+                f"{path} has another model under {other.title}: {other.macs:,} MACs and "
+                f"{other.params:,} parameters, before {one.macs:,} and {one.params:,}.",
+                "Name the file of the same model, or compare all the same with --allow-model.",
             )
 
 

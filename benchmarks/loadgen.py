@@ -40,12 +40,15 @@ class Run:
         rate: samples a second; scheduled ones for ``server``.
         valid: by MLPerf's rules.
         why: what LoadGen says against it.
+        estimate: its early-stopping estimate of the percentile that the scenario is judged by,
+            seconds; None where it has none.
     """
 
     latencies: tuple[float, ...]
     rate: float
     valid: bool
     why: str
+    estimate: float | None = None
 
 
 def loadgen_version() -> str:
@@ -234,7 +237,11 @@ def _read(folder: Path, scenario: str) -> Run:
              "result_qps_without_loadgen_overhead")  # fmt: skip
     rate = next((float(said[name]) for name in rates if name in said), 0.0)
     latencies = tuple(done / 1e9 for done in last.values())
-    return Run(latencies, rate, said.get("result_validity") == "VALID", _why(said, scenario))
+    bound = said.get("early_stopping_latency_ss") or said.get("early_stopping_latency_ms")
+    return Run(
+        latencies, rate, said.get("result_validity") == "VALID", _why(said, scenario),
+        bound / 1e9 if bound else None,
+    )  # fmt: skip
 
 
 def _why(said: dict[str, Any], scenario: str) -> str:

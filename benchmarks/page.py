@@ -61,7 +61,6 @@ def write_page(output: Path, title: str, body: Sequence[str]) -> None:
     """
     page = (
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{escape(title)}</title>"
-        "<link rel=icon href=data:,>"
         "<meta name=viewport content='width=device-width,initial-scale=1'>"
         f"<style>{_STYLE}</style><script>{get_plotlyjs()}</script>"
         f"<main>{''.join(body)}</main><script>{_SCRIPT}</script></html>"
@@ -89,9 +88,10 @@ def figure_section(index: int, heading: str, note: str, figure: Any) -> str:
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[object]], flags: Sequence[bool]) -> str:
-    """A table; flagged rows stand out."""
-    lines = ["<table><tr>" + "".join(f"<th>{escape(head)}" for head in heads) + "</tr>"]
-    for cells, flag in zip(rows, flags, strict=True):
-        mark = " class=flag" if flag else ""
-        lines.append(f"<tr{mark}>" + "".join(f"<td>{escape(str(c))}" for c in cells) + "</tr>")
+    """Columns that hold something; flagged rows stand out."""
+    kept = [place for place in range(len(heads)) if any(row[place] != "" for row in rows)]
+    lines = ["<table><tr>" + "".join(f"<th>{escape(heads[place])}" for place in kept) + "</tr>"]
+    for row, flag in zip(rows, flags, strict=True):
+        cells = "".join(f"<td>{escape(str(row[place]))}" for place in kept)
+        lines.append(f"<tr{' class=flag' if flag else ''}>{cells}</tr>")
     return "".join([*lines, "</table>"])

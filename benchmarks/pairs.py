@@ -64,17 +64,22 @@ def comparable(one: BenchmarkResult, other: BenchmarkResult) -> bool:
     )
 
 
-def ratio_of(slow: BenchmarkResult, fast: BenchmarkResult) -> Ratio:
+def ratio_of(slow: BenchmarkResult, fast: BenchmarkResult, together: bool = True) -> Ratio:
     """Of times; by pairs of rounds where both took turns, else of all samples. Of rates, where a
     scenario has these: that of ``fast`` over that of ``slow``, without an interval for ``server``,
     which has one rate.
+
+    Args:
+        slow, fast: whose time is above, and below.
+        together: whether they took turns in one run.
     """
     if slow.load and fast.load and slow.load.rate and fast.load.rate:
-        if slow.load.rates and len(slow.load.rates) == len(fast.load.rates):
-            return paired_ratio(fast.load.rates, slow.load.rates)
+        if slow.load.rates and fast.load.rates:
+            ratio = paired_ratio if together else median_ratio
+            return ratio(fast.load.rates, slow.load.rates)
         value = fast.load.rate / slow.load.rate
         return Ratio(value, value, value)
-    if slow.rounds and len(slow.rounds) == len(fast.rounds):
+    if together and slow.rounds and len(slow.rounds) == len(fast.rounds):
         old, new = ([one.median for one in row.rounds] for row in (slow, fast))
         return paired_ratio(old, new)
     return median_ratio(slow.samples, fast.samples)

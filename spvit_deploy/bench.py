@@ -13,8 +13,6 @@ from spvit_deploy.benchmarks.evaluate import evaluate_artefact
 from spvit_deploy.benchmarks.facts import DataRecord
 from spvit_deploy.benchmarks.loadgen import STREAMS
 from spvit_deploy.benchmarks.measure import run_benchmark
-from spvit_deploy.benchmarks.picture import render_png
-from spvit_deploy.benchmarks.report import write_report
 from spvit_deploy.benchmarks.results import (
     Boundary,
     ResultsFile,
@@ -24,10 +22,6 @@ from spvit_deploy.benchmarks.results import (
     save_results,
 )
 from spvit_deploy.errors import InputError
-from spvit_deploy.families import find_sites
-from spvit_deploy.models import create_empty
-from spvit_deploy.plan import PrunePlan, load_plan
-from spvit_deploy.progress import stderr_console
 from spvit_deploy.sources import DataSettings
 from spvit_deploy.store import ensure_free
 
@@ -124,40 +118,6 @@ def _evaluated(results: ResultsFile, artefacts: Sequence[Path], data: DataSettin
     images = max(one.images for one in found.values())
     record = DataRecord(spec=data.spec, images=images, sha256=seen)
     return results.model_copy(update={"results": rows, "data": record})
-
-
-def report_to_file(
-    results: Sequence[Path],
-    output: Path,
-    plan: Path | None,
-    png: bool,
-    force: bool,
-    search: Path | None = None,
-) -> list[Path]:
-    """Write the page, and its picture with ``png`` where a Chromium is installed.
-
-    Returns:
-        Files written.
-    """
-    picture = output.with_suffix(".png")
-    for path in (output, picture) if png else (output,):
-        ensure_free(path, force, folder=False, reads=(*results, plan, search))
-    loaded = load_plan(plan) if plan else None
-    write_report(results, output, loaded, _hidden(loaded), search)
-    if not png:
-        return [output]
-    if render_png(output, picture):
-        return [output, picture]
-    stderr_console().print(
-        "no picture of the report: that takes an installed Chromium or Chrome", highlight=False
-    )
-    return [output]
-
-
-def _hidden(plan: PrunePlan | None) -> list[int]:
-    if plan is None:
-        return []
-    return [site.hidden for site in find_sites(create_empty(plan.model), str(plan.model))]
 
 
 def print_summary(results: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -458,22 +459,23 @@ def evaluate(artefact: Path, runtime: str | None, device: str, as_json: bool, **
     "--search", type=Folder, help="Search folder: loss, cost against budget, gates over the steps."
 )
 @click.option("--png", is_flag=True, help="Write a picture too, with an installed Chromium.")
-@output_option("report.html to write.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["html", "md", "json"]),
+    help="By the output's name if left out; html else.",
+)
+@output_option("report.html, .md or .json to write.")
 @force_option
-def report(
-    results: tuple[Path, ...],
-    plan: Path | None,
-    search: Path | None,
-    png: bool,
-    output: Path,
-    force: bool,
-) -> None:
-    """Write one self-contained HTML page from results, a search, or both."""
-    from spvit_deploy.bench import report_to_file
+def report(results: tuple[Path, ...], form: str | None, output: Path, **options: Any) -> None:
+    """Write one self-contained HTML page from results, a search, or both; or text of results."""
+    from spvit_deploy.reports import report_to_file, text_to_file
 
-    if not results and search is None:
-        raise click.UsageError("Name results.json files, or a --search folder.")
-    for path in report_to_file(results, output, plan, png, force, search):
+    form = form or {".md": "md", ".json": "json"}.get(output.suffix, "html")
+    if not results and (form != "html" or options["search"] is None):
+        raise click.UsageError("Name results.json files, or for HTML a --search folder.")
+    write = report_to_file if form == "html" else partial(text_to_file, form)
+    for path in write(results, output, **options):
         click.echo(f"wrote {path}")
 
 

@@ -33,6 +33,11 @@ def _share(_: click.Context, option: click.Parameter, text: str | None) -> float
 @click.argument("after", metavar="AFTER.json", type=Folder)
 @click.option("--allow-host", is_flag=True, help="Compare although the hosts differ.")
 @click.option(
+    "--allow-model",
+    is_flag=True,
+    help="Compare artefacts of one name although their MACs or parameters differ.",
+)
+@click.option(
     "--fail-if-slower",
     callback=_share,
     metavar="SHARE",
@@ -40,11 +45,11 @@ def _share(_: click.Context, option: click.Parameter, text: str | None) -> float
 )
 @json_option
 def compare(
-    before: Path, after: Path, allow_host: bool, fail_if_slower: float | None, as_json: bool
+    before: Path, after: Path, fail_if_slower: float | None, as_json: bool, **allow: bool
 ) -> None:
     """Say what became faster or slower from one results.json to another.
 
-    Artefacts are matched by name, runtime, device, batch and threads. A ratio whose 95% interval
+    Artefacts are matched by name, runtime, device and workload. A ratio whose 95% interval
     holds 1 is no difference; one whose samples were disturbed is not judged.
 
     \b
@@ -52,7 +57,7 @@ def compare(
     """
     from spvit_deploy.benchmarks.compare import compare_results
 
-    found = compare_results(before, after, allow_host)
+    found = compare_results(before, after, **allow)
     if as_json:
         click.echo(json.dumps(content(found), indent=1))
     else:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from spvit_deploy import api, bench, show
+from spvit_deploy import api, bench, reports, show
 from spvit_deploy._version import __version__
 from spvit_deploy.claims import claimed
 from spvit_deploy.errors import InputError
@@ -209,7 +209,7 @@ def _measure(
     )  # fmt: skip
     runner.stage(
         "report", png, [results, folders["lean"]], root / "report.html",
-        lambda: bench.report_to_file(
+        lambda: reports.report_to_file(
             [results], root / "report.html", folders["lean"], png, force=True,
             search=root / "search",
         ),

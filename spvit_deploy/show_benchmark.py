@@ -100,8 +100,10 @@ def _notes(rows: Sequence[BenchmarkResult]) -> list[str]:
         found.append(f"noisy rounds: {sorted(noises)[-1]}")
     short = [row for row in rows if row.p99 is None]
     if short:
-        most = max(len(row.samples) for row in short)
-        share = "p90" if any(row.p90 is None for row in short) else "p99"
-        needed = samples_needed(90 if share == "p90" else 99)
-        found.append(f"-: {share} takes {needed} samples, not {most}; measure longer (--duration)")
+        share = 90 if any(row.p90 is None for row in short) else 99
+        least = min(len(row.samples) for row in short)
+        found.append(
+            f"-: p{share} takes {samples_needed(share)} samples, not {least}; measure longer "
+            "(--duration)"
+        )
     return found

@@ -22,12 +22,12 @@ def measured(
     title: str = "lean", factor: float = 1.0, seed: int = 0, **more: Any
 ) -> BenchmarkResult:
     samples = factor * 1e-3 * np.random.default_rng(seed).lognormal(0, 0.05, 200)
-    steady = {"workload": Workload(), "solo": (float(np.median(samples)),)}
-    return BenchmarkResult(
-        title=title, path=title, kind="lean", model_hash="", runtime="onnxruntime",
-        runtime_version="1", device="cpu", samples=tuple(samples), macs=1, params=1, size_bytes=1,
-        **{**steady, **more},
-    )  # fmt: skip
+    usual: dict[str, Any] = {
+        "title": title, "path": title, "kind": "lean", "model_hash": "", "runtime": "onnxruntime",
+        "runtime_version": "1", "device": "cpu", "macs": 1, "params": 1, "size_bytes": 1,
+        "workload": Workload(), "samples": tuple(samples), "solo": (float(np.median(samples)),),
+    }  # fmt: skip
+    return BenchmarkResult(**{**usual, **more})
 
 
 def written(path: Path, *rows: BenchmarkResult, **host: Any) -> Path:
