@@ -38,7 +38,11 @@ class Evaluation:
 
 
 def evaluate_artefact(
-    path: Path, data: DataSettings, runtime: str | None = None, device: str = "auto"
+    path: Path,
+    data: DataSettings,
+    runtime: str | None = None,
+    device: str = "auto",
+    limit: int | None = None,
 ) -> Evaluation:
     """Run the validation split through an artefact.
 
@@ -48,6 +52,7 @@ def evaluate_artefact(
         runtime: None for the artefact's own.
         device: ``auto|cpu|cuda|cuda:N|mps``, or an execution provider of ONNX Runtime:
             ``tensorrt``, ``openvino``.
+        limit: images, spread over the split; None for all.
 
     Raises:
         InputError: nothing that can be evaluated, or a runtime that does not take it.
@@ -57,7 +62,9 @@ def evaluate_artefact(
     images, digest = 0, hashlib.sha256()
     with open_classifier(path, runtime, device) as opened:
         artefact = opened.artefact
-        batches = open_batches(data, opened.preprocessing, False, classes=artefact.class_names)
+        batches = open_batches(
+            data, opened.preprocessing, False, classes=artefact.class_names, limit=limit
+        )
         with progress_bar(f"evaluate {path.name}", len(batches) or None) as bar:
             for batch, labels in batches:
                 right += _right(opened.scores(batch.numpy()), labels.numpy())

@@ -43,6 +43,7 @@ from spvit_deploy.options import (
 )
 from spvit_deploy.predict_command import predict
 from spvit_deploy.ranks import launched
+from spvit_deploy.recommend.command import recommend
 from spvit_deploy.sweep.command import sweep
 
 
@@ -532,6 +533,7 @@ def demo(output: Path, seed: int, budget: str, png: bool, force: bool) -> None:
 
 
 main.add_command(benchmark)
+main.add_command(recommend)
 main.add_command(sweep)
 main.add_command(predict)
 main.add_command(compare)

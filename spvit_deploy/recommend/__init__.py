@@ -1,0 +1,1 @@
+"""The deployment answer: what to serve a model with on this host."""

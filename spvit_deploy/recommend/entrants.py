@@ -1,0 +1,128 @@
+"""What this host can write and run of a model, likely winners first."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import psutil
+
+from spvit_deploy.driver import find_driver
+from spvit_deploy.errors import SpvitError
+from spvit_deploy.export.formats import FORMATS
+from spvit_deploy.exports import export_original, export_settings
+from spvit_deploy.lean.folder import save_model
+from spvit_deploy.originals import Original
+from spvit_deploy.recommend.record import Tried
+
+# Format and precision, in the order in which they are tried: what is slow to write or seldom wins
+# comes last, and is left out where its format lost in fp32.
+_ORDER = (
+    ("onnx", "fp32"), ("openvino", "fp32"), ("openvino", "bf16"), ("openvino", "int8"),
+    ("onnx", "int8"), ("folder", "fp32"), ("torch", "bf16"), ("executorch", "fp32"),
+    ("onnx", "fp16"), ("tensorrt", "fp16"), ("tensorrt", "int8"),
+)  # fmt: skip
+# How much slower than the best its fp32 may be, for another precision of a format to be tried.
+_HOPELESS = 3.0
+
+
+@dataclass
+class Entrants:
+    """Artefacts of one model, written one by one as long as there is time.
+
+    Attributes:
+        original: the model.
+        label: its name among several.
+        drop: points of accuracy that it has lost already.
+        top1: that it has, where it is known.
+        folder: to write into.
+        max_drop: points that may be lost in all.
+        left: seconds that are left for writing.
+    """
+
+    original: Original
+    label: str
+    drop: float
+    top1: float | None
+    folder: Path
+    max_drop: float
+    left: Callable[[], float]
+
+    def write(
+        self, enter: Callable[[Path, Tried], float], best: Callable[[], float]
+    ) -> Iterator[Tried]:
+        """Write and enter all that may win; yields those that cannot, and why."""
+        fp32: dict[str, float] = {}
+        took = 0.0
+        for form, precision in _ORDER:
+            row = Tried(model=self.label, format=form, precision=precision)
+            reason = self._cannot(form, fp32, best()) or self._late(took)
+            if reason:
+                yield row.model_copy(update={"lost": reason})
+                continue
+            start = time.monotonic()
+            try:
+                path, made = self._made(row)
+            except SpvitError as error:
+                yield row.model_copy(update={"lost": error.message})
+                continue
+            took = max(took, time.monotonic() - start)
+            if made.drop is not None and made.drop > self.max_drop:
+                lost = f"loses {made.drop:.2f} points, {self.max_drop:g} may be lost"
+                yield made.model_copy(update={"lost": lost})
+                continue
+            seconds = enter(path, made)
+            if precision == "fp32":
+                fp32[form] = seconds
+
+    def _cannot(self, form: str, fp32: dict[str, float], best: float) -> str:
+        if form == "folder":
+            return ""
+        if not FORMATS[form].installed:
+            return f"{FORMATS[form].package} is not installed"
+        if form.startswith("tensorrt") and find_driver() is None:
+            return "no CUDA driver here"
+        slow = fp32.get(form, 0.0) / best
+        if slow > _HOPELESS:
+            return f"not tried: its fp32 takes {slow:.1f}× the time of the fastest"
+        return ""
+
+    def _late(self, took: float) -> str:
+        return "not tried: no time left" if self.left() < took else ""
+
+    def _made(self, row: Tried) -> tuple[Path, Tried]:
+        """Written, with what it has lost."""
+        name = "-".join(part for part in (self.label, row.format, row.precision) if part)
+        path = self.folder / name.replace("%", "").replace("/", "-")
+        if row.format == "folder":
+            save_model(self.original.saved, path)
+            kind = self.original.saved.kind
+            update = {"format": kind, "runtime": "torch", "drop": self.drop, "top1": self.top1}
+            return path, _sized(row.model_copy(update=update), path)
+        settings = replace(export_settings(), format=row.format, precision=row.precision)
+        record = export_original(self.original, settings, path)
+        lost = record.accuracy.before - record.accuracy.after if record.accuracy else 0.0
+        top1 = self.top1 - lost if self.top1 is not None else None
+        if record.accuracy is None and row.precision != "fp32":
+            raise SpvitError("its accuracy is not known", "Give --data.")
+        runtime = FORMATS[row.format].runtime
+        if row.format.startswith("tensorrt"):
+            runtime = row.format
+        update = {"runtime": runtime, "drop": self.drop + lost, "top1": top1}
+        return path, _sized(row.model_copy(update=update), path)
+
+
+def _sized(row: Tried, path: Path) -> Tried:
+    size = sum(file.stat().st_size for file in path.iterdir() if file.suffix != ".json")
+    return row.model_copy(update={"size_bytes": size, "folder": path.name})
+
+
+def thread_counts() -> tuple[int, ...]:
+    """One, half of the cores, all of them, and all that the processor runs at a time."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
+    most = allowed or psutil.cpu_count() or 1
+    cores = min(psutil.cpu_count(logical=False) or most, most)
+    return tuple(sorted({1, max(1, cores // 2), cores, most}))
