@@ -32,6 +32,8 @@ _SETTLED = 60
 # One of these is in every folder that a command replaces, and beside it only what these match.
 _RECORDS = ("config.json", "search.json", "export.json", "gates.json", "exports.json")
 _WRITTEN = (*_RECORDS, "model.*", "supernet.safetensors", "latency.json", "log.jsonl")
+# What a server that runs the model.py of a folder leaves in it.
+_COMPILED = "__pycache__"
 
 
 def sha256_bytes(data: bytes) -> str:
@@ -223,6 +225,8 @@ def _foreign(folder: Path) -> str:
         return min(names)
     for entry in sorted(folder.iterdir()):
         if entry.is_dir():
+            if entry.name == _COMPILED:
+                continue
             if not several or _foreign(entry):
                 return entry.name
         elif not any(fnmatch(entry.name, pattern) for pattern in _WRITTEN):
@@ -242,6 +246,20 @@ def new_folder(path: Path, force: bool = False) -> Iterator[Path]:
         StorageError: no space, or not writable.
     """
     ensure_free(path, force)
+    with staging_folder(path) as staging:
+        yield staging
+        move_into_place(staging, path.absolute(), force)
+
+
+@contextmanager
+def staging_folder(path: Path) -> Iterator[Path]:
+    """A folder beside ``path`` to fill, from which what is whole can be renamed into place.
+
+    It is removed in the end, with what is left in it, and so is what a killed run left there.
+
+    Raises:
+        StorageError: no space, or not writable.
+    """
     path = path.absolute()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -253,7 +271,6 @@ def new_folder(path: Path, force: bool = False) -> Iterator[Path]:
     try:
         with claimed(staging):
             yield staging
-            _swap(staging, path, force)
     except OSError as error:
         raise storage_error(error, path) from error
     finally:
@@ -300,7 +317,13 @@ def _sweep(path: Path) -> None:
                     shutil.rmtree(left, ignore_errors=True)
 
 
-def _swap(staging: Path, path: Path, force: bool) -> None:
+def move_into_place(staging: Path, path: Path, force: bool) -> None:
+    """Rename a folder that is whole to ``path``; with ``force`` in the place of an old one.
+
+    Raises:
+        OutputExistsError: it exists, and is not to be replaced.
+        OSError: it cannot be renamed; the old one is where it was.
+    """
     if not path.exists():
         staging.rename(path)
         return
