@@ -72,41 +72,64 @@ def name_of(model: str) -> str:
     return check_name(short.lstrip("_.-")[:128] or "model")
 
 
-def settle(asked: Asked, batch: int | None, profile: tuple[int, int, int] | None) -> Serving:
+@dataclass(frozen=True)
+class Batches:
+    """What an artefact takes.
+
+    Attributes:
+        fixed: a fixed batch, or None.
+        profile: smallest, usual and largest batch of a TensorRT engine with a dynamic one.
+    """
+
+    fixed: int | None = None
+    profile: tuple[int, int, int] | None = None
+
+    def check(self, largest: int) -> None:
+        """Refuse a ``max_batch_size`` that the artefact cannot have.
+
+        Raises:
+            InputError: says why.
+        """
+        if self.fixed is not None and largest:
+            raise InputError(
+                f"Triton batches no requests for a model of the fixed batch {self.fixed}.",
+                "Leave --batch out; or --max-batch, and a model that has it.",
+            )
+        if self.fixed is None and not largest:
+            raise InputError("The other versions have a fixed batch.", "Give it with --batch.")
+        if self.profile is not None and self.fixed is None and largest > self.profile[2]:
+            raise InputError(
+                f"Batches of {largest} are more than the engine takes, {self.profile[2]}.",
+                f"Give --profile {self.profile[0]},{self.profile[1]},{largest}, or --max-batch.",
+            )
+
+
+def settle(asked: Asked, batches: Batches) -> Serving:
     """How a new model is served.
 
-    Args:
-        asked: what the user says of it.
-        batch: a fixed one, or None.
-        profile: batches of a TensorRT engine, where there is one.
-
     Raises:
-        InputError: batches that the artefact does not take.
+        InputError: in batches that the artefact does not take.
     """
     given = {name: value for name, value in vars(asked).items() if value is not None}
-    if batch is not None:
-        if asked.max_batch or asked.queue_delay:
-            raise InputError(
-                f"Triton batches no requests for a model of the fixed batch {batch}.",
-                "Leave --batch out; or --max-batch and --queue-delay.",
-            )
-        return Serving(**{**given, "max_batch": 0})
+    if batches.fixed is not None:
+        given.setdefault("max_batch", 0)
     served = Serving(**given)
-    if profile is not None and served.max_batch > profile[2]:
-        raise InputError(
-            f"--max-batch {served.max_batch} is more than the engine takes, {profile[2]}.",
-            f"Give --profile {profile[0]},{profile[1]},{served.max_batch}, or a smaller one.",
-        )
+    batches.check(served.max_batch)
     return served
 
 
-def settle_as(asked: Asked, config: Any, where: Path) -> Serving:
+def settle_as(asked: Asked, batches: Batches, config: Any, where: Path) -> Serving:
     """How a model that is there already is served.
 
     Raises:
-        InputError: something else is asked for.
+        InputError: something else is asked for, or the artefact does not take its batches.
     """
     now = read_serving(config)
+    if now.backend not in BACKENDS:
+        raise InputError(
+            f"{where} is for the backend '{now.backend}', which is none of {', '.join(BACKENDS)}.",
+            "Choose another --model-name.",
+        )
     for field in fields(asked):
         wanted, found = getattr(asked, field.name), getattr(now, field.name)
         if wanted is not None and wanted != found:
@@ -115,6 +138,7 @@ def settle_as(asked: Asked, config: Any, where: Path) -> Serving:
                 f"{where} says {found} where {option} {wanted} is asked for.",
                 f"Leave {option} out, edit {where.name}, or choose another --model-name.",
             )
+    batches.check(now.max_batch)
     return now
 
 

@@ -18,6 +18,7 @@ from spvit_deploy.serving.client import triton_module
 from spvit_deploy.serving.config import (
     BACKENDS,
     Asked,
+    Batches,
     Serving,
     check_name,
     differs,
@@ -137,7 +138,8 @@ def _find_place(
 ) -> _Place:
     folder = repository / name
     if not folder.exists():
-        return _Place(folder, 1 if version in (None, NEXT) else int(version or 1), None)
+        number = 1 if version is None or version == NEXT else int(version)
+        return _Place(folder, number, None)
     config, there = read_config(folder / CONFIG_FILE), versions_of(folder)
     if version is None:
         held = ", ".join(map(str, there)) or "none yet"
@@ -158,10 +160,12 @@ def _find_place(
 
 
 def _settled(asked: Asked, place: _Place, settings: ExportSettings) -> Serving:
-    if place.config is not None:
-        return settle_as(asked, place.config, place.folder / CONFIG_FILE)
-    profile = settings.engine.profile if asked.backend == "tensorrt" else None
-    return settle(asked, settings.fixed_batch, profile)
+    backend = asked.backend if place.config is None else place.config.backend
+    profile = settings.engine.profile if backend == "tensorrt" else None
+    batches = Batches(settings.fixed_batch, profile)
+    if place.config is None:
+        return settle(asked, batches)
+    return settle_as(asked, batches, place.config, place.folder / CONFIG_FILE)
 
 
 def _dress(model: Path, place: _Place, config: Any, record: ExportRecord) -> None:

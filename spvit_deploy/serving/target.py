@@ -142,13 +142,17 @@ class TritonTarget:
             failed=sum(int(row["inference_stats"]["fail"].get("count", 0)) for row in rows),
         )
 
-    def load(self) -> None:
+    def load(self, timeout: float = 600.0) -> None:
         """Make a server that does not poll look for new versions of the model.
+
+        Args:
+            timeout: seconds that it may take.
 
         Raises:
             RefusedError: it cannot load them; those that it has stay.
+            LostError: it does not say that it did.
         """
-        self._await(self._client.load_model(self.model))
+        self._await(self._client.load_model(self.model), timeout)
 
     def close(self) -> None:
         """Let go of the connection; what is under way is lost."""
@@ -169,8 +173,9 @@ class TritonTarget:
     ) -> None:
         self.close()
 
-    def _await(self, work: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(self._said(work), self._loop).result()
+    def _await(self, work: Coroutine[Any, Any, T], timeout: float | None = None) -> T:
+        said = self._said(work, timeout or self._timeout)
+        return asyncio.run_coroutine_threadsafe(said, self._loop).result()
 
     async def _connect(self) -> Any:
         # Made where the loop runs: aiohttp's sessions belong to it.
@@ -180,7 +185,8 @@ class TritonTarget:
     async def _infer(self, images: Array) -> Answer:
         given = self._kinds.InferInput(self.input_name, list(images.shape), self.input_type)
         given.set_data_from_numpy(images)
-        result = await self._said(self._client.infer(self.model, [given], self._version))
+        work = self._client.infer(self.model, [given], self._version)
+        result = await self._said(work, self._timeout)
         response = result.get_response()
         if self._scheme == "grpc":
             names, version = [output.name for output in response.outputs], response.model_version
@@ -189,15 +195,15 @@ class TritonTarget:
             version = response["model_version"]
         return Answer({name: np.array(result.as_numpy(name)) for name in names}, version)
 
-    async def _said(self, work: Coroutine[Any, Any, T]) -> T:
+    async def _said(self, work: Coroutine[Any, Any, T], timeout: float) -> T:
         """Its result; what goes wrong as one of our errors."""
         import aiohttp
 
         refusal = triton_module("utils").InferenceServerException
         try:
-            return await asyncio.wait_for(work, self._timeout)
+            return await asyncio.wait_for(work, timeout)
         except (asyncio.TimeoutError, TimeoutError):
-            raise LostError(f"no answer within {self._timeout:g} s") from None
+            raise LostError(f"no answer within {timeout:g} s") from None
         except (aiohttp.ClientError, OSError) as error:
             raise LostError(" ".join(str(error).split()) or type(error).__name__) from None
         except refusal as error:
