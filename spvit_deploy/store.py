@@ -31,9 +31,14 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _SETTLED = 60
 # One of these is in every folder that a command replaces, and beside it only what these match.
 _RECORDS = ("config.json", "search.json", "export.json", "gates.json", "exports.json")
-_WRITTEN = (*_RECORDS, "model.*", "supernet.safetensors", "latency.json", "log.jsonl")
-# What a server that runs the model.py of a folder leaves in it.
-_COMPILED = "__pycache__"
+_WRITTEN = (
+    *_RECORDS,
+    "model.*",
+    "__pycache__",
+    "supernet.safetensors",
+    "latency.json",
+    "log.jsonl",
+)
 
 
 def sha256_bytes(data: bytes) -> str:
@@ -225,8 +230,6 @@ def _foreign(folder: Path) -> str:
         return min(names)
     for entry in sorted(folder.iterdir()):
         if entry.is_dir():
-            if entry.name == _COMPILED:
-                continue
             if not several or _foreign(entry):
                 return entry.name
         elif not any(fnmatch(entry.name, pattern) for pattern in _WRITTEN):

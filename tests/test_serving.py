@@ -220,7 +220,8 @@ def test_serve_finds_new_versions_itself_and_ends_with_an_interrupt(
     repository, here = tmp_path / "repo", listening()
     export_triton(str(models[0]), repository, Asked("python"), name=NAME)
     options = ["--server", SERVER, "--http-port", here.http, "--grpc-port", here.grpc]
-    command = [sys.executable, "-m", "spvit_deploy", "serve", repository, *options, "--poll", 1]
+    more = ["--poll", 1, "--log", tmp_path / "log"]
+    command = [sys.executable, "-m", "spvit_deploy", "serve", repository, *options, *more]
     with subprocess.Popen([*map(str, command)], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:
@@ -241,6 +242,8 @@ def test_serve_finds_new_versions_itself_and_ends_with_an_interrupt(
     assert set(total.versions) == {"1", "2"}, total.versions
     assert process.returncode == 0
     assert rest == "Ctrl-C ends it.\nended\n"
+    log = (tmp_path / "log").read_text()
+    assert [log.count(f'"loading: {NAME}:{version}"') for version in (1, 2)] == [1, 1]
 
 
 def test_what_the_server_does_not_have_is_refused(models: list[Path], tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -57,7 +58,7 @@ def repository(dense: Path, tmp_path: Path) -> Path:
     [
         ("onnxruntime", {"model.onnx"}, 0),
         ("openvino", {"model.xml", "model.bin"}, 2),
-        ("python", {"model.onnx", "model.py"}, 2),
+        ("python", {"model.onnx", "model.py", "__pycache__"}, 2),
     ],
 )
 def test_each_backend_finds_its_files_and_its_configuration(
@@ -158,7 +159,6 @@ def test_versions_are_added_beside_each_other(
     assert {name: after[name] for name in before} == before
     assert load_export(folder / "7").parent == load_export(folder / "1").parent
     assert (folder / "7" / "model.py").is_file()
-    (folder / "7" / "__pycache__").mkdir()  # a server's
     other = save_dense(tmp_path / "other", seed=1)
     good("export", other, *TRITON, "-o", repository, "--model-version", 7, "--force")
     assert load_export(folder / "7").parent != load_export(folder / "1").parent
@@ -166,6 +166,21 @@ def test_versions_are_added_beside_each_other(
     good("export", other, "--format", "triton", "--model-name", "second", "-o", repository)
     assert set(models_of(repository)) == {NAME, "second"}
     assert {path.name for path in tmp_path.iterdir()} == {"repo", "other"}
+
+
+def test_a_mounted_repository_takes_models_and_versions(dense: Path, tmp_path: Path) -> None:
+    """Nothing can be renamed into it from beside it."""
+    repository = tmp_path / "mounted"
+    repository.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "none", repository], capture_output=True).returncode:
+        pytest.skip("only root may mount")
+    try:
+        good("export", dense, *TRITON, "-o", repository)
+        good("export", dense, *TRITON, "-o", repository, "--model-version", "next")
+        assert [path.name for path in repository.iterdir()] == [NAME]
+        assert versions_of(repository / NAME) == [1, 2]
+    finally:
+        subprocess.run(["umount", repository], check=True)
 
 
 def test_what_is_no_version_of_the_model_is_refused(

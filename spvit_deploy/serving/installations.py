@@ -47,7 +47,7 @@ class Installation:
 
     def environment(self) -> dict[str, str]:
         """Variables that its process needs."""
-        found = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+        found = dict(os.environ)
         if self.python is not None:
             for name in ("PYTHONPATH", "PYTHONHOME"):  # those are of another Python
                 found.pop(name, None)

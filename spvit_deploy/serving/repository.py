@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -38,6 +39,7 @@ from spvit_deploy.serving.layout import (
 from spvit_deploy.store import ensure_free, move_into_place, staging_folder, write_bytes
 
 MODEL_FILE = "model.py"
+COMPILED = "__pycache__"
 NEXT = "next"
 
 
@@ -122,7 +124,9 @@ def export_triton(
     serving = _settled(asked, place, settings)
     settings = replace(settings, format=BACKENDS[serving.backend])
     check_settings(settings)
-    with staging_folder(repository) as staging:
+    # Nothing can be renamed into a mounted folder from beside it.
+    mounted = os.path.ismount(repository)
+    with staging_folder(place.folder if mounted else repository) as staging:
         record = export_original(original, settings, staging / named / str(place.version))
         _dress(staging / named, place, make_config(record, named, serving), record)
         _install(staging / named, place, force)
@@ -179,6 +183,9 @@ def _dress(model: Path, place: _Place, config: Any, record: ExportRecord) -> Non
         # Copied, never imported: it imports what Triton's Python backend alone has.
         source = Path(__file__).with_name("python_backend.py")
         shutil.copyfile(source, model / str(place.version) / MODEL_FILE)
+        # Where a file has this name, Python keeps no bytecode. A server that polls would take it
+        # for a change, and load the model a second time.
+        (model / str(place.version) / COMPILED).touch()
     if place.config is None:
         write_bytes(model / CONFIG_FILE, to_text(config).encode())
         if labels:
