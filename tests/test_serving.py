@@ -13,6 +13,7 @@ from concurrent.futures import wait
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -244,6 +245,31 @@ def test_serve_finds_new_versions_itself_and_ends_with_an_interrupt(
     assert rest == "Ctrl-C ends it.\nended\n"
     log = (tmp_path / "log").read_text()
     assert [log.count(f'"loading: {NAME}:{version}"') for version in (1, 2)] == [1, 1]
+
+
+def test_serve_says_that_its_server_was_killed(repository: Path) -> None:
+    here = listening()
+    ports = ["--http-port", here.http, "--grpc-port", here.grpc]
+    command = [
+        sys.executable,
+        "-m",
+        "spvit_deploy",
+        "serve",
+        repository,
+        "--server",
+        SERVER,
+        *ports,
+    ]
+    pipe = subprocess.PIPE
+    with subprocess.Popen([*map(str, command)], stdout=pipe, stderr=pipe, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        for line in process.stdout:
+            if line == "Ctrl-C ends it.\n":
+                (server,) = psutil.Process(process.pid).children()
+                server.kill()
+        assert process.stderr.read() == "Error: Triton was killed by signal 9, SIGKILL.\n"
+    assert process.returncode == 1
 
 
 def test_what_the_server_does_not_have_is_refused(models: list[Path], tmp_path: Path) -> None:

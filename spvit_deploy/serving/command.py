@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -77,8 +79,8 @@ def serve(repository: Path, server: str | None, log: Path, wait: float, **listen
     from spvit_deploy.serving.installations import find_server
     from spvit_deploy.serving.server import Listening, run_server
 
-    signal.signal(signal.SIGTERM, _interrupt)
-    with run_server(repository, find_server(server, repository), Listening(**listening), log) as up:
+    found = find_server(server, repository)
+    with _terminable(), run_server(repository, found, Listening(**listening), log) as up:
         try:
             for name, versions in up.wait_healthy(wait).items():
                 click.echo(f"{name}, version {', '.join(map(str, versions))}: ready")
@@ -88,8 +90,18 @@ def serve(repository: Path, server: str | None, log: Path, wait: float, **listen
             click.echo("ended")
 
 
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Take SIGTERM, which supervisors send, for Ctrl-C."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @click.command()

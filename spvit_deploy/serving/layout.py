@@ -65,7 +65,7 @@ def read_config(file: Path) -> Any:
 
     proto = triton_module("grpc.model_config_pb2")
     try:
-        text = file.read_text()
+        text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{file} cannot be read: {error}.", "Check the path.") from None
     try:

@@ -26,30 +26,30 @@ triton_options = stack(
     click.option(
         "--backend", type=click.Choice(["onnxruntime", "openvino", "tensorrt", "python"]),
         help="With --format triton: what computes in the server; python runs ONNX Runtime from "
-        "a model.py.  [default: onnxruntime]",
+        "a model.py.", show_default="onnxruntime",
     ),
     click.option(
         "--model-name", metavar="NAME", help="With --format triton: by default the timm model's."
     ),
     click.option(
         "--model-version", metavar="N|next", callback=_version,
-        help="With --format triton: version to write, beside those that are there.  [default: 1]",
+        show_default="1", help="With --format triton: version to write, beside others.",
     ),
     click.option(
         "--max-batch", type=click.IntRange(1), metavar="N",
-        help="With --format triton: images that the server puts into a call.  [default: 8]",
+        show_default="8", help="With --format triton: images that the server puts into a call.",
     ),
     click.option(
         "--queue-delay", type=click.IntRange(0), metavar="µs",
-        help="With --format triton: microseconds that an image waits for others.  [default: 0]",
+        show_default="0", help="With --format triton: microseconds that an image waits for others.",
     ),
     click.option(
         "--instances", type=click.IntRange(1), metavar="N",
-        help="With --format triton: copies that compute at a time.  [default: 1]",
+        show_default="1", help="With --format triton: copies that compute at a time.",
     ),
     click.option(
         "--live-versions", type=click.IntRange(1), metavar="N",
-        help="With --format triton: how many of the newest versions are served.  [default: 1]",
+        show_default="1", help="With --format triton: how many of the newest versions are served.",
     ),
 )  # fmt: skip
 

@@ -194,7 +194,7 @@ def _dress(model: Path, place: _Place, config: Any, record: ExportRecord) -> Non
         return
     other = differs(place.config, config)
     file = place.folder / LABELS_FILE
-    if not other and file.is_file() and file.read_text() != labels:
+    if not other and file.is_file() and file.read_text(encoding="utf-8") != labels:
         other = f"its classes are not those of {file}"
     if other:
         raise InputError(

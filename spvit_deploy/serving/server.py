@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import subprocess
 import tempfile
@@ -126,6 +127,8 @@ class RunningServer:
             JobError: it failed.
         """
         code = self.process.wait()
+        if code < 0:
+            raise JobError(f"Triton was killed by signal {-code}, {signal.Signals(-code).name}.")
         if code:
             raise JobError(f"Triton ended with code {code}: {self.last_error()}")
 
