@@ -5,17 +5,22 @@ BIN := $(VENV)/bin
 SUM := $(shell cat setup.cfg spvit_deploy/_version.py | cksum | cut -d' ' -f1)
 CORE := $(VENV)/.core-$(SUM)
 READY := $(VENV)/.ready-$(SUM)
+# Triton's server, apart from the rest: it pins numpy < 2, and comes for this system alone.
+SERVE := .venv-triton
+SERVED := $(SERVE)/.ready-$(SUM)
+HAS_SERVER := $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m))
 # What the others share, and what needs a folder of data (--data-dir).
 APART := published pictures quality_methods quality_pages quality_peers quality_setting quality search_cost
 SUITES := $(filter-out $(APART:%=benchmarks/suites/%.py),$(wildcard benchmarks/suites/*.py))
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench serve-env clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo   train, search, export and benchmark a small model; writes demo/report.html"
 	@echo "make test   run the whole test suite"
 	@echo "make lint   ruff, mypy, import-linter"
+	@echo "make serve-env  Triton's server in $(SERVE), for spvit-deploy serve --server $(SERVE)"
 	@echo "make bench  comparisons against peers; rewrites benchmarks/suites/results"
 
 $(CORE):
@@ -32,7 +37,18 @@ $(READY): $(CORE)
 demo: $(CORE)
 	$(BIN)/spvit-deploy demo -o demo/
 
-test: $(READY)
+# The extra alone, without this package and what it stands on.
+$(SERVED):
+	test -x $(SERVE)/bin/python || $(PYTHON) -m venv $(SERVE)
+	$(SERVE)/bin/python -c "import configparser as c; f = c.ConfigParser(); f.read('setup.cfg'); \
+	    print(f['options.extras_require']['triton-server'])" > $(SERVE)/requirements.txt
+	$(SERVE)/bin/python -m pip install --disable-pip-version-check --quiet -r $(SERVE)/requirements.txt
+	@rm -f $(SERVE)/.ready-*
+	@touch $@
+
+serve-env: $(SERVED)
+
+test: $(READY) $(if $(HAS_SERVER),$(SERVED))
 	$(BIN)/python -m pytest -n auto --maxprocesses 4
 
 lint: $(READY)
@@ -46,4 +62,4 @@ bench: $(READY)
 	set -e; for suite in $(SUITES); do echo $$suite; $(BIN)/python $$suite; done
 
 clean:
-	rm -rf $(VENV) demo build dist *.egg-info
+	rm -rf $(VENV) $(SERVE) demo build dist *.egg-info

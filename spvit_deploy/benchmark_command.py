@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import click
 
+from spvit_deploy.durations import parse_latency
 from spvit_deploy.options import (
     DATA_HELP,
     Folder,
@@ -19,17 +19,16 @@ from spvit_deploy.options import (
 )
 
 SCENARIOS = ("closed", "single-stream", "multi-stream", "offline", "server")
-_UNITS = {"us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0}
 
 
 def seconds_of(_: click.Context, option: click.Parameter, text: str | None) -> float | None:
     """``50ms`` → 0.05."""
     if text is None:
         return None
-    found = re.fullmatch(r"(\d+\.?\d*|\.\d+)\s*(us|µs|ms|s)", text.strip())
-    if not found or float(found[1]) == 0:
-        raise click.BadParameter(f"{text!r}: write 50ms, 0.5s or 800us.", param=option)
-    return float(found[1]) * _UNITS[found[2]]
+    try:
+        return parse_latency(text)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param=option) from None
 
 
 @click.command()

@@ -44,6 +44,8 @@ from spvit_deploy.options import (
 from spvit_deploy.predict_command import predict
 from spvit_deploy.ranks import launched
 from spvit_deploy.recommend.command import recommend
+from spvit_deploy.serving.command import deploy, load, serve
+from spvit_deploy.serving.options import TRITON, take_triton, triton_options
 from spvit_deploy.sweep.command import sweep
 
 
@@ -320,7 +322,7 @@ def finetune(**options: Any) -> None:
 @main.command()
 @click.argument("model", metavar="LEAN")
 @model_options
-@click.option("--format", type=click.Choice(FORMATS), show_default="onnx")
+@click.option("--format", type=click.Choice([*FORMATS, TRITON]), show_default="onnx")
 @click.option("--precision", type=click.Choice(PRECISIONS), show_default="fp32")
 @click.option(
     "--all",
@@ -361,6 +363,7 @@ def finetune(**options: Any) -> None:
     help="Batches of an engine with a dynamic batch.",
 )
 @engine_options
+@triton_options
 @click.option(
     "--calibration",
     type=click.IntRange(1),
@@ -402,7 +405,7 @@ def finetune(**options: Any) -> None:
     type=Folder,
     required=True,
     metavar="DIR",
-    help="Folder to write: the artefact and export.json.",
+    help="Folder to write: the artefact and export.json; with --format triton the repository.",
 )
 @force_option
 def export(**options: Any) -> None:
@@ -415,24 +418,34 @@ def export(**options: Any) -> None:
     Examples: spvit-deploy export tuned/ --format onnx -o engine/
               spvit-deploy export tuned/ --output features -o backbone/
               spvit-deploy export tuned/ --all -o engines/
+              spvit-deploy export tuned/ --format triton --backend python -o repo/
     """
     from spvit_deploy import api, show
-    from spvit_deploy.export_all import export_all, require_all
 
+    triton = take_triton(options)
     named, options["data"] = bool(options["data"]), options["data"] or ""
     data, options["engine_flags"] = take_data(options), take_engine_flags(options)
     options["data"] = data if named else None
     if options.pop("every"):
-        if options.pop("format"):
-            raise InputError("--all writes every format; --format chooses one.", "Leave one out.")
-        rows = export_all(**options)
-        show.exports(rows, options["output"])
-        require_all(rows)
+        return _export_all(options)
+    options["format"] = options["format"] or "onnx"
+    options["precision"] = options["precision"] or "fp32"
+    warn_if_idle(options["precision"] == "int8", ("calibration", "max_drop"), "for int8")
+    if triton is not None:
+        deploy(options, triton)
     else:
-        options["format"] = options["format"] or "onnx"
-        options["precision"] = options["precision"] or "fp32"
-        warn_if_idle(options["precision"] == "int8", ("calibration", "max_drop"), "for int8")
         show.export(api.export_model(**options), options["output"])
+
+
+def _export_all(options: dict[str, Any]) -> None:
+    from spvit_deploy import show
+    from spvit_deploy.export_all import export_all, require_all
+
+    if options.pop("format"):
+        raise InputError("--all writes every format; --format chooses one.", "Leave one out.")
+    rows = export_all(**options)
+    show.exports(rows, options["output"])
+    require_all(rows)
 
 
 @main.command()
@@ -537,6 +550,8 @@ main.add_command(recommend)
 main.add_command(sweep)
 main.add_command(predict)
 main.add_command(compare)
+main.add_command(serve)
+main.add_command(load)
 
 
 if __name__ == "__main__":

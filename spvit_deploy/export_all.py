@@ -22,17 +22,13 @@ from spvit_deploy.export.outputs import Answers
 from spvit_deploy.export.record import ExportRecord
 from spvit_deploy.export.trt import check_gpus, lacks
 from spvit_deploy.exports import export_original, export_settings
-from spvit_deploy.originals import Original, open_original
+from spvit_deploy.originals import ORIGINAL_OPTIONS, Original, open_original
 from spvit_deploy.progress import stderr_console
 from spvit_deploy.store import ensure_free, new_folder, write_record
 
 RECORD_FILE = "exports.json"
 # Seconds of timing an artefact; `benchmark` measures longer, and on other runtimes too.
 _TIMING = 1.0
-# Options that choose the model and its images; the others say how it is written.
-_OF_ORIGINAL = (
-    "data", "model_args", "checkpoint", "pretrained", "calibration", "max_drop", "validation",
-)  # fmt: skip
 
 
 class ExportRow(BaseModel):
@@ -99,7 +95,7 @@ def export_all(
         JobError: not one was written.
     """
     ensure_free(output, force, reads=(model, options.get("checkpoint")))
-    own = {name: options.pop(name) for name in _OF_ORIGINAL if name in options}
+    own = {name: options.pop(name) for name in ORIGINAL_OPTIONS if name in options}
     settings = export_settings(**options)
     _check(settings, precision)
     original = open_original(model, **own)

@@ -334,6 +334,7 @@ _PACKAGES = {
     "pycuda": "pip install pycuda (to run engines; compiled against CUDA's headers)",
     "executorch": "pip install 'spvit-deploy[executorch]'",
     "peft": "pip install 'spvit-deploy[adapters]' (for finetune --adapters)",
+    "tritonclient": "pip install 'spvit-deploy[triton]'",
     "ray": "pip install 'spvit-deploy[sweep]'",
     "torch-pruning": "pip install 'spvit-deploy[bench]' (only to repeat the comparisons)",
 }  # fmt: skip

@@ -44,7 +44,9 @@ class Number(click.FloatRange):
         return number
 
 
-def _stack(*decorators: Decorator) -> Decorator:
+def stack(*decorators: Decorator) -> Decorator:
+    """Several options as one decorator, in order."""
+
     def apply(function: Any) -> Any:
         for decorator in reversed(decorators):
             function = decorator(function)
@@ -79,7 +81,7 @@ def _interval(ctx: click.Context, param: click.Parameter, value: str) -> str:
     return value
 
 
-model_options = _stack(
+model_options = stack(
     click.option(
         "--model-arg", "model_args", metavar="K=V", multiple=True, callback=_model_args,
         help="Argument of timm.create_model: img_size=32, depth=6, … Repeat it for more.",
@@ -91,7 +93,7 @@ model_options = _stack(
     click.option("--pretrained", is_flag=True, help="Start from timm's pretrained weights."),
 )  # fmt: skip
 
-data_source_options = _stack(
+data_source_options = stack(
     click.option("--data-dir", metavar="ROOT", help="Folder that --data is looked up in."),
     click.option("--val-split", default="validation", show_default=True, help="Split to evaluate."),
     click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True),
@@ -107,7 +109,7 @@ DATA_HELP = (
     "train-{000..007}.tar; hfds/PATH or NAME: `datasets`, hfids/…: streamed."
 )
 
-images_options = _stack(
+images_options = stack(
     click.option("--train-split", default="train", show_default=True, help="Split to train on."),
     click.option(
         "--augment", type=click.Choice(["auto", "none", "shift", "timm"]), default="auto",
@@ -115,7 +117,7 @@ images_options = _stack(
     ),
 )  # fmt: skip
 
-fitting_options = _stack(
+fitting_options = stack(
     click.option("--lr", type=Number(0, min_open=True), default=5e-4, show_default=True),
     click.option("--weight-decay", type=Number(0), default=0.05, show_default=True),
     click.option(
@@ -133,7 +135,7 @@ fitting_options = _stack(
 
 def distill_options(teacher: str, weight: float) -> Decorator:
     """``--teacher`` and how it enters the loss: what the teacher is, and its share by default."""
-    return _stack(
+    return stack(
         click.option("--teacher", metavar="MODEL", help=teacher),
         click.option(
             "--distillation", type=click.Choice(["soft", "hard"]), default="soft",
@@ -149,7 +151,7 @@ def distill_options(teacher: str, weight: float) -> Decorator:
     )  # fmt: skip
 
 
-budget_options = _stack(
+budget_options = stack(
     click.option(
         "--budget", required=True,
         help="What the lean model may cost: MACs, parameters, or time on a runtime; see below.",
@@ -170,7 +172,7 @@ def epochs_option(name: str = "--epochs", default: int = 10, what: str | None = 
     return click.option(name, type=click.IntRange(0), default=default, show_default=True, help=what)
 
 
-train_options = _stack(
+train_options = stack(
     click.option("--data", required=True, metavar="SPEC", help=DATA_HELP),
     data_source_options, images_options, epochs_option(), fitting_options,
 )  # fmt: skip
@@ -180,7 +182,7 @@ checkpoint_option = click.option(
     callback=_interval, help="Time (s, m, h) or steps between checkpoints.",
 )  # fmt: skip
 
-run_options = _stack(
+run_options = stack(
     checkpoint_option,
     click.option(
         "--resume", is_flag=True,
@@ -192,7 +194,7 @@ run_options = _stack(
     ),
 )  # fmt: skip
 
-engine_options = _stack(
+engine_options = stack(
     click.option(
         "--timing-cache", type=Folder, metavar="FILE",
         help="Kernel timings that builds of TensorRT share; read, added to and written.",

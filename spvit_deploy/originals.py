@@ -26,6 +26,11 @@ from spvit_deploy.progress import stderr_console, warn
 from spvit_deploy.search.folder import is_search_folder, load_search, materialize_search
 from spvit_deploy.sources import Source
 
+# Options of an export that choose the model and its images; the others say how it is written.
+ORIGINAL_OPTIONS = (
+    "data", "model_args", "checkpoint", "pretrained", "calibration", "max_drop", "validation",
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Original:

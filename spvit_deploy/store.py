@@ -35,7 +35,14 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _SETTLED = 60
 # One of these is in every folder that a command replaces, and beside it only what these match.
 _RECORDS = ("config.json", "search.json", "export.json", "gates.json", "exports.json")
-_WRITTEN = (*_RECORDS, "model.*", "supernet.safetensors", "latency.json", "log.jsonl")
+_WRITTEN = (
+    *_RECORDS,
+    "model.*",
+    "__pycache__",
+    "supernet.safetensors",
+    "latency.json",
+    "log.jsonl",
+)
 
 
 def sha256_bytes(data: bytes) -> str:
@@ -265,6 +272,20 @@ def new_folder(path: Path, force: bool = False) -> Iterator[Path]:
         StorageError: no space, or not writable.
     """
     _require_free(path, force)
+    with staging_folder(path) as staging:
+        yield staging
+        move_into_place(staging, path.absolute(), force)
+
+
+@contextmanager
+def staging_folder(path: Path) -> Iterator[Path]:
+    """A folder beside ``path`` to fill, from which what is whole can be renamed into place.
+
+    It is removed in the end, with what is left in it, and so is what a killed run left there.
+
+    Raises:
+        StorageError: no space, or not writable.
+    """
     path = path.absolute()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -276,7 +297,6 @@ def new_folder(path: Path, force: bool = False) -> Iterator[Path]:
     try:
         with claimed(staging):
             yield staging
-            _swap(staging, path, force)
     except OSError as error:
         raise storage_error(error, path) from error
     finally:
@@ -299,7 +319,13 @@ def _sweep(path: Path) -> None:
                     shutil.rmtree(left, ignore_errors=True)
 
 
-def _swap(staging: Path, path: Path, force: bool) -> None:
+def move_into_place(staging: Path, path: Path, force: bool) -> None:
+    """Rename a folder that is whole to ``path``; with ``force`` in the place of an old one.
+
+    Raises:
+        OutputExistsError: it exists, and is not to be replaced.
+        OSError: it cannot be renamed; the old one is where it was.
+    """
     if not path.exists():
         staging.rename(path)
         return

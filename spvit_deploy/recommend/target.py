@@ -1,4 +1,4 @@
-"""What a deployment has to hold. Stands on nothing."""
+"""What a deployment has to hold."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-_SECONDS = {"us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0}
-_LATENCY = re.compile(r"(p50|p90|p95|p99|p99\.9|latency)\s*<=?\s*(\d*\.?\d+)\s*(us|µs|ms|s)")
+from spvit_deploy.durations import parse_latency
+
+_LATENCY = re.compile(r"(p50|p90|p95|p99|p99\.9|latency)\s*<=?(.*)")
 _RATE = re.compile(r"(?:throughput|images/s)\s*>=?\s*(\d*\.?\d+)\s*(?:/s)?")
 
 
@@ -52,9 +53,9 @@ def parse_target(text: str) -> Target:
     """
     plain = text.strip()
     latency, rate = _LATENCY.fullmatch(plain), _RATE.fullmatch(plain)
-    if latency and float(latency[2]) > 0:
+    if latency:
         share = 50.0 if latency[1] == "latency" else float(latency[1][1:])
-        return Target("latency", share, float(latency[2]) * _SECONDS[latency[3]])
+        return Target("latency", share, parse_latency(latency[2]))
     if rate and float(rate[1]) > 0:
         return Target("throughput", 50.0, float(rate[1]))
     raise ValueError(f"'{text}': write p99<10ms, latency<4ms or throughput>200/s.")

@@ -6,23 +6,9 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from spvit_deploy.durations import parse_latency as parse_latency
 from spvit_deploy.errors import CorruptFileError, InputError
 from spvit_deploy.sweep.record import SweepPoint, SweepRecord
-
-_SECONDS = {"us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0}
-
-
-def parse_latency(text: str) -> float:
-    """Seconds of ``4ms``, ``0.8 ms``, ``250us`` or ``1s``.
-
-    Raises:
-        ValueError: none of these.
-    """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?|\.\d+)\s*(us|µs|ms|s)\s*", text)
-    seconds = float(match.group(1)) * _SECONDS[match.group(2)] if match else 0.0
-    if not seconds:
-        raise ValueError(f"'{text}': write 4ms, 250us or 0.5s.")
-    return seconds
 
 
 def parse_accuracy(text: str) -> float:

@@ -1,0 +1,283 @@
+"""Triton's server itself, on repositories of ours: it runs here, on the CPU."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import wait
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import torch
+
+from spvit_deploy.lean.folder import load_saved
+from spvit_deploy.serving.config import Asked
+from spvit_deploy.serving.installations import find_server
+from spvit_deploy.serving.loading import LoadReport, arrivals, images_for, run_load
+from spvit_deploy.serving.repository import export_triton
+from spvit_deploy.serving.server import Listening, RunningServer, free_ports, run_server
+from spvit_deploy.serving.target import Array, RefusedError, TritonTarget
+from tests.calls import call, good, refused
+from tests.triton import NAME, SERVER, needs_server, save_dense
+
+pytestmark = [needs_server, pytest.mark.slow]
+# The largest difference between the server's logits and PyTorch's.
+CLOSE = 1e-4
+
+
+def listening(poll: int = 0) -> Listening:
+    http, grpc = free_ports(2)
+    return Listening(http=http, grpc=grpc, poll=poll)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two that answer differently."""
+    root = tmp_path_factory.mktemp("models")
+    return [save_dense(root / str(seed), seed) for seed in (0, 1)]
+
+
+@pytest.fixture(scope="module")
+def repository(models: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("served") / "repo"
+    good("export", models[0], "--format", "triton", "--backend", "python", "--model-name", NAME,
+         "--max-batch", 8, "--queue-delay", 20000, "-o", folder)  # fmt: skip
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(repository: Path) -> Iterator[RunningServer]:
+    """One that loads what clients say."""
+    with run_server(repository, find_server(str(SERVER), repository), listening()) as running:
+        assert running.wait_healthy(60) == {NAME: [1]}
+        yield running
+
+
+@pytest.fixture
+def fresh(repository: Path, tmp_path: Path) -> Iterator[tuple[RunningServer, Path]]:
+    """Another, for one test alone, and its repository."""
+    folder = tmp_path / "repo"
+    shutil.copytree(repository, folder)
+    with run_server(folder, find_server(str(SERVER), folder), listening()) as running:
+        running.wait_healthy(60)
+        yield running, folder
+
+
+def images(count: int, seed: int = 0) -> Array:
+    drawn = np.random.default_rng(seed).normal(size=(count, 1, 16, 16))
+    return drawn.astype(np.float32)
+
+
+def load_until(target: TritonTarget, version: str) -> LoadReport:
+    """The sum of loads, back to back, until a version answers; none of them may fail."""
+    total, until = LoadReport(), time.monotonic() + 120
+    while version not in total.versions and time.monotonic() < until:
+        report = run_load(target, images_for(target, 0), rate=100, duration=2)
+        report.require()
+        assert report.sent == report.planned == report.answered
+        total.sent += report.sent
+        total.versions += report.versions
+    return total
+
+
+def logits(model: Path, given: Array) -> Array:
+    with torch.inference_mode():
+        answer: Array = load_saved(model).module.eval()(torch.from_numpy(given)).numpy()
+    return answer
+
+
+@pytest.mark.parametrize("scheme", ["http", "grpc"])
+def test_the_server_answers_as_the_model_does(
+    server: RunningServer, models: list[Path], scheme: str
+) -> None:
+    with TritonTarget(getattr(server, scheme), NAME) as target:
+        assert target.live()
+        assert (target.input_name, target.input_type) == ("images", "FP32")
+        assert target.input_shape == (-1, 1, 16, 16)
+        for count in (1, 3, 8):
+            given = images(count, seed=count)
+            answer = target.infer(given)
+            assert answer.version == "1"
+            np.testing.assert_allclose(answer.logits, logits(models[0], given), atol=CLOSE)
+        with pytest.raises(RefusedError, match="batch"):
+            target.infer(images(9))
+        with pytest.raises(RefusedError, match="shape"):
+            target.infer(images(1)[..., :8])
+
+
+@pytest.mark.parametrize("scheme", ["http", "grpc"])
+def test_the_servers_answers_carry_our_labels(server: RunningServer, scheme: str) -> None:
+    import importlib
+
+    client = importlib.import_module(f"tritonclient.{scheme}")
+    given = client.InferInput("images", [1, 1, 16, 16], "FP32")
+    given.set_data_from_numpy(images(1))
+    asked = client.InferRequestedOutput("logits", class_count=2)
+    url = getattr(server, scheme).partition("://")[2]
+    with client.InferenceServerClient(url) as connection:
+        found = connection.infer(NAME, [given], outputs=[asked]).as_numpy("logits")
+    for row in found.reshape(-1):
+        _, index, label = row.decode().split(":")
+        assert label == f"digit {index}"
+
+
+def test_requests_are_batched_and_each_gets_its_own_answer(
+    server: RunningServer, models: list[Path]
+) -> None:
+    given = [images(1, seed) for seed in range(64)]
+    with TritonTarget(server.grpc, NAME) as target:
+        before = target.statistics()
+        futures = [target.issue(one) for one in given]
+        wait(futures)
+        after = target.statistics()
+        with TritonTarget(server.http, NAME) as other:
+            assert other.statistics() == after
+    for one, future in zip(given, futures, strict=True):
+        np.testing.assert_allclose(future.result().logits, logits(models[0], one), atol=CLOSE)
+    assert after.inferences - before.inferences == 64
+    calls = after.executions - before.executions
+    assert 8 <= calls < 32, calls
+    assert after.failed == before.failed
+
+
+def test_a_load_keeps_its_times_and_says_what_it_saw(server: RunningServer) -> None:
+    for url in (server.grpc, server.http):
+        said = good("load", url, "--model", NAME, "--rate", 50, "--duration", 2, "--slo", "5s")
+        sent = len(arrivals(50, 2, 0))
+        assert f"sent {sent}, answered {sent}, refused 0, lost 0\np50 " in said.stdout
+        assert said.stdout.endswith("99% are answered within 5000 ms\n")
+    late = ("load", server.grpc, "--model", NAME, "--duration", 1, "--slo", "1us")
+    refused(*late, code=1, says="0.001 ms were asked for")
+    refused("load", server.grpc, "--model", "other", says="'other' is not found")
+    refused("load", server.grpc, "--model", NAME, "--version", 9, says="Check --model")
+
+
+def test_lost_requests_are_counted_when_the_server_dies(fresh: tuple[RunningServer, Path]) -> None:
+    server, _ = fresh
+
+    def kill() -> None:
+        with TritonTarget(server.http, NAME) as target:
+            before = target.statistics().inferences
+            while target.statistics().inferences < before + 50:
+                time.sleep(0.05)
+        server.process.kill()
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    result = call("load", server.grpc, "--model", NAME, "--rate", 200, "--duration", 60)
+    killer.join()
+    assert result.exit_code == 1, result.output
+    numbers = result.stdout.splitlines()[0].split(", ")
+    sent, answered, refusals, lost = [int(part.split()[1]) for part in numbers]
+    assert answered >= 40
+    assert lost > 0
+    assert sent == answered + refusals + lost
+    (error,) = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
+    assert error.startswith(f"Error: {lost} of {sent} requests were lost; ")
+    unsent = len(arrivals(200, 60, 0)) - sent
+    assert "the server died after " in error
+    assert f" s, {unsent} were not sent: " in error
+    refused("load", server.http, "--model", NAME, says="No Triton server answers")
+
+
+def test_a_client_has_a_new_version_loaded_without_a_failed_request(
+    fresh: tuple[RunningServer, Path], models: list[Path]
+) -> None:
+    server, repository = fresh
+
+    def renew() -> None:
+        export_triton(str(models[1]), repository, name=NAME, version="next")
+        with TritonTarget(server.http, NAME) as other:
+            other.load()
+
+    with TritonTarget(server.grpc, NAME) as target:
+        assert target.infer(images(1)).version == "1"
+        helper = threading.Thread(target=renew)
+        helper.start()
+        total = load_until(target, "2")
+        helper.join()
+        answer = target.infer(images(2))
+        assert set(total.versions) == {"1", "2"}, total.versions
+        assert answer.version == "2"
+        np.testing.assert_allclose(answer.logits, logits(models[1], images(2)), atol=CLOSE)
+        broken = repository / NAME / "3"
+        broken.mkdir()
+        (broken / "model.py").write_text("raise ValueError('broken')")
+        with pytest.raises(RefusedError, match="broken"):
+            target.load()
+        assert target.infer(images(1)).version == "2"
+
+
+def test_serve_finds_new_versions_itself_and_ends_with_an_interrupt(
+    models: list[Path], tmp_path: Path
+) -> None:
+    repository, here = tmp_path / "repo", listening()
+    export_triton(str(models[0]), repository, Asked("python"), name=NAME)
+    options = ["--server", SERVER, "--http-port", here.http, "--grpc-port", here.grpc]
+    more = ["--poll", 1, "--log", tmp_path / "log"]
+    command = [sys.executable, "-m", "spvit_deploy", "serve", repository, *options, *more]
+    with subprocess.Popen([*map(str, command)], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            assert process.stdout.readline() == f"{NAME}, version 1: ready\n"
+            assert process.stdout.readline() == f"HTTP http://127.0.0.1:{here.http}\n"
+            url = process.stdout.readline().split()[1]
+            refused("serve", repository, *options, says=f"Port {here.http} of 127.0.0.1 cannot be")
+            how = {"name": NAME, "version": "next"}
+            renewal = threading.Thread(None, export_triton, None, (str(models[1]), repository), how)
+            with TritonTarget(url, NAME) as target:
+                assert target.infer(images(1)).version == "1"
+                renewal.start()
+                total = load_until(target, "2")
+            renewal.join()
+        finally:
+            process.send_signal(signal.SIGINT)
+            rest = process.stdout.read()
+    assert set(total.versions) == {"1", "2"}, total.versions
+    assert process.returncode == 0
+    assert rest == "Ctrl-C ends it.\nended\n"
+    log = (tmp_path / "log").read_text()
+    assert [log.count(f'"loading: {NAME}:{version}"') for version in (1, 2)] == [1, 1]
+
+
+def test_serve_says_that_its_server_was_killed(repository: Path) -> None:
+    here = listening()
+    ports = ["--http-port", here.http, "--grpc-port", here.grpc]
+    command = [
+        sys.executable,
+        "-m",
+        "spvit_deploy",
+        "serve",
+        repository,
+        "--server",
+        SERVER,
+        *ports,
+    ]
+    pipe = subprocess.PIPE
+    with subprocess.Popen([*map(str, command)], stdout=pipe, stderr=pipe, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        for line in process.stdout:
+            if line == "Ctrl-C ends it.\n":
+                (server,) = psutil.Process(process.pid).children()
+                server.kill()
+        assert process.stderr.read() == "Error: Triton was killed by signal 9, SIGKILL.\n"
+    assert process.returncode == 1
+
+
+def test_what_the_server_does_not_have_is_refused(models: list[Path], tmp_path: Path) -> None:
+    export_triton(str(models[0]), tmp_path / "repo", name=NAME)
+    refused("serve", tmp_path / "repo", "--server", SERVER, says="for the backend 'onnxruntime'; ")
+    assert find_server(str(SERVER / "bin" / "python"), tmp_path).backends == ("python",)
+    bare = find_server(str(find_server(str(SERVER), tmp_path).binary), tmp_path)
+    assert bare.backends is None
+    here = listening()
+    refused("serve", tmp_path / "repo", "--server", bare.binary, "--http-port", here.http,
+            "--grpc-port", here.grpc, code=1, says="onnxruntime")  # fmt: skip

@@ -1,0 +1,38 @@
+"""Small models for Triton, and the server that tests run them in."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from spvit_deploy.lean.folder import dense_saved, save_model
+from spvit_deploy.models import create_model
+from spvit_deploy.serving.installations import VARIABLE
+from tests.conftest import tiny_spec
+
+NAME = "digits"
+# Made by `make serve-env`, and by `make test` where the server is to be had.
+SERVER = Path(os.environ.get(VARIABLE) or Path(__file__).parents[1] / ".venv-triton")
+needs_server = pytest.mark.skipif(
+    not SERVER.exists(), reason=f"no {SERVER.name} here: make serve-env"
+)
+
+
+def save_dense(folder: Path, seed: int, classes: int = 10) -> Path:
+    """A dense folder with random weights, and names for its classes."""
+    spec = tiny_spec(num_classes=classes)
+    torch.manual_seed(seed)
+    saved = dense_saved(create_model(spec), spec)
+    names = tuple(f"digit {index}" for index in range(classes))
+    save_model(replace(saved, class_names=names), folder)
+    return folder
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder."""
+    files = [file for file in folder.rglob("*") if file.is_file()]
+    return {str(file.relative_to(folder)): file.read_bytes() for file in files}
