@@ -126,7 +126,7 @@ def print_answer(found: Recommendation, output: Path) -> None:
     table = Table(title="why the rest lost", title_justify="left")
     for heading in ("artefact", "p50 ms", "why"):
         table.add_column(heading, justify="right" if heading == "p50 ms" else "left")
-    for row in found.rest:
+    for row in sorted(found.rest, key=lambda row: row.p50 or float("inf")):
         table.add_row(row.title, "" if row.p50 is None else f"{1000 * row.p50:.3f}", row.lost)
     out.print(table)
     out.print(f"{found.target}, {found.seconds:.0f} s; wrote {output}")
@@ -144,6 +144,6 @@ def evidence(row: Tried, found: Recommendation) -> str:
     if row.top1 is not None:
         words.append(f"top-1 {row.top1:.2f}%")
     if row.drop is not None:
-        words.append(f"{-row.drop:+.2f} points")
+        words.append(f"{0.0 - row.drop:+.2f} points")
     words.append(f"{row.size_bytes / 1e6:.1f} MB")
     return ", ".join(words)

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -15,6 +14,7 @@ from spvit_deploy.benchmarks.callers import burst_of, images_for, settle
 from spvit_deploy.benchmarks.runtimes import Session, batch_limits, open_session
 from spvit_deploy.benchmarks.statistics import early_stopping, percentile, samples_needed
 from spvit_deploy.errors import SpvitError
+from spvit_deploy.quiet import without_lines
 from spvit_deploy.recommend.record import Tried
 from spvit_deploy.recommend.target import Target
 
@@ -106,21 +106,18 @@ class Contest:
         return fastest
 
     def _opened(self, path: Path, made: Tried) -> Iterator[Runner]:
-        for threads in self._threads:
+        # ExecuTorch's pool is the process's: resized under a model that is open, it locks up.
+        pool = self._threads[-1:] if made.runtime == "executorch" else self._threads
+        for threads in pool:
             for batch in self._batches:
                 asked = made.model_copy(update={"threads": threads, "batch": batch})
                 try:
-                    session: Any = open_session(path, made.runtime, "cpu", threads)
-                    least, most = batch_limits(session)
-                    if not least <= batch <= (most or batch):
-                        session.close()
-                        continue
-                    call = session.prepare(images_for(session, batch, 0))
-                    settle(call, 3)
+                    runner = _runner(path, asked)
                 except SpvitError as error:
                     self.out.append(asked.model_copy(update={"lost": error.message}))
                     return
-                yield Runner(asked, path, session, call)
+                if runner is not None:
+                    yield runner
 
     def settle(self) -> None:
         """Measure those that are in, in turns, until three are left with calls enough for the
@@ -135,8 +132,15 @@ class Contest:
                 break
             self._cut()
         self._tails()
-        self.alive.sort(key=lambda runner: percentile(runner.samples, 50) / runner.tried.batch)
+        self.alive.sort(key=self._place)
         self._end(self.alive[_FINALISTS:], "slower, by less than is sure")
+
+    def _place(self, runner: Runner) -> float:
+        """What the target counts, for an image; the median, where there are calls too few."""
+        share = self.target.share
+        if len(runner.samples) < samples_needed(share):
+            share = 50.0
+        return percentile(runner.samples, share) / runner.tried.batch
 
     def _cut(self) -> None:
         """The slower half of those that are in, but for as many as the answer has."""
@@ -167,6 +171,20 @@ class Contest:
         """Close what is open."""
         for runner in self.alive:
             runner.session.close()
+
+
+def _runner(path: Path, asked: Tried) -> Runner | None:
+    """Opened and warm; None where the artefact takes other numbers of images."""
+    # ExecuTorch says how many threads it has.
+    with without_lines(b"threadpool.cpp"):
+        session = open_session(path, asked.runtime, "cpu", asked.threads)
+    least, most = batch_limits(session)
+    if not least <= asked.batch <= (most or asked.batch):
+        session.close()
+        return None
+    call = session.prepare(images_for(session, asked.batch, 0))
+    settle(call, 3)
+    return Runner(asked, path, session, call)
 
 
 def clock(seconds: float) -> Callable[[], float]:

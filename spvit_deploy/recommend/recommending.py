@@ -73,6 +73,8 @@ def recommend(request: Request, output: Path, force: bool = False) -> Recommenda
     """
     start, left = time.monotonic(), clock(request.seconds)
     ensure_free(output, force, reads=(request.model, request.checkpoint, request.sweep))
+    if request.sweep is not None:
+        load_sweep(request.sweep)
     with new_folder(output, force) as staging, progress_bar("recommend", request.seconds) as bar:
         tell = _teller(bar, time.monotonic(), request.seconds)
         best, rest, met = _compete(request, staging, left, tell)

@@ -53,7 +53,7 @@ class Tried(BaseModel):
     def title(self) -> str:
         """``openvino int8, 2 threads``."""
         model = f"{self.model}: " if self.model else ""
-        where = f" in {self.runtime}" if self.runtime not in ("", self.format) else ""
+        where = " in PyTorch" if self.format in ("dense", "lean") else ""
         threads = f", {self.threads} thread{'s' * (self.threads != 1)}" if self.threads else ""
         batch = f", batch {self.batch}" if self.batch > 1 else ""
         return f"{model}{self.format} {self.precision}{where}{threads}{batch}"
