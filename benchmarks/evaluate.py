@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from spvit_deploy.benchmarks.classifiers import open_classifier
+from spvit_deploy.benchmarks.classifiers import Classifier, open_classifier
 from spvit_deploy.benchmarks.runtimes import Array
 from spvit_deploy.data import open_batches
 from spvit_deploy.errors import DataError
+from spvit_deploy.pictures import open_pictures
 from spvit_deploy.progress import progress_bar
 from spvit_deploy.sources import DataSettings
 
@@ -32,7 +34,8 @@ class Evaluation:
 def evaluate_artefact(
     path: Path, data: DataSettings, runtime: str | None = None, device: str = "auto"
 ) -> Evaluation:
-    """Run the validation split through an artefact.
+    """Run the validation split through an artefact; one that prepares pictures itself gets them as
+    they are.
 
     Args:
         path: dense, lean or exported folder, or an ``.onnx`` or ``.engine`` file that we wrote.
@@ -49,10 +52,10 @@ def evaluate_artefact(
     images = 0
     with open_classifier(path, runtime, device) as opened:
         artefact = opened.artefact
-        batches = open_batches(data, opened.preprocessing, False, classes=artefact.class_names)
-        with progress_bar(f"evaluate {path.name}", len(batches) or None) as bar:
-            for batch, labels in batches:
-                right += _right(opened.scores(batch.numpy()), labels.numpy())
+        count, batches = _scored(opened, data)
+        with progress_bar(f"evaluate {path.name}", count or None) as bar:
+            for scores, labels in batches:
+                right += _right(scores, labels)
                 images += len(labels)
                 bar.advance()
     if images == 0:
@@ -60,6 +63,20 @@ def evaluate_artefact(
     top1, top5 = (100 * right / images).tolist()
     return Evaluation(
         path, artefact.kind, opened.session.name, images, top1, top5, artefact.macs, artefact.params
+    )
+
+
+def _scored(opened: Classifier, data: DataSettings) -> tuple[int, Iterator[tuple[Array, Array]]]:
+    """How many batches there are, and the scores and labels of each."""
+    prep, classes = opened.preprocessing, opened.artefact.class_names
+    if opened.takes_pictures:
+        pictures = open_pictures(data, prep, classes)
+        return len(pictures), (
+            (np.stack(opened.scores_of_pictures(batch)), labels) for batch, labels in pictures
+        )
+    batches = open_batches(data, prep, False, classes=classes)
+    return len(batches), (
+        (opened.scores(batch.numpy()), labels.numpy()) for batch, labels in batches
     )
 
 
