@@ -1,9 +1,9 @@
 """Preprocessing as an ONNX graph: uint8 pictures of any size → what the model takes.
 
 It follows timm's evaluation transform, and that Pillow: two passes, one along each axis, each
-rounded to whole grey levels. ONNX's own Resize is off by two levels in ONNX Runtime and by a hundred
-in OpenVINO, which has no antialiasing there; two products with matrices of weights are the same in
-every runtime. The matrices hold the rows and columns of the crop alone.
+rounded to whole grey levels. ONNX's own Resize is off by two levels in ONNX Runtime, and by a
+hundred in OpenVINO, which has no antialiasing there; two products with matrices of weights are the
+same in every runtime. The matrices hold the rows and columns of the crop alone.
 """
 
 from __future__ import annotations

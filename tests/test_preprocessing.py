@@ -228,7 +228,7 @@ def test_evaluation_hands_over_whole_pictures(
             place.mkdir(parents=True, exist_ok=True)
             size = (40 + 7 * (index % 3), 60 - 9 * (index % 2))
             Image.fromarray(content("photo", size, 3, index)).save(place / f"{index}.png")
-    seen = []
+    seen: list[tuple[int, ...]] = []
     scores = Classifier.scores_of_pictures
 
     def watched(self: Classifier, pictures: list[Array]) -> list[Array]:
