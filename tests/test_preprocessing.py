@@ -83,7 +83,8 @@ def content(kind: str, size: tuple[int, int], channels: int, seed: int) -> Array
     if kind == "noise":
         return rng.integers(0, 256, (high, wide, channels), dtype=np.uint8)
     if kind == "edges":
-        return rng.integers(0, 2, (high, wide, channels), dtype=np.uint8) * np.uint8(255)
+        black_or_white: Array = 255 * rng.integers(0, 2, (high, wide, channels), dtype=np.uint8)
+        return black_or_white
     if kind == "gradient":
         down, right = np.mgrid[:high, :wide]
         planes = [down * 255 // high, right * 255 // wide, (down + right) % 256][:channels]
