@@ -27,6 +27,7 @@ from tests.calls import good
 
 Array = NDArray[Any]
 Make = Callable[..., tuple[SavedModel, Path]]
+pytestmark = pytest.mark.slow
 PAGE = Path(__file__).parent.parent / "docs" / "deploy" / "browser"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))),
                 None)  # fmt: skip

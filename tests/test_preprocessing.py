@@ -178,6 +178,7 @@ def test_an_artefact_takes_pictures_as_they_are(
     assert links[f"timm's preprocessing → {form}'s"]["max_abs"] <= 1.001 / 255
     assert any(link.endswith(f"{form} with preprocessing") for link in links)
     assert "pillow" in record["tools"]
+    assert "uint8 pictures [batch, height, width, 3]" in good("inspect", engine).stdout
     images = tmp_path / "images"
     images.mkdir()
     for seed, size in enumerate([(40, 70), (70, 40), (32, 32), (9, 30), (300, 50), (40, 70)]):
