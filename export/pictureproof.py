@@ -30,7 +30,7 @@ from spvit_deploy.pixels import resized_size, to_pixels
 from spvit_deploy.preparing import ImageTransform
 
 # Grey levels. OpenVINO has no doubles: where the last bit of weights decides ties of neighbours
-# alike, a pixel of noise may be off by two, one in ten million.
+# alike, a value of noise may be off by two; two were of 340 million.
 _LEVELS = {"openvino": 2}
 # Sides of pictures, as multiples of those of the resized one: smaller and larger, wide and tall.
 _SIDES = ((0.6, 0.7), (1.3, 2.9), (3.1, 1.2), (2.6, 2.0))

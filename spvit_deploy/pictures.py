@@ -16,6 +16,7 @@ from spvit_deploy.data import check_classes, index_of, unreadable
 from spvit_deploy.dataspec import DataSettings, Source
 from spvit_deploy.errors import DataError
 from spvit_deploy.models import Preprocessing
+from spvit_deploy.order import generator_of
 from spvit_deploy.pixels import Array
 from spvit_deploy.preparing import PictureTransform, Prepared
 from spvit_deploy.sources import open_source
@@ -45,6 +46,8 @@ class Pictures:
             batch_sampler=self._order(),  # type: ignore[arg-type]
             collate_fn=_as_they_are,
             num_workers=min(self.settings.workers, os.cpu_count() or 1),
+            # Without one the loader would draw from the generator that everything draws from.
+            generator=generator_of(0),
         )
         try:
             for batch in loader:

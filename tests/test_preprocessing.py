@@ -21,6 +21,7 @@ from sklearn.datasets import load_sample_images
 from timm.data import create_transform
 
 import spvit_deploy
+from spvit_deploy.benchmarks.intake import read_intake
 from spvit_deploy.benchmarks.runtimes import open_session
 from spvit_deploy.errors import InputError
 from spvit_deploy.export import picturegraph
@@ -215,6 +216,27 @@ def test_other_runtimes_and_batches_take_the_same_file(make_lean: Make, tmp_path
     assert session.pictures is None
     with pytest.raises(InputError, match="images of one size"):
         session.run_pictures(pictures)
+
+
+def test_bytes_of_the_models_own_size_are_taken_too() -> None:
+    """OpenVINO models were exported so before they took pictures."""
+    prep, file = prep_of((16, 24), channels=1), Path("model.xml")
+    said = prep.model_dump_json()
+    intake = read_intake([None, 16, 24, 1], True, said, file, "bytes")
+    assert (intake.size, intake.batch, intake.pictures) == ((1, 16, 24), None, None)
+    images = np.zeros((2, 1, 16, 24), np.float32)
+    assert intake.of_images(images).shape == (2, 16, 24, 1)
+    assert intake.of_images(images).dtype == np.uint8
+    assert read_intake([3, 1, 16, 24], False, None, file, "images").batch == 3
+    for shape, taking_bytes, says in (
+        ([None, None, 24, 1], True, "takes bytes of some size"),
+        ([None, 1, None, None], False, "takes bytes of some size"),
+        ([None, 16], False, "takes bytes of some size"),
+    ):
+        with pytest.raises(InputError, match=says):
+            read_intake(shape, taking_bytes, said, file, "bytes of some size")
+    with pytest.raises(InputError, match="does not say what it does to them"):
+        read_intake([None, None, None, 1], True, None, file, "bytes")
 
 
 @pytest.mark.parametrize("form", ["onnx", "openvino"])
