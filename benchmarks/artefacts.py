@@ -13,7 +13,7 @@ from spvit_deploy.engines import SUFFIX, read_engine
 from spvit_deploy.errors import CorruptFileError
 from spvit_deploy.lean.block_costs import BlockCost, costs_of, read_costs
 from spvit_deploy.lean.folder import folder_digest, load_saved
-from spvit_deploy.models import Preprocessing
+from spvit_deploy.preprocessing import Preprocessing
 from spvit_deploy.store import read_record, sha256_file
 
 

@@ -16,9 +16,9 @@ from PIL import Image
 from spvit_deploy.benchmarks.loadgen import run_scenario
 from spvit_deploy.benchmarks.results import Workload
 from spvit_deploy.benchmarks.runtimes import Array, Session
-from spvit_deploy.models import Preprocessing
 from spvit_deploy.pixels import from_pixels
 from spvit_deploy.preparing import ImageTransform
+from spvit_deploy.preprocessing import Preprocessing
 
 Timed = Callable[[], float]
 # A picture as ImageNet's are on average (width, height), for what prepares them.

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from timm.data import DEFAULT_CROP_PCT, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from spvit_deploy.batching import in_batches
@@ -20,7 +22,7 @@ from spvit_deploy.benchmarks.runtimes import (
     runtimes_for,
 )
 from spvit_deploy.errors import DataError, InputError
-from spvit_deploy.models import Preprocessing
+from spvit_deploy.preprocessing import Preprocessing
 from spvit_deploy.progress import warn
 
 
@@ -38,6 +40,32 @@ class Classifier:
     session: Session
     preprocessing: Preprocessing
 
+    @property
+    def takes_pictures(self) -> bool:
+        """Whether it prepares pictures of any size itself."""
+        return getattr(self.session, "pictures", None) is not None
+
+    def scores_of_pictures(self, pictures: Sequence[Array]) -> list[Array]:
+        """Pictures, each uint8 [C, H, W] of its own size → the scores [classes] of each.
+
+        Those of one size go together.
+
+        Raises:
+            DataError: it gives no class scores.
+        """
+        session: Any = self.session
+        by_size: dict[tuple[int, ...], list[int]] = {}
+        for index, picture in enumerate(pictures):
+            by_size.setdefault(picture.shape, []).append(index)
+        found: dict[int, Array] = {}
+        for chosen in by_size.values():
+            stacked = np.stack([pictures[index] for index in chosen]).transpose(0, 2, 3, 1)
+            rows = in_batches(
+                lambda part: session.run_pictures(part)[0], stacked, *batch_limits(session)
+            )
+            found.update(zip(chosen, _checked(rows), strict=True))
+        return [found[index] for index in range(len(pictures))]
+
     def scores(self, images: Array) -> Array:
         """Normalized images [B, C, H, W] float32 → scores [B, classes], whatever batches the
         artefact takes.
@@ -45,10 +73,13 @@ class Classifier:
         Raises:
             DataError: it gives no class scores.
         """
-        found = in_batches(self.session.run, images, *batch_limits(self.session))
-        if found.ndim != 2:
-            raise DataError("The model gives no class scores.", "Name a classifier.")
-        return found
+        return _checked(in_batches(self.session.run, images, *batch_limits(self.session)))
+
+
+def _checked(scores: Array) -> Array:
+    if scores.ndim != 2:
+        raise DataError("The model gives no class scores.", "Name a classifier.")
+    return scores
 
 
 @contextmanager

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
-from spvit_deploy.benchmarks.classifiers import open_classifier
+from spvit_deploy.benchmarks.classifiers import Classifier, open_classifier
 from spvit_deploy.benchmarks.runtimes import Array
 from spvit_deploy.data import open_batches
 from spvit_deploy.errors import DataError
+from spvit_deploy.pictures import open_pictures
 from spvit_deploy.progress import progress_bar
 from spvit_deploy.sources import DataSettings
 
@@ -44,7 +47,8 @@ def evaluate_artefact(
     device: str = "auto",
     limit: int | None = None,
 ) -> Evaluation:
-    """Run the validation split through an artefact.
+    """Run the validation split through an artefact; one that prepares pictures itself gets them as
+    they are.
 
     Args:
         path: dense, lean or exported folder, or an ``.onnx`` or ``.engine`` file that we wrote.
@@ -62,13 +66,12 @@ def evaluate_artefact(
     images, digest = 0, hashlib.sha256()
     with open_classifier(path, runtime, device) as opened:
         artefact = opened.artefact
-        batches = open_batches(
-            data, opened.preprocessing, False, classes=artefact.class_names, limit=limit
-        )
-        with progress_bar(f"evaluate {path.name}", len(batches) or None) as bar:
-            for batch, labels in batches:
-                right += _right(opened.scores(batch.numpy()), labels.numpy())
-                digest.update(batch.numpy().tobytes() + labels.numpy().tobytes())
+        count, batches = _scored(opened, data, limit)
+        with progress_bar(f"evaluate {path.name}", count or None) as bar:
+            for given, scores, labels in batches:
+                right += _right(scores, labels)
+                for part in (*given, labels):
+                    digest.update(part.tobytes())
                 images += len(labels)
                 bar.advance()
     if images == 0:
@@ -78,6 +81,24 @@ def evaluate_artefact(
         path, artefact.kind, opened.session.name, images, top1, top5, artefact.macs,
         artefact.params, opened.preprocessing.input_size, digest.hexdigest(),
     )  # fmt: skip
+
+
+def _scored(
+    opened: Classifier, data: DataSettings, limit: int | None
+) -> tuple[int, Iterator[tuple[Sequence[Array], Array, Array]]]:
+    """How many batches there are; and what is given, the scores and the labels of each."""
+    prep, classes = opened.preprocessing, opened.artefact.class_names
+    if opened.takes_pictures:
+        pictures = open_pictures(data, prep, classes)
+        count = -(-limit // data.batch_size) if limit else len(pictures)
+        return count, (
+            (batch, np.stack(opened.scores_of_pictures(batch)), labels)
+            for batch, labels in islice(pictures, count or None)
+        )
+    batches = open_batches(data, prep, False, classes=classes, limit=limit)
+    return len(batches), (
+        ([batch.numpy()], opened.scores(batch.numpy()), labels.numpy()) for batch, labels in batches
+    )
 
 
 def _right(scores: Array, labels: Array) -> Array:

@@ -14,9 +14,10 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
+from spvit_deploy.benchmarks.intake import PREPROCESSING_KEY, Intake, read_intake
 from spvit_deploy.benchmarks.layertime import LayerTime
-from spvit_deploy.benchmarks.runtimes import Array, check_images
-from spvit_deploy.errors import CorruptFileError, InputError, RuntimeMissingError
+from spvit_deploy.benchmarks.runtimes import Array
+from spvit_deploy.errors import CorruptFileError, RuntimeMissingError
 from spvit_deploy.store import check_files, read_record
 
 _PROVIDERS = {
@@ -29,7 +30,9 @@ _PACKAGES = {"cuda": "onnxruntime-gpu", "tensorrt": "onnxruntime-gpu",
              "openvino": "onnxruntime-openvino"}  # fmt: skip
 # What a profile adds to the name of a node.
 _KERNEL = "_kernel_time"
-_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+_TYPES = {
+    "tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8,
+}  # fmt: skip
 
 
 class OnnxRuntimeSession:
@@ -60,9 +63,9 @@ class OnnxRuntimeSession:
         self.name = f"onnxruntime:{kind}" if kind in ("tensorrt", "openvino") else "onnxruntime"
         self.device = device
         self.outputs = tuple(output.name for output in self._session.get_outputs())
-        self._input, self._type, shape = _only_input(self._session, file)
-        self.batch = shape[0] if isinstance(shape[0], int) else None
-        self.input_size = (shape[1], shape[2], shape[3])
+        self._input, self._type, self._intake = _only_input(self._session, file)
+        self.batch, self.input_size = self._intake.batch, self._intake.size
+        self.pictures = self._intake.pictures
 
     def run(self, images: Array) -> Array:
         """[B, C, H, W] → [B, classes]."""
@@ -71,6 +74,10 @@ class OnnxRuntimeSession:
     def run_all(self, images: Array) -> list[Array]:
         """[B, C, H, W] → every output."""
         return list(self._session.run(None, self._feed(images)))
+
+    def run_pictures(self, pictures: Array) -> list[Array]:
+        """uint8 [B, H, W, C] of any size → every output, where the model prepares them itself."""
+        return list(self._session.run(None, {self._input: self._intake.of_pictures(pictures)}))
 
     def prepare(self, images: Array) -> Callable[[], float]:
         """A call on these images; copies to and from the device are part of its time."""
@@ -108,8 +115,7 @@ class OnnxRuntimeSession:
         return ort.InferenceSession(str(self._file), options, providers=self._providers)
 
     def _feed(self, images: Array) -> dict[str, Array]:
-        ready = check_images(images, self.input_size, self.batch)
-        return {self._input: ready.astype(self._type, copy=False)}
+        return {self._input: self._intake.of_images(images).astype(self._type, copy=False)}
 
     def close(self) -> None:
         """Drop the session."""
@@ -157,18 +163,15 @@ def _require_loaded(session: ort.InferenceSession, provider: str) -> None:
         )
 
 
-def _only_input(session: ort.InferenceSession, file: Path) -> tuple[str, Any, list[Any]]:
-    """Name, element type and shape [batch, channels, height, width] of a model's one input."""
+def _only_input(session: ort.InferenceSession, file: Path) -> tuple[str, Any, Intake]:
+    """Name, element type and the rest of a model's one input."""
     inputs = session.get_inputs()
-    sizes = [size for entry in inputs for size in entry.shape[1:]]
-    fits = len(inputs) == 1 and len(inputs[0].shape) == 4 and inputs[0].type in _TYPES
-    if not fits or not all(isinstance(size, int) for size in sizes):
-        found = "; ".join(f"{entry.name} {entry.type} {entry.shape}" for entry in inputs)
-        raise InputError(
-            f"{file} takes {found}.",
-            "What is measured takes images [batch, channels, height, width] of one size.",
-        )
-    return inputs[0].name, _TYPES[inputs[0].type], list(inputs[0].shape)
+    found = "; ".join(f"{entry.name} {entry.type} {entry.shape}" for entry in inputs)
+    kind = _TYPES.get(inputs[0].type) if len(inputs) == 1 else None
+    shape = [size if isinstance(size, int) else None for size in inputs[0].shape if kind]
+    said = session.get_modelmeta().custom_metadata_map.get(PREPROCESSING_KEY)
+    intake = read_intake(shape, kind is np.uint8, said, file, found)
+    return inputs[0].name, kind, intake
 
 
 def read_metadata(path: Path) -> dict[str, str]:

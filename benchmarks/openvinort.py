@@ -7,14 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import onnx
 import openvino
 
+from spvit_deploy.benchmarks.intake import PREPROCESSING_KEY, Intake, read_intake
 from spvit_deploy.benchmarks.layertime import LayerTime
-from spvit_deploy.benchmarks.runtimes import Array, check_images
+from spvit_deploy.benchmarks.runtimes import Array
 from spvit_deploy.errors import CorruptFileError, InputError, RuntimeMissingError
-from spvit_deploy.models import Preprocessing
 from spvit_deploy.openvino_core import openvino_core
-from spvit_deploy.pixels import to_pixels
 from spvit_deploy.store import check_files, read_record
 
 PRECISION_INFO = ("spvit_deploy", "precision")
@@ -54,19 +54,9 @@ class OpenVinoSession:
             ) from error
         self._request = compiled.create_infer_request()
         self.outputs = tuple(output.get_any_name() for output in compiled.outputs)
-        shape = compiled.inputs[0].get_partial_shape()
-        sizes = list(shape) if shape.rank.is_static else []
-        if len(sizes) != 4 or any(part.is_dynamic for part in sizes[1:]):
-            raise InputError(
-                f"{file} takes {shape}.",
-                "What is measured takes images [batch, channels, height, width] of one size.",
-            )
-        self.batch = None if sizes[0].is_dynamic else sizes[0].get_length()
-        channels, height, width = (part.get_length() for part in sizes[1:])
-        self._prep = _own_preprocessing(model, file)
-        if self._prep is not None:
-            channels, height, width = width, channels, height
-        self.input_size = (channels, height, width)
+        self._intake = _intake(model, file)
+        self.batch, self.input_size = self._intake.batch, self._intake.size
+        self.pictures = self._intake.pictures
 
     def run(self, images: Array) -> Array:
         """[B, C, H, W] → [B, classes]."""
@@ -74,12 +64,18 @@ class OpenVinoSession:
 
     def run_all(self, images: Array) -> list[Array]:
         """[B, C, H, W] → every output."""
-        found = self._request.infer({0: self._ready(images)})
-        return [value.copy() for value in found.values()]
+        return self._infer(self._intake.of_images(images))
+
+    def run_pictures(self, pictures: Array) -> list[Array]:
+        """uint8 [B, H, W, C] of any size → every output, where the model prepares them itself."""
+        return self._infer(self._intake.of_pictures(pictures))
+
+    def _infer(self, ready: Array) -> list[Array]:
+        return [value.copy() for value in self._request.infer({0: ready}).values()]
 
     def prepare(self, images: Array) -> Callable[[], float]:
         """A call on these images."""
-        feed = {0: self._ready(images)}
+        feed = {0: self._intake.of_images(images)}
         request = self._request
 
         def call() -> float:
@@ -93,7 +89,7 @@ class OpenVinoSession:
         """Mean seconds of each primitive, by OpenVINO's counters, once as many calls are done."""
         core, model, where, settings = self._again
         compiled = core.compile_model(model, where, {**settings, "PERF_COUNT": True})
-        request, feed = compiled.create_infer_request(), {0: self._ready(images)}
+        request, feed = compiled.create_infer_request(), {0: self._intake.of_images(images)}
         found: dict[tuple[str, str], float] = {}
         for index in range(2 * calls):
             request.infer(feed)
@@ -101,11 +97,6 @@ class OpenVinoSession:
                 key = str(info.node_name), str(info.node_type)
                 found[key] = found.get(key, 0.0) + info.real_time.total_seconds() / calls
         return [LayerTime(name, op, seconds) for (name, op), seconds in found.items() if seconds]
-
-    def _ready(self, images: Array) -> Array:
-        """Normalized images as the model takes them: as they are, or as bytes."""
-        checked = check_images(images, self.input_size, self.batch)
-        return checked if self._prep is None else to_pixels(checked, self._prep)
 
     def close(self) -> None:
         """Drop the compiled model."""
@@ -133,17 +124,29 @@ def read_metadata(path: Path) -> dict[str, str]:
     return said
 
 
-def _own_preprocessing(model: Any, file: Path) -> Preprocessing | None:
-    """What a model that takes bytes does to them; None for one that takes normalized images."""
-    kind = model.inputs[0].get_element_type().get_type_name()
-    if kind != "u8":
-        return None
-    if not model.has_rt_info(list(PREPROCESSING_INFO)):
+def _intake(model: Any, file: Path) -> Intake:
+    shape = model.inputs[0].get_partial_shape()
+    sizes = list(shape) if shape.rank.is_static else []
+    free = [None if part.is_dynamic else part.get_length() for part in sizes]
+    taking_bytes = model.inputs[0].get_element_type().get_type_name() == "u8"
+    said = _said_preprocessing(model, file) if taking_bytes else None
+    intake = read_intake(free, taking_bytes, said, file, str(shape))
+    if intake.pictures is not None and intake.pictures.interpolation == "nearest":
         raise InputError(
-            f"{file} takes bytes, and does not say what it does to them.", "Export it."
+            f"{file} resizes by nearest in doubles, which OpenVINO does not have.",
+            "Choose --runtime onnxruntime.",
         )
-    text = model.get_rt_info(list(PREPROCESSING_INFO)).astype(str)
-    return Preprocessing.model_validate_json(text)
+    return intake
+
+
+def _said_preprocessing(model: Any, file: Path) -> str | None:
+    """JSON of what a file says that it does to bytes."""
+    if file.suffix == ".onnx":
+        entries = onnx.load(file, load_external_data=False).metadata_props
+        return next((entry.value for entry in entries if entry.key == PREPROCESSING_KEY), None)
+    if not model.has_rt_info(list(PREPROCESSING_INFO)):
+        return None
+    return str(model.get_rt_info(list(PREPROCESSING_INFO)).astype(str))
 
 
 def _device(core: Any, device: str) -> str:

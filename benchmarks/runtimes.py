@@ -85,7 +85,8 @@ class Session(Protocol):
 
     A session may have more to say; what it lacks is left out of results: ``limits``, smallest and
     largest batch; ``last_parts``, seconds by name that the last call is made of; ``cuda_graph``,
-    whether the prepared call computes by one.
+    whether the prepared call computes by one; ``pictures``, the preprocessing that the artefact
+    does itself, or None, and ``run_pictures``, which then takes uint8 [B, H, W, C] of any size.
 
     Attributes:
         name: the runtime.

@@ -13,12 +13,13 @@ from spvit_deploy.cost import count_cost
 from spvit_deploy.errors import InputError
 from spvit_deploy.export import onnxrt
 from spvit_deploy.export.calibration import Accuracy
-from spvit_deploy.export.formats import Format, Graph, Written, check_flags, find_format
+from spvit_deploy.export.formats import FORMATS, Format, Graph, Written, check_flags, find_format
 from spvit_deploy.export.graphs import is_lowered, opset_of, trace_named
 from spvit_deploy.export.job import ExportJob, ExportSettings
 from spvit_deploy.export.lowering import lower, rounded
 from spvit_deploy.export.outputs import Answers
 from spvit_deploy.export.parity import ParityReport
+from spvit_deploy.export.picturegraph import behind_pictures, check_preprocessing
 from spvit_deploy.export.proving import prove, speedup
 from spvit_deploy.export.record import RECORD_FILE, AccuracyInfo, ExportRecord, TensorInfo
 from spvit_deploy.lean.block_costs import costs_of
@@ -26,7 +27,7 @@ from spvit_deploy.progress import progress_bar
 from spvit_deploy.store import new_folder, sha256_file, write_record
 
 _TOOLS = (
-    "torch", "timm", "onnx", "onnxscript", "onnxslim", "onnxruntime", "openvino", "nncf",
+    "torch", "timm", "pillow", "onnx", "onnxscript", "onnxslim", "onnxruntime", "openvino", "nncf",
     "tensorrt_rtx", "tensorrt", "executorch",
 )  # fmt: skip
 
@@ -43,6 +44,8 @@ def run_export(job: ExportJob, output: Path, force: bool = False) -> ExportRecor
     settings = job.settings
     form = check_settings(settings)
     write = form.load()
+    if settings.with_preprocessing:
+        check_preprocessing(job.saved.preprocessing, form.name)
     low = is_lowered(settings, form)
     with new_folder(output, force) as staging, progress_bar("export", 5) as bar:
         bar.advance(0, "trace")
@@ -60,7 +63,7 @@ def run_export(job: ExportJob, output: Path, force: bool = False) -> ExportRecor
             gain = speedup(job, form, graph, staging)
         bar.advance(note="parity")
         proof = proof if written.proof is None else written.proof
-        parity, judged = prove(job, answers, staging / form.file, form.runtime, proof)
+        parity, judged = prove(job, answers, form, graph, staging, proof)
         bar.advance(note="record")
         accuracy = _accuracy(written.accuracy or judged, gain)
         if accuracy is not None and accuracy.before <= max(1.0, 200 / answers.shapes[0][0]):
@@ -90,10 +93,11 @@ def check_settings(settings: ExportSettings) -> Format:
         )
     if settings.opset is not None and not form.from_onnx:
         raise InputError(f"Format '{form.name}' has no ONNX operator set.", "Leave --opset out.")
-    if settings.with_preprocessing and form.name != "openvino":
+    if settings.with_preprocessing and not form.pictures:
+        able = [name for name, other in FORMATS.items() if other.pictures]
         raise InputError(
-            f"--with-preprocessing is for OpenVINO; format '{form.name}' was asked for.",
-            "Leave it out, or choose --format openvino.",
+            f"Format '{form.name}' takes images of one size, so it has no --with-preprocessing.",
+            f"Leave it out, or choose --format {' or '.join(able)}.",
         )
     _ = settings.fixed_batch
     form.load()
@@ -106,7 +110,10 @@ def _graph(
     """What the format is written from; and what proves it, where that is another graph."""
     settings, metadata = job.settings, _metadata(job)
     onnxrt.stamp(proto, metadata, __version__)
+    prep = job.saved.preprocessing if settings.with_preprocessing else None
     proof = rounded(proto, settings.precision) if low else None
+    if proof is not None and prep is not None:
+        proof = behind_pictures(proof, prep)
     graph = Graph(
         lower(proto, settings.precision) if low else proto,
         answers,
@@ -116,7 +123,7 @@ def _graph(
         job.calibration() if settings.precision == "int8" else None,
         settings.engine,
         metadata,
-        job.saved.preprocessing if settings.with_preprocessing else None,
+        prep,
     )
     return graph, proof
 
@@ -195,5 +202,5 @@ def _input(job: ExportJob) -> TensorInfo:
     batch, size = job.settings.fixed_batch, job.saved.preprocessing.input_size
     if not job.settings.with_preprocessing:
         return TensorInfo(name=onnxrt.INPUT_NAME, shape=(batch, *size))
-    channels, height, width = size
-    return TensorInfo(name=onnxrt.INPUT_NAME, shape=(batch, height, width, channels), dtype="uint8")
+    shape = (batch, None, None, size[0])
+    return TensorInfo(name=onnxrt.INPUT_NAME, shape=shape, dtype="uint8")

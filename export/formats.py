@@ -13,7 +13,7 @@ import onnx
 from spvit_deploy.errors import InputError, RuntimeMissingError
 from spvit_deploy.export.calibration import Accuracy, Calibration
 from spvit_deploy.export.outputs import Answers
-from spvit_deploy.models import Preprocessing
+from spvit_deploy.preprocessing import Preprocessing
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Graph:
         calibration: for int8, None else.
         engine: for TensorRT.
         metadata: what the file is to say of itself.
-        preprocessing: that the artefact is to do itself, from bytes; None for none.
+        preprocessing: that the artefact is to do itself, from pictures; None for none.
     """
 
     proto: onnx.ModelProto
@@ -114,6 +114,7 @@ class Format:
         precisions: that it can be written in.
         lowers: whether fp16 and bf16 are the graph's own, to be proven by rounding.
         from_onnx: whether it is written from the ONNX graph, which is traced for it.
+        pictures: whether it can take pictures, and prepare them itself.
     """
 
     name: str
@@ -125,6 +126,7 @@ class Format:
     precisions: tuple[str, ...] = ("fp32",)
     lowers: bool = False
     from_onnx: bool = True
+    pictures: bool = False
 
     @property
     def installed(self) -> bool:
@@ -152,11 +154,11 @@ FORMATS = {
     for one in (
         Format(
             "onnx", "spvit_deploy.export.onnxrt:write_model", "model.onnx", "onnxruntime", "onnx",
-            precisions=("fp32", "fp16", "int8"), lowers=True,
+            precisions=("fp32", "fp16", "int8"), lowers=True, pictures=True,
         ),
         Format(
             "openvino", "spvit_deploy.export.openvinort:write_model", "model.xml", "openvino",
-            "openvino", "openvino", ("fp32", "bf16", "int8"),
+            "openvino", "openvino", ("fp32", "bf16", "int8"), pictures=True,
         ),
         Format(
             "tensorrt-rtx", "spvit_deploy.export.trt:write_rtx", "model.onnx", "onnxruntime",

@@ -41,7 +41,7 @@ class ExportSettings:
         opset: ONNX operator set; None for the default, or a format that has none.
         outputs: what the artefact answers.
         engine: for TensorRT.
-        with_preprocessing: whether the artefact takes bytes, and normalizes inside (OpenVINO).
+        with_preprocessing: whether the artefact takes pictures, and prepares them inside.
     """
 
     format: str = "onnx"

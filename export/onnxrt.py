@@ -21,6 +21,7 @@ from spvit_deploy.attention import spell_out_attention
 from spvit_deploy.errors import InputError, JobError
 from spvit_deploy.export.formats import Graph, Written
 from spvit_deploy.export.outputs import Answers
+from spvit_deploy.export.picturegraph import behind_pictures
 from spvit_deploy.export.quantize import quantize
 from spvit_deploy.export.unread_tokens import drop_unread_tokens
 from spvit_deploy.lean.blocks import ConvAttention
@@ -180,10 +181,14 @@ def stamp(proto: onnx.ModelProto, metadata: dict[str, str], version: str) -> Non
 
 
 def write_model(graph: Graph, folder: Path, note: Callable[[str], None]) -> Written:
-    """The graph as it is, or quantized where there is a calibration; errors as :func:`write`."""
-    if graph.calibration is None:
-        return Written(tuple(write(graph.proto, folder)))
-    proto, accuracy = quantize(graph.proto, graph.calibration, graph.batch, note)
+    """The graph as it is, or quantized where there is a calibration; behind its preprocessing where
+    that is asked for, which stays fp32. Errors are those of :func:`write`.
+    """
+    proto, accuracy = graph.proto, None
+    if graph.calibration is not None:
+        proto, accuracy = quantize(proto, graph.calibration, graph.batch, note)
+    if graph.preprocessing is not None:
+        proto = behind_pictures(proto, graph.preprocessing)
     return Written(tuple(write(proto, folder)), accuracy)
 
 

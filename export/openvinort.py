@@ -10,23 +10,25 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import openvino
-from openvino.preprocess import PrePostProcessor
 
 from spvit_deploy.batching import in_batches
 from spvit_deploy.errors import JobError, RuntimeMissingError
 from spvit_deploy.export.calibration import Accuracy, Calibration
 from spvit_deploy.export.formats import Graph, Written
-from spvit_deploy.export.onnxrt import MODEL_FILE, write
+from spvit_deploy.export.onnxrt import INPUT_NAME, MODEL_FILE, write
 from spvit_deploy.export.parity import Array
-from spvit_deploy.models import Preprocessing
+from spvit_deploy.export.picturegraph import SCOPE, picture_graph
 from spvit_deploy.openvino_core import openvino_core
 from spvit_deploy.quiet import quiet, silenced
+from spvit_deploy.store import write_bytes
 
 # Where the session reads which precision the compiler is to be told.
 PRECISION_INFO = ["spvit_deploy", "precision"]
+_XML = "model.xml"
 _FP32 = {"INFERENCE_PRECISION_HINT": "f32"}
 
 
@@ -50,23 +52,41 @@ def write_model(graph: Graph, folder: Path, note: Callable[[str], None]) -> Writ
         if graph.calibration is not None:
             model, accuracy = _quantize(model, graph.calibration, graph.batch or 1, note)
         if graph.preprocessing is not None:
-            model = _taking_bytes(model, graph.preprocessing)
+            model = _behind_pictures(model, graph)
         model.set_rt_info(graph.precision, PRECISION_INFO)
         for key, value in graph.metadata.items():
             model.set_rt_info(value, key.split(".", 1))
-        openvino.save_model(model, folder / "model.xml", compress_to_fp16=False)
-    return Written(("model.xml", "model.bin"), accuracy)
+        openvino.save_model(model, folder / _XML, compress_to_fp16=False)
+        if graph.preprocessing is not None:
+            _keep_precise(folder / _XML)
+    return Written((_XML, "model.bin"), accuracy)
 
 
-def _taking_bytes(model: Any, prep: Preprocessing) -> Any:
-    """The model behind its normalization: uint8 [B, H, W, C] in."""
-    steps = PrePostProcessor(model)
-    steps.input().tensor().set_element_type(openvino.Type.u8).set_layout(openvino.Layout("NHWC"))
-    steps.input().model().set_layout(openvino.Layout("NCHW"))
-    steps.input().preprocess().convert_element_type(openvino.Type.f32).mean(
-        [255 * value for value in prep.mean]
-    ).scale([255 * value for value in prep.std])
-    return steps.build()
+def _behind_pictures(model: Any, graph: Graph) -> Any:
+    """The model behind its preprocessing: uint8 [B, H, W, C] in, of any height and width."""
+    assert graph.preprocessing is not None
+    opset = next(o.version for o in graph.proto.opset_import if o.domain in ("", "ai.onnx"))
+    front = picture_graph(graph.preprocessing, graph.batch, opset, INPUT_NAME)
+    prepare = openvino_core().read_model(front.SerializeToString())
+    model.get_parameters()[0].output(0).replace(prepare.get_results()[0].input_value(0))
+    return openvino.Model(model.get_results(), prepare.get_parameters(), model.friendly_name)
+
+
+def _keep_precise(file: Path) -> None:
+    """Keep the preprocessing in fp32 where the compiler is told to compute in less.
+
+    OpenVINO reads this mark from a file, and has no call in Python that sets it.
+    """
+    tree = ElementTree.parse(file)
+    for layer in tree.iter("layer"):
+        if not layer.get("name", "").startswith(SCOPE):
+            continue
+        marks = layer.find("rt_info")
+        if marks is None:
+            marks = ElementTree.Element("rt_info")
+            layer.insert(0 if layer.find("data") is None else 1, marks)
+        ElementTree.SubElement(marks, "attribute", {"name": "precise", "version": "0"})
+    write_bytes(file, ElementTree.tostring(tree.getroot(), xml_declaration=True))
 
 
 def _quantize(

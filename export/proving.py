@@ -28,6 +28,7 @@ from spvit_deploy.export.parity import (
     random_inputs,
     require,
 )
+from spvit_deploy.export.pictureproof import prove_pictures
 from spvit_deploy.export.quick_time import alternate
 from spvit_deploy.pixels import from_pixels, to_pixels
 
@@ -44,9 +45,15 @@ _HINTS = {
 
 
 def prove(
-    job: ExportJob, answers: Answers, file: Path, runtime: str, proof: onnx.ModelProto | None
+    job: ExportJob,
+    answers: Answers,
+    form: Format,
+    graph: Graph,
+    staging: Path,
+    proof: onnx.ModelProto | None,
 ) -> tuple[tuple[ParityReport, ...], Accuracy | None]:
-    """Names, shapes and values on random and real images; and accuracy, where it is asked for.
+    """Names, shapes and values on random and real images; and accuracy, where it is asked for. What
+    prepares pictures itself is asked about these too.
 
     Batches of 1, 2 and 5 where the batch is free. int8 is fitted on real images, and answers for
     no others. A low precision that nothing here computes in is proven by ``proof``, the same graph
@@ -55,7 +62,7 @@ def prove(
     Raises:
         ParityError: the artefact answers differently, or under other names.
     """
-    limits = TOLERANCES[job.settings.precision]
+    limits, runtime, file = TOLERANCES[job.settings.precision], form.runtime, staging / form.file
     with tempfile.TemporaryDirectory() as scratch:
         if proof is not None:
             file = Path(scratch) / onnxrt.MODEL_FILE
@@ -74,6 +81,8 @@ def prove(
             )
             hint = _HINTS[job.settings.precision]
             checked = tuple(require(report, hint) for report in reports)
+            if graph.preprocessing is not None:
+                checked += prove_pictures(job, answers, form, graph, opened, limits)
             return checked, _judge(job, answers, opened)
         finally:
             opened.close()
@@ -85,7 +94,7 @@ def _inputs(job: ExportJob) -> list[Array]:
     inputs = [] if job.settings.precision == "int8" else random_inputs(prep.input_size, sizes)
     inputs += [_repeated(job.real, size) for size in sizes]
     if job.settings.with_preprocessing:
-        # What takes bytes can be asked about bytes alone.
+        # What takes bytes can be asked about bytes alone; these lie in the middle of pictures.
         inputs = [from_pixels(to_pixels(batch, prep), prep) for batch in inputs]
     return inputs
 

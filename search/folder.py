@@ -19,7 +19,6 @@ from spvit_deploy.lean.folder import SavedModel, tool_versions
 from spvit_deploy.lean.materialize import EXTRAS_PREFIX, check_plan, materialize_weights
 from spvit_deploy.lean.merging import insert_merges
 from spvit_deploy.models import (
-    Preprocessing,
     create_empty,
     create_model,
     create_shell,
@@ -35,6 +34,7 @@ from spvit_deploy.plan import (
     load_plan,
     save_plan,
 )
+from spvit_deploy.preprocessing import Preprocessing
 from spvit_deploy.search.alignment import Choice, align
 from spvit_deploy.search.supernet import Supernet
 from spvit_deploy.store import (

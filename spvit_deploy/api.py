@@ -20,10 +20,10 @@ from spvit_deploy.exports import Pathish, export_model
 from spvit_deploy.latency_budgets import times_of_run
 from spvit_deploy.lean.folder import SavedModel, is_model_folder, load_saved, save_model
 from spvit_deploy.loading import ModelRequest, check_request, load_model
-from spvit_deploy.models import Preprocessing
 from spvit_deploy.originals import warn_if_blind
 from spvit_deploy.plan import GATES_FILE, PrunePlan, load_plan, parse_token_keep, save_plan
 from spvit_deploy.predicting import Prediction, predict_images
+from spvit_deploy.preprocessing import Preprocessing
 from spvit_deploy.processes import Processes, first_alone, join
 from spvit_deploy.profiling import merge_latencies, profile_latency
 from spvit_deploy.progress import warn

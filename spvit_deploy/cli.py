@@ -390,8 +390,8 @@ def finetune(**options: Any) -> None:
 @click.option(
     "--with-preprocessing",
     is_flag=True,
-    help="OpenVINO alone: take uint8 images [batch, height, width, channels] of the model's size "
-    "and normalize inside.",
+    help="Take uint8 images [batch, height, width, channels] of any size; resize, crop and "
+    "normalize them inside (onnx, openvino).",
 )
 @click.option(
     "--data",

@@ -20,9 +20,9 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, Subset
 
 from spvit_deploy.errors import DataError
-from spvit_deploy.models import Preprocessing
 from spvit_deploy.order import ALONE, Share, TrainOrder, generator_of, mix
 from spvit_deploy.preparing import Picked, Prepared, collated
+from spvit_deploy.preprocessing import Preprocessing
 from spvit_deploy.sources import DataSettings, Source, open_source
 
 _IN_MEMORY_BYTES = 256 * 2**20
@@ -66,7 +66,7 @@ class Batches:
         self._train = train
         self._seed = seed
         self._share = share
-        self._index = _index_of(source.class_names, self.class_names)
+        self._index = index_of(source.class_names, self.class_names)
         one = int(np.prod(prep.input_size))
         few = source.size is not None and source.size * one <= _IN_MEMORY_BYTES
         fits = few and not source.streams
@@ -118,7 +118,7 @@ class Batches:
             except StopIteration:
                 return
             except (OSError, RuntimeError) as error:
-                raise _unreadable(self.settings, error) from error
+                raise unreadable(self.settings, error) from error
             if isinstance(batch, DataError):
                 raise batch
             images, labels = batch
@@ -178,7 +178,7 @@ class Batches:
         return torch.stack([s[0] for s in samples]), torch.tensor([s[1] for s in samples])
 
 
-def _index_of(data: Sequence[str], model: Sequence[str]) -> Tensor | None:
+def index_of(data: Sequence[str], model: Sequence[str]) -> Tensor | None:
     """Index of each of the data's classes in the model's, or None where they are the same."""
     if not data or tuple(data) == tuple(model):
         return None
@@ -192,7 +192,8 @@ def _sample(prepared: Prepared, index: int) -> tuple[Tensor, int]:
         raise DataError(f"Image {index} cannot be read: {error}.", "Remove or mend it.") from error
 
 
-def _unreadable(settings: DataSettings, error: Exception) -> DataError:
+def unreadable(settings: DataSettings, error: Exception) -> DataError:
+    """What data are that a reader gave up on."""
     text = " ".join(str(error).split())[-160:]
     return DataError(f"--data {settings.spec} cannot be read: {text}", "Remove or mend the images.")
 
@@ -206,6 +207,21 @@ def _translate(images: Tensor, generator: torch.Generator) -> Tensor:
     )
     height, width = images.shape[-2:]
     return padded[..., down : down + height, right : right + width]
+
+
+def check_classes(settings: DataSettings, source: Source, classes: Sequence[str]) -> None:
+    """Refuse data with classes that a model does not know; empty for a model without names.
+
+    Raises:
+        DataError: names some.
+    """
+    odd = [name for name in source.class_names if classes and name not in classes]
+    if odd:
+        raise DataError(
+            f"--data {settings.spec} has {len(source.class_names)} classes, the model knows "
+            f"{len(classes)}; first that it does not know: {', '.join(odd[:3])}.",
+            "Use the data that the model was trained for.",
+        )
 
 
 def open_batches(
@@ -237,13 +253,7 @@ def open_batches(
             some of the model's classes are taken, by name.
     """
     source = open_source(settings, train, strict=in_order or not train)
-    odd = [name for name in source.class_names if classes and name not in classes]
-    if odd:
-        raise DataError(
-            f"--data {settings.spec} has {len(source.class_names)} classes, the model knows "
-            f"{len(classes)}; first that it does not know: {', '.join(odd[:3])}.",
-            "Use the data that the model was trained for.",
-        )
+    check_classes(settings, source, classes)
     if limit is not None and (source.size or 0) > limit:
         # Folders are sorted by class: the first images would be of one.
         spread = np.linspace(0, (source.size or 1) - 1, limit).round().astype(int).tolist()

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 from spvit_deploy.benchmarks.measure import run_benchmark
 from spvit_deploy.benchmarks.results import Workload
 from spvit_deploy.driver import find_driver
-from spvit_deploy.errors import InputError, JobError, SpvitError
+from spvit_deploy.errors import JobError, SpvitError
 from spvit_deploy.export.formats import FORMATS, Format, flags_of
 from spvit_deploy.export.job import ExportSettings
 from spvit_deploy.export.outputs import Answers
@@ -97,7 +97,7 @@ def export_all(
     ensure_free(output, force, reads=(model, options.get("checkpoint")))
     own = {name: options.pop(name) for name in ORIGINAL_OPTIONS if name in options}
     settings = export_settings(**options)
-    _check(settings, precision)
+    _check(settings)
     original = open_original(model, **own)
     saved = original.saved
     Answers(saved.module, settings.outputs, saved.preprocessing.input_size)
@@ -132,18 +132,11 @@ def _wanted(precision: str | None) -> Iterator[tuple[Format, str]]:
                 yield form, one
 
 
-def _check(settings: ExportSettings, precision: str | None) -> None:
+def _check(settings: ExportSettings) -> None:
     """Refuse what no artefact of the call could take."""
     if settings.engine.gpus and FORMATS["tensorrt-rtx"].installed:
         library = importlib.import_module(FORMATS["tensorrt-rtx"].package)
         check_gpus(library, settings.engine.gpus)
-    takers = FORMATS["openvino"].precisions
-    if settings.with_preprocessing and precision not in (None, *takers):
-        raise InputError(
-            f"--with-preprocessing is for OpenVINO, which is written in {', '.join(takers)}, not "
-            f"{precision}.",
-            "Leave one of them out.",
-        )
 
 
 def _export(original: Original, settings: ExportSettings, staging: Path) -> ExportRow:
@@ -188,7 +181,7 @@ def _fitting(settings: ExportSettings) -> ExportSettings:
     return replace(
         settings,
         opset=settings.opset if form.from_onnx else None,
-        with_preprocessing=settings.with_preprocessing and form.name == "openvino",
+        with_preprocessing=settings.with_preprocessing and form.pictures,
         engine=replace(engine, gpus=tuple(gpus), flags=flags),
     )
 

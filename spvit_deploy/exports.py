@@ -69,7 +69,8 @@ def export_model(
         engine_flags: timing cache and compatibility of TensorRT engines.
         validation: images that the accuracy of a lower precision is taken on, spread over the
             validation split; fp16 and bf16 are judged where ``data`` are named.
-        with_preprocessing: OpenVINO alone: take uint8 [B, H, W, C] and normalize inside.
+        with_preprocessing: take uint8 [B, H, W, C] of any size, and resize, crop and normalize
+            inside (``onnx``, ``openvino``).
 
     Raises:
         ParityError: the answers differ; nothing is written.

@@ -23,7 +23,7 @@ from spvit_deploy.engines import SUFFIX, Engine, EngineRecord, find_engines, par
 from spvit_deploy.errors import CorruptFileError, InputError
 from spvit_deploy.export.parity import ParityReport
 from spvit_deploy.export.record import RECORD_FILE as EXPORT_FILE
-from spvit_deploy.export.record import TensorInfo, load_export
+from spvit_deploy.export.record import ExportRecord, TensorInfo, load_export
 from spvit_deploy.export_all import RECORD_FILE as EXPORTS_FILE
 from spvit_deploy.families import BlockSite, inspect_family
 from spvit_deploy.lean.folder import CONFIG_FILE, folder_digest, load_saved
@@ -133,7 +133,7 @@ def _folder(path: Path) -> dict[str, Any]:
             **({} if record.delegated is None else {"XNNPACK's share": round(record.delegated, 3)}),
             "macs": record.macs,
             "params": record.params,
-            "input": list(record.preprocessing.input_size),
+            "input": _taken(record),
             "outputs": "; ".join(_tensor(tensor) for tensor in record.outputs),
             "classes": len(record.class_names) or "not named",
             "parity": [_parity(report) for report in record.parity],
@@ -212,6 +212,13 @@ def _parity(report: ParityReport) -> dict[str, Any]:
         "cosine": round(report.cosine, 6),
         "top-1 %": round(100 * report.top1, 1),
     }
+
+
+def _taken(record: ExportRecord) -> list[int] | str:
+    """Size of the images that it takes; or that it takes pictures."""
+    if record.inputs[0].shape[1:3] == (None, None):
+        return f"uint8 pictures [batch, height, width, {record.inputs[0].shape[3]}]"
+    return list(record.preprocessing.input_size)
 
 
 def _tensor(tensor: TensorInfo) -> str:

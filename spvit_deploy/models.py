@@ -14,7 +14,6 @@ from typing import Any
 
 import timm
 import torch
-from pydantic import BaseModel, ConfigDict
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -23,24 +22,12 @@ from spvit_deploy.errors import CheckpointError, InputError, ModelError
 from spvit_deploy.nearest import argument_meant, did_you_mean
 from spvit_deploy.plan import ModelSpec
 from spvit_deploy.plugins import load_plugins
+from spvit_deploy.preprocessing import Preprocessing
 from spvit_deploy.quiet import quiet
 
 _POSITIONS = re.compile(r"pos_embed|rel_pos|relative_position|pos_emb|bias_table")
 _ASKED = "asked_input_size"
 _WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
-
-
-class Preprocessing(BaseModel):
-    """How an image becomes the model's input; travels with every model that we write."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    input_size: tuple[int, int, int]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    interpolation: str = "bicubic"
-    crop_pct: float = 1.0
-    crop_mode: str = "center"
 
 
 def require_known(name: str) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from spvit_deploy.models import Preprocessing
+from spvit_deploy.preprocessing import Preprocessing
 
 Array = NDArray[Any]
 
@@ -27,3 +28,22 @@ def from_pixels(pixels: Array, prep: Preprocessing) -> Array:
     mean, std = (np.asarray(part, np.float32).reshape(-1, 1, 1) for part in (prep.mean, prep.std))
     levels = pixels.transpose(0, 3, 1, 2).astype(np.float32) / 255
     return np.ascontiguousarray((levels - mean) / std)
+
+
+def resized_size(prep: Preprocessing) -> tuple[int, int]:
+    """(height, width) that pictures are resized to before the model's size is cut out of them."""
+    high, wide = (math.floor(side / prep.crop_pct) for side in prep.input_size[1:])
+    return high, wide
+
+
+def to_pictures(images: Array, prep: Preprocessing) -> Array:
+    """As :func:`to_pixels`, in the middle of pictures of :func:`resized_size`: the preprocessing
+    makes just these images of them.
+    """
+    pixels = to_pixels(images, prep)
+    margins = [(0, 0)]
+    for new, old in zip(resized_size(prep), pixels.shape[1:3], strict=True):
+        # As Python rounds, and torchvision with it: halves to the even one.
+        before = round((new - old) / 2)
+        margins.append((before, new - old - before))
+    return np.ascontiguousarray(np.pad(pixels, [*margins, (0, 0)], mode="edge"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -12,12 +12,13 @@ from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
 
 from spvit_deploy.benchmarks.classifiers import Classifier, open_classifier
 from spvit_deploy.encoded import Encoded
 from spvit_deploy.errors import DataError, InputError
 from spvit_deploy.pixels import Array, from_pixels
-from spvit_deploy.preparing import ImageTransform
+from spvit_deploy.preparing import ImageTransform, PictureTransform
 
 # Standard input, as a name among those of images.
 PIPE = "-"
@@ -79,7 +80,7 @@ def predict_images(
     """
     named = list(_named(images, pipe))
     with open_classifier(artefact, runtime, device) as opened:
-        prepare = ImageTransform(opened.preprocessing, augment=False, whole=False)
+        prepare = _preparing(opened)
         rest = iter(named)
         while group := list(islice(rest, batch)):
             yield from _answers(opened, [_prepared(one, prepare) for one in group], top)
@@ -142,7 +143,17 @@ def _is_image(content: bytes) -> bool:
         return True
 
 
-def _prepared(one: Encoded | Path, prepare: ImageTransform) -> tuple[str, Array | str]:
+def _preparing(opened: Classifier) -> Callable[[Image.Image], Tensor]:
+    """What an image goes through before the artefact, to be uint8 [C, H, W]."""
+    prep = opened.preprocessing
+    if opened.takes_pictures:
+        return PictureTransform(prep.input_size[0])
+    return ImageTransform(prep, augment=False, whole=False)
+
+
+def _prepared(
+    one: Encoded | Path, prepare: Callable[[Image.Image], Tensor]
+) -> tuple[str, Array | str]:
     """The name of an image, and its bytes [C, H, W]; or why it cannot be read."""
     name = one.name if isinstance(one, Encoded) else str(one)
     try:
@@ -160,7 +171,9 @@ def _answers(
 ) -> Iterator[Prediction]:
     good = [pixels for _, pixels in images if not isinstance(pixels, str)]
     rows: Iterator[Any] = iter(())
-    if good:
+    if good and opened.takes_pictures:
+        rows = iter(opened.scores_of_pictures(good))
+    elif good:
         stacked = np.stack(good).transpose(0, 2, 3, 1)
         rows = iter(opened.scores(from_pixels(stacked, opened.preprocessing)))
     for name, pixels in images:

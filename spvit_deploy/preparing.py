@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +16,8 @@ from torch.utils.data import Dataset, default_collate
 from spvit_deploy.dataspec import Source
 from spvit_deploy.encoded import Encoded
 from spvit_deploy.errors import DataError
-from spvit_deploy.models import Preprocessing
 from spvit_deploy.order import drawing_from
+from spvit_deploy.preprocessing import Preprocessing
 
 
 @dataclass(frozen=True)
@@ -38,12 +38,18 @@ class _ToChannels:
 
 
 class Prepared(Dataset[tuple[Tensor, int]]):
-    """Images of a source as uint8 tensors of the model's size."""
+    """Images of a source as uint8 tensors of the model's size, or by another ``prepare``."""
 
-    def __init__(self, source: Source, prep: Preprocessing, augment: bool) -> None:
+    def __init__(
+        self,
+        source: Source,
+        prep: Preprocessing,
+        augment: bool,
+        prepare: Callable[[Image.Image], Tensor] | None = None,
+    ) -> None:
         # A stream's images come with the keys: its reader stays where batches are put together.
         self._images: Any = None if source.streams else source.images
-        self._prepare = ImageTransform(prep, augment, source.whole)
+        self._prepare = prepare or ImageTransform(prep, augment, source.whole)
 
     def __getitem__(self, key: int | tuple[int, Any]) -> tuple[Tensor, int]:
         """The image with this index; or (seed of its augmentation, index or sample)."""
@@ -99,6 +105,21 @@ class ImageTransform:
         )
 
     def __call__(self, image: Image.Image) -> Tensor:
-        if image.mode.startswith("I"):  # 16 bits, which PIL would cut off at 255
-            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-        return self._to_channels(self._resize(image.convert(self._mode)))
+        return self._to_channels(self._resize(_of_bytes(image, self._mode)))
+
+
+class PictureTransform:
+    """An image as a uint8 tensor [C, H, W] of its own size."""
+
+    def __init__(self, channels: int) -> None:
+        self._mode = "L" if channels == 1 else "RGB"
+        self._to_channels = _ToChannels(channels)
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        return self._to_channels(_of_bytes(image, self._mode))
+
+
+def _of_bytes(image: Image.Image, mode: str) -> Image.Image:
+    if image.mode.startswith("I"):  # 16 bits, which PIL would cut off at 255
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return image.convert(mode)

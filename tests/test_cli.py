@@ -572,7 +572,7 @@ def test_a_teacher_is_looked_at_first(work: Path, tmp_path: Path) -> None:
 
 def test_images_of_every_mode_keep_their_range(tmp_path: Path) -> None:
     from spvit_deploy.data import DataSettings, open_batches
-    from spvit_deploy.models import Preprocessing
+    from spvit_deploy.preprocessing import Preprocessing
 
     ramp = np.linspace(0, 255, 256, dtype=np.uint8).reshape(16, 16)
     modes = {

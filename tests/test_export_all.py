@@ -123,7 +123,6 @@ def test_what_has_no_place_beside_all_is_refused_first(tmp_path: Path) -> None:
     out = tmp_path / "out"
     every = ["export", NAME, *TINY_ARGS, "--all", "-o", out]
     refused(*every, "--format", "onnx", says="--format chooses one. Leave one out.")
-    refused(*every, "--precision", "fp16", "--with-preprocessing", says="for OpenVINO")
     refused(*every, "--batch", "many", says="Batch 'many'")
     refused(*every, "--feature-layers", "1", says="Add --output features")
     refused(*every, "--data", "folder/nowhere", says="no folder")

@@ -171,17 +171,17 @@ def test_normalization_inside_openvino(precision: str, dense: Path, tmp_path: Pa
     good("export", dense, *args, "--with-preprocessing", "-o", tmp_path / "bytes")
     assert top1(tmp_path / "bytes") == pytest.approx(top1(tmp_path / "plain"), abs=0.6)
     record = json.loads((tmp_path / "bytes" / "export.json").read_text())
-    assert record["inputs"] == [{"name": "images", "shape": [None, 16, 16, 1], "dtype": "uint8"}]
+    pixels = {"name": "images", "shape": [None, None, None, 1], "dtype": "uint8"}
+    assert record["inputs"] == [pixels]
     compiled = openvino.Core().compile_model(
         tmp_path / "bytes" / "model.xml", "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
     )
     right = 0
     images = DigitImages(train=False)
     for image, label in (images[index] for index in range(len(images))):
-        pixels = np.array(image.resize((16, 16), 3))[None, :, :, None]
-        right += int(next(iter(compiled({0: pixels}).values())).argmax() == label)
+        picture = np.array(image)[None, :, :, None]
+        right += int(next(iter(compiled({0: picture}).values())).argmax() == label)
     assert 100 * right / len(images) == pytest.approx(top1(tmp_path / "plain"), abs=0.6)
-    refused("export", dense, "--with-preprocessing", "-o", tmp_path / "o", says="for OpenVINO")
 
 
 def test_what_a_format_is_not_written_in(dense: Path, tmp_path: Path) -> None:

@@ -16,9 +16,9 @@ from PIL import Image
 
 from spvit_deploy.data import Batches, DataSettings, open_batches
 from spvit_deploy.errors import JobError
-from spvit_deploy.models import Preprocessing
 from spvit_deploy.order import Share
 from spvit_deploy.pipeline import Runner, dense_stage
+from spvit_deploy.preprocessing import Preprocessing
 from spvit_deploy.recipe import Recipe
 from spvit_deploy.search.finetuning import FinetuneSettings
 from spvit_deploy.search.training import _Loop

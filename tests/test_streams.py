@@ -20,8 +20,8 @@ from PIL import Image
 from spvit_deploy.data import DataSettings, open_batches
 from spvit_deploy.encoded import Encoded
 from spvit_deploy.errors import DataError
-from spvit_deploy.models import Preprocessing
 from spvit_deploy.order import Share, generator_of, shuffled
+from spvit_deploy.preprocessing import Preprocessing
 from spvit_deploy.sources import DigitImages, open_source
 from tests.calls import good, refused
 from tests.conftest import NAME, TINY_ARGS

@@ -21,13 +21,13 @@ from spvit_deploy._version import __version__
 from spvit_deploy.errors import CorruptFileError, InputError
 from spvit_deploy.lean.materialize import shape_lean
 from spvit_deploy.models import (
-    Preprocessing,
     create_shell,
     load_weights,
     preprocessing_of,
     read_state_dict,
 )
 from spvit_deploy.plan import GATES_FILE, ModelSpec, PrunePlan, first_line, load_plan, save_plan
+from spvit_deploy.preprocessing import Preprocessing
 from spvit_deploy.store import (
     check_files,
     new_folder,
