@@ -36,18 +36,36 @@ def images_for(session: Session, batch: int, seed: int) -> Array:
 
 
 def prepared_call(session: Session, workload: Workload, prep: Preprocessing | None) -> Timed:
-    """The call that a workload times: the session's own, or one that prepares pictures first."""
+    """The call that a workload times: the session's own, or one that begins with pictures, which
+    are prepared first, or by the artefact itself where it does that.
+    """
     if workload.boundary == "compute" or prep is None:
         return session.prepare(images_for(session, workload.batch, workload.seed))
-    return _with_preprocessing(session, workload, prep)
-
-
-def _with_preprocessing(session: Session, workload: Workload, prep: Preprocessing) -> Timed:
     rng = np.random.default_rng(workload.seed)
-    pictures = [
-        Image.fromarray(rng.integers(0, 256, (*PICTURE[::-1], 3), dtype=np.uint8))
-        for _ in range(workload.batch)
-    ]
+    channels = session.input_size[0] if takes_pictures(session) else 3
+    shape = (workload.batch, *PICTURE[::-1], channels)
+    pictures = rng.integers(0, 256, shape, dtype=np.uint8)
+    if takes_pictures(session):
+        return _whole(session, pictures)
+    return _with_preprocessing(session, pictures, prep)
+
+
+def takes_pictures(session: Session) -> bool:
+    """Whether its graph prepares pictures of any size."""
+    return getattr(session, "pictures", None) is not None
+
+
+def _whole(session: Any, pictures: Array) -> Timed:
+    def call() -> float:
+        start = time.perf_counter_ns()
+        session.run_pictures(pictures)
+        return (time.perf_counter_ns() - start) / 1e9
+
+    return call
+
+
+def _with_preprocessing(session: Session, given: Array, prep: Preprocessing) -> Timed:
+    pictures = [Image.fromarray(picture) for picture in given]
     transform = ImageTransform(prep, augment=False, whole=False)
 
     def call() -> float:

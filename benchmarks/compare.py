@@ -109,7 +109,7 @@ def _key(result: BenchmarkResult) -> Key:
     load = result.workload
     return (
         result.title, result.runtime, result.device, load.batch, load.threads, load.scenario,
-        load.concurrency, load.slo, load.boundary, result.copies, result.clock,
+        load.concurrency, load.slo, load.boundary, result.copies, result.clock, result.begins,
     )  # fmt: skip
 
 

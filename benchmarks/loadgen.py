@@ -6,16 +6,14 @@ import importlib
 import importlib.metadata
 import importlib.util
 import json
-import queue
 import re
 import tempfile
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from spvit_deploy.benchmarks.loadgen_systems import Call, Direct, Queued, Send, Sent, System
 from spvit_deploy.errors import RuntimeMissingError
 
 _PACKAGE = "mlperf_loadgen"
@@ -28,7 +26,6 @@ _SCENARIOS = {
     "server": "Server",
 }  # fmt: skip
 _LATENCY = re.compile(r'"query_seq":(\d+).*?"complete_ns":(\d+)')
-Call = Callable[[int], None]
 
 
 @dataclass(frozen=True)
@@ -88,10 +85,36 @@ def run_scenario(
     Raises:
         RuntimeMissingError: LoadGen is not installed.
     """
-    loadgen_version()
-    lg: Any = importlib.import_module(_PACKAGE)
+    lg = _loadgen()
     settings = _settings(lg, scenario, seconds, batch, expected, slo, rate)
-    system = (_Queued if scenario == "server" else _Direct)(lg, calls, batch)
+    system = (Queued if scenario == "server" else Direct)(lg, calls, batch)
+    return _run(lg, settings, system, scenario)
+
+
+def run_sent(send: Send, seconds: float, slo: float, rate: float) -> Run:
+    """Let LoadGen send single queries to a server that answers when it likes, at random times.
+
+    Args:
+        send: issues one query and waits for nothing.
+        seconds: least duration.
+        slo: seconds in which 99% of the answers have to come.
+        rate: queries a second.
+
+    Raises:
+        RuntimeMissingError: LoadGen is not installed.
+        JobError: queries failed; says how many, and why the first did.
+    """
+    lg = _loadgen()
+    settings = _settings(lg, "server", seconds, 1, 1e-3, slo, rate)
+    return _run(lg, settings, Sent(lg, send), "server")
+
+
+def _loadgen() -> Any:
+    loadgen_version()
+    return importlib.import_module(_PACKAGE)
+
+
+def _run(lg: Any, settings: Any, system: System, scenario: str) -> Run:
     with tempfile.TemporaryDirectory() as folder, system.at_work():
         sut = lg.ConstructSUT(system.issue, lambda: None)
         library = lg.ConstructQSL(LIBRARY, LIBRARY, _nothing, _nothing)
@@ -141,87 +164,6 @@ def _logs(lg: Any, folder: str) -> Any:
     # The trace alone has every latency.
     found.enable_trace = True
     return found
-
-
-class _Direct:
-    """A query is run where it is issued: nothing else is under way."""
-
-    def __init__(self, lg: Any, calls: Sequence[Call], batch: int) -> None:
-        self._lg, self._calls, self._batch = lg, calls, batch
-        self._failure: BaseException | None = None
-
-    @contextmanager
-    def at_work(self) -> Iterator[None]:
-        """Nothing to start."""
-        yield
-
-    def issue(self, samples: list[Any]) -> None:
-        """All samples, a batch at a time; LoadGen waits for each of them, so none stays away."""
-        for start in range(0, len(samples), self._batch):
-            some = samples[start : start + self._batch]
-            self._run(self._calls[0], len(some))
-            self._complete(some)
-
-    def require_whole(self) -> None:
-        """Raise what a call raised."""
-        if self._failure is not None:
-            raise self._failure
-
-    def _run(self, call: Call, images: int) -> None:
-        """One that fails ends the work, and LoadGen is answered for the rest of its time."""
-        if self._failure is None:
-            try:
-                call(images)
-            except BaseException as error:
-                self._failure = error
-
-    def _complete(self, samples: Sequence[Any]) -> None:
-        response = self._lg.QuerySampleResponse
-        self._lg.QuerySamplesComplete([response(sample.id, 0, 0) for sample in samples])
-
-
-class _Queued(_Direct):
-    """Samples wait until a worker is free, who takes as many as a batch holds."""
-
-    def __init__(self, lg: Any, calls: Sequence[Call], batch: int) -> None:
-        super().__init__(lg, calls, batch)
-        self._waiting: queue.SimpleQueue[Any] = queue.SimpleQueue()
-
-    @contextmanager
-    def at_work(self) -> Iterator[None]:
-        """Workers, one for each call."""
-        workers = [threading.Thread(target=self._work, args=(call,)) for call in self._calls]
-        for worker in workers:
-            worker.start()
-        try:
-            yield
-        finally:
-            for _ in workers:
-                self._waiting.put(None)
-            for worker in workers:
-                worker.join()
-
-    def issue(self, samples: list[Any]) -> None:
-        """Samples, when they are due."""
-        for sample in samples:
-            self._waiting.put(sample)
-
-    def _work(self, call: Call) -> None:
-        while (first := self._waiting.get()) is not None:
-            some = [first, *self._more()]
-            self._run(call, len(some))
-            self._complete(some)
-
-    def _more(self) -> Iterator[Any]:
-        for _ in range(self._batch - 1):
-            try:
-                sample = self._waiting.get_nowait()
-            except queue.Empty:
-                return
-            if sample is None:
-                self._waiting.put(None)
-                return
-            yield sample
 
 
 def _read(folder: Path, scenario: str) -> Run:

@@ -25,6 +25,7 @@ from spvit_deploy.benchmarks.callers import (
     burst_of,
     prepared_call,
     settle,
+    takes_pictures,
 )
 from spvit_deploy.benchmarks.details import Details, detailed
 from spvit_deploy.benchmarks.facts import Proof, Round
@@ -278,6 +279,7 @@ def _result(entry: _Entry, workload: Workload) -> BenchmarkResult:
         parts={name: tuple(p[name] for p in entry.parts) for name in (entry.parts or [{}])[0]},
         cuda_graph=getattr(session, "cuda_graph", None),
         copies=getattr(session, "copies", None),
+        takes="pictures" if takes_pictures(session) else "images",
         clock=getattr(session, "clock", "perf_counter_ns"),
         rounds=rounds,
         wall=entry.crowd.wall if isinstance(entry.crowd, Crowd) else 0.0,

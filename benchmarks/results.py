@@ -84,6 +84,7 @@ class BenchmarkResult(BaseModel):
             many as samples.
         cuda_graph: whether it computed by a CUDA graph; None where there are none.
         copies: whether a sample holds copies to and from a device; None where there are none.
+        takes: ``pictures`` where the artefact prepares them itself, as part of its time.
         clock: that took the times.
         rounds: of the samples, in their order.
         wall: seconds that the rounds took, where several callers overlap; 0 where one did.
@@ -114,6 +115,7 @@ class BenchmarkResult(BaseModel):
     parts: dict[str, tuple[float, ...]] = Field(default_factory=dict)
     cuda_graph: bool | None = None
     copies: bool | None = None
+    takes: Literal["images", "pictures"] = "images"
     clock: str = "perf_counter_ns"
     rounds: tuple[Round, ...] = ()
     wall: float = 0.0
@@ -180,7 +182,14 @@ class BenchmarkResult(BaseModel):
     @property
     def same_terms(self) -> tuple[object, ...]:
         """What two results must have in common to be compared: workload, clock and boundary."""
-        return self.workload, self.clock, self.copies, self.device
+        return self.workload, self.clock, self.copies, self.device, self.begins
+
+    @property
+    def begins(self) -> str:
+        """What a time begins with: prepared images, or pictures; of which size."""
+        if self.workload.boundary == "preprocessing":
+            return "decoded pictures of 500 × 375"
+        return "prepared images" if self.takes == "images" else "pictures of the model's size"
 
     def remarks(self) -> list[str]:
         """What a reader must know of the row, shortest first words first."""

@@ -145,6 +145,5 @@ def _workload(row: BenchmarkResult) -> str:
 
 def _boundary(row: BenchmarkResult) -> str:
     """What a time holds."""
-    what = "from decoded pictures" if row.workload.boundary == "preprocessing" else "computing"
     copies = {True: " with copies", False: " without copies", None: ""}[row.copies]
-    return f"{row.runtime}: {row.clock}, {what}{copies}, synchronous"
+    return f"{row.runtime}: {row.clock}, from {row.begins} on{copies}, synchronous"

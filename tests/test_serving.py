@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import signal
 import subprocess
@@ -157,6 +158,18 @@ def test_a_load_keeps_its_times_and_says_what_it_saw(server: RunningServer) -> N
     refused(*late, code=1, says="0.001 ms were asked for")
     refused("load", server.grpc, "--model", "other", says="'other' is not found")
     refused("load", server.grpc, "--model", NAME, "--version", 9, says="Check --model")
+
+
+@pytest.mark.slow
+def test_the_highest_rate_that_holds_a_limit_is_found(server: RunningServer) -> None:
+    asked = ("load", server.grpc, "--model", NAME, "--find-rate", "--rate", 100)
+    found = json.loads(good(*asked, "--slo", "60ms", "--duration", 3, "--json").stdout)
+    assert found["rate"] > 10
+    assert found["p99"] <= 0.06
+    assert found["queries"] > 0.5 * 3 * found["rate"]
+    assert any(held for _, held in found["tried"])
+    refused(*asked, "--slo", "1us", "--duration", 1, code=1, says="No rate down to")
+    assert call(*asked).exit_code == 2
 
 
 def test_lost_requests_are_counted_when_the_server_dies(fresh: tuple[RunningServer, Path]) -> None:

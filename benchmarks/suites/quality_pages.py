@@ -10,11 +10,11 @@ from typing import Any
 import plotly.graph_objects as go
 
 from spvit_deploy.benchmarks.charts import DENSE, LEAN, style
+from spvit_deploy.benchmarks.suites.pages import replace_table
 from spvit_deploy.benchmarks.suites.pictures import write_picture
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 PAGE, PICTURE = DOCS / "quality.md", DOCS / "images" / "quality.png"
-START, END = "<!-- table: benchmarks/suites/quality.py -->", "<!-- end of the table -->"
 BUDGETS = ("30%", "50%", "70%")
 COLOURS = ("#0d9488", "#d97706", "#db2777", "#64748b", "#0284c7", "#65a30d", "#7c3aed", "#b45309")
 # Drawn; what adds or takes away a part of ours would hide the rest, and is in the table.
@@ -25,10 +25,7 @@ Rows = Sequence[dict[str, Any]]
 
 def write_pages(rows: Rows) -> None:
     """Put the table into ``docs/quality.md``, and draw the plot."""
-    text = PAGE.read_text()
-    before, rest = text.split(START)
-    _, after = rest.split(END)
-    PAGE.write_text(f"{before}{START}\n\n{table(rows)}\n\n{END}{after}")
+    replace_table(PAGE, "benchmarks/suites/quality.py", table(rows))
     draw(rows)
 
 

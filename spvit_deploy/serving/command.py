@@ -16,6 +16,7 @@ from spvit_deploy.options import Folder, Number, json_option
 
 if TYPE_CHECKING:
     from spvit_deploy.serving.loading import LoadReport
+    from spvit_deploy.serving.target import TritonTarget
 
 _PORT = click.IntRange(1, 65535)
 
@@ -124,10 +125,12 @@ def _terminable() -> Iterator[None]:
     help="Seconds after which a request without an answer is lost.",
 )  # fmt: skip
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option(
+    "--find-rate", is_flag=True,
+    help="MLPerf's server scenario, by its LoadGen: the highest rate that holds --slo.",
+)  # fmt: skip
 @json_option
-def load(
-    url: str, model: str, version: str, slo: float | None, timeout: float, as_json: bool, **how: Any
-) -> None:
+def load(url: str, model: str, version: str, timeout: float, find_rate: bool, **how: Any) -> None:
     """Load a running server at random times, and count what it answers.
 
     Requests of one random image each come as a Poisson process, whether or not earlier ones are
@@ -137,15 +140,47 @@ def load(
     \b
     Example: spvit-deploy load grpc://127.0.0.1:8001 --model deit --rate 50 --slo 40ms
     """
-    from spvit_deploy.serving.loading import images_for, run_load
     from spvit_deploy.serving.target import TritonTarget
 
+    if find_rate and how["slo"] is None:
+        raise click.UsageError("--find-rate needs the limit to hold: --slo 50ms.")
     with TritonTarget(url, model, version, timeout) as target:
-        report = run_load(target, images_for(target, how["seed"]), **how)
+        (_find if find_rate else _load)(target, **how)
+
+
+def _load(
+    target: TritonTarget, slo: float | None, as_json: bool, seed: int, rate: float, duration: float
+) -> None:
+    """One load at one rate."""
+    from spvit_deploy.serving.loading import images_for, run_load
+
+    report = run_load(target, images_for(target, seed), rate, duration, seed)
     click.echo(_json(report, slo) if as_json else _text(report))
     report.require(slo)
     if slo is not None and not as_json:
         click.echo(f"99% are answered within {1000 * slo:g} ms")
+
+
+def _find(
+    target: TritonTarget, slo: float, as_json: bool, seed: int, rate: float, duration: float
+) -> None:
+    """The highest rate that holds the limit."""
+    from spvit_deploy.serving.loading import images_for
+    from spvit_deploy.serving.rates import highest_served
+
+    found = highest_served(target, images_for(target, seed), slo, duration, rate)
+    if as_json:
+        content = {"rate": found.rate, "p99": found.p99, "bound": found.bound, "slo": slo,
+                   "queries": len(found.latencies), "tried": found.tried}  # fmt: skip
+        click.echo(json.dumps(content))
+        return
+    sure = "too few queries to be sure" if found.bound is None else (
+        f"99% sure: at most {1000 * found.bound:.2f}"
+    )  # fmt: skip
+    click.echo(
+        f"{found.rate:.4g} queries/s with 99% of the answers within {1000 * slo:g} ms: p99 "
+        f"{1000 * found.p99:.2f} ms of {len(found.latencies)} queries ({sure})"
+    )
 
 
 def _text(report: LoadReport) -> str:

@@ -1,0 +1,164 @@
+"""Our figures beside those of tools that people know: OpenVINO's benchmark_app, a bare loop.
+
+Usage: python benchmarks/suites/agreement.py [--seconds 6] [--rounds 5] [--threads 1]
+
+The same file with the same threads and shape, in turns, each tool in a process of its own: ours is
+`spvit-deploy benchmark`. Writes results/agreement.json and the table of docs/benchmark.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from spvit_deploy.api import export_model
+from spvit_deploy.benchmarks.host import read_host
+from spvit_deploy.benchmarks.pinning import pinned
+from spvit_deploy.benchmarks.results import load_results
+from spvit_deploy.benchmarks.suites.pages import replace_table
+from spvit_deploy.benchmarks.suites.published import DEIT_S, build_dense, build_lean
+
+RESULTS = Path(__file__).parent / "results" / "agreement.json"
+PAGE = Path(__file__).parents[2] / "docs" / "benchmark.md"
+# Seconds of quiet between two processes.
+PAUSE = 1.0
+LOOP = """
+import sys, time, numpy as np, onnxruntime as ort
+path, threads, seconds = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
+options = ort.SessionOptions()
+options.intra_op_num_threads = threads
+session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+feed = {session.get_inputs()[0].name: np.random.rand(1, 3, 224, 224).astype(np.float32)}
+for _ in range(10):
+    session.run(None, feed)
+times, end = [], time.perf_counter() + seconds
+while time.perf_counter() < end:
+    start = time.perf_counter()
+    session.run(None, feed)
+    times.append(time.perf_counter() - start)
+print(1000 * float(np.median(times)))
+"""
+
+
+def printed(*command: str) -> str:
+    """What a process prints."""
+    time.sleep(PAUSE)
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def ours(folder: Path, runtime: str, threads: int, seconds: float) -> float:
+    """Median milliseconds by `spvit-deploy benchmark`."""
+    with tempfile.TemporaryDirectory() as scratch:
+        file = Path(scratch, "results.json")
+        printed(
+            sys.executable, "-m", "spvit_deploy", "benchmark", str(folder), "--runtime", runtime,
+            "--threads", str(threads), "--duration", str(seconds), "--quick", "-o", str(file),
+        )  # fmt: skip
+        (row,) = load_results(file).results
+    return 1000 * row.p50
+
+
+def bare_loop(folder: Path, threads: int, seconds: float) -> float:
+    """Median milliseconds of a dozen lines on ONNX Runtime."""
+    model = str(folder / "model.onnx")
+    return float(printed(sys.executable, "-c", LOOP, model, str(threads), str(seconds)))
+
+
+def benchmark_app(folder: Path, threads: int, seconds: float) -> float:
+    """Median milliseconds by OpenVINO's own tool."""
+    tool = Path(sys.executable).parent / "benchmark_app"
+    text = printed(
+        str(tool), "-m", str(folder / "model.xml"), "-d", "CPU", "-api", "sync", "-nireq", "1",
+        "-hint", "none", "-nstreams", "1", "-nthreads", str(threads), "-infer_precision", "f32",
+        "-t", str(max(1, round(seconds))),
+    )  # fmt: skip
+    found = re.search(r"Median:\s*([\d.]+) ms", text)
+    if found is None:
+        raise RuntimeError(f"benchmark_app says no median:\n{text[-2000:]}")
+    return float(found[1])
+
+
+Tool = Callable[[], float]
+Row = dict[str, Any]
+
+
+def in_turns(tools: dict[str, Tool], rounds: int) -> dict[str, list[float]]:
+    """Medians of every tool, round by round; who begins changes."""
+    found: dict[str, list[float]] = {name: [] for name in tools}
+    for index in range(rounds):
+        for name in list(tools)[:: 1 if index % 2 == 0 else -1]:
+            found[name].append(tools[name]())
+            print(f"{name}: {found[name][-1]:.3f} ms", flush=True)
+    return found
+
+
+def main() -> None:
+    """Measure, and write what came of it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=6.0, help="Of a tool in a round.")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1)
+    asked = parser.parse_args()
+    rows = []
+    with tempfile.TemporaryDirectory() as scratch, pinned(asked.threads):
+        for name, build in (("DeiT-S dense", build_dense), ("DeiT-S lean", build_lean)):
+            model = build(DEIT_S, Path(scratch, name.replace(" ", "-")))
+            folders = {form: Path(scratch, f"{model.name}-{form}") for form in ("onnx", "openvino")}
+            for form, folder in folders.items():
+                export_model(str(model), folder, format=form, batch=1)
+            rows += compare(name, folders, asked)
+    content = {
+        "rows": rows, "threads": asked.threads, "seconds": asked.seconds,
+        "host": read_host().model_dump(mode="json"),
+    }  # fmt: skip
+    RESULTS.write_text(json.dumps(content, indent=1) + "\n")
+    replace_table(PAGE, "benchmarks/suites/agreement.py", table(rows))
+
+
+def compare(name: str, folders: dict[str, Path], asked: argparse.Namespace) -> list[Row]:
+    """Ours beside the peer, on ONNX Runtime and on OpenVINO."""
+    threads, seconds = asked.threads, asked.seconds
+    peers = (
+        ("onnxruntime", folders["onnx"], "a bare loop", bare_loop),
+        ("openvino", folders["openvino"], "benchmark_app", benchmark_app),
+    )
+    rows: list[Row] = []
+    for runtime, folder, peer, call in peers:
+        tools: dict[str, Tool] = {
+            "ours": partial(ours, folder, runtime, threads, seconds),
+            peer: partial(call, folder, threads, seconds),
+        }
+        found = in_turns(tools, asked.rounds)
+        ratios = [a / b for a, b in zip(found["ours"], found[peer], strict=True)]
+        rows.append(
+            {"model": name, "runtime": runtime, "peer": peer, "ours_ms": found["ours"],
+             "peer_ms": found[peer], "ratio": median(ratios)}
+        )  # fmt: skip
+    return rows
+
+
+def table(rows: list[Row]) -> str:
+    """For the guide."""
+    lines = ["| model | runtime | beside | ours, ms | theirs, ms | ours/theirs |",
+             "| --- | --- | --- | ---: | ---: | ---: |"]  # fmt: skip
+    for row in rows:
+        mine, theirs = (median(row[key]) for key in ("ours_ms", "peer_ms"))
+        lines.append(
+            f"| {row['model']} | {row['runtime']} | {row['peer']} | {mine:.2f} | {theirs:.2f} | "
+            f"{row['ratio']:.3f} |"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
