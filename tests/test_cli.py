@@ -762,7 +762,7 @@ def test_help_loads_no_torch_and_every_command_has_one() -> None:
         "assert not {'torch', 'timm', 'pydantic', 'numpy'} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
-    assert len(main.commands) == 18
+    assert len(main.commands) == 19
 
 
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:
