@@ -25,7 +25,7 @@ from spvit_deploy.store import ensure_free, new_folder, write_record
 from spvit_deploy.sweep.record import load_sweep
 
 # Shares of the time: for writing, and for writing and timing.
-_WRITING, _TIMING = 0.6, 0.9
+_WRITING, _TIMING = 0.75, 0.9
 # Images of a call that are tried where throughput counts.
 _BATCHES = (1, 4, 16, 64)
 Left = Callable[[], float]
