@@ -18,7 +18,7 @@ _STYLE = """
 --soft:#94a3b8;--line:#334155;--strong:#a5b4fc;--warn:#fbbf24;--grid:#334155}}
 *{box-sizing:border-box}
 body{margin:0;background:var(--back);color:var(--text);font:15px/1.5 system-ui,sans-serif}
-main{max-width:1120px;margin:0 auto;padding:32px 20px 64px}
+main{max-width:1280px;margin:0 auto;padding:32px 20px 64px}
 h1{font-size:28px;margin:0 0 4px;letter-spacing:-.02em;line-height:1.2}
 h2{font-size:18px;margin:0 0 12px}
 .answer{font-size:22px;line-height:1.35;margin:10px 0 8px;font-weight:600;letter-spacing:-.01em}
@@ -29,7 +29,7 @@ h2{font-size:18px;margin:0 0 12px}
 .card b{display:block;font-size:28px;letter-spacing:-.02em;color:var(--strong)}
 .card span{color:var(--soft);font-size:13px}section{margin-top:18px;overflow-x:auto}
 table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
-th,td{padding:7px 10px;border-bottom:1px solid var(--line);text-align:right;white-space:nowrap}
+th,td{padding:7px 8px;border-bottom:1px solid var(--line);text-align:right;white-space:nowrap}
 th{color:var(--soft);font-weight:600;font-size:13px}th:first-child,td:first-child,
 th:nth-child(2),td:nth-child(2){text-align:left}tr.flag td{color:var(--warn)}
 .note{color:var(--soft);font-size:13px}.host td,.host th{text-align:left;white-space:normal}

@@ -17,7 +17,7 @@ _BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-sta
 _MARGIN = 32
 
 
-def render_png(page: Path, picture: Path, size: tuple[int, int] = (1200, 6000)) -> bool:
+def render_png(page: Path, picture: Path, size: tuple[int, int] = (1360, 10000)) -> bool:
     """Take a picture of a page with an installed Chromium, cut where the page ends.
 
     Args:
