@@ -17,18 +17,9 @@ from spvit_deploy.options import (
     runtime_device_option,
     take_data,
 )
+from spvit_deploy.parsing import parsed
 
 SCENARIOS = ("closed", "single-stream", "multi-stream", "offline", "server")
-
-
-def seconds_of(_: click.Context, option: click.Parameter, text: str | None) -> float | None:
-    """``50ms`` → 0.05."""
-    if text is None:
-        return None
-    try:
-        return parse_latency(text)
-    except ValueError as error:
-        raise click.BadParameter(str(error), param=option) from None
 
 
 @click.command()
@@ -56,7 +47,7 @@ def seconds_of(_: click.Context, option: click.Parameter, text: str | None) -> f
 )
 @click.option(
     "--latency-slo",
-    callback=seconds_of,
+    callback=parsed(parse_latency),
     metavar="TIME",
     help="server: what 99% of the answers have to come within, such as 50ms.",
 )

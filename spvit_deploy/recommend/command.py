@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,22 +19,11 @@ from spvit_deploy.options import (
     output_option,
     take_data,
 )
+from spvit_deploy.parsing import parsed
 from spvit_deploy.recommend.target import Target, parse_target, parse_time
 
 if TYPE_CHECKING:
     from spvit_deploy.recommend.record import Recommendation, Tried
-
-
-def _parsed(parse: Callable[[str], Any]) -> Callable[..., Any]:
-    """A callback of click."""
-
-    def read(_: click.Context, option: click.Parameter, text: str | None) -> Any:
-        try:
-            return None if text is None else parse(text)
-        except ValueError as error:
-            raise click.BadParameter(str(error), param=option) from None
-
-    return read
 
 
 @click.command()
@@ -45,7 +33,7 @@ def _parsed(parse: Callable[[str], Any]) -> Callable[..., Any]:
 @model_options
 @click.option(
     "--target",
-    callback=_parsed(parse_target),
+    callback=parsed(parse_target),
     metavar="LIMIT",
     help="p99<10ms, latency<4ms (the median) or throughput>200/s; the fastest else.",
 )
@@ -59,7 +47,7 @@ def _parsed(parse: Callable[[str], Any]) -> Callable[..., Any]:
 @click.option(
     "--time",
     "seconds",
-    callback=_parsed(parse_time),
+    callback=parsed(parse_time),
     default="10m",
     show_default=True,
     metavar="TIME",

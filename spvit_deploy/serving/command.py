@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from spvit_deploy.durations import parse_latency
 from spvit_deploy.options import Folder, Number, json_option
+from spvit_deploy.parsing import parsed
 
 if TYPE_CHECKING:
     from spvit_deploy.serving.loading import LoadReport
@@ -35,16 +37,6 @@ def deploy(options: dict[str, Any], triton: dict[str, Any]) -> None:
         f"model {done.name}, version {done.version}: backend {serving.backend}, {batches}, "
         f"instances: {serving.instances}"
     )
-
-
-def _seconds(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
-    """``50ms`` in seconds."""
-    from spvit_deploy.durations import parse_latency
-
-    try:
-        return None if value is None else parse_latency(value)
-    except ValueError as error:
-        raise click.BadParameter(str(error), ctx, param) from None
 
 
 @click.command()
@@ -119,7 +111,9 @@ def _terminable() -> Iterator[None]:
 @click.option(
     "--duration", type=Number(0, min_open=True), default=10, show_default=True, help="Seconds."
 )
-@click.option("--slo", callback=_seconds, metavar="50ms", help="What 99% must keep below.")
+@click.option(
+    "--slo", callback=parsed(parse_latency), metavar="50ms", help="What 99% must keep below."
+)
 @click.option(
     "--timeout", type=Number(0, min_open=True), default=10, show_default=True,
     help="Seconds after which a request without an answer is lost.",
