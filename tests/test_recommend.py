@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from spvit_deploy.recommend.record import RECORD_FILE, Recommendation, Tried
 from spvit_deploy.recommend.target import Target, parse_target, parse_time
 from spvit_deploy.sources import DataSettings
 from spvit_deploy.store import read_record
+from spvit_deploy.sweep.record import SweepPoint, SweepRecord, save_sweep
 from tests.calls import call, good, refused
 from tests.conftest import NAME, TINY_ARGS
 
@@ -111,6 +113,27 @@ def test_what_nothing_holds_is_said_and_fails(trained: Path, tmp_path: Path) -> 
     found = json.loads(result.stdout)
     assert found["met"] is False
     assert (tmp_path / "out" / found["best"][0]["folder"]).is_dir()
+
+
+@pytest.mark.slow
+def test_models_of_a_sweep_take_part_where_they_are_accurate_enough(
+    trained: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "sweep"
+    shutil.copytree(trained, folder / "trials" / "a" / "tuned")
+
+    def point(name: str, top1: float) -> SweepPoint:
+        return SweepPoint(name=name, status="finished", folder="trials/a", engine="trials/a/e",
+                          model="trials/a/tuned", top1=top1, latency=1e-3)  # fmt: skip
+
+    trials = (point("30%", 50.0), point("60%", 79.5))
+    save_sweep(SweepRecord(asked={}, dense=point("dense", 80.0), trials=trials), folder)
+    good("recommend", trained, "--data", "digits", "--workers", "0", "--sweep", folder, "--time",
+         "20s", "--threads", "1", "-o", tmp_path / "out")  # fmt: skip
+    found = Recommendation.model_validate(read_record(tmp_path / "out" / RECORD_FILE))
+    rows = [*found.best, *found.rest]
+    assert {row.model for row in rows} == {"named", "60%"}
+    assert {row.drop for row in rows if row.model == "60%" and row.format == "onnx"} >= {0.5}
 
 
 def test_wrong_calls_are_refused(dense_folder: Path, tmp_path: Path) -> None:

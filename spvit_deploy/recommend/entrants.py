@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import psutil
 
 from spvit_deploy.driver import find_driver
-from spvit_deploy.errors import SpvitError
+from spvit_deploy.errors import JobError, SpvitError
 from spvit_deploy.export.formats import FORMATS
 from spvit_deploy.exports import export_original, export_settings
 from spvit_deploy.lean.folder import save_model
@@ -29,9 +29,46 @@ _ORDER = (
 _HOPELESS = 3.0
 
 
+def enter_all(
+    models: Sequence[Entrants], enter: Callable[[Path, Tried], float], best: Callable[[], float]
+) -> Iterator[Tried]:
+    """Write and enter all that may win, likely winners of every model first.
+
+    Args:
+        models: to write.
+        enter: times an artefact; seconds of an image at its best.
+        best: the same of the fastest so far.
+
+    Yields:
+        Those that cannot win, and why.
+    """
+    # int8 is fitted and judged, which takes many times what others do.
+    took = {"int8": 0.0, "": 0.0}
+    for form, precision in _ORDER:
+        like = precision if precision in took else ""
+        for model in models:
+            row, start = model.row(form, precision), time.monotonic()
+            reason = model.cannot(form, best()) or model.late(took[like])
+            try:
+                path, made = (None, row) if reason else model.made(form, row)
+            except SpvitError as error:
+                path, made, reason = None, row, error.message
+            if path is None:
+                yield made.model_copy(update={"lost": reason})
+                continue
+            took[like] = max(took[like], time.monotonic() - start)
+            reason = model.inaccurate(made)
+            if reason:
+                yield made.model_copy(update={"lost": reason})
+                continue
+            seconds = enter(path, made)
+            if precision == "fp32":
+                model.fp32[form] = seconds
+
+
 @dataclass
 class Entrants:
-    """Artefacts of one model, written one by one as long as there is time.
+    """Artefacts of one model.
 
     Attributes:
         original: the model.
@@ -41,6 +78,7 @@ class Entrants:
         folder: to write into.
         max_drop: points that may be lost in all.
         left: seconds that are left for writing.
+        fp32: seconds of an image of each format in fp32.
     """
 
     original: Original
@@ -50,54 +88,42 @@ class Entrants:
     folder: Path
     max_drop: float
     left: Callable[[], float]
+    fp32: dict[str, float] = field(default_factory=dict)
 
-    def write(
-        self, enter: Callable[[Path, Tried], float], best: Callable[[], float]
-    ) -> Iterator[Tried]:
-        """Write and enter all that may win; yields those that cannot, and why."""
-        fp32: dict[str, float] = {}
-        # int8 is fitted and judged, which takes many times what others do.
-        took = {"int8": 0.0, "": 0.0}
-        for form, precision in _ORDER:
-            like = precision if precision in took else ""
-            named = self.original.saved.kind if form == "folder" else form
-            row = Tried(model=self.label, format=named, precision=precision)
-            reason = self._cannot(form, fp32, best()) or self._late(took[like])
-            if reason:
-                yield row.model_copy(update={"lost": reason})
-                continue
-            start = time.monotonic()
-            try:
-                path, made = self._made(form, row)
-            except SpvitError as error:
-                yield row.model_copy(update={"lost": error.message})
-                continue
-            took[like] = max(took[like], time.monotonic() - start)
-            if made.drop is not None and made.drop > self.max_drop:
-                lost = f"loses {made.drop:.2f} points, {self.max_drop:g} may be lost"
-                yield made.model_copy(update={"lost": lost})
-                continue
-            seconds = enter(path, made)
-            if precision == "fp32":
-                fp32[form] = seconds
+    def row(self, form: str, precision: str) -> Tried:
+        """Before anything is known of it."""
+        named = self.original.saved.kind if form == "folder" else form
+        return Tried(model=self.label, format=named, precision=precision)
 
-    def _cannot(self, form: str, fp32: dict[str, float], best: float) -> str:
+    def cannot(self, form: str, best: float) -> str:
+        """Why a format is not written; empty where it is."""
         if form == "folder":
             return ""
         if not FORMATS[form].installed:
             return f"{FORMATS[form].package} is not installed"
         if form.startswith("tensorrt") and find_driver() is None:
             return "no CUDA driver here"
-        slow = fp32.get(form, 0.0) / best
+        slow = self.fp32.get(form, 0.0) / best
         if slow > _HOPELESS:
             return f"not tried: its fp32 takes {slow:.1f}× the time of the fastest"
         return ""
 
-    def _late(self, took: float) -> str:
+    def late(self, took: float) -> str:
+        """Whether there is less time left than another like it took."""
         return "not tried: no time left" if self.left() < took else ""
 
-    def _made(self, form: str, row: Tried) -> tuple[Path, Tried]:
-        """Written, with what it has lost."""
+    def inaccurate(self, made: Tried) -> str:
+        """Whether it has lost more than may be lost."""
+        if made.drop is None or made.drop <= self.max_drop:
+            return ""
+        return f"loses {made.drop:.2f} points, {self.max_drop:g} may be lost"
+
+    def made(self, form: str, row: Tried) -> tuple[Path, Tried]:
+        """Written, with what it has lost.
+
+        Raises:
+            SpvitError: as an export; JobError for a precision whose accuracy is not known.
+        """
         name = "-".join(part for part in (self.label, row.format, row.precision) if part)
         path = self.folder / name.replace("%", "").replace("/", "-")
         if form == "folder":
@@ -109,7 +135,7 @@ class Entrants:
         lost = record.accuracy.before - record.accuracy.after if record.accuracy else 0.0
         top1 = self.top1 - lost if self.top1 is not None else None
         if record.accuracy is None and row.precision != "fp32":
-            raise SpvitError("its accuracy is not known", "Give --data.")
+            raise JobError("its accuracy is not known", "Give --data.")
         runtime = FORMATS[row.format].runtime
         if row.format.startswith("tensorrt"):
             runtime = row.format

@@ -17,7 +17,7 @@ from spvit_deploy.errors import InputError, JobError
 from spvit_deploy.originals import Original, open_original
 from spvit_deploy.progress import Bar, progress_bar
 from spvit_deploy.recommend.contest import Contest, Runner, clock
-from spvit_deploy.recommend.entrants import Entrants, thread_counts
+from spvit_deploy.recommend.entrants import Entrants, enter_all, thread_counts
 from spvit_deploy.recommend.record import RECORD_FILE, Recommendation, Tried
 from spvit_deploy.recommend.target import Target
 from spvit_deploy.sources import DataSettings
@@ -105,8 +105,8 @@ def _compete(
         until(_TIMING),
     )  # fmt: skip
     try:
-        for model in _models(request, staging, until(_WRITING)):
-            contest.out += model.write(_entering(contest, tell), lambda: contest.best)
+        models = list(_models(request, staging, until(_WRITING)))
+        contest.out += enter_all(models, _entering(contest, tell), lambda: contest.best)
         if not contest.alive:
             reasons = "; ".join(f"{row.title}: {row.lost}" for row in contest.out)
             raise JobError(f"Nothing can be recommended. {reasons}.")
