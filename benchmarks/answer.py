@@ -55,7 +55,10 @@ class Answer:
             return f"no difference seen from {named(self.base)}"
         ratio, word = self.ratio.said()
         digits = 1 if ratio.value >= 10 else 2
-        unsteady = " (unsteady)" if self.best.flagged or self.base.flagged else ""
+        rows = (self.best, self.base)
+        unsteady = " (unsteady)" if any(row.flagged for row in rows) else ""
+        if any(2 * row.noisy > len(row.rounds) for row in rows):
+            unsteady = " (most rounds noisy)"
         return f"{ratio.value:.{digits}f}× {word} than {named(self.base)}{unsteady}"
 
     def __str__(self) -> str:

@@ -57,6 +57,11 @@ def require_measurable(workloads: Sequence[Workload]) -> None:
                 f"Scenario '{load.scenario}' sends images that are prepared.",
                 "Leave --boundary out, or choose --scenario closed.",
             )
+        if load.scenario == "single-stream" and load.batch > 1:
+            raise InputError(
+                "Scenario 'single-stream' has one image a query by MLPerf's rules.",
+                "Leave --batch out, or choose multi-stream or closed.",
+            )
         if load.concurrency > 1 and load.scenario in ("single-stream", "multi-stream"):
             raise InputError(
                 f"Scenario '{load.scenario}' has one query at a time by MLPerf's rules.",

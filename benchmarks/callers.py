@@ -167,6 +167,7 @@ class Driven:
 
     Attributes:
         rates: samples a second of each run.
+        found: highest rates of ``server``, by each search.
         rate: that ``server`` is sent.
     """
 
@@ -175,6 +176,7 @@ class Driven:
         self._took: list[float] = []
         self._calls = [_Sized(session, workload, self._took) for session in sessions]
         self.rates: list[float] = []
+        self.found: list[float] = []
         self.rate = 1.0
 
     @property

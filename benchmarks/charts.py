@@ -40,17 +40,24 @@ def colour(kind: str) -> str:
     return {"dense": DENSE, "lean": LEAN}.get(kind, OTHER)
 
 
+def place_of(row: BenchmarkResult) -> str:
+    """Runtime and workload, for an axis."""
+    load = row.workload
+    scenario = "" if load.scenario == "closed" else f"{load.scenario}, "
+    return f"{row.runtime}, {scenario}batch {load.batch}"
+
+
 def latency_bars(results: Sequence[BenchmarkResult]) -> Any:
     """Median latency, with a whisker to the 90th percentile where there are samples enough."""
     figure = go.Figure()
-    places = [(r.kind, r.runtime, r.workload.batch) for r in results]
+    places = [(r.kind, place_of(r)) for r in results]
     by_kind = len(set(places)) == len(places)
     names = [result.kind if by_kind else result.title for result in results]
     for name in dict.fromkeys(names):
         own = [result for result, label in zip(results, names, strict=True) if label == name]
         figure.add_bar(
             name=name,
-            x=[f"{r.runtime}, batch {r.workload.batch}" for r in own],
+            x=[place_of(r) for r in own],
             y=[1000 * r.p50 for r in own],
             error_y={"type": "data", "array": [1000 * ((r.p90 or r.p50) - r.p50) for r in own],
                      "arrayminus": [0] * len(own), "color": "#475569", "thickness": 1.2},
@@ -68,7 +75,7 @@ def sample_boxes(results: Sequence[BenchmarkResult]) -> Any:
     for result in results:
         step = max(1, len(result.samples) // 400)
         figure.add_box(
-            name=f"{result.title}<br>{result.runtime}, batch {result.workload.batch}",
+            name=f"{result.title}<br>{place_of(result)}",
             y=[round(1000 * s, 4) for s in result.samples[::step]],
             marker_color=colour(result.kind),
             boxpoints="outliers",
@@ -118,7 +125,7 @@ def accuracy_latency(results: Sequence[BenchmarkResult]) -> Any:
             x=[1000 * r.p50 for r in own],
             y=[r.top1 for r in own],
             mode="markers",
-            text=[f"{r.title}, {r.runtime}, batch {r.workload.batch}" for r in own],
+            text=[f"{r.title}, {place_of(r)}" for r in own],
             marker={"size": 13, "color": colour(kind)},
         )
     figure.update_xaxes(title="ms a call", rangemode="tozero")

@@ -50,7 +50,21 @@ class Compared:
         """In words."""
         if not self.differs:
             return "unsteady: measure again" if self.disturbed else "no difference seen"
-        return f"{100 * abs(self.slower):.1f}% {'slower' if self.slower > 0 else 'faster'}"
+        if self.slower > 0:
+            return f"{100 * self.slower:.1f}% slower"
+        return f"{100 * (self.ratio.value - 1):.1f}% faster"
+
+    @property
+    def figures(self) -> tuple[str, str]:
+        """What is judged, before and after: a rate where the scenario has one, else the median."""
+        before, after = (_figure(row) for row in (self.before, self.after))
+        return before, after
+
+
+def _figure(row: BenchmarkResult) -> str:
+    if row.load is not None and row.load.rate is not None:
+        return f"{row.load.rate:,.1f}/s"
+    return f"{1000 * row.p50:.3f} ms"
 
 
 @dataclass(frozen=True)
@@ -61,6 +75,11 @@ class Comparison:
     gone: tuple[str, ...]
     new: tuple[str, ...]
     versions: tuple[str, ...]
+
+    @property
+    def unjudged(self) -> list[Compared]:
+        """Rows whose samples were disturbed."""
+        return [row for row in self.rows if row.disturbed]
 
     def slower_than(self, share: float) -> list[Compared]:
         """Rows that surely became slower, and by more than this share."""
@@ -94,7 +113,8 @@ def compare_results(
     )
     if not rows:
         raise InputError(
-            f"{before} and {after} have no artefact, runtime and batch in common.",
+            f"{before} and {after} have no artefact, runtime and workload in common"
+            f"{_nearly(old, new)}.",
             "Measure the same ones again.",
         )
     return Comparison(
@@ -103,6 +123,15 @@ def compare_results(
         tuple(_title(key) for key in new if key not in old),
         tuple(_changes(files[0].host, files[1].host)),
     )
+
+
+def _nearly(old: dict[Key, BenchmarkResult], new: dict[Key, BenchmarkResult]) -> str:
+    """What keeps artefacts of one name and runtime apart; empty where there are none."""
+    for key in old:
+        for other in new:
+            if key[:2] == other[:2]:
+                return f": {_title(key)} before, {_title(other)} after"
+    return ""
 
 
 def _key(result: BenchmarkResult) -> Key:

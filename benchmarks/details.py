@@ -11,13 +11,15 @@ from spvit_deploy.benchmarks.artefacts import Artefact
 from spvit_deploy.benchmarks.callers import images_for
 from spvit_deploy.benchmarks.energy import Meter
 from spvit_deploy.benchmarks.fresh import start_afresh
-from spvit_deploy.benchmarks.layers import by_block
+from spvit_deploy.benchmarks.layers import BlockTime, by_block, total
 from spvit_deploy.benchmarks.results import BenchmarkResult
 from spvit_deploy.benchmarks.roofline import Peak, measure_peak
-from spvit_deploy.benchmarks.runtimes import open_session
+from spvit_deploy.benchmarks.runtimes import Array, open_session
 from spvit_deploy.errors import SpvitError
 from spvit_deploy.progress import Bar
 
+# How much longer than a call its layers may take: profilers slow what they watch, PyTorch's most.
+_WATCHED, _PASSES = 4.0, 3
 # Calls whose layers are averaged, and seconds of calls whose energy is.
 _CALLS, _ENERGY = 10, 2.0
 
@@ -89,7 +91,21 @@ def _inside(
             images_done = count * row.workload.batch
             found["joules"] = {name: value / images_done for name, value in joules.items()}
         if details.layers and hasattr(session, "layers"):
-            found["blocks"] = by_block(session.layers(images, _CALLS), artefact.blocks)
+            found["blocks"] = _profiled(session, images, row.p50, artefact)
     finally:
         session.close()
     return found
+
+
+def _profiled(
+    session: Any, images: Array, seconds: float, artefact: Artefact
+) -> tuple[BlockTime, ...]:
+    """Layers by block; again where something disturbed the profile, and the quickest of these."""
+    best: tuple[BlockTime, ...] = ()
+    for _ in range(_PASSES):
+        found = by_block(session.layers(images, _CALLS), artefact.blocks)
+        if not best or total(found) < total(best):
+            best = found
+        if total(best) <= _WATCHED * seconds:
+            break
+    return best

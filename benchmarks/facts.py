@@ -33,7 +33,7 @@ class LoadRecord(BaseModel):
         valid: whether all of its runs were, by MLPerf's rules.
         why: what spoke against it.
         rate: queries a second that were held (``server``), or samples a second (``offline``).
-        rates: samples a second of each round of ``offline``.
+        rates: samples a second of each round of ``offline``; what each search of ``server`` found.
         tried: other rates, and whether they were held.
     """
 

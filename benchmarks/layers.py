@@ -169,7 +169,7 @@ def _gone(dense: Sequence[BlockTime], lean: Sequence[BlockTime]) -> Gain | None:
     if not lost:
         return None
     macs = sum(block.macs for block in lost)
-    return Gain("nothing", len(lost), total(lost), 0.0, macs, 0)
+    return Gain("left out", len(lost), total(lost), 0.0, macs, 0)
 
 
 def _gain(kind: str, pairs: Sequence[tuple[BlockTime | None, BlockTime]]) -> Gain:

@@ -9,6 +9,9 @@ from spvit_deploy.benchmarks.layers import Gain, gains
 from spvit_deploy.benchmarks.results import BenchmarkResult
 from spvit_deploy.benchmarks.statistics import Ratio, median_ratio, paired_ratio
 
+# Undisturbed pairs of rounds from which on the others are left out.
+_QUIET = 4
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -65,9 +68,9 @@ def comparable(one: BenchmarkResult, other: BenchmarkResult) -> bool:
 
 
 def ratio_of(slow: BenchmarkResult, fast: BenchmarkResult, together: bool = True) -> Ratio:
-    """Of times; by pairs of rounds where both took turns, else of all samples. Of rates, where a
-    scenario has these: that of ``fast`` over that of ``slow``, without an interval for ``server``,
-    which has one rate.
+    """Of times; by pairs of rounds where both took turns, else of all samples. Disturbed rounds are
+    left out where enough others are. Of rates, where a scenario has these: that of ``fast`` over
+    that of ``slow``.
 
     Args:
         slow, fast: whose time is above, and below.
@@ -75,13 +78,16 @@ def ratio_of(slow: BenchmarkResult, fast: BenchmarkResult, together: bool = True
     """
     if slow.load and fast.load and slow.load.rate and fast.load.rate:
         if slow.load.rates and fast.load.rates:
-            ratio = paired_ratio if together else median_ratio
-            return ratio(fast.load.rates, slow.load.rates)
+            turns = together and slow.workload.scenario == "offline"
+            paired = turns and len(slow.load.rates) == len(fast.load.rates)
+            return (paired_ratio if paired else median_ratio)(fast.load.rates, slow.load.rates)
         value = fast.load.rate / slow.load.rate
         return Ratio(value, value, value)
     if together and slow.rounds and len(slow.rounds) == len(fast.rounds):
-        old, new = ([one.median for one in row.rounds] for row in (slow, fast))
-        return paired_ratio(old, new)
+        pairs = list(zip(slow.rounds, fast.rounds, strict=True))
+        quiet = [(a, b) for a, b in pairs if not (a.noisy or b.noisy)]
+        chosen = quiet if len(quiet) >= _QUIET else pairs
+        return paired_ratio([a.median for a, _ in chosen], [b.median for _, b in chosen])
     return median_ratio(slow.samples, fast.samples)
 
 

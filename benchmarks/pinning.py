@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from spvit_deploy.progress import warn
+
 _CORE = "/sys/devices/system/cpu/cpu{}/topology/{}"
 
 
@@ -19,6 +21,8 @@ def pinned(threads: int | None) -> Iterator[tuple[int, ...]]:
         The processors; none where nothing was pinned.
     """
     allowed = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    if threads and allowed and threads > len(allowed):
+        warn(f"{threads} threads share {len(allowed)} processors.")
     if threads is None or not allowed or threads >= len(allowed):
         yield ()
         return

@@ -16,7 +16,9 @@ _EXACT = 0.05
 _GROWTH = 1.6
 _STEPS = 24
 # Seconds of a trial of a rate, and queries that it has at least.
-_TRIAL, _QUERIES = 1.5, 60
+_TRIAL, _QUERIES = 1.5, 200
+# Searches, whose rates tell how sure the figure is.
+_SEARCHES = 3
 # The percentile that MLPerf judges a scenario by.
 JUDGED = {"single-stream": 90.0, "multi-stream": 99.0, "server": 99.0}
 
@@ -56,10 +58,10 @@ def _next(low: float, high: float) -> float:
 
 
 def settle_rate(driven: Driven, workload: Workload) -> tuple[tuple[float, bool], ...]:
-    """Find the highest rate that holds the limit, in short trials, and leave it set.
+    """Find the highest rate that holds the limit, in short trials, several times; set the median.
 
     Returns:
-        The trials; the rate of ``driven`` stays the last held one, or the lowest that was tried.
+        The trials; the rate of ``driven`` is the lowest that was tried where none was held.
     """
     slo = workload.slo or float("inf")
     calls = max(1, workload.concurrency)
@@ -72,8 +74,14 @@ def settle_rate(driven: Driven, workload: Workload) -> tuple[tuple[float, bool],
     one = driven.expected / workload.batch
     if driven.lone > slo:
         return ((0.0, False),)
-    rate, tried = highest_rate(held, 0.5 * calls / one)
-    driven.rate = rate or min(rate for rate, _ in tried)
+    guess = 0.5 * calls / one
+    tried: tuple[tuple[float, bool], ...] = ()
+    for _ in range(_SEARCHES):
+        rate, some = highest_rate(held, guess)
+        tried += some
+        driven.found.append(rate)
+        guess = rate or guess
+    driven.rate = median(driven.found) or min(rate for rate, _ in tried)
     return tried
 
 
@@ -90,7 +98,11 @@ def load_record(
         rate = median(driven.rates) if workload.scenario == "offline" else driven.rate
     if workload.scenario == "server" and why.startswith("p99"):
         rate = 0.0
-    rates = tuple(driven.rates) if workload.scenario == "offline" else ()
+    rates = (
+        tuple(driven.rates)
+        if workload.scenario == "offline"
+        else tuple(rate for rate in driven.found if rate)
+    )
     return LoadRecord(
         version=loadgen_version(), valid=not why, why=why, rate=rate, rates=rates, tried=tried
     )

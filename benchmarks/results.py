@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -26,10 +26,13 @@ VERSION: Literal[2] = 2
 STEADY = 0.03
 # Beyond which trtexec, too, warns of times that vary.
 VARIES = 0.025
+# Beyond which layers tell little of a call.
+DISTURBED = 4.0
 # Percentiles that are told where there are samples enough.
 TAILS = (90.0, 95.0, 99.0, 99.9)
 Scenario = Literal["closed", "single-stream", "multi-stream", "offline", "server"]
 Boundary = Literal["compute", "preprocessing"]
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class Workload(BaseModel):
@@ -106,8 +109,8 @@ class BenchmarkResult(BaseModel):
     device: str
     precision: str = ""
     workload: Workload
-    samples: tuple[float, ...]
-    solo: tuple[float, ...]
+    samples: tuple[Seconds, ...] = Field(min_length=1)
+    solo: tuple[Seconds, ...]
     macs: int
     params: int
     size_bytes: int
@@ -202,6 +205,9 @@ class BenchmarkResult(BaseModel):
         if spread > VARIES and self.workload.scenario == "closed":
             found.append(f"varies {100 * spread:.1f}%")
         found += self._bounds()
+        layers = sum(block.seconds for block in self.blocks)
+        if layers > DISTURBED * self.p50:
+            found.append(f"its layers were profiled at {layers / self.p50:.0f}× the time of a call")
         if self.load is not None and not self.load.valid:
             found.append(f"not valid by MLPerf: {self.load.why}")
         return found

@@ -10,8 +10,8 @@ from spvit_deploy.benchmarks.results import BenchmarkResult, ResultsFile
 from spvit_deploy.benchmarks.roofline import Peak, fraction
 
 HEADS = (
-    "artefact", "runtime", "precision", "batch", "p50 ms", "± ms", "p90 ms", "p99 ms", "images/s",
-    "MMACs", "params", "MB", "of peak", "top-1 %",
+    "artefact", "runtime", "precision", "scenario", "batch", "p50 ms", "± ms", "p90 ms", "p99 ms",
+    "images/s", "MMACs", "params", "MB", "of peak", "top-1 %",
 )  # fmt: skip
 START_HEADS = (
     "artefact", "runtime", "batch", "load s", "first call ms", "peak MB", "of it its own",
@@ -38,6 +38,7 @@ def cells_of(row: BenchmarkResult, peaks: Sequence[Peak]) -> Cells:
         row.title,
         row.runtime,
         row.precision,
+        "" if row.workload.scenario == "closed" else row.workload.scenario,
         str(row.workload.batch),
         *(milliseconds(value) for value in (row.p50, (high - low) / 2, row.p90, row.p99)),
         f"{row.throughput:,.1f}",

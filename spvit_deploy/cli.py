@@ -485,7 +485,10 @@ def report(results: tuple[Path, ...], form: str | None, output: Path, **options:
     """Write one self-contained HTML page from results, a search, or both; or text of results."""
     from spvit_deploy.reports import report_to_file, text_to_file
 
-    form = form or {".md": "md", ".json": "json"}.get(output.suffix, "html")
+    kinds = {".md": "md", ".json": "json", ".html": "html", ".htm": "html", "": "html"}
+    form = form or kinds.get(output.suffix.lower())
+    if form is None:
+        raise click.UsageError(f"-o {output}: write .html, .md or .json, or give --format.")
     if not results and (form != "html" or options["search"] is None):
         raise click.UsageError("Name results.json files, or for HTML a --search folder.")
     write = report_to_file if form == "html" else partial(text_to_file, form)

@@ -43,9 +43,19 @@ def _share(_: click.Context, option: click.Parameter, text: str | None) -> float
     metavar="SHARE",
     help="Exit with 1 where something surely became slower by more than this, such as 5%.",
 )
+@click.option(
+    "--strict",
+    is_flag=True,
+    help="Exit with 1, too, where something could not be judged, or is there only before.",
+)
 @json_option
 def compare(
-    before: Path, after: Path, fail_if_slower: float | None, as_json: bool, **allow: bool
+    before: Path,
+    after: Path,
+    fail_if_slower: float | None,
+    strict: bool,
+    as_json: bool,
+    **allow: bool,
 ) -> None:
     """Say what became faster or slower from one results.json to another.
 
@@ -62,6 +72,12 @@ def compare(
         click.echo(json.dumps(content(found), indent=1))
     else:
         print_table(found)
+    if strict and (found.unjudged or found.gone):
+        raise JobError(
+            f"{len(found.unjudged)} of {len(found.rows)} could not be judged, and "
+            f"{len(found.gone)} are there only before.",
+            "Measure again, longer or on a quieter host.",
+        )
     slow = [] if fail_if_slower is None else found.slower_than(fail_if_slower)
     if slow:
         worst = max(slow, key=lambda row: row.slower)
@@ -78,10 +94,10 @@ def print_table(found: Comparison) -> None:
 
     from spvit_deploy.show import console
 
-    table = Table(title="medians of one call", title_justify="left")
+    table = Table(title="medians of one call, and rates", title_justify="left")
     for heading in ("artefact", "runtime"):
         table.add_column(heading)
-    for heading in ("batch", "before ms", "after ms", "before/after"):
+    for heading in ("batch", "before", "after", "ratio"):
         table.add_column(heading, justify="right")
     table.add_column("verdict")
     for row in found.rows:
@@ -90,8 +106,7 @@ def print_table(found: Comparison) -> None:
             row.after.title,
             row.after.runtime,
             str(row.after.workload.batch),
-            f"{1000 * row.before.p50:.3f}",
-            f"{1000 * row.after.p50:.3f}",
+            *row.figures,
             f"{ratio.value:.3f} ({ratio.low:.3f}–{ratio.high:.3f})",
             row.verdict,
         )
@@ -99,6 +114,9 @@ def print_table(found: Comparison) -> None:
     for words, names in (("only before", found.gone), ("only after", found.new)):
         for name in names:
             console().print(f"{words}: {name}", highlight=False)
+    if found.unjudged:
+        count, of = len(found.unjudged), len(found.rows)
+        console().print(f"not judged: {count} of {of}, whose samples were disturbed")
     for change in found.versions:
         console().print(f"version: {change}", highlight=False)
 

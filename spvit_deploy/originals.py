@@ -67,6 +67,8 @@ def open_original(
     if is_search_folder(Path(model)):
         saved, digest, earlier = _lean_of_search(Path(model))
     else:
+        if not (pretrained or checkpoint or Path(model).exists()):
+            warn(f"{model} has random weights: neither --pretrained nor --checkpoint is given.")
         saved, digest = load_model(ModelRequest.of(model, model_args, checkpoint, pretrained))
     warn_if_blind(saved)
     if saved.plan is not None and advice(saved.plan, saved.history):

@@ -120,6 +120,11 @@ class PictureTransform:
 
 
 def _of_bytes(image: Image.Image, mode: str) -> Image.Image:
+    if image.mode == "F":
+        raise DataError(
+            "An image has floating-point pixels, whose range is not known.",
+            "Save it with 8 or 16 bits.",
+        )
     if image.mode.startswith("I"):  # 16 bits, which PIL would cut off at 255
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     return image.convert(mode)

@@ -73,7 +73,8 @@ def _table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]], left
 
 def _latencies(file: ResultsFile) -> Table:
     rows = [(*cells_of(row, file.peaks), "!" if row.remarks() else "") for row in file.results]
-    return _table("latency of one call", (*HEADS, ""), rows, 2)
+    closed = all(row.workload.scenario == "closed" for row in file.results)
+    return _table("latency of one call" if closed else "queries", (*HEADS, ""), rows, 2)
 
 
 def _parts(row: BenchmarkResult) -> str:

@@ -97,7 +97,7 @@ def test_nameless_layers_are_their_neighbours() -> None:
 def test_a_part_that_is_gone_is_a_gain() -> None:
     dense = [BlockTime(block="b.attn", kind="msa", seconds=2.0, macs=9)]
     (gone,) = gains(dense, [])
-    assert (gone.kind, gone.dense, gone.lean, gone.achieved) == ("nothing", 2.0, 0.0, None)
+    assert (gone.kind, gone.dense, gone.lean, gone.achieved) == ("left out", 2.0, 0.0, None)
 
 
 def test_a_fresh_process_tells_what_an_artefact_takes(dense_folder: Path, tmp_path: Path) -> None:

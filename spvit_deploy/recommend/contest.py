@@ -22,6 +22,7 @@ _BURST, _PAUSE = 0.2, 0.08
 # How much slower than the best one may be, before and after it was measured for longer.
 _CLEARLY, _SURELY = 1.5, 1.15
 _FINALISTS = 3
+SLOWER = "slower"
 # Bursts at first, and between looks at who has lost.
 _FIRST, _LOOK = 2, 4
 
@@ -133,7 +134,16 @@ class Contest:
             self._cut()
         self._tails()
         self.alive.sort(key=self._place)
-        self._end(self.alive[_FINALISTS:], "slower, by less than is sure")
+        self._end(self.alive[_FINALISTS:])
+        self.out = [self._against(row) for row in self.out]
+
+    def _against(self, row: Tried) -> Tried:
+        """With how much slower than the answer it was."""
+        if row.lost != SLOWER or row.p50 is None:
+            return row
+        best = self.alive[0]
+        factor = row.p50 / row.batch / (percentile(best.samples, 50) / best.tried.batch)
+        return row.model_copy(update={"lost": f"{factor:.2f}× the time of the best"})
 
     def _place(self, runner: Runner) -> float:
         """What the target counts, for an image; the median, where there are calls too few."""
@@ -160,9 +170,8 @@ class Contest:
         self._end([runner for runner in self.alive if runner.seconds > factor * self.best])
 
     def _end(self, losers: list[Runner], why: str = "") -> None:
-        best = self.best
         for runner in losers:
-            reason = why or f"{runner.seconds / best:.2f}× the time of the fastest"
+            reason = why or SLOWER
             self.out.append(runner.measured(self.target, reason))
             runner.session.close()
             self.alive.remove(runner)

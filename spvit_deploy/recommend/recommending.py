@@ -15,7 +15,7 @@ from spvit_deploy.benchmarks.host import read_host
 from spvit_deploy.benchmarks.statistics import percentile
 from spvit_deploy.errors import InputError, JobError
 from spvit_deploy.originals import Original, open_original
-from spvit_deploy.progress import Bar, progress_bar
+from spvit_deploy.progress import Bar, progress_bar, warn
 from spvit_deploy.recommend.contest import Contest, Runner, clock
 from spvit_deploy.recommend.entrants import Entrants, enter_all, thread_counts
 from spvit_deploy.recommend.record import RECORD_FILE, Recommendation, Tried
@@ -25,9 +25,11 @@ from spvit_deploy.store import ensure_free, new_folder, write_record
 from spvit_deploy.sweep.record import load_sweep
 
 # Shares of the time: for writing, and for writing and timing.
-_WRITING, _TIMING = 0.75, 0.9
+_WRITING, _TIMING = 0.7, 0.8
 # Images of a call that are tried where throughput counts.
 _BATCHES = (1, 4, 16, 64)
+# Percent right below which accuracies say nothing.
+_CHANCE = 1.0
 Left = Callable[[], float]
 Tell = Callable[[str], None]
 
@@ -181,6 +183,11 @@ def _judged(best: Sequence[Tried], staging: Path, request: Request, left: Any) -
                 staging / row.folder, data, row.runtime, "cpu", limit=request.validation
             )
             known[row.folder] = found.top1
+            if place == 0 and found.top1 <= _CHANCE:
+                warn(
+                    f"the model is right on {found.top1:.2f}% of the images: its precisions cannot "
+                    "be judged. Is it trained, and for these classes?"
+                )
         yield row.model_copy(update={"top1": known.get(row.folder, row.top1)})
 
 
