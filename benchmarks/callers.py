@@ -26,7 +26,7 @@ PICTURE = (500, 375)
 # Warm-up ends where the medians of two windows of calls differ by less, or after so many seconds.
 _WINDOW, _STABLE, _PATIENCE = 5, 0.02, 3.0
 # Of a rate that a trial held and the rounds did not: what the next one is.
-_BACK = 0.95
+_BACK = 0.9
 
 
 def images_for(session: Session, batch: int, seed: int) -> Array:

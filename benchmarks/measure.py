@@ -48,7 +48,7 @@ _ROUNDS = 10
 # LoadGen's runs cannot be as short.
 _LOADGEN_ROUNDS = 4
 # Times that a rate of requests is lowered.
-_RETRIES = 4
+_RETRIES = 6
 
 
 @dataclass

@@ -13,9 +13,9 @@ from spvit_deploy.errors import JobError
 from spvit_deploy.serving.target import Array, TritonTarget
 
 # Seconds of a trial of a rate, and queries that it has at least.
-_TRIAL, _QUERIES = 2.0, 100
+_TRIAL, _QUERIES = 3.0, 300
 # Of a rate that trials held and the long run did not: what the next one is; and how often.
-_BACK, _RETRIES = 0.95, 4
+_BACK, _RETRIES = 0.9, 8
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def highest_served(
         if percentile(latencies, 99) <= slo:
             return Served(rate, latencies, tried)
         rate *= _BACK
-    lowest = min(rate for rate, _ in tried)
+    lowest = rate or min(rate for rate, _ in tried)
     raise JobError(
         f"No rate down to {lowest:.3g}/s has 99% of its answers within {1000 * slo:g} ms.",
         "Ask for a longer --slo, or serve a faster model.",
