@@ -14,9 +14,11 @@ from spvit_deploy.benchmarks.statistics import early_stopping, percentile, sampl
 # Rates are told to this share.
 _EXACT = 0.05
 _GROWTH = 1.6
+# Of the first guess: below it no rate is looked for.
+_LOWEST = 1 / 500
 _STEPS = 24
 # Seconds of a trial of a rate, and queries that it has at least.
-_TRIAL, _QUERIES = 1.5, 200
+_TRIAL, _LONG, _QUERIES = 1.5, 10.0, 200
 # Searches, whose rates tell how sure the figure is.
 _SEARCHES = 3
 # The percentile that MLPerf judges a scenario by.
@@ -45,7 +47,7 @@ def highest_rate(
             low = rate
         else:
             high = rate
-        if low and high / low - 1 <= exact:
+        if (low and high / low - 1 <= exact) or (not low and rate < _LOWEST * guess):
             break
         rate = _next(low, high)
     return low, tuple(tried)
@@ -68,7 +70,7 @@ def settle_rate(driven: Driven, workload: Workload) -> tuple[tuple[float, bool],
 
     def held(rate: float) -> bool:
         driven.rate = rate
-        found = driven.take(max(_TRIAL, _QUERIES / rate), workload.pause)
+        found = driven.take(max(_TRIAL, min(_LONG, _QUERIES / rate)), workload.pause)
         return percentile(found, 99) <= slo
 
     one = driven.expected / workload.batch
