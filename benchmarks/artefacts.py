@@ -45,6 +45,11 @@ class Artefact:
     blocks: tuple[BlockCost, ...] = ()
 
 
+def bytes_of(folder: Path) -> int:
+    """Of what an artefact's folder holds beside its records."""
+    return sum(file.stat().st_size for file in folder.iterdir() if file.suffix != ".json")
+
+
 def describe(path: Path) -> Artefact:
     """Read an artefact's record.
 
@@ -54,7 +59,7 @@ def describe(path: Path) -> Artefact:
     if path.is_file():
         return _bare_engine(path) if path.suffix == SUFFIX else _bare(path)
     kind = artefact_format(path)
-    size = sum(file.stat().st_size for file in path.iterdir() if file.suffix != ".json")
+    size = bytes_of(path)
     if kind in ("dense", "lean"):
         saved = load_saved(path)
         cost = count_cost(saved.module, saved.preprocessing.input_size)

@@ -35,16 +35,12 @@ class Run:
     Attributes:
         latencies: seconds of each query, from when it was due.
         rate: samples a second; scheduled ones for ``server``.
-        valid: by MLPerf's rules.
-        why: what LoadGen says against it.
         estimate: its early-stopping estimate of the percentile that the scenario is judged by,
             seconds; None where it has none.
     """
 
     latencies: tuple[float, ...]
     rate: float
-    valid: bool
-    why: str
     estimate: float | None = None
 
 
@@ -88,7 +84,7 @@ def run_scenario(
     lg = _loadgen()
     settings = _settings(lg, scenario, seconds, batch, expected, slo, rate)
     system = (Queued if scenario == "server" else Direct)(lg, calls, batch)
-    return _run(lg, settings, system, scenario)
+    return _run(lg, settings, system)
 
 
 def run_sent(send: Send, seconds: float, slo: float, rate: float) -> Run:
@@ -106,7 +102,7 @@ def run_sent(send: Send, seconds: float, slo: float, rate: float) -> Run:
     """
     lg = _loadgen()
     settings = _settings(lg, "server", seconds, 1, 1e-3, slo, rate)
-    return _run(lg, settings, Sent(lg, send), "server")
+    return _run(lg, settings, Sent(lg, send))
 
 
 def _loadgen() -> Any:
@@ -114,7 +110,7 @@ def _loadgen() -> Any:
     return importlib.import_module(_PACKAGE)
 
 
-def _run(lg: Any, settings: Any, system: System, scenario: str) -> Run:
+def _run(lg: Any, settings: Any, system: System) -> Run:
     with tempfile.TemporaryDirectory() as folder, system.at_work():
         sut = lg.ConstructSUT(system.issue, lambda: None)
         library = lg.ConstructQSL(LIBRARY, LIBRARY, _nothing, _nothing)
@@ -124,7 +120,7 @@ def _run(lg: Any, settings: Any, system: System, scenario: str) -> Run:
             lg.DestroyQSL(library)
             lg.DestroySUT(sut)
         system.require_whole()
-        return _read(Path(folder), scenario)
+        return _read(Path(folder))
 
 
 def _nothing(_: list[int]) -> None:
@@ -166,7 +162,7 @@ def _logs(lg: Any, folder: str) -> Any:
     return found
 
 
-def _read(folder: Path, scenario: str) -> Run:
+def _read(folder: Path) -> Run:
     said: dict[str, Any] = {}
     for line in (folder / "mlperf_log_detail.txt").read_text().splitlines():
         entry = json.loads(line.partition(" ")[2])
@@ -180,22 +176,4 @@ def _read(folder: Path, scenario: str) -> Run:
     rate = next((float(said[name]) for name in rates if name in said), 0.0)
     latencies = tuple(done / 1e9 for done in last.values())
     bound = said.get("early_stopping_latency_ss") or said.get("early_stopping_latency_ms")
-    return Run(
-        latencies, rate, said.get("result_validity") == "VALID", _why(said, scenario),
-        bound / 1e9 if bound else None,
-    )  # fmt: skip
-
-
-def _why(said: dict[str, Any], scenario: str) -> str:
-    """What LoadGen has against a run."""
-    if said.get("result_validity") == "VALID":
-        return ""
-    words = []
-    if said.get("result_min_duration_met") is False:
-        words.append("shorter than asked")
-    if said.get("result_perf_constraints_met") is False:
-        words.append("too many answers late")
-    if said.get("early_stopping_met") is False:
-        count = said.get("result_query_count", "?")
-        words.append(f"too few queries ({count}) to be sure of its percentile")
-    return ", ".join(words) or str(said.get("result_invalid_reason", "")).strip() or scenario
+    return Run(latencies, rate, bound / 1e9 if bound else None)

@@ -66,7 +66,6 @@ def settle_rate(driven: Driven, workload: Workload) -> tuple[tuple[float, bool],
         The trials; the rate of ``driven`` is the lowest that was tried where none was held.
     """
     slo = workload.slo or float("inf")
-    calls = max(1, workload.concurrency)
 
     def held(rate: float) -> bool:
         driven.rate = rate
@@ -76,7 +75,7 @@ def settle_rate(driven: Driven, workload: Workload) -> tuple[tuple[float, bool],
     one = driven.expected / workload.batch
     if driven.lone > slo:
         return ((0.0, False),)
-    guess = 0.5 * calls / one
+    guess = 0.5 * workload.concurrency / one
     tried: tuple[tuple[float, bool], ...] = ()
     for _ in range(_SEARCHES):
         rate, some = highest_rate(held, guess)

@@ -22,6 +22,7 @@ from spvit_deploy.benchmarks.tables import (
     gain_cells,
     host_facts,
     proof_rows,
+    remark_lines,
     start_cells,
 )
 from spvit_deploy.errors import InputError
@@ -52,17 +53,18 @@ def write_report(
     """
     files = read_results(results)
     rows = [result for file in files for result in file.results]
-    figures = list(_figures(rows, plan, hidden))
+    pairs = pairs_of(rows)
+    figures = list(_figures(rows, pairs, plan, hidden))
     if search is not None:
         figures += search_figures(read_search_log(search))
     body = [f"<h1>{escape(title)}</h1>", _headline(rows)]
     body.append(f"<p class=sub>{escape(_subtitle(files, plan))}</p>")
     if rows:
-        body.append(f"<div class=cards>{''.join(_cards(rows))}</div>")
+        body.append(f"<div class=cards>{''.join(_cards(pairs))}</div>")
         body.append(section("Results", _results(files)))
         body += _starts(rows)
     body += [figure_section(index, *entry) for index, entry in enumerate(figures)]
-    body += [*_gains(rows), *_proofs(rows)]
+    body += [*_gains(pairs), *_proofs(rows)]
     if files:
         body.append(method_section(files))
     write_page(output, title, body)
@@ -91,7 +93,10 @@ def _headline(rows: Sequence[BenchmarkResult]) -> str:
 
 
 def _figures(
-    rows: Sequence[BenchmarkResult], plan: PrunePlan | None, hidden: Sequence[int]
+    rows: Sequence[BenchmarkResult],
+    pairs: Sequence[Pair],
+    plan: PrunePlan | None,
+    hidden: Sequence[int],
 ) -> Iterator[tuple[str, str, Any]]:
     """(heading, note, figure)."""
     timed = [row for row in rows if row.workload.scenario != "offline"]
@@ -102,7 +107,7 @@ def _figures(
         note = "Median of a call; the whisker ends at the 90th percentile."
         yield "Latency", note, charts.latency_bars(timed)
         yield "All samples", "Boxes hold the middle half of the calls.", charts.sample_boxes(timed)
-    for pair in pairs_of(rows):
+    for pair in pairs:
         if pair.gains:
             note = "Seconds of a call in each block's branches, by the runtime's profiler."
             yield f"Block by block: {pair.label}", note, block_charts.block_bars(pair)
@@ -122,8 +127,7 @@ def speedups(rows: Sequence[BenchmarkResult]) -> list[tuple[str, BenchmarkResult
     return [(pair.label, pair.dense, pair.lean) for pair in pairs_of(rows)]
 
 
-def _cards(rows: Sequence[BenchmarkResult]) -> list[str]:
-    pairs = pairs_of(rows)
+def _cards(pairs: Sequence[Pair]) -> list[str]:
     cards = [_pair_card(pair) for pair in pairs]
     if pairs:
         dense, lean = pairs[0].dense, pairs[0].lean
@@ -149,11 +153,7 @@ def _pair_card(pair: Pair) -> str:
 def _results(files: Sequence[ResultsFile]) -> str:
     rows = [(row, file.peaks) for file in files for row in file.results]
     lines = [table(HEADS, [cells_of(*row) for row in rows], [bool(r.flagged) for r, _ in rows])]
-    remarks = [
-        f"{row.title}, {row.runtime}, batch {row.workload.batch}: {'; '.join(row.remarks())}"
-        for row, _ in rows
-        if row.remarks()
-    ]
+    remarks = remark_lines([row for row, _ in rows])
     lines += [f"<p class=note>{escape(text)}</p>" for text in remarks]
     if any(row.flagged for row, _ in rows):
         lines.append(
@@ -173,8 +173,8 @@ def _starts(rows: Sequence[BenchmarkResult]) -> Iterator[str]:
         yield section("In a fresh process", table(START_HEADS, cells, [False] * len(cells)))
 
 
-def _gains(rows: Sequence[BenchmarkResult]) -> Iterator[str]:
-    for pair in pairs_of(rows):
+def _gains(pairs: Sequence[Pair]) -> Iterator[str]:
+    for pair in pairs:
         if pair.gains:
             cells = [gain_cells(gain) for gain in pair.gains]
             note = (

@@ -20,6 +20,7 @@ from spvit_deploy.benchmarks.tables import (
     host_facts,
     load_line,
     proof_rows,
+    remark_lines,
     start_cells,
 )
 
@@ -31,11 +32,7 @@ def markdown(files: Sequence[ResultsFile], title: str) -> str:
     blocks = [f"# {title}", *([f"**{found}**"] if found else [])]
     blocks.append(_table(HEADS, [cells_of(r, f.peaks) for f in files for r in f.results], 2))
     blocks += [line for line in map(load_line, rows) if line]
-    remarks = [
-        f"- {row.title}, {row.runtime}, batch {row.workload.batch}: {'; '.join(row.remarks())}"
-        for row in rows
-        if row.remarks()
-    ]
+    remarks = [f"- {line}" for line in remark_lines(rows)]
     blocks += ["\n".join(remarks)] if remarks else []
     blocks += _pairs(rows)
     started = [start_cells(row) for row in rows if row.start]

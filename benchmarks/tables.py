@@ -50,6 +50,15 @@ def cells_of(row: BenchmarkResult, peaks: Sequence[Peak]) -> Cells:
     )
 
 
+def remark_lines(rows: Sequence[BenchmarkResult]) -> list[str]:
+    """A line for each row that has something to be known of it."""
+    return [
+        f"{row.title}, {row.runtime}, batch {row.workload.batch}: {'; '.join(row.remarks())}"
+        for row in rows
+        if row.remarks()
+    ]
+
+
 def start_cells(row: BenchmarkResult) -> Cells:
     """Under :data:`START_HEADS`."""
     start = row.start

@@ -7,10 +7,9 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from statistics import median
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from spvit_deploy.benchmarks.callers import burst_of
+from spvit_deploy.benchmarks.callers import burst_of, images_for
 from spvit_deploy.benchmarks.runtimes import Session, open_session
 from spvit_deploy.benchmarks.statistics import percentile
 
@@ -90,10 +89,7 @@ def time_in_turns(
 
 
 def _call(session: Session, batch: int) -> Callable[[], float]:
-    images = np.random.default_rng(0).standard_normal(
-        (batch, *session.input_size), dtype=np.float32
-    )
-    call = session.prepare(images)
+    call = session.prepare(images_for(session, batch, 0))
     for _ in range(3):
         call()
     return call

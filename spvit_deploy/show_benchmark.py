@@ -18,6 +18,7 @@ from spvit_deploy.benchmarks.tables import (
     cells_of,
     gain_cells,
     load_line,
+    remark_lines,
     start_cells,
 )
 from spvit_deploy.show import console
@@ -89,11 +90,7 @@ def _parts(row: BenchmarkResult) -> str:
 
 def _notes(rows: Sequence[BenchmarkResult]) -> list[str]:
     """What the marks in the table stand for."""
-    found = [
-        f"! {row.title}, {row.runtime}, batch {row.workload.batch}: {'; '.join(row.remarks())}"
-        for row in rows
-        if row.remarks()
-    ]
+    found = [f"! {line}" for line in remark_lines(rows)]
     if any(row.flagged for row in rows):
         found.append("unsteady: medians alone and interleaved differ by 3% or more")
     if any(row.noisy for row in rows):

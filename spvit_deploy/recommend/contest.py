@@ -169,10 +169,9 @@ class Contest:
     def _drop(self, factor: float) -> None:
         self._end([runner for runner in self.alive if runner.seconds > factor * self.best])
 
-    def _end(self, losers: list[Runner], why: str = "") -> None:
+    def _end(self, losers: list[Runner]) -> None:
         for runner in losers:
-            reason = why or SLOWER
-            self.out.append(runner.measured(self.target, reason))
+            self.out.append(runner.measured(self.target, SLOWER))
             runner.session.close()
             self.alive.remove(runner)
 

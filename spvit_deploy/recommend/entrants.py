@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 
+from spvit_deploy.benchmarks.artefacts import bytes_of
 from spvit_deploy.driver import find_driver
 from spvit_deploy.errors import JobError, SpvitError
 from spvit_deploy.export.formats import FORMATS
@@ -144,8 +145,7 @@ class Entrants:
 
 
 def _sized(row: Tried, path: Path) -> Tried:
-    size = sum(file.stat().st_size for file in path.iterdir() if file.suffix != ".json")
-    return row.model_copy(update={"size_bytes": size, "folder": path.name})
+    return row.model_copy(update={"size_bytes": bytes_of(path), "folder": path.name})
 
 
 def thread_counts() -> tuple[int, ...]:

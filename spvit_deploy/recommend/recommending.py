@@ -13,7 +13,7 @@ from typing import Any
 from spvit_deploy.benchmarks.evaluate import evaluate_artefact
 from spvit_deploy.benchmarks.host import read_host
 from spvit_deploy.benchmarks.statistics import percentile
-from spvit_deploy.errors import InputError, JobError
+from spvit_deploy.errors import JobError
 from spvit_deploy.originals import Original, open_original
 from spvit_deploy.progress import Bar, progress_bar, warn
 from spvit_deploy.recommend.contest import Contest, Runner, clock
@@ -211,13 +211,3 @@ def require_met(found: Recommendation, request: Request) -> None:
         f"Nothing here holds {found.target}: the best, {best.title}, has {told}.",
         "Search a smaller model (`spvit-deploy search --budget`), or let more accuracy go.",
     )
-
-
-def require_data(data: DataSettings) -> None:
-    """Refuse a call without images: a precision is judged by its accuracy.
-
-    Raises:
-        InputError: none are named.
-    """
-    if not data.spec:
-        raise InputError("Precisions are judged by their accuracy.", "Give --data SPEC.")
