@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from spvit_deploy.quiet import quiet
+from spvit_deploy.core.log_filters import quiet
 
 RAPL_FOLDER = "/sys/class/powercap/intel-rapl/subsystem"
 _EXTRA = "energy is not read: pip install 'spvit-deploy[energy]'"

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
-from spvit_deploy.benchmarks.classifiers import Classifier, open_classifier
-from spvit_deploy.benchmarks.runtimes import Array
-from spvit_deploy.data import open_batches
-from spvit_deploy.errors import DataError
-from spvit_deploy.pictures import open_pictures
-from spvit_deploy.progress import progress_bar
-from spvit_deploy.sources import DataSettings
+from spvit_deploy.benchmarks.classifier import Classifier, open_classifier
+from spvit_deploy.core.errors import DataError
+from spvit_deploy.core.progress import progress_bar
+from spvit_deploy.data.batches import open_batches
+from spvit_deploy.data.raw_images import open_pictures
+from spvit_deploy.data.sources import DataSettings
+from spvit_deploy.runtimes.registry import Array
 
 
 @dataclass(frozen=True)

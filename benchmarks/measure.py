@@ -16,9 +16,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from spvit_deploy.benchmarks.artefacts import Artefact, describe
-from spvit_deploy.benchmarks.asked import pairs_asked, require_measurable
-from spvit_deploy.benchmarks.callers import (
+from spvit_deploy.benchmarks.artifacts import Artefact, describe
+from spvit_deploy.benchmarks.cpu_affinity import pinned
+from spvit_deploy.benchmarks.extras import Details, detailed
+from spvit_deploy.benchmarks.host import read_host
+from spvit_deploy.benchmarks.host_noise import Seen, Watch, noises
+from spvit_deploy.benchmarks.load_patterns import (
     Crowd,
     Driven,
     Timed,
@@ -27,22 +30,15 @@ from spvit_deploy.benchmarks.callers import (
     settle,
     takes_pictures,
 )
-from spvit_deploy.benchmarks.details import Details, detailed
-from spvit_deploy.benchmarks.facts import Proof, Round
-from spvit_deploy.benchmarks.host import read_host
-from spvit_deploy.benchmarks.pinning import pinned
+from spvit_deploy.benchmarks.mlperf.max_rate import load_record, settle_rate
 from spvit_deploy.benchmarks.provenance import provenance
-from spvit_deploy.benchmarks.rates import load_record, settle_rate
+from spvit_deploy.benchmarks.request import pairs_asked, require_measurable
+from spvit_deploy.benchmarks.result_records import Proof, Round
 from spvit_deploy.benchmarks.results import BenchmarkResult, ResultsFile, Workload
-from spvit_deploy.benchmarks.runtimes import (
-    Session,
-    batch_limits,
-    open_session,
-)
 from spvit_deploy.benchmarks.statistics import percentile
-from spvit_deploy.benchmarks.watch import Seen, Watch, noises
-from spvit_deploy.errors import InputError
-from spvit_deploy.progress import Bar, progress_bar
+from spvit_deploy.core.errors import InputError
+from spvit_deploy.core.progress import Bar, progress_bar
+from spvit_deploy.runtimes.registry import Session, batch_limits, open_session
 
 _ROUNDS = 10
 # LoadGen's runs cannot be as short.

@@ -7,9 +7,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from spvit_deploy.benchmarks.facts import DataRecord, LoadRecord, Proof, Round
+from spvit_deploy.benchmarks.block_times import BlockTime
 from spvit_deploy.benchmarks.host import HostRecord
-from spvit_deploy.benchmarks.layers import BlockTime
+from spvit_deploy.benchmarks.result_records import DataRecord, LoadRecord, Proof, Round
 from spvit_deploy.benchmarks.roofline import Peak
 from spvit_deploy.benchmarks.starting import Start
 from spvit_deploy.benchmarks.statistics import (
@@ -19,8 +19,8 @@ from spvit_deploy.benchmarks.statistics import (
     samples_needed,
     variation,
 )
-from spvit_deploy.records import load_record
-from spvit_deploy.store import write_record
+from spvit_deploy.core.files import write_record
+from spvit_deploy.core.records import load_record
 
 VERSION: Literal[2] = 2
 STEADY = 0.03

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import onnx
 
-from spvit_deploy.errors import InputError, RuntimeMissingError
-from spvit_deploy.export.calibration import Accuracy, Calibration
-from spvit_deploy.export.outputs import Answers
-from spvit_deploy.preprocessing import Preprocessing
+from spvit_deploy.core.errors import InputError, RuntimeMissingError
+from spvit_deploy.core.preprocessing import Preprocessing
+from spvit_deploy.lean.named_outputs import Answers
+from spvit_deploy.runtimes.calibration import Accuracy, Calibration
 
 
 @dataclass(frozen=True)
@@ -153,27 +153,27 @@ FORMATS = {
     one.name: one
     for one in (
         Format(
-            "onnx", "spvit_deploy.export.onnxrt:write_model", "model.onnx", "onnxruntime", "onnx",
+            "onnx", "spvit_deploy.runtimes.onnx.graph:write_model", "model.onnx", "onnxruntime", "onnx",  # noqa: E501
             precisions=("fp32", "fp16", "int8"), lowers=True, pictures=True,
         ),
         Format(
-            "openvino", "spvit_deploy.export.openvinort:write_model", "model.xml", "openvino",
+            "openvino", "spvit_deploy.runtimes.openvino.exporter:write_model", "model.xml", "openvino",  # noqa: E501
             "openvino", "openvino", ("fp32", "bf16", "int8"), pictures=True,
         ),
         Format(
-            "tensorrt-rtx", "spvit_deploy.export.trt:write_rtx", "model.onnx", "onnxruntime",
+            "tensorrt-rtx", "spvit_deploy.runtimes.tensorrt.exporter:write_rtx", "model.onnx", "onnxruntime",  # noqa: E501
             "tensorrt_rtx", "tensorrt-rtx", ("fp32", "fp16", "bf16", "int8"), lowers=True,
         ),
         Format(
-            "tensorrt", "spvit_deploy.export.trt:write_plain", "model.onnx", "onnxruntime",
+            "tensorrt", "spvit_deploy.runtimes.tensorrt.exporter:write_plain", "model.onnx", "onnxruntime",  # noqa: E501
             "tensorrt", "tensorrt", ("fp32", "fp16", "bf16", "int8"), lowers=True,
         ),
         Format(
-            "torch", "spvit_deploy.export.torchrt:write_model", "model.pt2", "torch", "torch",
+            "torch", "spvit_deploy.runtimes.torch.exporter:write_model", "model.pt2", "torch", "torch",  # noqa: E501
             precisions=("fp32", "bf16"), from_onnx=False,
         ),
         Format(
-            "executorch", "spvit_deploy.export.executorchrt:write_model", "model.pte", "executorch",
+            "executorch", "spvit_deploy.runtimes.executorch.exporter:write_model", "model.pte", "executorch",  # noqa: E501
             "executorch", "executorch", from_onnx=False,
         ),
     )

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from spvit_deploy.errors import ParityError
+from spvit_deploy.core.errors import ParityError
 
 Array = NDArray[Any]
 Runner = Callable[[Array], Array]

@@ -7,11 +7,11 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from spvit_deploy.errors import CorruptFileError
+from spvit_deploy.core.errors import CorruptFileError
+from spvit_deploy.core.files import check_files, read_record
+from spvit_deploy.core.plan import ModelSpec, first_line
+from spvit_deploy.core.preprocessing import Preprocessing
 from spvit_deploy.export.parity import ParityReport
-from spvit_deploy.plan import ModelSpec, first_line
-from spvit_deploy.preprocessing import Preprocessing
-from spvit_deploy.store import check_files, read_record
 
 RECORD_FILE = "export.json"
 

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from spvit_deploy.cost import CostTable, Unit, format_cost
-from spvit_deploy.errors import BudgetError
-from spvit_deploy.plan import TokenKeep
+from spvit_deploy.core.errors import BudgetError
+from spvit_deploy.core.plan import TokenKeep
+from spvit_deploy.lean.cost import CostTable, Unit, format_cost
 
 _COUNTS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _TIMES = {"s": 10**9, "ms": 10**6, "us": 10**3, "µs": 10**3, "ns": 1}

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from spvit_deploy.families import BlockSite
-from spvit_deploy.lean.mlps import gated_output
-from spvit_deploy.search.branches import START_LOGIT
-from spvit_deploy.search.live_units import LiveUnits, filled
+from spvit_deploy.lean.trim_mlps import gated_output
+from spvit_deploy.search.active_units import LiveUnits, filled
+from spvit_deploy.search.gated_attention import START_LOGIT
 
 
 class GatedMlp(nn.Module):

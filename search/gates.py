@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
-from spvit_deploy.errors import DivergedError
+from spvit_deploy.core.errors import DivergedError
 
 # Shares of a search in which gates begin to sharpen, and have done so.
 _SHARPENING = (0.2, 0.9)

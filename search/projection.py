@@ -9,12 +9,11 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
-from spvit_deploy.cost import CostTable, last_attention
-from spvit_deploy.errors import BudgetError
-from spvit_deploy.plan import AttentionKind
-from spvit_deploy.search.alignment import Choice, align_if_it_fits, cost_of
+from spvit_deploy.core.errors import BudgetError
+from spvit_deploy.core.plan import AttentionKind
+from spvit_deploy.lean.cost import CostTable, last_attention
 from spvit_deploy.search.budget import nearest, too_small
-from spvit_deploy.search.opening import (
+from spvit_deploy.search.greedy_gates import (
     OpenBlock,
     Start,
     against,
@@ -23,6 +22,7 @@ from spvit_deploy.search.opening import (
     ranked_items,
 )
 from spvit_deploy.search.supernet import GateProbabilities
+from spvit_deploy.search.width_alignment import Choice, align_if_it_fits, cost_of
 
 # How far below the budget a plan may stay.
 TOLERANCE = 0.01

@@ -14,14 +14,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spvit_deploy.errors import PlanError
+from spvit_deploy.core.errors import PlanError
+from spvit_deploy.core.plan import (
+    AttentionKind,
+    BlockPlan,
+    ModelSpec,
+    PrunePlan,
+    Semantics,
+    TokenKeep,
+)
 from spvit_deploy.families import find_sites
+from spvit_deploy.families.timm_models import input_size
+from spvit_deploy.lean.input_dependence import sees_images
 from spvit_deploy.lean.materialize import EXTRAS_PREFIX, check_plan
-from spvit_deploy.lean.merging import insert_merges
-from spvit_deploy.lean.sight import sees_images
-from spvit_deploy.models import input_size
-from spvit_deploy.plan import AttentionKind, BlockPlan, ModelSpec, PrunePlan, Semantics, TokenKeep
-from spvit_deploy.search.branches import UnifiedAttention
+from spvit_deploy.lean.token_merging import insert_merges
+from spvit_deploy.search.gated_attention import UnifiedAttention
 from spvit_deploy.search.gated_mlp import GatedMlp
 from spvit_deploy.search.gates import draw
 

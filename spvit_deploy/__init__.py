@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from spvit_deploy._version import __version__
 
 if TYPE_CHECKING:
-    from spvit_deploy.api import (
+    from spvit_deploy.workflows.stages import (
         benchmark,
         evaluate,
         export_model,
@@ -43,6 +43,6 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'spvit_deploy' has no attribute '{name}'")
-    from spvit_deploy import api
+    from spvit_deploy.workflows import stages as api
 
     return getattr(api, name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from click.testing import CliRunner, Result
 
-from spvit_deploy.cli import main
+from spvit_deploy.cli.main import main
 
 
 def call(*args: object) -> Result:

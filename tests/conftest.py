@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from spvit_deploy.lean.folder import SavedModel, dense_saved, save_model
-from spvit_deploy.models import create_model
-from spvit_deploy.plan import AttentionKind, BlockPlan, ModelSpec, PrunePlan
+from spvit_deploy.core.plan import AttentionKind, BlockPlan, ModelSpec, PrunePlan
+from spvit_deploy.families.timm_models import create_model
+from spvit_deploy.lean.model_folder import SavedModel, dense_saved, save_model
 from spvit_deploy.search.supernet import Supernet
 
 TINY = {
@@ -70,8 +70,8 @@ def dense_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def make_lean(tmp_path: Path) -> Callable[..., tuple[SavedModel, Path]]:
     """Makes a lean folder with the given operations and widths."""
+    from spvit_deploy.families.timm_models import create_empty, load_weights, preprocessing_of
     from spvit_deploy.lean.materialize import materialize_weights
-    from spvit_deploy.models import create_empty, load_weights, preprocessing_of
 
     def make(kinds: list[str], widths: list[int], **args: Any) -> tuple[SavedModel, Path]:
         spec = tiny_spec(**args)
@@ -91,8 +91,8 @@ def make_lean(tmp_path: Path) -> Callable[..., tuple[SavedModel, Path]]:
 @pytest.fixture
 def cut_in_step(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """Makes the training that comes next fail in a step, counted from 1; only the first time."""
-    from spvit_deploy.errors import JobError
-    from spvit_deploy.search.training import _Loop
+    from spvit_deploy.core.errors import JobError
+    from spvit_deploy.training.loop import _Loop
 
     def cut(step: int) -> None:
         advance, steps = _Loop._advance, itertools.count(1)

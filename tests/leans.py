@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from spvit_deploy.cost import count_cost
+from spvit_deploy.core.plan import PrunePlan
+from spvit_deploy.families.timm_models import create_model, input_size
+from spvit_deploy.lean.cost import count_cost
 from spvit_deploy.lean.materialize import materialize_weights
-from spvit_deploy.models import create_model, input_size
-from spvit_deploy.plan import PrunePlan
+from spvit_deploy.search.budget_target import cost_table_of
 from spvit_deploy.search.supernet import Supernet
-from spvit_deploy.search.targets import cost_table_of
 
 
 def require_lean_equals_supernet(net: Supernet, plan: PrunePlan, atol: float = 1e-5) -> nn.Module:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 
-from spvit_deploy.cli import main
+from spvit_deploy.cli.main import main
 
 if __name__ == "__main__":
     for command in json.loads(sys.argv[1]):

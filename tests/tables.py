@@ -5,9 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from spvit_deploy.benchmarks.host import read_host
-from spvit_deploy.benchmarks.latency import Anchors, LatencyTable, ShapeTimes, WidthTime
-from spvit_deploy.benchmarks.turns import Timing
-from spvit_deploy.plan import AttentionKind
+from spvit_deploy.benchmarks.latency_tables.interleaved import Timing
+from spvit_deploy.benchmarks.latency_tables.table import (
+    Anchors,
+    LatencyTable,
+    ShapeTimes,
+    WidthTime,
+)
+from spvit_deploy.core.plan import AttentionKind
 from tests.conftest import tiny_spec
 
 MS = 1e-3

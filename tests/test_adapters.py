@@ -19,12 +19,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from spvit_deploy.errors import InputError, JobError, ModelError
-from spvit_deploy.lean.folder import SavedModel, load_saved
-from spvit_deploy.models import create_model, read_state_dict
-from spvit_deploy.recipe import TEMPLATE, check_recipe, load_recipe
-from spvit_deploy.search.adapters import LowRank, adapted
-from spvit_deploy.search.training import _Loop
+from spvit_deploy.core.errors import InputError, JobError, ModelError
+from spvit_deploy.families.timm_models import create_model, read_state_dict
+from spvit_deploy.lean.model_folder import SavedModel, load_saved
+from spvit_deploy.training.loop import _Loop
+from spvit_deploy.training.lora import LowRank, adapted
+from spvit_deploy.workflows.recipe import TEMPLATE, check_recipe, load_recipe
 from tests.calls import good, refused
 from tests.conftest import NAME, TINY_ARGS, tiny_spec
 from tests.test_processes import launch
@@ -97,7 +97,7 @@ def test_the_written_folder_is_read_without_peft(dense_folder: Path, tmp_path: P
     code = (
         "import sys; sys.modules['peft'] = None\n"
         "from pathlib import Path\n"
-        "from spvit_deploy.lean.folder import load_saved\n"
+        "from spvit_deploy.lean.model_folder import load_saved\n"
         f"load_saved(Path({str(tmp_path / 'out')!r}))"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

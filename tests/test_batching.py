@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spvit_deploy.batching import Array, in_batches
+from spvit_deploy.runtimes.batching import Array, in_batches
 
 
 @given(st.integers(1, 20), st.integers(1, 6), st.none() | st.integers(0, 6))

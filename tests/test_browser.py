@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from timm.data import create_transform
 
-from spvit_deploy.lean.folder import SavedModel, save_model
+from spvit_deploy.lean.model_folder import SavedModel, save_model
 from tests.calls import good
 
 Array = NDArray[Any]

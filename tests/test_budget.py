@@ -10,15 +10,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spvit_deploy.cost import CostTable, SiteCost, last_attention
-from spvit_deploy.errors import BudgetError
-from spvit_deploy.plan import AttentionKind
-from spvit_deploy.search.alignment import Choice, align
+from spvit_deploy.core.errors import BudgetError
+from spvit_deploy.core.plan import AttentionKind
+from spvit_deploy.lean.cost import CostTable, SiteCost, last_attention
 from spvit_deploy.search.budget import Place, parse_budget, with_base
+from spvit_deploy.search.cost_penalty import ExpectedCost, Price
 from spvit_deploy.search.gates import GateOptimizer
-from spvit_deploy.search.pricing import ExpectedCost, Price
 from spvit_deploy.search.projection import project
 from spvit_deploy.search.supernet import GateProbabilities
+from spvit_deploy.search.width_alignment import Choice, align
 
 COSTS = dict(zip(AttentionKind, (0, 300, 1500, 9000), strict=True))
 TABLE = CostTable(1000, tuple(SiteCost.linear(COSTS, 40, 500) for _ in range(4)))

@@ -22,10 +22,10 @@ import pytest
 import torch
 from PIL import Image
 
-from spvit_deploy.cli import main
-from spvit_deploy.lean.grain import off_the_grain
-from spvit_deploy.plan import load_plan
-from spvit_deploy.store import read_record, write_record
+from spvit_deploy.cli.main import main
+from spvit_deploy.core.files import read_record, write_record
+from spvit_deploy.core.plan import load_plan
+from spvit_deploy.lean.width_advice import off_the_grain
 from tests.calls import call, good, refused
 from tests.conftest import NAME, TINY, TINY_ARGS
 
@@ -54,7 +54,7 @@ def test_the_budget_is_met_and_the_lean_model_has_no_gates(work: Path) -> None:
     assert 0.99 * budget["asked_macs"] <= budget["met_macs"] <= budget["asked_macs"]
     facts = json.loads(good("inspect", work / "lean", "--json").stdout)
     assert facts["macs"] == budget["met_macs"]
-    from spvit_deploy.models import read_state_dict
+    from spvit_deploy.families.timm_models import read_state_dict
 
     keys = list(read_state_dict(work / "lean" / "model.safetensors"))
     assert not [key for key in keys if "gate" in key or "logits" in key or "spvit" in key]
@@ -101,7 +101,7 @@ def test_exports_are_alike_to_the_byte_and_name_their_blocks(work: Path, tmp_pat
 def test_weights_beside_the_graph_when_one_file_is_too_small(
     work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("spvit_deploy.export.onnxrt._ONE_FILE_BYTES", 1000)
+    monkeypatch.setattr("spvit_deploy.runtimes.onnx.graph._ONE_FILE_BYTES", 1000)
     good("export", work / "tuned", "-o", tmp_path / "two")
     names = {file.name for file in (tmp_path / "two").iterdir()}
     assert names == {"model.onnx", "model.onnx.data", "export.json"}
@@ -121,7 +121,7 @@ def test_a_bare_onnx_file_says_how_it_is_used(work: Path) -> None:
 
 
 def test_some_of_the_classes_are_taken_by_name(work: Path, tmp_path: Path) -> None:
-    from spvit_deploy.sources import DigitImages
+    from spvit_deploy.data.sources import DigitImages
 
     counts = {2: 0, 0: 0}
     for image, label in DigitImages(train=False):
@@ -169,9 +169,9 @@ def test_a_broken_link_is_named_and_leaves_nothing(
     work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An optimizer that changes a weight must be caught by parity."""
-    from spvit_deploy.export import onnxrt
+    from spvit_deploy.runtimes.onnx import graph
 
-    real = onnxrt.optimize
+    real = graph.optimize
 
     def wrong(proto: onnx.ModelProto) -> onnx.ModelProto:
         proto = real(proto)
@@ -181,7 +181,7 @@ def test_a_broken_link_is_named_and_leaves_nothing(
                 tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
         return proto
 
-    monkeypatch.setattr(onnxrt, "optimize", wrong)
+    monkeypatch.setattr(graph, "optimize", wrong)
     refused("export", work / "tuned", "-o", tmp_path / "out", code=1, says="lean → onnx: DIFFERENT")
     assert list(tmp_path.iterdir()) == []
 
@@ -189,9 +189,9 @@ def test_a_broken_link_is_named_and_leaves_nothing(
 def test_outputs_under_other_names_fail_parity(
     work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from spvit_deploy.export import onnxrt
+    from spvit_deploy.runtimes.onnx import graph
 
-    real = onnxrt.optimize
+    real = graph.optimize
 
     def wrong(proto: onnx.ModelProto) -> onnx.ModelProto:
         proto = real(proto)
@@ -199,7 +199,7 @@ def test_outputs_under_other_names_fail_parity(
         proto.graph.node[-1].output[0] = "scores"
         return proto
 
-    monkeypatch.setattr(onnxrt, "optimize", wrong)
+    monkeypatch.setattr(graph, "optimize", wrong)
     refused("export", work / "tuned", "-o", tmp_path / "out", code=1, says="outputs are scores")
     assert list(tmp_path.iterdir()) == []
 
@@ -240,7 +240,7 @@ def test_inspect_of_model_names_and_doctor() -> None:
 def test_a_recipe_runs_and_skips_what_is_unchanged(tmp_path: Path) -> None:
     import yaml
 
-    from spvit_deploy import pipeline
+    from spvit_deploy.workflows import pipeline
 
     file = tmp_path / "recipe.yaml"
     good("run", "--init", file)
@@ -322,9 +322,9 @@ def test_a_recipe_that_is_none_is_told_in_its_own_words(
 def test_a_run_notices_images_that_changed_and_outlives_a_damaged_state(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from spvit_deploy.pipeline import Runner, dense_stage
-    from spvit_deploy.recipe import Recipe
-    from spvit_deploy.sources import fingerprint
+    from spvit_deploy.data.sources import fingerprint
+    from spvit_deploy.workflows.pipeline import Runner, dense_stage
+    from spvit_deploy.workflows.recipe import Recipe
 
     images = image_folder(tmp_path / "images", ["a", "b"], 12)
     recipe = Recipe.model_validate({
@@ -347,7 +347,7 @@ def test_a_run_notices_images_that_changed_and_outlives_a_damaged_state(
 
 
 def test_folders_of_a_recipe_count_from_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from spvit_deploy.recipe import load_recipe
+    from spvit_deploy.workflows.recipe import load_recipe
 
     (tmp_path / "recipe.yaml").write_text(f"model: {{name: {NAME}}}\ndata: {{spec: folder/images}}")
     monkeypatch.chdir("/")
@@ -364,7 +364,7 @@ def test_a_demo_replaces_nothing_but_a_demo(tmp_path: Path) -> None:
 
 
 def test_two_runs_of_one_recipe_are_told_of_each_other(tmp_path: Path) -> None:
-    from spvit_deploy.claims import claimed
+    from spvit_deploy.core.locks import claimed
 
     good("run", "--init", tmp_path / "recipe.yaml")
     (tmp_path / "run").mkdir()
@@ -397,7 +397,16 @@ def test_unknown_and_unsupported_models(tmp_path: Path) -> None:
 
 def test_pretrained_weights_without_a_network(tmp_path: Path) -> None:
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "empty")}
-    command = [sys.executable, "-m", "spvit_deploy.cli", "export", NAME, "--pretrained", "-o", "x"]
+    command = [
+        sys.executable,
+        "-m",
+        "spvit_deploy.cli.main",
+        "export",
+        NAME,
+        "--pretrained",
+        "-o",
+        "x",
+    ]
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2, done.stderr
     assert f"The weights of {NAME} cannot be had" in done.stderr
@@ -426,7 +435,7 @@ def test_checkpoints_that_do_not_fit_or_bite(work: Path, tmp_path: Path) -> None
         args = ["--checkpoint", file, "-o", tmp_path / "out"]
         refused("export", NAME, *TINY_ARGS, *args, says=says)
 
-    from spvit_deploy.models import read_state_dict
+    from spvit_deploy.families.timm_models import read_state_dict
 
     state = read_state_dict(work / "dense" / "model.safetensors")
     short = {key: value for key, value in state.items() if key != "head.bias"}
@@ -571,8 +580,8 @@ def test_a_teacher_is_looked_at_first(work: Path, tmp_path: Path) -> None:
 
 
 def test_images_of_every_mode_keep_their_range(tmp_path: Path) -> None:
-    from spvit_deploy.data import DataSettings, open_batches
-    from spvit_deploy.preprocessing import Preprocessing
+    from spvit_deploy.core.preprocessing import Preprocessing
+    from spvit_deploy.data.batches import DataSettings, open_batches
 
     ramp = np.linspace(0, 255, 256, dtype=np.uint8).reshape(16, 16)
     modes = {
@@ -606,7 +615,7 @@ def test_numbers_that_are_none(work: Path, tmp_path: Path) -> None:
 
 
 def test_weights_that_are_not_numbers(work: Path, tmp_path: Path) -> None:
-    from spvit_deploy.models import read_state_dict
+    from spvit_deploy.families.timm_models import read_state_dict
 
     state = read_state_dict(work / "dense" / "model.safetensors")
     state["blocks.1.mlp.fc1.weight"][3, 4] = float("nan")
@@ -619,8 +628,8 @@ def test_weights_that_are_not_numbers(work: Path, tmp_path: Path) -> None:
 
 
 def test_images_of_the_wrong_size_are_refused_by_sessions(work: Path) -> None:
-    from spvit_deploy.benchmarks.runtimes import open_session
-    from spvit_deploy.errors import InputError
+    from spvit_deploy.core.errors import InputError
+    from spvit_deploy.runtimes.registry import open_session
 
     for runtime, folder in (("onnxruntime", "onnx"), ("torch", "tuned")):
         session = open_session(work / folder, runtime)
@@ -710,7 +719,7 @@ def run_apart(*args: object, limit: int | None = None) -> subprocess.Popen[str]:
         if limit is not None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
-    command = [sys.executable, "-m", "spvit_deploy.cli", *map(str, args)]
+    command = [sys.executable, "-m", "spvit_deploy", *map(str, args)]
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=before
     )
@@ -755,7 +764,8 @@ def test_an_interrupt_leaves_the_old_output(work: Path, tmp_path: Path) -> None:
 
 def test_help_loads_no_torch_and_every_command_has_one() -> None:
     code = (
-        "import sys, click.testing as t\nimport spvit_deploy\nfrom spvit_deploy.cli import main\n"
+        "import sys, click.testing as t\nimport spvit_deploy\n"
+        "from spvit_deploy.cli.main import main\n"
         "for name in ['', *main.commands]:\n"
         "    r = t.CliRunner().invoke(main, [*name.split(), '--help'])\n"
         "    assert r.exit_code == 0 and len(r.output) > 150, name\n"

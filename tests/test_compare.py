@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spvit_deploy.benchmarks.compare import Compared, compare_results
 from spvit_deploy.benchmarks.host import read_host
+from spvit_deploy.benchmarks.regression import Compared, compare_results
 from spvit_deploy.benchmarks.results import BenchmarkResult, ResultsFile, Workload, save_results
 from spvit_deploy.benchmarks.statistics import median_ratio
 from tests.calls import good, refused

@@ -22,7 +22,7 @@ import yaml
 from PIL import Image
 
 import spvit_deploy
-from spvit_deploy.lean.folder import SavedModel
+from spvit_deploy.lean.model_folder import SavedModel
 from tests.calls import good
 
 Make = Callable[..., tuple[SavedModel, Path]]

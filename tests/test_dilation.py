@@ -11,11 +11,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spvit_deploy.errors import PlanError
-from spvit_deploy.lean.folder import load_saved
-from spvit_deploy.models import create_model, input_size, preprocessing_of
-from spvit_deploy.plan import AttentionKind, BlockPlan, ModelSpec, PrunePlan, load_plan, parse_plan
-from spvit_deploy.search.folder import SearchRecord, load_search, save_search
+from spvit_deploy.core.errors import PlanError
+from spvit_deploy.core.plan import (
+    AttentionKind,
+    BlockPlan,
+    ModelSpec,
+    PrunePlan,
+    load_plan,
+    parse_plan,
+)
+from spvit_deploy.families.timm_models import create_model, input_size, preprocessing_of
+from spvit_deploy.lean.model_folder import load_saved
+from spvit_deploy.search.search_folder import SearchRecord, load_search, save_search
 from spvit_deploy.search.supernet import Supernet
 from tests.calls import good, refused
 from tests.conftest import plan_for, shake, tiny_spec
@@ -132,7 +139,7 @@ def test_from_a_search_folder_to_an_engine(tmp_path: Path) -> None:
 
 
 def test_gates_alone_onto_dense_weights(dense_folder: Path, tmp_path: Path) -> None:
-    from spvit_deploy.plan import save_plan
+    from spvit_deploy.core.plan import save_plan
 
     plan = with_dilations(plan_for(tiny_spec(), ["conv3x3", "msa", "skip"], [40, 8, 16]), [2])
     save_plan(plan, tmp_path)

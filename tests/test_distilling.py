@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from spvit_deploy.models import create_model
-from spvit_deploy.search.distilling import DistillationLoss
-from spvit_deploy.search.searching import SearchSettings
+from spvit_deploy.families.timm_models import create_model
+from spvit_deploy.search.search import SearchSettings
+from spvit_deploy.training.distillation import DistillationLoss
 from tests.calls import good, refused
 from tests.conftest import TINY_ARGS, tiny_spec
 

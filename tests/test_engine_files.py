@@ -11,9 +11,17 @@ from typing import Any
 
 import pytest
 
-from spvit_deploy.benchmarks.bindings import EngineTensor, bindings, check_tensors, image_size
-from spvit_deploy.driver import Driver, Gpu, device_index, find_driver
-from spvit_deploy.engines import (
+from spvit_deploy.core.cuda_driver import Driver, Gpu, device_index, find_driver
+from spvit_deploy.core.errors import CorruptFileError, InputError, JobError, RuntimeMissingError
+from spvit_deploy.core.files import sha256_bytes, write_record
+from spvit_deploy.export.formats import EngineFlags, check_flags
+from spvit_deploy.runtimes.tensorrt.bindings import (
+    EngineTensor,
+    bindings,
+    check_tensors,
+    image_size,
+)
+from spvit_deploy.runtimes.tensorrt.engine_record import (
     Engine,
     EngineRecord,
     Place,
@@ -23,12 +31,9 @@ from spvit_deploy.engines import (
     sidecar,
     untouched,
 )
-from spvit_deploy.errors import CorruptFileError, InputError, JobError, RuntimeMissingError
-from spvit_deploy.export.formats import EngineFlags, check_flags
-from spvit_deploy.export.timing_cache import TimingCache, check_file, update_file
-from spvit_deploy.export.trtlayers import LayerTypes, built_types
-from spvit_deploy.store import sha256_bytes, write_record
-from spvit_deploy.trtlog import make_logger
+from spvit_deploy.runtimes.tensorrt.layer_types import LayerTypes, built_types
+from spvit_deploy.runtimes.tensorrt.logger import make_logger
+from spvit_deploy.runtimes.tensorrt.timing_cache import TimingCache, check_file, update_file
 from tests.calls import good, refused
 
 RECORD: dict[str, Any] = {
@@ -132,7 +137,7 @@ def test_an_engine_of_another_version_is_refused_before_it_is_opened(
 ) -> None:
     """The driver alone is made up: nothing is computed."""
     here = Driver("13.0", (Gpu(0, "GPU", "sm120"),))
-    monkeypatch.setattr("spvit_deploy.driver.find_driver", lambda: here)
+    monkeypatch.setattr("spvit_deploy.core.cuda_driver.find_driver", lambda: here)
     file = engine(tmp_path, library="tensorrt_rtx", library_version="1.2.0.54")
     says = "was built by tensorrt_rtx 1.2.0.54 (here is tensorrt_rtx "
     refused("benchmark", file, "-o", tmp_path / "r.json", says=says)
@@ -196,7 +201,7 @@ def test_builds_at_once_lose_nothing_of_a_shared_file(tmp_path: Path) -> None:
     file = tmp_path / "new" / "cache"
     code = (
         "import sys; from pathlib import Path\n"
-        "from spvit_deploy.export.timing_cache import update_file\n"
+        "from spvit_deploy.runtimes.tensorrt.timing_cache import update_file\n"
         "for i in range(40):\n"
         "    update_file(Path(sys.argv[1]), lambda b: b + f'{sys.argv[2]} {i}\\n'.encode())\n"
     )

@@ -15,11 +15,11 @@ import pytest
 import torch
 from onnx import TensorProto
 
-from spvit_deploy.driver import find_driver, require_gpu
-from spvit_deploy.engines import find_engines
-from spvit_deploy.errors import JobError
-from spvit_deploy.export.lowering import low_share, lower, rounded
-from spvit_deploy.lean.folder import SavedModel, load_saved, save_model
+from spvit_deploy.core.cuda_driver import find_driver, require_gpu
+from spvit_deploy.core.errors import JobError
+from spvit_deploy.lean.model_folder import SavedModel, load_saved, save_model
+from spvit_deploy.runtimes.onnx.precision import low_share, lower, rounded
+from spvit_deploy.runtimes.tensorrt.engine_record import find_engines
 from tests.calls import good, refused
 
 needs_rtx = pytest.mark.skipif(

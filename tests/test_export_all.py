@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from spvit_deploy import originals
-from spvit_deploy.errors import JobError
+from spvit_deploy.core.errors import JobError
 from spvit_deploy.export.formats import FORMATS, Format
-from spvit_deploy.lean.folder import SavedModel
-from spvit_deploy.loading import ModelRequest, load_model
+from spvit_deploy.lean.load_model import ModelRequest, load_model
+from spvit_deploy.lean.model_folder import SavedModel
+from spvit_deploy.workflows import export_inputs
 from tests.calls import call, good, refused
 from tests.conftest import NAME, TINY_ARGS
 
@@ -66,12 +66,12 @@ def _installed(form: Format) -> bool:
 def test_one_failure_does_not_stop_the_rest(
     dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from spvit_deploy.export import onnxrt
+    from spvit_deploy.runtimes.onnx import graph
 
     def fail(*_: object) -> None:
         raise JobError("the writer gave up.")
 
-    monkeypatch.setattr(onnxrt, "write_model", fail)
+    monkeypatch.setattr(graph, "write_model", fail)
     result = call("export", dense, "--all", "--precision", "fp32", "-o", tmp_path / "all")
     assert result.exit_code == 1
     assert "onnx fp32 failed: the writer gave up." in result.stdout
@@ -109,7 +109,7 @@ def test_a_model_is_loaded_once_and_spoken_of_once(
         loads.append(request)
         return load_model(request)
 
-    monkeypatch.setattr(originals, "load_model", load)
+    monkeypatch.setattr(export_inputs, "load_model", load)
     every = ["export", lean, "--all", "--precision", "bf16"]
     done = good(*every, "-o", tmp_path / "all")
     rows = json.loads((tmp_path / "all" / "exports.json").read_text())["rows"]

@@ -11,18 +11,18 @@ import numpy as np
 import pytest
 import torch
 
-from spvit_deploy.api import export_model
 from spvit_deploy.benchmarks.measure import run_benchmark
 from spvit_deploy.benchmarks.results import Workload
-from spvit_deploy.benchmarks.runtimes import open_session
-from spvit_deploy.cli import main
-from spvit_deploy.driver import require_gpu
-from spvit_deploy.engines import find_engines
-from spvit_deploy.errors import InputError
+from spvit_deploy.cli.main import main
+from spvit_deploy.core.cuda_driver import require_gpu
+from spvit_deploy.core.errors import InputError
 from spvit_deploy.export.formats import EngineFlags
-from spvit_deploy.lean.folder import SavedModel
-from spvit_deploy.models import create_model, input_size
+from spvit_deploy.families.timm_models import create_model, input_size
+from spvit_deploy.lean.model_folder import SavedModel
+from spvit_deploy.runtimes.registry import open_session
+from spvit_deploy.runtimes.tensorrt.engine_record import find_engines
 from spvit_deploy.search.supernet import Supernet
+from spvit_deploy.workflows.stages import export_model
 from tests.conftest import NAME, TINY_ARGS, tiny_spec
 
 pytestmark = [

@@ -12,14 +12,21 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spvit_deploy.cost import CostTable, SiteCost
-from spvit_deploy.errors import PlanError
-from spvit_deploy.lean.folder import load_saved
-from spvit_deploy.models import create_model, input_size, preprocessing_of
-from spvit_deploy.plan import AttentionKind, BlockPlan, ModelSpec, PrunePlan, load_plan, parse_plan
-from spvit_deploy.search.folder import SearchRecord, load_search, save_search
-from spvit_deploy.search.pricing import ExpectedCost
+from spvit_deploy.core.errors import PlanError
+from spvit_deploy.core.plan import (
+    AttentionKind,
+    BlockPlan,
+    ModelSpec,
+    PrunePlan,
+    load_plan,
+    parse_plan,
+)
+from spvit_deploy.families.timm_models import create_model, input_size, preprocessing_of
+from spvit_deploy.lean.cost import CostTable, SiteCost
+from spvit_deploy.lean.model_folder import load_saved
+from spvit_deploy.search.cost_penalty import ExpectedCost
 from spvit_deploy.search.projection import project
+from spvit_deploy.search.search_folder import SearchRecord, load_search, save_search
 from spvit_deploy.search.supernet import GateProbabilities, Supernet
 from tests.calls import good, refused
 from tests.conftest import plan_for, shake, tiny_spec

@@ -16,8 +16,8 @@ import pytest
 import torch
 import yaml
 
-from spvit_deploy.lean.folder import load_saved
-from spvit_deploy.plan import load_plan
+from spvit_deploy.core.plan import load_plan
+from spvit_deploy.lean.model_folder import load_saved
 from tests.authors_layout import (
     DEIT,
     SWIN,
@@ -132,7 +132,7 @@ def test_gates_alone_prune_a_dense_checkpoint(sizes: Sizes, tmp_path: Path) -> N
     text = good("inspect", tmp_path / "gates").output
     assert all(word in text for word in ("conv3x3", "msa", "macs", "params", "mlp width"))
 
-    from spvit_deploy.models import create_model
+    from spvit_deploy.families.timm_models import create_model
 
     dense = create_model(plan.model)
     torch.save({"model": as_published(dense.state_dict())}, tmp_path / "dense.pth")

@@ -12,7 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spvit_deploy.benchmarks.latency import (
+from spvit_deploy.benchmarks.latency_tables.interleaved import Timing
+from spvit_deploy.benchmarks.latency_tables.probes import make_probes, probe_widths
+from spvit_deploy.benchmarks.latency_tables.table import (
     Anchors,
     LatencyFile,
     TailTimes,
@@ -22,16 +24,14 @@ from spvit_deploy.benchmarks.latency import (
     save_latency,
     warn_if_unsteady,
 )
-from spvit_deploy.benchmarks.turns import Timing
-from spvit_deploy.errors import CorruptFileError, InputError, JobError
-from spvit_deploy.export.graphs import write_unproven
-from spvit_deploy.export.job import ExportSettings
-from spvit_deploy.lean.folder import load_saved
-from spvit_deploy.lean.probes import make_probes, probe_widths
-from spvit_deploy.models import create_model, input_size
-from spvit_deploy.plan import AttentionKind, load_plan
-from spvit_deploy.search.training import _Loop
-from spvit_deploy.store import read_record
+from spvit_deploy.core.errors import CorruptFileError, InputError, JobError
+from spvit_deploy.core.files import read_record
+from spvit_deploy.core.plan import AttentionKind, load_plan
+from spvit_deploy.export.settings import ExportSettings
+from spvit_deploy.export.trace import write_unproven
+from spvit_deploy.families.timm_models import create_model, input_size
+from spvit_deploy.lean.model_folder import load_saved
+from spvit_deploy.training.loop import _Loop
 from tests.calls import good, refused
 from tests.conftest import NAME, TINY_ARGS, tiny_spec
 from tests.tables import MS, a_table, another_host, timing
@@ -293,7 +293,7 @@ def test_budgets_in_parameters_are_met(tmp_path: Path) -> None:
 def test_a_recipe_takes_latency_budgets(tmp_path: Path) -> None:
     import yaml
 
-    from spvit_deploy.recipe import check_recipe, load_recipe
+    from spvit_deploy.workflows.recipe import check_recipe, load_recipe
 
     file = tmp_path / "recipe.yaml"
     good("run", "--init", file)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from spvit_deploy.benchmarks import measure
 from spvit_deploy.benchmarks.host import read_host
 from spvit_deploy.benchmarks.measure import run_benchmark
-from spvit_deploy.benchmarks.report import speedups, write_report
+from spvit_deploy.benchmarks.reporting.html_report import speedups, write_report
 from spvit_deploy.benchmarks.results import (
     BenchmarkResult,
     ResultsFile,
@@ -21,7 +21,7 @@ from spvit_deploy.benchmarks.results import (
     save_results,
 )
 from spvit_deploy.benchmarks.statistics import median_ratio, percentile
-from spvit_deploy.errors import CorruptFileError, InputError
+from spvit_deploy.core.errors import CorruptFileError, InputError
 
 
 def row(kind: str, seconds: list[float], solo: list[float]) -> BenchmarkResult:

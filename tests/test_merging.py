@@ -11,12 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spvit_deploy.cost import count_cost
-from spvit_deploy.errors import InputError, ModelError, PlanError
-from spvit_deploy.lean.folder import load_saved
-from spvit_deploy.lean.merging import merge_tokens
-from spvit_deploy.models import create_model, input_size, preprocessing_of
-from spvit_deploy.plan import (
+from spvit_deploy.core.errors import InputError, ModelError, PlanError
+from spvit_deploy.core.plan import (
     AttentionKind,
     BlockPlan,
     ModelSpec,
@@ -26,8 +22,12 @@ from spvit_deploy.plan import (
     parse_plan,
     parse_token_keep,
 )
-from spvit_deploy.search.folder import SearchRecord, load_search, save_search
-from spvit_deploy.search.searching import SearchSettings
+from spvit_deploy.families.timm_models import create_model, input_size, preprocessing_of
+from spvit_deploy.lean.cost import count_cost
+from spvit_deploy.lean.model_folder import load_saved
+from spvit_deploy.lean.token_merging import merge_tokens
+from spvit_deploy.search.search import SearchSettings
+from spvit_deploy.search.search_folder import SearchRecord, load_search, save_search
 from spvit_deploy.search.supernet import Supernet
 from tests.calls import good, refused
 from tests.conftest import plan_for, shake, tiny_spec

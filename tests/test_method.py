@@ -10,17 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from spvit_deploy.cost import cost_table, count_cost
-from spvit_deploy.errors import ModelError, PlanError
+from spvit_deploy.core.errors import ModelError, PlanError
+from spvit_deploy.core.plan import AttentionKind, BlockPlan, ModelSpec, PrunePlan
 from spvit_deploy.families import find_sites
-from spvit_deploy.lean.grain import advice, off_the_grain
+from spvit_deploy.families.timm_models import create_empty, create_model, input_size, load_weights
+from spvit_deploy.lean.cost import cost_table, count_cost
 from spvit_deploy.lean.kernels import head_map
 from spvit_deploy.lean.materialize import materialize_weights
-from spvit_deploy.models import create_empty, create_model, input_size, load_weights
-from spvit_deploy.plan import AttentionKind, BlockPlan, ModelSpec, PrunePlan
+from spvit_deploy.lean.width_advice import advice, off_the_grain
+from spvit_deploy.search.budget_target import cost_table_of
 from spvit_deploy.search.gates import cumulative, draw
 from spvit_deploy.search.supernet import Supernet
-from spvit_deploy.search.targets import cost_table_of
 from tests.conftest import NAME, shaken_supernet, tiny_spec
 
 KINDS = [kind.value for kind in AttentionKind]

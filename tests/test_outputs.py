@@ -13,7 +13,7 @@ import pytest
 import timm
 import torch
 
-from spvit_deploy.lean.folder import SavedModel
+from spvit_deploy.lean.model_folder import SavedModel
 from tests.calls import good, refused
 from tests.conftest import NAME, TINY, TINY_ARGS
 

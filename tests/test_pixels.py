@@ -6,8 +6,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spvit_deploy.pixels import from_pixels, to_pixels
-from spvit_deploy.preprocessing import Preprocessing
+from spvit_deploy.core.preprocessing import Preprocessing
+from spvit_deploy.data.pixels import from_pixels, to_pixels
 
 share = st.floats(0.05, 0.95)
 

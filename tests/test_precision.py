@@ -12,8 +12,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spvit_deploy.errors import DataError
-from spvit_deploy.export.calibration import Calibration, least_harm
+from spvit_deploy.core.errors import DataError
+from spvit_deploy.runtimes.calibration import Calibration, least_harm
 from tests.calls import good, refused
 from tests.conftest import NAME, TINY_ARGS
 
@@ -55,7 +55,7 @@ def test_int8_keeps_its_accuracy(form: str, dense: Path, tmp_path: Path) -> None
 def test_recorded_data_that_are_gone(dense: Path, tmp_path: Path) -> None:
     from dataclasses import replace
 
-    from spvit_deploy.lean.folder import load_saved, save_model
+    from spvit_deploy.lean.model_folder import load_saved, save_model
 
     save_model(replace(load_saved(dense), data="folder/gone"), tmp_path / "moved")
     export = ["export", tmp_path / "moved", "--precision", "int8", "-o", tmp_path / "out"]
@@ -89,8 +89,8 @@ def test_linear_layers_alone_are_quantized(dense: Path, tmp_path: Path) -> None:
 
 def test_runtimes_read_an_int8_graph_alike(dense: Path, tmp_path: Path) -> None:
     """OpenVINO rounds all that an int8 tensor is joined with to its scale: a class token too."""
-    from spvit_deploy.benchmarks.runtimes import open_session
-    from spvit_deploy.lean.folder import load_saved, save_model
+    from spvit_deploy.lean.model_folder import load_saved, save_model
+    from spvit_deploy.runtimes.registry import open_session
 
     saved = load_saved(dense)
     with torch.no_grad():
@@ -106,7 +106,7 @@ def test_runtimes_read_an_int8_graph_alike(dense: Path, tmp_path: Path) -> None:
 
 def test_layers_return_to_fp32_until_the_drop_holds(dense: Path, tmp_path: Path) -> None:
     """Activations a thousand times as large in one channel leave int8 with nothing."""
-    from spvit_deploy.lean.folder import load_saved, save_model
+    from spvit_deploy.lean.model_folder import load_saved, save_model
 
     saved = load_saved(dense)
     block = saved.module.get_submodule("blocks.0")
@@ -124,7 +124,7 @@ def test_layers_return_to_fp32_until_the_drop_holds(dense: Path, tmp_path: Path)
 
 
 def test_bf16_is_rounded_and_near(dense: Path, tmp_path: Path) -> None:
-    from spvit_deploy.benchmarks.runtimes import open_session
+    from spvit_deploy.runtimes.registry import open_session
 
     good("export", dense, "--format", "openvino", "--precision", "bf16", "-o", tmp_path / "bf16")
     done = good("export", dense, "--format", "openvino", "--max-drop", 1, "-o", tmp_path / "fp32")
@@ -148,9 +148,9 @@ def test_low_precisions_are_judged_on_named_data(
 
 
 def test_validation_images_are_spread_over_the_classes(dense: Path) -> None:
-    from spvit_deploy.data import open_batches
-    from spvit_deploy.lean.folder import load_saved
-    from spvit_deploy.sources import DataSettings
+    from spvit_deploy.data.batches import open_batches
+    from spvit_deploy.data.sources import DataSettings
+    from spvit_deploy.lean.model_folder import load_saved
 
     prep = load_saved(dense).preprocessing
     few = open_batches(DataSettings(spec="digits"), prep, train=False, limit=50)
@@ -163,7 +163,7 @@ def test_validation_images_are_spread_over_the_classes(dense: Path) -> None:
 def test_normalization_inside_openvino(precision: str, dense: Path, tmp_path: Path) -> None:
     import openvino
 
-    from spvit_deploy.sources import DigitImages
+    from spvit_deploy.data.sources import DigitImages
 
     args = ("--format", "openvino", "--precision", precision, "--calibration", 64,
             "--max-drop", 5, "--data", "digits")  # fmt: skip

@@ -14,9 +14,9 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 import spvit_deploy
-from spvit_deploy.api import export_model
-from spvit_deploy.cli import main
-from spvit_deploy.lean.folder import SavedModel, load_saved
+from spvit_deploy.cli.main import main
+from spvit_deploy.lean.model_folder import SavedModel, load_saved
+from spvit_deploy.workflows.stages import export_model
 from tests.calls import refused
 
 Make = Callable[..., tuple[SavedModel, Path]]

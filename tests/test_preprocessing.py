@@ -21,14 +21,14 @@ from sklearn.datasets import load_sample_images
 from timm.data import create_transform
 
 import spvit_deploy
-from spvit_deploy.benchmarks.intake import read_intake
-from spvit_deploy.benchmarks.runtimes import open_session
-from spvit_deploy.errors import InputError
-from spvit_deploy.export import picturegraph
-from spvit_deploy.export.picturegraph import check_preprocessing, picture_graph
-from spvit_deploy.lean.folder import SavedModel, load_saved, save_model
-from spvit_deploy.pixels import to_pictures, to_pixels
-from spvit_deploy.preprocessing import Preprocessing
+from spvit_deploy.core.errors import InputError
+from spvit_deploy.core.preprocessing import Preprocessing
+from spvit_deploy.data.pixels import to_pictures, to_pixels
+from spvit_deploy.lean.model_folder import SavedModel, load_saved, save_model
+from spvit_deploy.runtimes.model_input import read_intake
+from spvit_deploy.runtimes.onnx import preprocessing_graph
+from spvit_deploy.runtimes.onnx.preprocessing_graph import check_preprocessing, picture_graph
+from spvit_deploy.runtimes.registry import open_session
 from tests.calls import good, refused
 
 Array = NDArray[Any]
@@ -138,9 +138,9 @@ def test_tall_pictures_are_resized_in_the_order_of_the_pillow_that_is_here(
     prep = prep_of((32, 32))
     assert levels_apart("onnxruntime", tall, prep) <= 1 + 1e-3
     here = picture_graph(prep, None, 20, "images")
-    ours = picturegraph._PILLOW >= (13,)
+    ours = preprocessing_graph._PILLOW >= (13,)
     assert ours == any(node.op_type == "If" for node in here.graph.node)
-    monkeypatch.setattr(picturegraph, "_PILLOW", (12, 3) if ours else (13, 0))
+    monkeypatch.setattr(preprocessing_graph, "_PILLOW", (12, 3) if ours else (13, 0))
     other = prep_of((32, 32), crop_pct=0.9000001)
     assert levels_apart("onnxruntime", tall, other) > 2
 
@@ -243,7 +243,7 @@ def test_bytes_of_the_models_own_size_are_taken_too() -> None:
 def test_evaluation_hands_over_whole_pictures(
     form: str, make_lean: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from spvit_deploy.benchmarks.classifiers import Classifier
+    from spvit_deploy.benchmarks.classifier import Classifier
 
     lean, folder = lean_of(make_lean), tmp_path / "data"
     for split in ("train", "val"):

@@ -19,11 +19,11 @@ import pytest
 import torch
 from PIL import Image
 
-from spvit_deploy.benchmarks.latency import LatencyFile, save_latency
-from spvit_deploy.errors import JobError
-from spvit_deploy.lean.folder import SavedModel
-from spvit_deploy.models import read_state_dict
-from spvit_deploy.search.training import _Loop
+from spvit_deploy.benchmarks.latency_tables.table import LatencyFile, save_latency
+from spvit_deploy.core.errors import JobError
+from spvit_deploy.families.timm_models import read_state_dict
+from spvit_deploy.lean.model_folder import SavedModel
+from spvit_deploy.training.loop import _Loop
 from tests.calls import call, good, refused
 from tests.conftest import NAME, TINY_ARGS
 from tests.tables import a_table
@@ -206,7 +206,7 @@ def test_wrong_calls_are_refused_by_the_first_process_alone(
     refused(*search, "--resume", says="holds no checkpoint")
     refused(*search, "--device", "mps", says="mps")
     monkeypatch.setenv("RANK", "1")
-    monkeypatch.setattr("spvit_deploy.options._TO_SPEAK", 0)
+    monkeypatch.setattr("spvit_deploy.cli.options._TO_SPEAK", 0)
     result = call(*search, "--resume")
     assert result.exit_code == 2
     assert "Error" not in result.output

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from spvit_deploy.core.plan import PrunePlan
 from spvit_deploy.families import find_sites
+from spvit_deploy.families.timm_models import create_empty
 from spvit_deploy.lean.materialize import plan_costs
-from spvit_deploy.models import create_empty
-from spvit_deploy.plan import PrunePlan
-from spvit_deploy.search.importing import import_plan
+from spvit_deploy.search.published.import_model import import_plan
 from tests.calls import good
 from tests.test_import import REFERENCE
 

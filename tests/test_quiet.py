@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from spvit_deploy import progress
-from spvit_deploy.lean.folder import SavedModel
-from spvit_deploy.quiet import without_lines
+from spvit_deploy.core import progress
+from spvit_deploy.core.log_filters import without_lines
+from spvit_deploy.lean.model_folder import SavedModel
 from tests.calls import good
 
 

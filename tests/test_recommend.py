@@ -12,14 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spvit_deploy.benchmarks.evaluate import evaluate_artefact
-from spvit_deploy.benchmarks.runtimes import artefact_format
-from spvit_deploy.recommend.contest import Contest
-from spvit_deploy.recommend.entrants import thread_counts
-from spvit_deploy.recommend.record import RECORD_FILE, Recommendation, Tried
-from spvit_deploy.recommend.target import Target, parse_target, parse_time
-from spvit_deploy.sources import DataSettings
-from spvit_deploy.store import read_record
-from spvit_deploy.sweep.record import SweepPoint, SweepRecord, save_sweep
+from spvit_deploy.core.files import read_record
+from spvit_deploy.data.sources import DataSettings
+from spvit_deploy.runtimes.registry import artefact_format
+from spvit_deploy.workflows.recommend.candidates import thread_counts
+from spvit_deploy.workflows.recommend.record import RECORD_FILE, Recommendation, Tried
+from spvit_deploy.workflows.recommend.target import Target, parse_target, parse_time
+from spvit_deploy.workflows.recommend.tournament import Contest
+from spvit_deploy.workflows.sweep.record import SweepPoint, SweepRecord, save_sweep
 from tests.calls import call, good, refused
 from tests.conftest import NAME, TINY_ARGS
 

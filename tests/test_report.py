@@ -12,10 +12,9 @@ from typing import Any
 import jsonschema
 import pytest
 
-from spvit_deploy.api import export_model
-from spvit_deploy.benchmarks.answer import answer_of
-from spvit_deploy.benchmarks.charts import frontier
+from spvit_deploy.benchmarks.headline import answer_of
 from spvit_deploy.benchmarks.host import read_host
+from spvit_deploy.benchmarks.reporting.charts import frontier
 from spvit_deploy.benchmarks.results import (
     BenchmarkResult,
     ResultsFile,
@@ -24,7 +23,8 @@ from spvit_deploy.benchmarks.results import (
     save_results,
 )
 from spvit_deploy.benchmarks.schema import SCHEMA_FILE, results_schema
-from spvit_deploy.store import write_record
+from spvit_deploy.core.files import write_record
+from spvit_deploy.workflows.stages import export_model
 from tests.calls import good, refused
 from tests.test_compare import measured, written
 

@@ -14,16 +14,16 @@ import pytest
 import torch
 from PIL import Image
 
-from spvit_deploy.data import Batches, DataSettings, open_batches
-from spvit_deploy.errors import JobError
-from spvit_deploy.order import Share
-from spvit_deploy.pipeline import Runner, dense_stage
-from spvit_deploy.preprocessing import Preprocessing
-from spvit_deploy.recipe import Recipe
-from spvit_deploy.search.finetuning import FinetuneSettings
-from spvit_deploy.search.training import _Loop
-from spvit_deploy.sources import Source
-from spvit_deploy.timm_images import StreamedImages
+from spvit_deploy.core.errors import JobError
+from spvit_deploy.core.preprocessing import Preprocessing
+from spvit_deploy.data.batches import Batches, DataSettings, open_batches
+from spvit_deploy.data.sampling import Share
+from spvit_deploy.data.sources import Source
+from spvit_deploy.data.timm_dataset import StreamedImages
+from spvit_deploy.training.finetune import FinetuneSettings
+from spvit_deploy.training.loop import _Loop
+from spvit_deploy.workflows.pipeline import Runner, dense_stage
+from spvit_deploy.workflows.recipe import Recipe
 from tests.calls import good, refused
 from tests.conftest import NAME, TINY, TINY_ARGS
 from tests.test_cli import run_apart
@@ -328,7 +328,7 @@ def test_an_epoch_goes_on_in_its_middle_and_is_shared(
 def test_images_that_are_done_are_not_loaded_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from spvit_deploy import data
+    from spvit_deploy.data import batches as data
 
     loaded: list[Any] = []
     get = data.Prepared.__getitem__

@@ -9,14 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spvit_deploy.api import export_model
-from spvit_deploy.benchmarks.callers import no_collection, settle
-from spvit_deploy.benchmarks.loadgen import run_scenario
+from spvit_deploy.benchmarks.load_patterns import no_collection, settle
 from spvit_deploy.benchmarks.measure import run_benchmark
-from spvit_deploy.benchmarks.rates import highest_rate
+from spvit_deploy.benchmarks.mlperf.loadgen import run_scenario
+from spvit_deploy.benchmarks.mlperf.max_rate import highest_rate
 from spvit_deploy.benchmarks.results import Workload, load_results
 from spvit_deploy.benchmarks.statistics import early_stopping
-from spvit_deploy.errors import InputError
+from spvit_deploy.core.errors import InputError
+from spvit_deploy.workflows.stages import export_model
 from tests.calls import call, good, refused
 
 
@@ -185,7 +185,7 @@ def test_wrong_workloads_are_refused(engine: Path, tmp_path: Path) -> None:
 def test_without_loadgen_a_scenario_says_what_to_install(
     engine: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from spvit_deploy.benchmarks import loadgen
+    from spvit_deploy.benchmarks.mlperf import loadgen
 
     monkeypatch.setattr(loadgen, "_PACKAGE", "no_such_package")
     with pytest.raises(InputError, match="LoadGen") as found:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from spvit_deploy.benchmarks.search_charts import operations, read_search_log, widths
+from spvit_deploy.benchmarks.reporting.search_charts import operations, read_search_log, widths
 from tests.calls import call, good, refused
 from tests.conftest import NAME, TINY_ARGS
 

@@ -18,13 +18,13 @@ import psutil
 import pytest
 import torch
 
-from spvit_deploy.lean.folder import load_saved
+from spvit_deploy.lean.model_folder import load_saved
+from spvit_deploy.serving.client import Array, RefusedError, TritonTarget
 from spvit_deploy.serving.config import Asked
-from spvit_deploy.serving.installations import find_server
-from spvit_deploy.serving.loading import LoadReport, arrivals, images_for, run_load
+from spvit_deploy.serving.load_test import LoadReport, arrivals, images_for, run_load
 from spvit_deploy.serving.repository import export_triton
 from spvit_deploy.serving.server import Listening, RunningServer, free_ports, run_server
-from spvit_deploy.serving.target import Array, RefusedError, TritonTarget
+from spvit_deploy.serving.server_install import find_server
 from tests.calls import call, good, refused
 from tests.triton import NAME, SERVER, needs_server, save_dense
 

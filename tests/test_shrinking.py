@@ -10,15 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from spvit_deploy.data import open_batches
-from spvit_deploy.models import create_model, input_size, preprocessing_of
-from spvit_deploy.plan import ModelSpec
+from spvit_deploy.core.plan import ModelSpec
+from spvit_deploy.data.batches import open_batches
+from spvit_deploy.data.sources import DataSettings
+from spvit_deploy.families.timm_models import create_model, input_size, preprocessing_of
+from spvit_deploy.search.active_units import filled
+from spvit_deploy.search.gate_freezing import Shrinking
 from spvit_deploy.search.gates import sharpness
-from spvit_deploy.search.live_units import filled
-from spvit_deploy.search.searching import SearchSettings, probe_of, run_search
-from spvit_deploy.search.shrinking import Shrinking
+from spvit_deploy.search.search import SearchSettings, probe_of, run_search
 from spvit_deploy.search.supernet import Supernet
-from spvit_deploy.sources import DataSettings
 from tests.conftest import tiny_spec
 
 SPECS = [

@@ -9,14 +9,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spvit_deploy.cost import CostTable, SiteCost
-from spvit_deploy.errors import BudgetError
-from spvit_deploy.lean.sight import sees_images
-from spvit_deploy.models import create_model
-from spvit_deploy.plan import AttentionKind
+from spvit_deploy.core.errors import BudgetError
+from spvit_deploy.core.files import read_record, write_record
+from spvit_deploy.core.plan import AttentionKind
+from spvit_deploy.families.timm_models import create_model
+from spvit_deploy.lean.cost import CostTable, SiteCost
+from spvit_deploy.lean.input_dependence import sees_images
 from spvit_deploy.search.projection import project
 from spvit_deploy.search.supernet import GateProbabilities, Supernet
-from spvit_deploy.store import read_record, write_record
 from tests.calls import good
 from tests.conftest import NAME, TINY_ARGS, tiny_spec
 

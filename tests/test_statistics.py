@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spvit_deploy.benchmarks.pairs import ratio_of
 from spvit_deploy.benchmarks.results import BenchmarkResult, Round
+from spvit_deploy.benchmarks.speedups import ratio_of
 from spvit_deploy.benchmarks.statistics import (
     early_stopping,
     median_interval,

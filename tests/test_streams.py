@@ -17,12 +17,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from spvit_deploy.data import DataSettings, open_batches
-from spvit_deploy.encoded import Encoded
-from spvit_deploy.errors import DataError
-from spvit_deploy.order import Share, generator_of, shuffled
-from spvit_deploy.preprocessing import Preprocessing
-from spvit_deploy.sources import DigitImages, open_source
+from spvit_deploy.core.errors import DataError
+from spvit_deploy.core.preprocessing import Preprocessing
+from spvit_deploy.data.batches import DataSettings, open_batches
+from spvit_deploy.data.encoded_image import Encoded
+from spvit_deploy.data.sampling import Share, generator_of, shuffled
+from spvit_deploy.data.sources import DigitImages, open_source
 from tests.calls import good, refused
 from tests.conftest import NAME, TINY_ARGS
 from tests.test_cli import run_apart
@@ -174,7 +174,7 @@ def test_the_obvious_spellings_find_the_same_shards(tmp_path: Path) -> None:
 def test_parts_are_shuffled_near_each_other(parts: list[int], seed: int, window: int) -> None:
     size = sum(parts)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("spvit_deploy.order.WINDOW", window)
+        patch.setattr("spvit_deploy.data.sampling.WINDOW", window)
         order = shuffled(size, parts, generator_of(seed))
         assert torch.equal(order, shuffled(size, parts, generator_of(seed)))
     assert sorted(order.tolist()) == list(range(size))

@@ -17,16 +17,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spvit_deploy.errors import BudgetError, CorruptFileError, InputError, RuntimeMissingError
-from spvit_deploy.lean.folder import load_saved
-from spvit_deploy.search.searching import SearchSettings
-from spvit_deploy.store import write_record
-from spvit_deploy.sweep import cluster
-from spvit_deploy.sweep.budgets import check_budgets, parse_budgets
-from spvit_deploy.sweep.cluster import Capacity, Portion, portion
-from spvit_deploy.sweep.page import frontier_scatter, row
-from spvit_deploy.sweep.picking import fits, parse_accuracy, parse_latency, pick
-from spvit_deploy.sweep.record import (
+from spvit_deploy.core.errors import BudgetError, CorruptFileError, InputError, RuntimeMissingError
+from spvit_deploy.core.files import write_record
+from spvit_deploy.lean.model_folder import load_saved
+from spvit_deploy.search.search import SearchSettings
+from spvit_deploy.workflows.sweep import ray_cluster
+from spvit_deploy.workflows.sweep.budgets import check_budgets, parse_budgets
+from spvit_deploy.workflows.sweep.page import frontier_scatter, row
+from spvit_deploy.workflows.sweep.pick import fits, parse_accuracy, parse_latency, pick
+from spvit_deploy.workflows.sweep.ray_cluster import Capacity, Portion, portion
+from spvit_deploy.workflows.sweep.record import (
     SweepPoint,
     SweepRecord,
     frontier,
@@ -251,13 +251,13 @@ def test_without_ray_there_is_help_and_one_line(
 ) -> None:
     code = (
         "import sys; sys.modules['ray'] = sys.modules['torch'] = None\n"
-        "from spvit_deploy.cli import main; main(sys.argv[1:])"
+        "from spvit_deploy.cli.main import main; main(sys.argv[1:])"
     )
     for asked in (["sweep"], ["sweep", "run"], ["sweep", "pick"]):
         command = [sys.executable, "-c", code, *asked, "--help"]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         assert "Examples:" in done.stdout or "Options:" in done.stdout
-    monkeypatch.setattr(cluster.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(ray_cluster.importlib.util, "find_spec", lambda name: None)
     out = tmp_path / "out"
     refused("sweep", "--model", NAME, "--data", "digits", "--budgets", "50%", "-o", out,
             says="pip install 'spvit-deploy[sweep]'")  # fmt: skip
@@ -389,7 +389,7 @@ def test_a_sweep_outlives_kills_and_a_failing_trial(
     assert "Plotly.newPlot" in page
     left = [entry.name for entry in out.iterdir()]
     assert ".ray" not in left
-    place = cluster._place(out)
+    place = ray_cluster._place(out)
     assert not place.exists()
     assert not [p for p in psutil.process_iter(["cmdline"]) if str(place) in str(p.info["cmdline"])]
     facts = json.loads(good("sweep", "pick", out, "--max-latency", "1s", "--json").stdout)

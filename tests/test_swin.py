@@ -8,7 +8,7 @@ from pathlib import Path
 import onnx
 import pytest
 
-from spvit_deploy.plan import AttentionKind, load_plan
+from spvit_deploy.core.plan import AttentionKind, load_plan
 from tests.calls import good
 
 NAME = "swin_tiny_patch4_window7_224"

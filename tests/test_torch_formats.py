@@ -18,9 +18,9 @@ import numpy as np
 import pytest
 import torch
 
-from spvit_deploy.benchmarks.runtimes import open_session, runtimes_for
-from spvit_deploy.errors import InputError
-from spvit_deploy.lean.folder import SavedModel, load_saved
+from spvit_deploy.core.errors import InputError
+from spvit_deploy.lean.model_folder import SavedModel, load_saved
+from spvit_deploy.runtimes.registry import open_session, runtimes_for
 from tests.calls import good, refused
 
 needs_executorch = pytest.mark.skipif(
@@ -83,7 +83,7 @@ def test_twice_the_same_export_gives_the_same_bytes(form: str, lean: Path, tmp_p
 def test_an_onnx_graph_is_not_traced_for_it(
     lean: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("spvit_deploy.export.onnxrt.trace", None)
+    monkeypatch.setattr("spvit_deploy.runtimes.onnx.graph.trace", None)
     good("export", lean, "--format", "torch", "-o", tmp_path / "out")
     assert json.loads((tmp_path / "out" / "export.json").read_text())["opset"] is None
     refused("export", lean, "--format", "torch", "--opset", 18, "-o", tmp_path / "o",

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import torch
 
-from spvit_deploy.lean.folder import SavedModel
-from spvit_deploy.models import read_state_dict
-from spvit_deploy.plan import AttentionKind
-from spvit_deploy.search import settling
-from spvit_deploy.search.alignment import Choice
-from spvit_deploy.search.settling import Settled
+from spvit_deploy.core.plan import AttentionKind
+from spvit_deploy.families.timm_models import read_state_dict
+from spvit_deploy.lean.model_folder import SavedModel
+from spvit_deploy.search import early_stopping
+from spvit_deploy.search.early_stopping import Settled
+from spvit_deploy.search.width_alignment import Choice
 from tests.calls import good, refused
 from tests.conftest import NAME, TINY_ARGS
 
@@ -131,7 +131,7 @@ def test_a_plan_settles_when_nothing_but_a_few_units_changes() -> None:
 def test_a_search_ends_when_its_plan_has_settled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(settling, "UNITS_THAT_WAVER", 2.0)
+    monkeypatch.setattr(early_stopping, "UNITS_THAT_WAVER", 2.0)
     result = good(*SEARCH[:-4], "--epochs", 50, "--budget", "50%", "--stop-when-settled", 2,
                   "-o", tmp_path / "out")  # fmt: skip
     epochs = log_of(tmp_path / "out")[-1]["epoch"]

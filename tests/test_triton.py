@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spvit_deploy.errors import InputError
+from spvit_deploy.core.errors import InputError
 from spvit_deploy.export.record import ExportRecord, TensorInfo, load_export
 from spvit_deploy.serving.config import (
     BACKENDS,
@@ -26,8 +26,8 @@ from spvit_deploy.serving.config import (
     read_serving,
     settle,
 )
-from spvit_deploy.serving.layout import models_of, read_config, to_text, versions_of
 from spvit_deploy.serving.repository import export_triton
+from spvit_deploy.serving.repository_layout import models_of, read_config, to_text, versions_of
 from spvit_deploy.serving.server import free_ports
 from tests.calls import good, refused
 from tests.triton import NAME, contents, save_dense
@@ -207,9 +207,9 @@ def test_failed_parity_leaves_the_repository_whole(
     repository: Path, dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An optimizer that changes a weight must be caught."""
-    from spvit_deploy.export import onnxrt
+    from spvit_deploy.runtimes.onnx import graph
 
-    real, before = onnxrt.optimize, contents(tmp_path)
+    real, before = graph.optimize, contents(tmp_path)
 
     def wrong(proto: onnx.ModelProto) -> onnx.ModelProto:
         proto = real(proto)
@@ -218,7 +218,7 @@ def test_failed_parity_leaves_the_repository_whole(
         tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
         return proto
 
-    monkeypatch.setattr(onnxrt, "optimize", wrong)
+    monkeypatch.setattr(graph, "optimize", wrong)
     added = ("export", dense, *TRITON, "--model-version", "next", "-o")
     refused(*added, repository, code=1, says="DIFFERENT")
     refused(*added, tmp_path / "new", code=1, says="DIFFERENT")

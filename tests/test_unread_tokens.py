@@ -11,11 +11,11 @@ import onnxruntime
 import pytest
 import torch
 
-from spvit_deploy.export import onnxrt
-from spvit_deploy.export.outputs import Answers, OutputChoice
-from spvit_deploy.lean.folder import SavedModel
-from spvit_deploy.models import create_model
-from spvit_deploy.plan import ModelSpec
+from spvit_deploy.core.plan import ModelSpec
+from spvit_deploy.families.timm_models import create_model
+from spvit_deploy.lean.model_folder import SavedModel
+from spvit_deploy.lean.named_outputs import Answers, OutputChoice
+from spvit_deploy.runtimes.onnx import graph
 from tests.conftest import NAME, TINY
 
 Tokens = dict[str, list[int]]
@@ -23,9 +23,9 @@ Tokens = dict[str, list[int]]
 
 def exported(module: torch.nn.Module, what: str | None = None) -> onnx.ModelProto:
     answers = Answers(module.eval(), OutputChoice(what), (1, 16, 16))
-    proto = onnxrt.trace(onnxrt.prepare(answers), (1, 16, 16), None, 20)
-    onnxrt.name_nodes(proto)
-    proto = onnxrt.optimize(proto)
+    proto = graph.trace(graph.prepare(answers), (1, 16, 16), None, 20)
+    graph.name_nodes(proto)
+    proto = graph.optimize(proto)
     onnx.checker.check_model(proto, full_check=True)
     with torch.no_grad():
         images = torch.randn(3, 1, 16, 16)

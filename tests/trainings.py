@@ -12,7 +12,9 @@ from typing import Any
 def server() -> ForkServerContext:
     """Forks processes that have everything imported."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.trainings", "spvit_deploy.api", "sklearn.datasets"])
+    context.set_forkserver_preload(
+        ["tests.trainings", "spvit_deploy.workflows.stages", "sklearn.datasets"]
+    )
     return context
 
 
@@ -32,7 +34,7 @@ def command(*parts: object) -> None:
     """The command line, whose exit code becomes that of the process."""
     import torch
 
-    from spvit_deploy.cli import main
+    from spvit_deploy.cli.main import main
 
     torch.set_num_threads(1)
     main([str(part) for part in parts])
@@ -42,10 +44,10 @@ def finetune(model: Path, output: Path) -> None:
     """A quick training on digits, with a teacher: 4 epochs of 5 steps."""
     import torch
 
-    from spvit_deploy.api import finetune as train
-    from spvit_deploy.search.finetuning import FinetuneSettings
-    from spvit_deploy.search.running import RunSettings
-    from spvit_deploy.sources import DataSettings
+    from spvit_deploy.data.sources import DataSettings
+    from spvit_deploy.training.finetune import FinetuneSettings
+    from spvit_deploy.training.run import RunSettings
+    from spvit_deploy.workflows.stages import finetune as train
 
     torch.set_num_threads(1)
     train(

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from spvit_deploy.lean.folder import dense_saved, save_model
-from spvit_deploy.models import create_model
-from spvit_deploy.serving.installations import VARIABLE
+from spvit_deploy.families.timm_models import create_model
+from spvit_deploy.lean.model_folder import dense_saved, save_model
+from spvit_deploy.serving.server_install import VARIABLE
 from tests.conftest import tiny_spec
 
 NAME = "digits"

@@ -21,16 +21,16 @@ from torch import nn
 from spvit_deploy.benchmarks.host import read_host
 from spvit_deploy.benchmarks.suites.quality_peers import prune
 from spvit_deploy.benchmarks.suites.quality_setting import lean_of
-from spvit_deploy.cost import count_cost
-from spvit_deploy.data import Batches, open_batches
-from spvit_deploy.demo import demo_recipe
-from spvit_deploy.lean.folder import SavedModel, dense_saved
-from spvit_deploy.models import create_model
-from spvit_deploy.plan import ModelSpec
-from spvit_deploy.recipe import Recipe
-from spvit_deploy.search.finetuning import FinetuneSettings, finetune_model
-from spvit_deploy.search.searching import run_search
+from spvit_deploy.core.plan import ModelSpec
+from spvit_deploy.data.batches import Batches, open_batches
+from spvit_deploy.families.timm_models import create_model
+from spvit_deploy.lean.cost import count_cost
+from spvit_deploy.lean.model_folder import SavedModel, dense_saved
+from spvit_deploy.search.search import run_search
 from spvit_deploy.search.supernet import Supernet
+from spvit_deploy.training.finetune import FinetuneSettings, finetune_model
+from spvit_deploy.workflows.demo import demo_recipe
+from spvit_deploy.workflows.recipe import Recipe
 
 RESULTS = Path(__file__).parent / "results" / "digits_accuracy.json"
 CPU = torch.device("cpu")

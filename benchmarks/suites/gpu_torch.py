@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from spvit_deploy.benchmarks.callers import burst_of
 from spvit_deploy.benchmarks.host import read_host
+from spvit_deploy.benchmarks.load_patterns import burst_of
 from spvit_deploy.benchmarks.statistics import median_ratio
 from spvit_deploy.benchmarks.suites.published import (
     DEIT_B,
@@ -30,11 +30,11 @@ from spvit_deploy.benchmarks.suites.published import (
     with_biases,
     with_wider_mlps,
 )
-from spvit_deploy.benchmarks.torchrt import cuda_call
-from spvit_deploy.cost import count_cost
+from spvit_deploy.core.plan import PrunePlan
+from spvit_deploy.families.timm_models import create_model
+from spvit_deploy.lean.cost import count_cost
 from spvit_deploy.lean.materialize import shape_lean
-from spvit_deploy.models import create_model
-from spvit_deploy.plan import PrunePlan
+from spvit_deploy.runtimes.torch.session import cuda_call
 
 RESULTS = Path(__file__).parent / "results" / "gpu_torch.json"
 SIZE = (3, 224, 224)

@@ -23,21 +23,21 @@ import torch
 from scipy.stats import spearmanr
 from torch import nn
 
-from spvit_deploy.benchmarks.charts import LEAN, OTHER, style
 from spvit_deploy.benchmarks.host import read_host
-from spvit_deploy.benchmarks.latency import LatencyFile, LatencyTable, save_latency
+from spvit_deploy.benchmarks.latency_tables.block_chain import shaken_model
+from spvit_deploy.benchmarks.latency_tables.interleaved import OFTEN, ROUNDS, Timing, time_in_turns
+from spvit_deploy.benchmarks.latency_tables.table import LatencyFile, LatencyTable, save_latency
+from spvit_deploy.benchmarks.reporting.charts import LEAN, OTHER, style
 from spvit_deploy.benchmarks.suites.pictures import write_picture
-from spvit_deploy.benchmarks.turns import OFTEN, ROUNDS, Timing, time_in_turns
-from spvit_deploy.export.graphs import write_unproven
+from spvit_deploy.core.plan import AttentionKind, BlockPlan, ModelSpec, PrunePlan
+from spvit_deploy.export.trace import write_unproven
 from spvit_deploy.families import BlockSite, find_sites
-from spvit_deploy.lean.chains import shaken_model
+from spvit_deploy.families.timm_models import create_model, input_size
 from spvit_deploy.lean.materialize import shape_lean
-from spvit_deploy.models import create_model, input_size
-from spvit_deploy.plan import AttentionKind, BlockPlan, ModelSpec, PrunePlan
-from spvit_deploy.profiling import measure_beside, settings_of
 from spvit_deploy.search.budget import Place
 from spvit_deploy.search.projection import project
 from spvit_deploy.search.supernet import GateProbabilities
+from spvit_deploy.workflows.latency_profile import measure_beside, settings_of
 
 RESULTS = Path(__file__).parent / "results" / "latency_table.json"
 PICTURE = Path(__file__).parents[2] / "docs" / "images" / "latency-table.png"

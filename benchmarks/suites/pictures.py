@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from spvit_deploy.benchmarks.picture import render_png
+from spvit_deploy.benchmarks.reporting.screenshot import render_png
 
 
 def write_picture(figure: Any, picture: Path) -> None:

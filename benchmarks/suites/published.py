@@ -11,10 +11,10 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from spvit_deploy.lean.folder import SavedModel, dense_saved, save_model
+from spvit_deploy.core.plan import AttentionKind, BlockPlan, ModelSpec, PrunePlan
+from spvit_deploy.families.timm_models import create_model, preprocessing_of
 from spvit_deploy.lean.materialize import shape_lean
-from spvit_deploy.models import create_model, preprocessing_of
-from spvit_deploy.plan import AttentionKind, BlockPlan, ModelSpec, PrunePlan
+from spvit_deploy.lean.model_folder import SavedModel, dense_saved, save_model
 
 Key = TypeVar("Key", bound=Hashable)
 _BLOCKS = [f"blocks.{index}" for index in range(12)]

@@ -31,7 +31,7 @@ from typing import Any
 import torch
 
 from spvit_deploy.benchmarks.host import read_host
-from spvit_deploy.benchmarks.latency import LATENCY_FILE, load_latency
+from spvit_deploy.benchmarks.latency_tables.table import LATENCY_FILE, load_latency
 from spvit_deploy.benchmarks.suites.quality_methods import (
     METHODS,
     Shape,
@@ -41,14 +41,14 @@ from spvit_deploy.benchmarks.suites.quality_methods import (
 from spvit_deploy.benchmarks.suites.quality_pages import write_pages
 from spvit_deploy.benchmarks.suites.quality_setting import Method, Setting
 from spvit_deploy.benchmarks.suites.search_cost import MODEL
-from spvit_deploy.cost import count_cost
-from spvit_deploy.data import Batches, open_batches
-from spvit_deploy.lean.folder import SavedModel, dense_saved, load_saved, save_model
-from spvit_deploy.models import create_model, preprocessing_of
-from spvit_deploy.plan import AttentionKind
-from spvit_deploy.search.finetuning import FinetuneSettings, finetune_model, top1
-from spvit_deploy.sources import DataSettings
-from spvit_deploy.store import write_record
+from spvit_deploy.core.files import write_record
+from spvit_deploy.core.plan import AttentionKind
+from spvit_deploy.data.batches import Batches, open_batches
+from spvit_deploy.data.sources import DataSettings
+from spvit_deploy.families.timm_models import create_model, preprocessing_of
+from spvit_deploy.lean.cost import count_cost
+from spvit_deploy.lean.model_folder import SavedModel, dense_saved, load_saved, save_model
+from spvit_deploy.training.finetune import FinetuneSettings, finetune_model, top1
 
 RESULTS = Path(__file__).parent / "results" / "quality.json"
 # Methods that start from the plan that ours found.

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spvit_deploy.benchmarks.latency import LatencyTable
+from spvit_deploy.benchmarks.latency_tables.table import LatencyTable
 from spvit_deploy.benchmarks.suites.quality_peers import torch_pruned, uniform
 from spvit_deploy.benchmarks.suites.quality_setting import (
     Method,
@@ -24,20 +24,20 @@ from spvit_deploy.benchmarks.suites.quality_setting import (
     lean_of,
     supernet_of,
 )
-from spvit_deploy.latency_budgets import measured
-from spvit_deploy.lean.folder import SavedModel
-from spvit_deploy.models import create_model
-from spvit_deploy.plan import AttentionKind, BlockPlan, PrunePlan
+from spvit_deploy.core.plan import AttentionKind, BlockPlan, PrunePlan
+from spvit_deploy.families.timm_models import create_model
+from spvit_deploy.lean.model_folder import SavedModel
 from spvit_deploy.search.budget import parse_budget
-from spvit_deploy.search.distilling import DistillationLoss
+from spvit_deploy.search.budget_target import cost_table_of
+from spvit_deploy.search.cost_penalty import ExpectedCost, Penalty, Price
 from spvit_deploy.search.gates import GateOptimizer, sharpness
-from spvit_deploy.search.planning import plan_of
-from spvit_deploy.search.pricing import ExpectedCost, Penalty, Price
+from spvit_deploy.search.plan_builder import plan_of
 from spvit_deploy.search.projection import project
-from spvit_deploy.search.searching import SearchLoss, run_search
+from spvit_deploy.search.search import SearchLoss, run_search
 from spvit_deploy.search.supernet import Supernet
-from spvit_deploy.search.targets import cost_table_of
-from spvit_deploy.search.training import GateTraining, train
+from spvit_deploy.training.distillation import DistillationLoss
+from spvit_deploy.training.loop import GateTraining, train
+from spvit_deploy.workflows.latency_budget import measured
 
 # How far a gate can move in a search, whatever moves it; as the search itself has it.
 TRAVEL = 12.0

@@ -9,7 +9,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from spvit_deploy.benchmarks.charts import DENSE, LEAN, style
+from spvit_deploy.benchmarks.reporting.charts import DENSE, LEAN, style
 from spvit_deploy.benchmarks.suites.pages import replace_table
 from spvit_deploy.benchmarks.suites.pictures import write_picture
 

@@ -10,17 +10,17 @@ from typing import Any
 import torch
 import torch_pruning
 
-from spvit_deploy.attention import spell_out_attention
 from spvit_deploy.benchmarks.suites.quality_setting import (
     Setting,
     finetuned,
     lean_of,
     supernet_of,
 )
-from spvit_deploy.cost import count_cost
-from spvit_deploy.lean.folder import SavedModel
-from spvit_deploy.plan import AttentionKind, BlockPlan, PrunePlan
-from spvit_deploy.search.targets import cost_table_of
+from spvit_deploy.core.plan import AttentionKind, BlockPlan, PrunePlan
+from spvit_deploy.families.attention import spell_out_attention
+from spvit_deploy.lean.cost import count_cost
+from spvit_deploy.lean.model_folder import SavedModel
+from spvit_deploy.search.budget_target import cost_table_of
 
 
 def uniform(at: Setting) -> SavedModel:

@@ -10,16 +10,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from spvit_deploy.cost import count_cost
-from spvit_deploy.data import Batches
-from spvit_deploy.lean.folder import SavedModel
+from spvit_deploy.core.plan import PrunePlan
+from spvit_deploy.data.batches import Batches
+from spvit_deploy.families.timm_models import create_empty, load_weights
+from spvit_deploy.lean.cost import count_cost
 from spvit_deploy.lean.materialize import materialize_weights
-from spvit_deploy.models import create_empty, load_weights
-from spvit_deploy.plan import PrunePlan
-from spvit_deploy.search import searching
-from spvit_deploy.search.finetuning import FinetuneSettings, finetune_model
-from spvit_deploy.search.searching import SearchSettings, probe_of
+from spvit_deploy.lean.model_folder import SavedModel
+from spvit_deploy.search import search as searching
+from spvit_deploy.search.search import SearchSettings, probe_of
 from spvit_deploy.search.supernet import Supernet
+from spvit_deploy.training.finetune import FinetuneSettings, finetune_model
 
 CPU = torch.device("cpu")
 

@@ -21,9 +21,7 @@ import onnxruntime
 import openvino
 from timm.utils.onnx import onnx_export
 
-from spvit_deploy.api import export_model
 from spvit_deploy.benchmarks.host import read_host
-from spvit_deploy.benchmarks.runtimes import open_session
 from spvit_deploy.benchmarks.statistics import median_ratio
 from spvit_deploy.benchmarks.suites.published import (
     DEIT_B,
@@ -32,8 +30,10 @@ from spvit_deploy.benchmarks.suites.published import (
     build_lean,
     in_turns,
 )
-from spvit_deploy.lean.folder import load_saved
-from spvit_deploy.sources import DataSettings, DigitImages
+from spvit_deploy.data.sources import DataSettings, DigitImages
+from spvit_deploy.lean.model_folder import load_saved
+from spvit_deploy.runtimes.registry import open_session
+from spvit_deploy.workflows.stages import export_model
 
 RESULTS = Path(__file__).parent / "results" / "runtimes_deit.json"
 BURST, PAUSE = 0.5, 0.3

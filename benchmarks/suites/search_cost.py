@@ -27,14 +27,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from spvit_deploy.benchmarks.host import read_host
-from spvit_deploy.data import Batches, open_batches
-from spvit_deploy.lean.folder import load_saved
-from spvit_deploy.models import create_model, preprocessing_of
-from spvit_deploy.plan import ModelSpec
-from spvit_deploy.search.optimizing import make_optimizer
-from spvit_deploy.search.searching import SearchSettings, run_search
+from spvit_deploy.core.plan import ModelSpec
+from spvit_deploy.data.batches import Batches, open_batches
+from spvit_deploy.data.sources import DataSettings
+from spvit_deploy.families.timm_models import create_model, preprocessing_of
+from spvit_deploy.lean.model_folder import load_saved
+from spvit_deploy.search.search import SearchSettings, run_search
 from spvit_deploy.search.supernet import Supernet
-from spvit_deploy.sources import DataSettings
+from spvit_deploy.training.optimizer import make_optimizer
 
 RESULTS = Path(__file__).parent / "results" / "search_cost.json"
 MODEL = ModelSpec(

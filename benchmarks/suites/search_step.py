@@ -26,14 +26,14 @@ from timm.optim import create_optimizer_v2
 from torch.nn import functional
 
 from spvit_deploy.benchmarks.host import read_host
-from spvit_deploy.models import create_model, input_size
-from spvit_deploy.plan import ModelSpec
-from spvit_deploy.search.distilling import DistillationLoss
+from spvit_deploy.core.plan import ModelSpec
+from spvit_deploy.families.timm_models import create_model, input_size
+from spvit_deploy.search.budget_target import cost_table_of
+from spvit_deploy.search.cost_penalty import ExpectedCost, Penalty
 from spvit_deploy.search.gates import GateOptimizer
-from spvit_deploy.search.pricing import ExpectedCost, Penalty
-from spvit_deploy.search.searching import SearchLoss, SearchSettings, probe_of
+from spvit_deploy.search.search import SearchLoss, SearchSettings, probe_of
 from spvit_deploy.search.supernet import Supernet
-from spvit_deploy.search.targets import cost_table_of
+from spvit_deploy.training.distillation import DistillationLoss
 
 RESULTS = Path(__file__).parent / "results"
 SIDES = ("dense", "search", "search_open")

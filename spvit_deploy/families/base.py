@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from spvit_deploy.plan import AttentionKind
+from spvit_deploy.core.plan import AttentionKind
 
 ALL_KINDS = tuple(AttentionKind)
 Values = Callable[[Any], tuple[Tensor, Tensor | None]]

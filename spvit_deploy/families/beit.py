@@ -8,10 +8,10 @@ from timm.models.beit import Beit
 from timm.models.eva import Eva
 from torch import nn
 
+from spvit_deploy.core.plan import AttentionKind
 from spvit_deploy.families.base import BlockSite, Refusal
 from spvit_deploy.families.parts import standard_site
 from spvit_deploy.families.vit import fixed_grid_refusal
-from spvit_deploy.plan import AttentionKind
 
 
 class BeitFamily:

@@ -7,9 +7,9 @@ from typing import Any
 from timm.models.cait import Cait
 from torch import nn
 
+from spvit_deploy.core.plan import AttentionKind
 from spvit_deploy.families.base import BlockSite, Refusal
 from spvit_deploy.families.parts import ATTENTION_ONLY, standard_site
-from spvit_deploy.plan import AttentionKind
 
 
 class CaitFamily:

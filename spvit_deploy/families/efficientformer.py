@@ -8,9 +8,9 @@ from typing import Any
 from timm.models.efficientformer import EfficientFormer
 from torch import Tensor, nn
 
+from spvit_deploy.core.plan import AttentionKind
 from spvit_deploy.families.base import BlockSite, Refusal
 from spvit_deploy.families.parts import ATTENTION_ONLY, mlp_parts, standard_site
-from spvit_deploy.plan import AttentionKind
 
 
 def head_values(attn: Any) -> tuple[Tensor, Tensor | None]:

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spvit_deploy.core.plan import AttentionKind
 from spvit_deploy.families.base import BlockSite, MlpParts, Refusal
 from spvit_deploy.families.parts import ATTENTION_ONLY, WITHOUT_CONVS, mlp_parts
-from spvit_deploy.models import input_size
-from spvit_deploy.plan import AttentionKind
+from spvit_deploy.families.timm_models import input_size
 
 _QUERIES = ("qkv", "qk", "q", "query", "q_proj", "to_qkv")
 _BRANCHES = (

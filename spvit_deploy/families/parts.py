@@ -10,8 +10,8 @@ from timm.models.vision_transformer import Attention
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from spvit_deploy.core.plan import AttentionKind
 from spvit_deploy.families.base import ALL_KINDS, BlockSite, MlpParts, Values, value_weights
-from spvit_deploy.plan import AttentionKind
 
 WITHOUT_CONVS = (AttentionKind.SKIP, AttentionKind.MSA)
 POINTWISE_ONLY = (AttentionKind.SKIP, AttentionKind.CONV1X1, AttentionKind.MSA)

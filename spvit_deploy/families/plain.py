@@ -10,11 +10,11 @@ from timm.models.pit import PoolingVisionTransformer
 from timm.models.tnt import TNT
 from torch import nn
 
+from spvit_deploy.core.plan import AttentionKind
 from spvit_deploy.families.base import BlockSite, Refusal
 from spvit_deploy.families.generic import GenericFamily
 from spvit_deploy.families.parts import standard_site
-from spvit_deploy.models import input_size
-from spvit_deploy.plan import AttentionKind
+from spvit_deploy.families.timm_models import input_size
 
 
 class PlainFamily:

@@ -8,10 +8,10 @@ from timm.models.pvt_v2 import PyramidVisionTransformerV2
 from timm.models.twins import Twins
 from torch import nn
 
+from spvit_deploy.core.plan import AttentionKind
 from spvit_deploy.families.base import BlockSite, Refusal
 from spvit_deploy.families.parts import standard_site
-from spvit_deploy.models import input_size
-from spvit_deploy.plan import AttentionKind
+from spvit_deploy.families.timm_models import input_size
 
 
 class PyramidFamily:

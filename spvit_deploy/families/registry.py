@@ -6,10 +6,10 @@ import importlib
 
 from torch import nn
 
-from spvit_deploy.errors import ModelError
+from spvit_deploy.core.errors import ModelError
 from spvit_deploy.families.base import BlockSite, Family, Refusal
 from spvit_deploy.families.generic import GenericFamily
-from spvit_deploy.plugins import load_plugins
+from spvit_deploy.families.plugins import load_plugins
 
 _OWN = {
     "vit": "vit:VitFamily",

@@ -11,10 +11,10 @@ from typing import Any
 from timm.models.vision_transformer_sam import VisionTransformerSAM
 from torch import Tensor, nn
 
+from spvit_deploy.core.plan import AttentionKind
 from spvit_deploy.families.base import BlockSite, Refusal
 from spvit_deploy.families.parts import standard_site
 from spvit_deploy.families.swin import Windows
-from spvit_deploy.plan import AttentionKind
 
 
 class _MapWindows(Windows):

@@ -14,9 +14,9 @@ from timm.models.swin_transformer_v2 import SwinTransformerV2
 from torch import Tensor, nn
 from torch.nn import functional
 
+from spvit_deploy.core.plan import AttentionKind
 from spvit_deploy.families.base import BlockSite, Refusal
 from spvit_deploy.families.parts import standard_site
-from spvit_deploy.plan import AttentionKind
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from timm.models.vision_transformer import VisionTransformer
 from timm.models.vision_transformer_relpos import VisionTransformerRelPos
 from torch import nn
 
+from spvit_deploy.core.plan import AttentionKind
 from spvit_deploy.families.base import ALL_KINDS, BlockSite, Refusal
 from spvit_deploy.families.parts import WITHOUT_CONVS, standard_site
-from spvit_deploy.plan import AttentionKind
 
 _BLOCKS = ("Block", "ResPostBlock", "RelPosBlock", "ResPostRelPosBlock")
 _ATTENTIONS = ("Attention", "RelPosAttention", "AttentionRope")

@@ -6,12 +6,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from spvit_deploy.cost import macs_by_module
-from spvit_deploy.errors import ModelError
+from spvit_deploy.core.errors import ModelError
+from spvit_deploy.core.plan import AttentionKind
 from spvit_deploy.families import find_sites
-from spvit_deploy.lean.folder import SavedModel
-from spvit_deploy.models import create_empty
-from spvit_deploy.plan import AttentionKind
+from spvit_deploy.families.timm_models import create_empty
+from spvit_deploy.lean.cost import macs_by_module
+from spvit_deploy.lean.model_folder import SavedModel
 
 
 @dataclass(frozen=True)

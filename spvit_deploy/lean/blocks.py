@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from spvit_deploy.plan import AttentionKind
+from spvit_deploy.core.plan import AttentionKind
 
 
 def to_grid(x: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from spvit_deploy.plan import AttentionKind, Semantics
+from spvit_deploy.core.plan import AttentionKind, Semantics
 
 POSITIONS = 9
 CENTRE = 4

@@ -10,16 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spvit_deploy.cost import Cost, count_cost
-from spvit_deploy.errors import CheckpointError, PlanError
+from spvit_deploy.core.errors import CheckpointError, PlanError
+from spvit_deploy.core.plan import AttentionKind, BlockPlan, PrunePlan, Semantics
 from spvit_deploy.families import BlockSite, find_family
+from spvit_deploy.families.timm_models import create_empty, input_size
 from spvit_deploy.lean.blocks import ConvAttention, Skip
-from spvit_deploy.lean.heads import narrow_attention, trim_heads
+from spvit_deploy.lean.cost import Cost, count_cost
 from spvit_deploy.lean.kernels import ConvWeights, conv_weights
-from spvit_deploy.lean.merging import insert_merges
-from spvit_deploy.lean.mlps import lean_mlp, trim_mlp
-from spvit_deploy.models import create_empty, input_size
-from spvit_deploy.plan import AttentionKind, BlockPlan, PrunePlan, Semantics
+from spvit_deploy.lean.token_merging import insert_merges
+from spvit_deploy.lean.trim_heads import narrow_attention, trim_heads
+from spvit_deploy.lean.trim_mlps import lean_mlp, trim_mlp
 
 EXTRAS_PREFIX = "spvit."
 _BN_KEYS = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")

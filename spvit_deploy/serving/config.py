@@ -8,11 +8,11 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from spvit_deploy.engines import SUFFIX
-from spvit_deploy.errors import InputError
+from spvit_deploy.core.errors import InputError
 from spvit_deploy.export.record import ExportRecord, TensorInfo
-from spvit_deploy.serving.client import triton_module
-from spvit_deploy.serving.layout import LABELS_FILE
+from spvit_deploy.runtimes.tensorrt.engine_record import SUFFIX
+from spvit_deploy.serving.repository_layout import LABELS_FILE
+from spvit_deploy.serving.tritonclient_import import triton_module
 
 # What each backend of Triton opens, as formats of ours.
 BACKENDS = {

@@ -9,13 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from spvit_deploy.errors import InputError, OutputExistsError
-from spvit_deploy.export.exporting import check_settings
-from spvit_deploy.export.job import ExportSettings
+from spvit_deploy.core.errors import InputError, OutputExistsError
+from spvit_deploy.core.files import ensure_free, move_into_place, staging_folder, write_bytes
+from spvit_deploy.export.export_model import check_settings
 from spvit_deploy.export.record import ExportRecord
-from spvit_deploy.exports import Pathish, export_original, export_settings
-from spvit_deploy.originals import ORIGINAL_OPTIONS, open_original
-from spvit_deploy.serving.client import triton_module
+from spvit_deploy.export.settings import ExportSettings
 from spvit_deploy.serving.config import (
     BACKENDS,
     Asked,
@@ -28,7 +26,7 @@ from spvit_deploy.serving.config import (
     settle,
     settle_as,
 )
-from spvit_deploy.serving.layout import (
+from spvit_deploy.serving.repository_layout import (
     CONFIG_FILE,
     LABELS_FILE,
     models_of,
@@ -36,7 +34,9 @@ from spvit_deploy.serving.layout import (
     to_text,
     versions_of,
 )
-from spvit_deploy.store import ensure_free, move_into_place, staging_folder, write_bytes
+from spvit_deploy.serving.tritonclient_import import triton_module
+from spvit_deploy.workflows.export import Pathish, export_original, export_settings
+from spvit_deploy.workflows.export_inputs import ORIGINAL_OPTIONS, open_original
 
 MODEL_FILE = "model.py"
 COMPILED = "__pycache__"

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from spvit_deploy.errors import InputError, JobError
-from spvit_deploy.serving.client import triton_module
-from spvit_deploy.serving.installations import Installation, docker_command
-from spvit_deploy.serving.layout import models_of
+from spvit_deploy.core.errors import InputError, JobError
+from spvit_deploy.serving.repository_layout import models_of
+from spvit_deploy.serving.server_install import Installation, docker_command
+from spvit_deploy.serving.tritonclient_import import triton_module
 
 # Seconds that a server may take to end what it is at.
 _ENDING = 10
@@ -79,7 +79,7 @@ class RunningServer:
     """A server that has been started.
 
     Attributes:
-        http, grpc: URLs, as :class:`~spvit_deploy.serving.target.TritonTarget` takes them.
+        http, grpc: URLs, as :class:`~spvit_deploy.serving.client.TritonTarget` takes them.
         process: the server's.
     """
 

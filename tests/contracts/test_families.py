@@ -15,15 +15,20 @@ import pytest
 import timm
 import torch
 
-from spvit_deploy.benchmarks.onnxrt import OnnxRuntimeSession
-from spvit_deploy.cost import cost_table, count_cost
+from spvit_deploy.benchmarks.latency_tables.probes import make_probes
+from spvit_deploy.core.plan import AttentionKind, BlockPlan, ModelSpec, PrunePlan
 from spvit_deploy.families import BlockSite, find_family, find_sites, inspect_family
-from spvit_deploy.lean.counting import parameter_table
-from spvit_deploy.lean.folder import SavedModel, load_saved, save_model
+from spvit_deploy.families.timm_models import (
+    create_empty,
+    create_model,
+    input_size,
+    preprocessing_of,
+)
+from spvit_deploy.lean.cost import cost_table, count_cost
 from spvit_deploy.lean.materialize import materialize_weights
-from spvit_deploy.lean.probes import make_probes
-from spvit_deploy.models import create_empty, create_model, input_size, preprocessing_of
-from spvit_deploy.plan import AttentionKind, BlockPlan, ModelSpec, PrunePlan
+from spvit_deploy.lean.model_folder import SavedModel, load_saved, save_model
+from spvit_deploy.lean.parameter_table import parameter_table
+from spvit_deploy.runtimes.onnxruntime.session import OnnxRuntimeSession
 from spvit_deploy.search.supernet import Supernet
 from tests.conftest import shake
 
@@ -167,7 +172,7 @@ def every_kind_plan(spec: ModelSpec, sites: list[BlockSite]) -> PrunePlan:
 
 @TAKEN
 def test_plan_to_lean_to_onnx(case: Case, tmp_path: Path) -> None:
-    from spvit_deploy.api import export_model
+    from spvit_deploy.workflows.stages import export_model
 
     spec = spec_of(case)
     torch.manual_seed(0)
@@ -261,7 +266,7 @@ def test_refusals_name_the_reason(case: Case) -> None:
 def test_pointwise_swin_blocks_have_no_windows(tmp_path: Path) -> None:
     import onnx
 
-    from spvit_deploy.api import export_model
+    from spvit_deploy.workflows.stages import export_model
 
     case = next(c for c in MODELS if c.name.startswith("swin_"))
     spec = spec_of(case)

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from spvit_deploy.api import export_model
-from spvit_deploy.benchmarks.runtimes import REGISTRY, RUNTIMES, Session, open_session
-from spvit_deploy.driver import find_driver, require_gpu
-from spvit_deploy.errors import InputError
-from spvit_deploy.lean.folder import load_saved
+from spvit_deploy.core.cuda_driver import find_driver, require_gpu
+from spvit_deploy.core.errors import InputError
+from spvit_deploy.lean.model_folder import load_saved
+from spvit_deploy.runtimes.registry import REGISTRY, RUNTIMES, Session, open_session
+from spvit_deploy.workflows.stages import export_model
 
 Maker = Callable[[Path, Path], Path]
 

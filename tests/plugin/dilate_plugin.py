@@ -16,8 +16,8 @@ from timm.models.vision_transformer import Attention
 from torch import Tensor, nn
 from torch.nn import functional
 
+from spvit_deploy.core.plan import AttentionKind
 from spvit_deploy.families import BlockSite, Refusal, standard_site
-from spvit_deploy.plan import AttentionKind
 
 
 class DilatedAttention(nn.Module):

@@ -1,0 +1,129 @@
+"""Artefacts that give class scores, opened in a runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from timm.data import DEFAULT_CROP_PCT, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
+from spvit_deploy.benchmarks.artifacts import Artefact, describe
+from spvit_deploy.core.errors import DataError, InputError
+from spvit_deploy.core.preprocessing import Preprocessing
+from spvit_deploy.core.progress import warn
+from spvit_deploy.runtimes.batching import in_batches
+from spvit_deploy.runtimes.registry import (
+    Array,
+    Session,
+    artefact_format,
+    batch_limits,
+    open_session,
+    runtimes_for,
+)
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """An artefact that is open.
+
+    Attributes:
+        artefact: what it is.
+        session: its runtime's.
+        preprocessing: how it wants images.
+    """
+
+    artefact: Artefact
+    session: Session
+    preprocessing: Preprocessing
+
+    @property
+    def takes_pictures(self) -> bool:
+        """Whether it prepares pictures of any size itself."""
+        return getattr(self.session, "pictures", None) is not None
+
+    def scores_of_pictures(self, pictures: Sequence[Array]) -> list[Array]:
+        """Pictures, each uint8 [C, H, W] of its own size → the scores [classes] of each.
+
+        Those of one size go together.
+
+        Raises:
+            DataError: it gives no class scores.
+        """
+        session: Any = self.session
+        by_size: dict[tuple[int, ...], list[int]] = {}
+        for index, picture in enumerate(pictures):
+            by_size.setdefault(picture.shape, []).append(index)
+        found: dict[int, Array] = {}
+        for chosen in by_size.values():
+            stacked = np.stack([pictures[index] for index in chosen]).transpose(0, 2, 3, 1)
+            rows = in_batches(
+                lambda part: session.run_pictures(part)[0], stacked, *batch_limits(session)
+            )
+            found.update(zip(chosen, _checked(rows), strict=True))
+        return [found[index] for index in range(len(pictures))]
+
+    def scores(self, images: Array) -> Array:
+        """Normalized images [B, C, H, W] float32 → scores [B, classes], whatever batches the
+        artefact takes.
+
+        Raises:
+            DataError: it gives no class scores.
+        """
+        return _checked(in_batches(self.session.run, images, *batch_limits(self.session)))
+
+
+def _checked(scores: Array) -> Array:
+    if scores.ndim != 2:
+        raise DataError("The model gives no class scores.", "Name a classifier.")
+    return scores
+
+
+@contextmanager
+def open_classifier(path: Path, runtime: str | None, device: str) -> Iterator[Classifier]:
+    """Open an artefact for its class scores.
+
+    Args:
+        path: dense, lean or exported folder, or a bare file of one.
+        runtime: None for the artefact's own.
+        device: as :func:`open_session`.
+
+    Raises:
+        InputError: it has no class scores, or no runtime takes it.
+    """
+    artefact = describe(path)
+    names = runtimes_for(path)
+    if not names and runtime is None:
+        raise InputError(
+            f"{path} is {artefact_format(path)}; no runtime that is installed opens it.",
+            "`spvit-deploy doctor` says what is missing.",
+        )
+    session = open_session(path, runtime or names[0], device)
+    try:
+        foreign = artefact.preprocessing is None
+        if "logits" not in session.outputs and not (foreign and len(session.outputs) == 1):
+            raise InputError(
+                f"{path} answers {', '.join(session.outputs)}, no class scores.",
+                "Name a model with a head.",
+            )
+        yield Classifier(artefact, session, artefact.preprocessing or _usual(path, session))
+    finally:
+        session.close()
+
+
+def _usual(path: Path, session: Session) -> Preprocessing:
+    """timm's defaults, for a file of others that does not say how it wants its images."""
+    warn(
+        f"{path} does not say how images are prepared; timm's defaults are taken (ImageNet's mean "
+        f"and deviation, bicubic, {100 * DEFAULT_CROP_PCT:g}% crop)."
+    )
+    channels = session.input_size[0]
+    mean, std = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+    if channels != len(mean):
+        mean, std = (sum(mean) / 3,) * channels, (sum(std) / 3,) * channels
+    return Preprocessing(
+        input_size=session.input_size, mean=mean, std=std, crop_pct=DEFAULT_CROP_PCT
+    )

@@ -1,0 +1,1 @@
+"""Tables of measured latencies that searches are budgeted by."""

@@ -1,0 +1,197 @@
+"""Blocks of a model on their own, to be timed.
+
+A chain holds copies of a block, norms and additions included, because runtimes fuse across them,
+each with weights of its own, as in a model.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spvit_deploy.core.errors import ModelError
+from spvit_deploy.families import BlockSite
+from spvit_deploy.families.timm_models import input_size
+
+# Copies in a chain: more than the caches next to a core hold, of all but the smallest models.
+DEPTH = 3
+_INACTIVE = ("Dropout", "DropPath", "Identity")
+
+
+@dataclass(frozen=True)
+class BlockCall:
+    """What a block is given in a run of its model, and what it gives.
+
+    Attributes:
+        x: its first argument.
+        rest: its other arguments.
+        named: the same, by name.
+        series: whether what it gives can be given to it.
+        free: whether the first dimension of ``x``, and of nothing else, is the batch.
+        batch: images in that run.
+    """
+
+    x: Tensor
+    rest: tuple[Any, ...]
+    named: dict[str, Any]
+    series: bool
+    free: bool
+    batch: int
+
+    @property
+    def size(self) -> tuple[int, int, int]:
+        """What a chain takes for one image, as (channels, height, width)."""
+        sizes = tuple(self.x.shape[1:])
+        if self.free and len(sizes) == 3:
+            return (sizes[0], sizes[1], sizes[2])
+        return (1, self.x.numel() // self.batch // sizes[-1], sizes[-1])
+
+
+class Chain(nn.Module):
+    """Copies of a block, one after another; side by side where they cannot follow each other, or
+    only the first tokens of each are read.
+    """
+
+    def __init__(self, block: nn.Module, call: BlockCall, reads: int | None) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(_shaken(block) for _ in range(DEPTH))
+        self.call, self.reads = call, reads
+
+    def forward(self, images: Tensor) -> Tensor:
+        """[B, *size] → mean tokens [B, C]."""
+        call, batch = self.call, images.shape[0]
+        shape = (batch, *call.x.shape[1:]) if call.free else tuple(call.x.shape)
+        x = images.reshape(shape)
+        if call.series and self.reads is None:
+            for block in self.blocks:
+                x = first_of(block(x, *call.rest, **call.named))
+            return self._tokens(x, batch).mean(1)
+        given = [first_of(block(x, *call.rest, **call.named)) for block in self.blocks]
+        read = [self._tokens(y, batch)[:, : self.reads] for y in given]
+        return torch.stack([tokens.mean(1) for tokens in read]).sum(0)
+
+    def _tokens(self, x: Tensor, batch: int) -> Tensor:
+        plain = self.call.free and x.ndim == 3
+        return x if plain else x.reshape(batch, -1, x.shape[-1])
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A block to time.
+
+    Attributes:
+        block: with its choice made.
+        call: what it is given.
+        reads: how many tokens of what it gives are read, the first ones; None for all.
+    """
+
+    block: nn.Module
+    call: BlockCall
+    reads: int | None = None
+
+    def chain(self) -> Chain:
+        """The chain of it, in evaluation mode."""
+        return Chain(self.block, self.call, self.reads).eval()
+
+
+def shaken_model(model: nn.Module) -> nn.Module:
+    """A copy without zeros and ones among its weights: an optimizer drops what adds nothing."""
+    return _shaken(model).eval()
+
+
+@torch.no_grad()
+def _shaken(module: nn.Module) -> nn.Module:
+    shaken = copy.deepcopy(module)
+    for parameter in shaken.parameters():
+        parameter.add_(0.02 * torch.randn_like(parameter))
+    return shaken
+
+
+def watch_blocks(model: nn.Module, sites: Sequence[BlockSite], batch: int) -> dict[str, BlockCall]:
+    """The call of every block: compared with those for one image more, to see what is batch."""
+    few, more = _calls(model, sites, batch), _calls(model, sites, batch + 1)
+    found = {}
+    for site in sites:
+        if site.path not in few:
+            raise ModelError(
+                f"{site.path} does not run as a block of its own, so its latency cannot be taken.",
+                "Ask for a budget in MACs.",
+            )
+        (x, rest, named, given), (y, others, other_named, _) = few[site.path], more[site.path]
+        fixed = [a.shape == b.shape for a, b in zip(_tensors(rest, named),
+                 _tensors(others, other_named), strict=True)]  # fmt: skip
+        scales = (x.shape[0], y.shape[0]) == (batch, batch + 1) and x.shape[1:] == y.shape[1:]
+        series = given.shape == x.shape
+        found[site.path] = BlockCall(x, rest, named, series, scales and all(fixed), batch)
+    return found
+
+
+_Seen = tuple[Tensor, tuple[Any, ...], dict[str, Any], Tensor]
+
+
+def _calls(model: nn.Module, sites: Sequence[BlockSite], batch: int) -> dict[str, _Seen]:
+    seen: dict[str, _Seen] = {}
+
+    def watch(path: str) -> Any:
+        def note(_: nn.Module, args: tuple[Any, ...], named: dict[str, Any], given: Any) -> None:
+            if args and isinstance(args[0], Tensor):
+                seen[path] = (args[0], args[1:], named, first_of(given))
+
+        return note
+
+    handles = [
+        site.block.register_forward_hook(watch(site.path), with_kwargs=True) for site in sites
+    ]
+    try:
+        with torch.no_grad():
+            model(torch.zeros(batch, *input_size(model)))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return seen
+
+
+def _tensors(rest: tuple[Any, ...], named: Mapping[str, Any]) -> list[Tensor]:
+    return [value for value in (*rest, *named.values()) if isinstance(value, Tensor)]
+
+
+def first_of(given: Any) -> Tensor:
+    """What a block gives, or the first of what it gives."""
+    found: Tensor = given[0] if isinstance(given, (tuple, list)) else given
+    return found
+
+
+def signature(probe: Probe) -> str:
+    """The same for blocks that compute the same but for their weights."""
+    call = probe.call
+    shapes = [list(tensor.shape) for tensor in (call.x, *_tensors(call.rest, call.named))]
+    others = [v for v in (*call.rest, *call.named.values()) if _is_plain(v)]
+    parts = [repr((shapes, others, call.series, call.free, probe.reads)), *_described(probe.block)]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
+
+
+def _described(block: nn.Module) -> Iterator[str]:
+    for name, module in block.named_modules():
+        kind = type(module).__name__
+        if kind in _INACTIVE:
+            continue
+        held = [*module._parameters.items(), *module._buffers.items()]
+        shapes = sorted((key, list(t.shape)) for key, t in held if t is not None)
+        plain = sorted(
+            (key, repr(value))
+            for key, value in vars(module).items()
+            if not key.startswith("_") and key != "training" and _is_plain(value)
+        )
+        yield repr((name, kind, shapes, plain))
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, (tuple, list)):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, (bool, int, float, str))

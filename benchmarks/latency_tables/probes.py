@@ -1,0 +1,193 @@
+"""What is timed to know what a model's choices cost: its blocks with each of them made.
+
+Blocks that compute the same are timed once.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from spvit_deploy.benchmarks.latency_tables.block_chain import (
+    Probe,
+    first_of,
+    shaken_model,
+    signature,
+    watch_blocks,
+)
+from spvit_deploy.core.plan import AttentionKind, BlockPlan, ModelSpec, PrunePlan
+from spvit_deploy.families import BlockSite, find_sites
+from spvit_deploy.families.timm_models import input_size
+from spvit_deploy.lean.materialize import shape_lean
+
+# Widths that are timed, beside none and the narrowest; a cost is linear between them.
+_SHARES = (1 / 8, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 1)
+_NARROWEST, _GRAIN = 8, 8
+_HALF = 5
+
+
+@dataclass(frozen=True)
+class TailProbes:
+    """The probes of a block that only the tokens are needed of that the answer is read off.
+
+    Attributes:
+        skip, msa: with an MLP of half its width.
+        mlp: (width, key) with the cheapest operation.
+    """
+
+    skip: str
+    msa: str
+    mlp: tuple[tuple[int, str], ...]
+
+
+@dataclass(frozen=True)
+class SiteProbes:
+    """The probes of one block, by key.
+
+    Attributes:
+        path: of the block.
+        hidden: units of its MLP.
+        attention: with each operation, and an MLP of half its width.
+        mlp: (width, key) with the cheapest operation.
+        tail: where tokens that nobody reads are not computed; None where all are.
+    """
+
+    path: str
+    hidden: int
+    attention: dict[AttentionKind, str]
+    mlp: tuple[tuple[int, str], ...]
+    tail: TailProbes | None = None
+
+
+@dataclass(frozen=True)
+class Probes:
+    """What is timed to know a model's costs.
+
+    Attributes:
+        sites: of its blocks, in order.
+        blocks: by key.
+        anchors: whole models: ``dense``, with ``no MLP``, and the ``least``.
+    """
+
+    sites: tuple[SiteProbes, ...]
+    blocks: dict[str, Probe]
+    anchors: dict[str, nn.Module]
+
+
+def probe_widths(hidden: int) -> tuple[int, ...]:
+    """MLP widths that are timed, from none to all; some may be the same in a small MLP."""
+    wide = [max(_NARROWEST, round(hidden * share / _GRAIN) * _GRAIN) for share in _SHARES[:-1]]
+    return tuple(min(hidden, width) for width in (0, _NARROWEST, *wide, hidden))
+
+
+class _Maker:
+    """Makes the probes of one model, each once."""
+
+    def __init__(self, model: nn.Module, spec: ModelSpec, batch: int) -> None:
+        self.model, self.spec = model, spec
+        self.sites = find_sites(model, str(spec))
+        self.calls = watch_blocks(model, self.sites, batch)
+        self.grids = [probe_widths(site.hidden) for site in self.sites]
+        self.blocks: dict[str, Probe] = {}
+
+    def lean(self, kind: AttentionKind, index: int) -> nn.Module:
+        """The model all of whose blocks make this choice of operation and width."""
+        widths = [grid[index] for grid in self.grids]
+        return _variant(self.model, self.spec, self.sites, kind, widths)
+
+    def keys(self, lean: nn.Module, reads: int | None = None) -> list[str]:
+        """The probes of a model's blocks."""
+        found = []
+        for site in self.sites:
+            probe = Probe(lean.get_submodule(site.path), self.calls[site.path], reads)
+            key = signature(probe)
+            self.blocks.setdefault(key, probe)
+            found.append(key)
+        return found
+
+    def tails(self, reads: int | None) -> list[TailProbes | None]:
+        """Of every block, where the first ``reads`` tokens alone are read; None for all."""
+        if reads is None:
+            return [None] * len(self.sites)
+        none, half, whole = (
+            self.keys(self.lean(AttentionKind.SKIP, i), reads) for i in (0, _HALF, -1)
+        )
+        msa = self.keys(self.lean(AttentionKind.MSA, _HALF), reads)
+        return [
+            TailProbes(
+                half[i], msa[i], tuple(dict.fromkeys(((0, none[i]), (site.hidden, whole[i]))))
+            )
+            for i, site in enumerate(self.sites)
+        ]
+
+
+def make_probes(model: nn.Module, spec: ModelSpec, batch: int = 1, narrows: bool = True) -> Probes:
+    """The probes of a dense model.
+
+    Args:
+        model: left as it was.
+        spec: what it is.
+        batch: images a call.
+        narrows: whether an export leaves out tokens that nobody reads.
+
+    Raises:
+        ModelError: no family takes the model, or its blocks do not run on their own.
+    """
+    maker = _Maker(shaken_model(model), spec, batch)
+    count = len(probe_widths(0))
+    by_width = [maker.keys(maker.lean(AttentionKind.SKIP, index)) for index in range(count)]
+    by_kind = {kind: maker.keys(maker.lean(kind, _HALF)) for kind in AttentionKind}
+    tails = maker.tails(_tokens_read(maker.model, maker.sites) if narrows else None)
+    found = tuple(
+        SiteProbes(
+            site.path,
+            site.hidden,
+            {kind: rows[i] for kind, rows in by_kind.items()},
+            tuple(dict.fromkeys((maker.grids[i][j], by_width[j][i]) for j in range(count))),
+            tails[i],
+        )
+        for i, site in enumerate(maker.sites)
+    )
+    anchors = {
+        "dense": maker.model,
+        "no MLP": maker.lean(AttentionKind.MSA, 0),
+        "least": maker.lean(AttentionKind.SKIP, 0),
+    }
+    return Probes(found, maker.blocks, anchors)
+
+
+def _tokens_read(model: nn.Module, sites: Sequence[BlockSite]) -> int | None:
+    """How many of the last block's tokens the answer depends on; None for more than the prefix."""
+    given: list[Tensor] = []
+    handle = sites[-1].block.register_forward_hook(lambda *call: given.append(first_of(call[-1])))
+    try:
+        answer = first_of(model(torch.randn(1, *input_size(model), requires_grad=True)))
+    finally:
+        handle.remove()
+    prefix = sites[-1].prefix
+    if given[0].ndim != 3 or any(site.prefix != prefix for site in sites):
+        return None
+    (gradient,) = torch.autograd.grad(answer.square().sum(), given[0])
+    read = int(gradient[0].abs().sum(1).nonzero().max()) + 1
+    return read if read <= prefix else None
+
+
+def _variant(
+    model: nn.Module,
+    spec: ModelSpec,
+    sites: Sequence[BlockSite],
+    kind: AttentionKind,
+    widths: Sequence[int],
+) -> nn.Module:
+    """The lean model all of whose blocks make this choice, as far as they can."""
+    blocks = tuple(
+        BlockPlan(path=site.path, attention=site.taken(kind), mlp_keep=tuple(range(width)))
+        for site, width in zip(sites, widths, strict=True)
+    )
+    lean = copy.deepcopy(model)
+    shape_lean(lean, PrunePlan(model=spec, blocks=blocks))
+    return lean.eval()

@@ -1,0 +1,298 @@
+"""``latency.json``: what each choice costs in time, and on which model, runtime and host."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from sklearn.isotonic import isotonic_regression
+
+from spvit_deploy.benchmarks.host import HostRecord
+from spvit_deploy.benchmarks.latency_tables.interleaved import Timing
+from spvit_deploy.core.files import write_record
+from spvit_deploy.core.plan import AttentionKind, ModelSpec
+from spvit_deploy.core.progress import warn
+from spvit_deploy.core.records import load_record
+from spvit_deploy.lean.cost import CostTable, SiteCost
+
+LATENCY_FILE = "latency.json"
+_NS = 10**9
+# Half the spread of the dense model's times, from which on a table is remarked on.
+_UNSTEADY = 0.1
+# Of a host: what its speed depends on.
+_HARDWARE = ("cpu", "cores", "threads", "flags", "gpus")
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class WidthTime(_Record):
+    """A block with the cheapest operation and this many hidden units."""
+
+    width: int = Field(ge=0)
+    time: Timing
+
+
+class TailTimes(_Record):
+    """A block that is needed for the tokens that the answer is read off alone.
+
+    A convolution passes these on unchanged, and takes no more than a skip.
+
+    Attributes:
+        skip, msa: with this operation, and an MLP of half its width.
+        mlp: with the cheapest operation, without hidden units and with all.
+    """
+
+    skip: Timing
+    msa: Timing
+    mlp: tuple[WidthTime, ...] = Field(min_length=1)
+
+
+class ShapeTimes(_Record):
+    """The times of blocks that compute the same.
+
+    Attributes:
+        paths: of the blocks.
+        hidden: units of their MLPs.
+        attention: with each operation, and an MLP of half its width.
+        mlp: with the cheapest operation, from no hidden units to all.
+        tail: where no tokens but those that are read have to be computed; None where all are.
+
+    Raises:
+        ValueError: MLP widths that do not rise from none to all.
+    """
+
+    paths: tuple[str, ...] = Field(min_length=1)
+    hidden: int = Field(ge=0)
+    attention: dict[AttentionKind, Timing]
+    mlp: tuple[WidthTime, ...] = Field(min_length=1)
+    tail: TailTimes | None = None
+
+    @field_validator("attention")
+    @classmethod
+    def _with_attention(cls, times: dict[AttentionKind, Timing]) -> dict[AttentionKind, Timing]:
+        if AttentionKind.MSA not in times:
+            raise ValueError("attention lacks msa, which every block has")
+        return times
+
+    @model_validator(mode="after")
+    def _from_none_to_all(self) -> ShapeTimes:
+        for points in (self.mlp, self.tail.mlp if self.tail else self.mlp):
+            widths = [point.width for point in points]
+            if widths != sorted(set(widths)) or (widths[0], widths[-1]) != (0, self.hidden):
+                raise ValueError(f"MLP widths {widths} do not rise from 0 to {self.hidden}")
+        return self
+
+
+class Anchors(_Record):
+    """Whole models: dense; without MLPs; and with the cheapest operations too.
+
+    Raises:
+        ValueError: the dense one takes no longer than the cheapest.
+    """
+
+    dense: Timing
+    no_mlp: Timing
+    least: Timing
+
+    @model_validator(mode="after")
+    def _dense_is_slowest(self) -> Anchors:
+        if self.dense.seconds <= self.least.seconds:
+            raise ValueError("the dense model takes no longer than the cheapest one")
+        return self
+
+
+class LatencyTable(_Record):
+    """One model on one runtime.
+
+    Attributes:
+        model: that it is for.
+        runtime, runtime_version, device: where it was taken.
+        precision: that the model was exported in.
+        batch: images a call.
+        threads: of the runtime; None for its own choice.
+        host: that it ran on.
+        created: when, in UTC.
+        anchors: times of whole models, which the sums of blocks are brought to.
+        shapes: times of blocks.
+    """
+
+    model: ModelSpec
+    runtime: str
+    runtime_version: str
+    device: str
+    precision: str
+    batch: int = Field(ge=1)
+    threads: int | None = None
+    host: HostRecord
+    created: str
+    anchors: Anchors
+    shapes: tuple[ShapeTimes, ...] = Field(min_length=1)
+
+    @field_validator("shapes")
+    @classmethod
+    def _each_block_once(cls, shapes: tuple[ShapeTimes, ...]) -> tuple[ShapeTimes, ...]:
+        paths = [path for shape in shapes for path in shape.paths]
+        twice = sorted({path for path in paths if paths.count(path) > 1})
+        if twice:
+            raise ValueError(f"{twice[0]} has times twice")
+        return shapes
+
+    @property
+    def place(self) -> str:
+        """One line for people."""
+        threads = f", {self.threads} threads" if self.threads else ""
+        how = f"{self.precision}, batch {self.batch}{threads}"
+        where = f"{self.device} of {self.host.cpu} ({self.host.threads} threads)"
+        return f"{self.runtime} {self.runtime_version}, {how}, on {where}"
+
+    @property
+    def paths(self) -> set[str]:
+        """All blocks that it has times of."""
+        return {path for shape in self.shapes for path in shape.paths}
+
+    def is_of(self, other: LatencyTable) -> bool:
+        """Whether it says the same of the same model on the same host."""
+        keys = ("model", "runtime", "device", "precision", "batch", "threads")
+        same = all(getattr(self, key) == getattr(other, key) for key in keys)
+        return same and same_host(self.host, other.host)
+
+    def costs(self, paths: Sequence[str]) -> CostTable:
+        """Nanoseconds of a call as a function of the plan, for blocks in this order.
+
+        A block's cost is its operation's, over the cheapest, plus its MLP's, over none. In a whole
+        model both differ from those in a chain of blocks by some percent (caches, memory): the
+        two sums are brought to what whole models differ by.
+        """
+        by_path = {path: shape for shape in self.shapes for path in shape.paths}
+        shapes = [by_path[path] for path in paths]
+        sites = tuple(_site(shape) for shape in shapes)
+        tail = tuple(_tail_site(shape) for shape in shapes) if _all_have_tails(shapes) else ()
+        raw = CostTable(0, sites, "ns", tail)
+        every, none = [AttentionKind.MSA] * len(sites), [0] * len(sites)
+        no_mlp = raw.of(every, none)
+        mlps, operations = (
+            raw.dense - no_mlp,
+            no_mlp - raw.of([AttentionKind.SKIP] * len(sites), none),
+        )
+        whole = self.anchors
+        factors = (
+            _ratio(whole.no_mlp.seconds - whole.least.seconds, operations),
+            _ratio(whole.dense.seconds - whole.no_mlp.seconds, mlps),
+        )
+        found = CostTable(0, _scaled(sites, *factors), "ns", _scaled(tail, *factors))
+        return replace(found, fixed=round(_NS * whole.dense.seconds) - found.dense)
+
+
+class LatencyFile(_Record):
+    """``latency.json``: tables of one or several models, runtimes and hosts."""
+
+    schema_version: Literal[1] = 1
+    kind: Literal["latency"] = "latency"
+    tables: tuple[LatencyTable, ...] = Field(min_length=1)
+
+    @field_validator("tables")
+    @classmethod
+    def _each_once(cls, tables: tuple[LatencyTable, ...]) -> tuple[LatencyTable, ...]:
+        for index, table in enumerate(tables):
+            if any(table.is_of(other) for other in tables[:index]):
+                raise ValueError(f"two tables of {table.model} on {table.place}")
+        return tables
+
+
+def same_host(one: HostRecord, other: HostRecord) -> bool:
+    """Whether two hosts are of the same hardware."""
+    return all(getattr(one, key) == getattr(other, key) for key in _HARDWARE)
+
+
+def merge(files: Sequence[LatencyFile]) -> LatencyFile:
+    """All their tables; of two that say the same of the same, the one that was taken last."""
+    kept: list[LatencyTable] = []
+    for table in sorted((t for file in files for t in file.tables), key=lambda t: t.created):
+        kept = [*(old for old in kept if not old.is_of(table)), table]
+    return LatencyFile(tables=tuple(kept))
+
+
+def warn_if_unsteady(table: LatencyTable) -> None:
+    """Say that the times of a table, of which those of the dense model were taken most often, vary
+    more than a budget can be met.
+    """
+    spread = table.anchors.dense.spread / 2
+    if spread > _UNSTEADY:
+        warn(
+            f"times of {table.runtime} vary by ±{100 * spread:.0f}%, so budgets will be met no "
+            "better; measure on a host with nothing else to do."
+        )
+
+
+def save_latency(file: LatencyFile, path: Path) -> None:
+    """Write ``latency.json``.
+
+    Raises:
+        StorageError: no space, or not writable.
+    """
+    write_record(path, file.model_dump(mode="json"))
+
+
+def load_latency(path: Path) -> LatencyFile:
+    """Read and validate ``latency.json``.
+
+    Raises:
+        InputError: no such file, another record, or an unknown schema version.
+        CorruptFileError: damaged.
+    """
+    return load_record(path, "latency", LatencyFile, "Measure again")
+
+
+def _ratio(measured: float, summed: int) -> float:
+    """What nanoseconds that were summed are multiplied by; 1 where there are none."""
+    return _NS * max(0.0, measured) / summed if summed > 0 else 1.0
+
+
+def _scaled(sites: Sequence[SiteCost], operations: float, mlps: float) -> tuple[SiteCost, ...]:
+    return tuple(
+        SiteCost(
+            {kind: round(operations * cost) for kind, cost in site.attention.items()},
+            tuple(round(mlps * cost) for cost in site.mlp),
+        )
+        for site in sites
+    )
+
+
+def _all_have_tails(shapes: Sequence[ShapeTimes]) -> bool:
+    return all(shape.tail is not None for shape in shapes)
+
+
+def _site(shape: ShapeTimes) -> SiteCost:
+    """Nanoseconds of each operation over the cheapest, and of an MLP over none."""
+    least = shape.attention[AttentionKind.SKIP].seconds
+    times = {kind: max(0.0, time.seconds - least) for kind, time in shape.attention.items()}
+    return SiteCost(_nanoseconds(times), _curve(shape.mlp, shape.hidden))
+
+
+def _tail_site(shape: ShapeTimes) -> SiteCost:
+    """The same behind the last attention, over what the block would have cost before it."""
+    assert shape.tail is not None
+    skip = shape.tail.mlp[0].time.seconds - shape.mlp[0].time.seconds
+    msa = skip + max(0.0, shape.tail.msa.seconds - shape.tail.skip.seconds)
+    times = {kind: msa if kind is AttentionKind.MSA else skip for kind in AttentionKind}
+    return SiteCost(_nanoseconds(times), _curve(shape.tail.mlp, shape.hidden))
+
+
+def _nanoseconds(times: dict[AttentionKind, float]) -> dict[AttentionKind, int]:
+    return {kind: round(_NS * seconds) for kind, seconds in times.items()}
+
+
+def _curve(points: Sequence[WidthTime], hidden: int) -> tuple[int, ...]:
+    """Nanoseconds of 0, 1, … and all hidden units over none: linear between those that were timed,
+    and nowhere less than before, which noise alone would make it.
+    """
+    widths = [point.width for point in points]
+    rising = isotonic_regression([point.time.seconds for point in points])
+    inner = np.interp(range(hidden + 1), widths, rising)
+    return tuple(round(_NS * float(seconds - rising[0])) for seconds in inner)

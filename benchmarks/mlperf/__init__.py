@@ -1,0 +1,1 @@
+"""MLPerf Inference's scenarios by its LoadGen."""

@@ -1,0 +1,130 @@
+"""Head maps that start from what the dense model attends to.
+
+A position of a 3×3 kernel is a mix of heads (arXiv 2111.11802, section 3). A head that attends to
+the token one column to the right belongs there, as in the construction that makes attention a
+convolution (Cordonnier et al., arXiv 1911.03584). So the mix starts with each head's share of the
+attention that all heads pay to that offset, rather than at random.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spvit_deploy.core.distributed import ALONE, Processes
+from spvit_deploy.core.progress import progress_bar, warn
+from spvit_deploy.data.batches import Batches
+from spvit_deploy.families.attention import attention_spelled_out
+from spvit_deploy.lean.kernels import POSITIONS, logits_of_shares
+from spvit_deploy.search.gated_attention import UnifiedAttention
+from spvit_deploy.search.supernet import Supernet
+
+# Batches that attention is read on.
+BATCHES = 4
+# Of a head that does not attend to an offset: a share of zero has no gradient to come back by.
+_LEAST = 1e-3
+
+
+@torch.no_grad()
+def match_head_maps(supernet: Supernet, batches: Batches, processes: Processes = ALONE) -> None:
+    """Set the head maps by the attention of the dense model that the supernet starts from.
+
+    Blocks whose attention cannot be read keep their maps, which is said.
+
+    Args:
+        supernet: before its first step, on the device of the batches; all its gates are open, so
+            that in evaluation it is the dense model.
+        batches: the first :data:`BATCHES` of their first epoch are used.
+        processes: that share them.
+    """
+    with_maps = [a for a in supernet.attentions if hasattr(a, "head_logits")]
+    totals = [torch.zeros_like(a.head_logits) for a in with_maps]
+    training = supernet.training
+    supernet.eval()
+    with ExitStack() as stack, progress_bar("match heads", BATCHES) as bar:
+        for attention, total in zip(with_maps, totals, strict=True):
+            stack.enter_context(_reading(attention, total))
+        for images, _ in islice(batches.epoch(0), BATCHES):
+            supernet(images)
+            bar.advance()
+    supernet.train(training)
+    unread = []
+    for attention, total in zip(with_maps, totals, strict=True):
+        processes.sum(total)
+        total.clamp_(min=0)  # heads that are mixed can pay less than nothing
+        if total.any():
+            shares = (total / total.sum(0).clamp(min=1e-12)).clamp(min=_LEAST)
+            attention.head_logits.copy_(logits_of_shares(shares, supernet.semantics))
+        else:
+            unread.append(attention.site.path)
+    if unread:
+        warn(f"the attention of {', '.join(unread)} cannot be read: head maps start at random.")
+
+
+@contextmanager
+def _reading(attention: UnifiedAttention, total: Tensor) -> Iterator[None]:
+    """Within this block what each head pays to each offset is added to ``total`` [H, 9].
+
+    Attention is spelled out as products, whose probabilities pass through ``attn_drop`` in timm.
+    """
+    msa: Any = attention.msa
+    drop, grid = getattr(msa, "attn_drop", None), _grid_of(attention)
+    if not isinstance(drop, nn.Module) or grid is None:
+        yield
+        return
+    prefix = 0 if attention.site.regroup else attention.site.prefix
+    handle = drop.register_forward_pre_hook(_adder(total, grid, prefix))
+    try:
+        with attention_spelled_out(msa):
+            yield
+    finally:
+        handle.remove()
+
+
+def _grid_of(attention: UnifiedAttention) -> tuple[int, int] | None:
+    """Rows and columns of the tokens that attend to each other: the image's, or a window's."""
+    regroup = attention.site.regroup
+    if regroup is None:
+        return attention.site.grid
+    found: tuple[int, int] | None = getattr(regroup, "window", None)
+    return found
+
+
+def _adder(total: Tensor, grid: tuple[int, int], prefix: int) -> Callable[..., None]:
+    heads, tokens = len(total), prefix + grid[0] * grid[1]
+    pairs = [(q.to(total.device), k.to(total.device)) for q, k in neighbours(grid)]
+
+    def add(_: nn.Module, args: tuple[Any, ...]) -> None:
+        given = args[0]
+        # Keys that are reduced, or groups that are not known of, are of another size.
+        if given.ndim < 3 or given.shape[-2:] != (tokens, tokens):
+            return
+        paid = given.reshape(-1, heads, tokens, tokens).sum(0)[:, prefix:, prefix:]
+        # Every head has the same pairs: their number does not matter to its share.
+        total.add_(torch.stack([paid[:, q, k].sum(1) for q, k in pairs], 1))
+
+    return add
+
+
+def neighbours(grid: tuple[int, int]) -> Sequence[tuple[Tensor, Tensor]]:
+    """Tokens of a grid, and those at each position of a 3×3 kernel around them, row-major.
+
+    Args:
+        grid: rows and columns.
+
+    Returns:
+        (tokens, neighbours) [pairs] for each position; pairs beyond the border are left out.
+    """
+    (rows, columns), at = grid, torch.arange(grid[0] * grid[1]).view(grid)
+    found = []
+    for position in range(POSITIONS):
+        down, right = position // 3 - 1, position % 3 - 1
+        near = at[max(0, down) : rows + min(0, down), max(0, right) : columns + min(0, right)]
+        here = at[max(0, -down) : rows - max(0, down), max(0, -right) : columns - max(0, right)]
+        found.append((here.flatten(), near.flatten()))
+    return found

@@ -1,0 +1,1 @@
+"""Files that SPViT's authors publish."""

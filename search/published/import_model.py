@@ -1,0 +1,105 @@
+"""Import of what SPViT's authors publish: a plan, or with a checkpoint a lean model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from spvit_deploy.core.errors import CheckpointError
+from spvit_deploy.core.plan import PrunePlan
+from spvit_deploy.families.timm_models import (
+    create_shell,
+    load_weights,
+    preprocessing_of,
+    read_state_dict,
+)
+from spvit_deploy.lean.materialize import shape_lean
+from spvit_deploy.lean.model_folder import SavedModel
+from spvit_deploy.search.published.config import (
+    AuthorsConfig,
+    complete_sizes,
+    find_indicators,
+    published_plan,
+    read_config,
+    read_indicators,
+    units_of_weights,
+)
+from spvit_deploy.search.published.weights import lean_state
+
+
+def import_plan(config_path: Path, gates: Path | None) -> PrunePlan:
+    """The plan of a published config.
+
+    Args:
+        config_path: DeiT's JSON or Swin's YAML, of a fine-tuning run.
+        gates: FFN indicator file; None for the one that the config names.
+
+    Raises:
+        InputError: files that are missing, damaged, or of different models.
+    """
+    config = read_config(config_path)
+    file = find_indicators(config_path, config, gates)
+    units = read_indicators(file, list(config.kinds)) if file else None
+    sources = {"config": config_path, **({"gates": file} if file else {})}
+    return published_plan(config, units, sources)
+
+
+def import_lean(config_path: Path, gates: Path | None, checkpoint: Path) -> SavedModel:
+    """The lean model of a published checkpoint, fine-tuned or "optimized".
+
+    Args:
+        config_path, gates: as in :func:`import_plan`.
+        checkpoint: weights; what it says of sizes is taken where the config does not.
+
+    Raises:
+        InputError: files that are missing, damaged, or of different models.
+    """
+    state = {k: _float32(v) for k, v in read_state_dict(checkpoint).items()}
+    config = read_config(config_path)
+    try:
+        return _assemble(config_path, config, gates, checkpoint, state)
+    except (IndexError, KeyError, ValueError, RuntimeError, TypeError) as error:
+        text = " ".join(str(error).split())[:120]
+        raise CheckpointError(
+            f"{checkpoint}: not laid out as the authors' checkpoints are ({text}).",
+            "Check --checkpoint.",
+        ) from error
+
+
+def _float32(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.is_floating_point() else tensor
+
+
+def _assemble(
+    config_path: Path,
+    config: AuthorsConfig,
+    gates: Path | None,
+    checkpoint: Path,
+    state: dict[str, Tensor],
+) -> SavedModel:
+    config = complete_sizes(config, state, checkpoint)
+    file = find_indicators(config_path, config, gates)
+    if file is not None:
+        units = read_indicators(file, list(config.kinds))
+    else:
+        units = units_of_weights(config, state)
+    sources = {"config": config_path, "checkpoint": checkpoint}
+    if file is not None:
+        sources["gates"] = file
+    plan = published_plan(config, units, sources)
+    module = create_shell(plan.model)
+    preprocessing = preprocessing_of(module)
+    with torch.device("meta"):
+        shape_lean(module, plan)
+    weights = lean_state(state, plan, config.family == "swin", checkpoint)
+    load_weights(module, weights, str(checkpoint), "Use config, gates and checkpoint of one model.")
+    return SavedModel(
+        module=module.eval(),
+        spec=plan.model,
+        preprocessing=preprocessing,
+        plan=plan,
+        sources=dict(plan.sources),
+        history=({"stage": "import", "config": config_path.name},),
+    )

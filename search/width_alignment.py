@@ -1,0 +1,109 @@
+"""MLP widths on the grid that hardware likes."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from spvit_deploy.core.plan import AttentionKind
+from spvit_deploy.lean.cost import CostTable
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One block of a plan: open attention gates, and the hidden units and heads kept; heads are
+    None where attention keeps all, or is none.
+    """
+
+    kind: AttentionKind
+    keep: tuple[int, ...]
+    heads: tuple[int, ...] | None = None
+
+
+def cost_of(table: CostTable, choices: Sequence[Choice], widths: Sequence[int]) -> int:
+    """Of these choices with MLPs of other widths."""
+    heads = [None if c.heads is None else len(c.heads) for c in choices]
+    return table.of([c.kind for c in choices], widths, heads)
+
+
+def align(
+    choices: Sequence[Choice],
+    units: Sequence[Sequence[float]],
+    table: CostTable,
+    target: int,
+    step: int,
+) -> tuple[Choice, ...]:
+    """Round MLP widths to multiples of ``step``, chosen by gate probability.
+
+    Every width is rounded down; then, while the target allows, the MLP whose next ``step``
+    units are the most probable gets them. A width that is not on the grid is left alone where
+    it is the whole MLP.
+
+    Args:
+        choices: operations and kept units of each block; operations and heads stay.
+        units: gate probability of each hidden unit, one row a block.
+        table: what units cost.
+        target: what the result must not cost more than.
+        step: such as 8.
+    """
+    ranked = [_by_keep_then_probability(c.keep, row) for c, row in zip(choices, units, strict=True)]
+    widths = [
+        len(c.keep) if len(c.keep) == len(row) else len(c.keep) // step * step
+        for c, row in zip(choices, units, strict=True)
+    ]
+    spent = cost_of(table, choices, widths)
+    queue = [
+        (*_next_units(ranked[block], units[block], width, step), block)
+        for block, width in enumerate(widths)
+    ]
+    heapq.heapify(queue)
+    while queue:
+        _, more, block = heapq.heappop(queue)
+        costs = table.sites[block].mlp
+        price = costs[widths[block] + more] - costs[widths[block]]
+        if not more or spent + price > target:
+            continue
+        spent += price
+        widths[block] += more
+        heapq.heappush(
+            queue, (*_next_units(ranked[block], units[block], widths[block], step), block)
+        )
+    return tuple(
+        replace(c, keep=tuple(sorted(row[:width])))
+        for c, row, width in zip(choices, ranked, widths, strict=True)
+    )
+
+
+def _by_keep_then_probability(keep: Sequence[int], row: Sequence[float]) -> list[int]:
+    kept = set(keep)
+    return sorted(range(len(row)), key=lambda i: (i not in kept, -row[i], i))
+
+
+def _next_units(
+    ranked: Sequence[int], row: Sequence[float], width: int, step: int
+) -> tuple[float, int]:
+    """(minus the mean probability, number) of the units that would be added next."""
+    more = ranked[width : width + step]
+    return (-sum(row[i] for i in more) / max(1, len(more)), len(more))
+
+
+def align_if_it_fits(
+    choices: Sequence[Choice],
+    units: Sequence[Sequence[float]],
+    table: CostTable,
+    target: int,
+    step: int,
+    least: float,
+) -> tuple[tuple[Choice, ...], int]:
+    """As :func:`align`, with half of ``step`` and so on as long as less than ``least`` is used.
+
+    Returns:
+        The choices, and what their widths are multiples of.
+    """
+    while step > 1:
+        aligned = align(choices, units, table, target, step)
+        if cost_of(table, aligned, [len(choice.keep) for choice in aligned]) >= least:
+            return aligned, step
+        step //= 2
+    return tuple(choices), 1

@@ -1,0 +1,137 @@
+"""``spvit-deploy recommend``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from spvit_deploy.cli.options import (
+    DATA_HELP,
+    Folder,
+    Number,
+    data_source_options,
+    force_option,
+    json_option,
+    model_options,
+    output_option,
+    take_data,
+)
+from spvit_deploy.cli.parsing import parsed
+from spvit_deploy.workflows.recommend.target import Target, parse_target, parse_time
+
+if TYPE_CHECKING:
+    from spvit_deploy.workflows.recommend.record import Recommendation, Tried
+
+
+@click.command()
+@click.argument("model")
+@click.option("--data", required=True, metavar="SPEC", help=DATA_HELP)
+@data_source_options
+@model_options
+@click.option(
+    "--target",
+    callback=parsed(parse_target),
+    metavar="LIMIT",
+    help="p99<10ms, latency<4ms (the median) or throughput>200/s; the fastest else.",
+)
+@click.option(
+    "--max-drop",
+    type=Number(0),
+    default=1.0,
+    show_default=True,
+    help="Points of accuracy that may be lost against MODEL.",
+)
+@click.option(
+    "--time",
+    "seconds",
+    callback=parsed(parse_time),
+    default="10m",
+    show_default=True,
+    metavar="TIME",
+    help="What it may take: 90s, 10m, 1h.",
+)
+@click.option("--sweep", type=Folder, help="Sweep whose trials are tried as well.")
+@click.option(
+    "--threads",
+    type=click.IntRange(1),
+    multiple=True,
+    help="Threads to try; one, half and all of the cores by default.",
+)
+@click.option(
+    "--batch",
+    "batches",
+    type=click.IntRange(1),
+    multiple=True,
+    help="Images a call to try.  [default: 1; for throughput 1, 4, 16, 64]",
+)
+@click.option(
+    "--validation",
+    type=click.IntRange(1),
+    default=1000,
+    show_default=True,
+    help="Images that accuracy is taken on.",
+)
+@json_option
+@output_option("Folder for the three best artefacts and recommend.json.")
+@force_option
+def recommend(output: Path, force: bool, as_json: bool, **options: Any) -> None:
+    """Say what to serve MODEL with on this host: runtime, precision, threads, batch.
+
+    Everything that is installed is written, timed in turns and judged by its accuracy; what has
+    clearly lost is left early. Exit code 1 where nothing holds the target.
+
+    \b
+    Example: spvit-deploy recommend tuned/ --data folder/imagenet --target "p99<10ms" \\
+               --max-drop 0.5 --time 10m -o recommended/
+    """
+    from spvit_deploy.workflows.recommend import recommend as recommending
+
+    options["data"] = take_data(options)
+    options["target"] = options["target"] or Target()
+    request = recommending.Request(**options)
+    found = recommending.recommend(request, output, force)
+    if as_json:
+        click.echo(json.dumps(found.model_dump(mode="json"), indent=1))
+    else:
+        print_answer(found, output)
+    recommending.require_met(found, request)
+
+
+def print_answer(found: Recommendation, output: Path) -> None:
+    """The best with its evidence, the next two, and why the rest lost."""
+    from rich.table import Table
+
+    from spvit_deploy.workflows.console import console
+
+    out = console()
+    for place, row in enumerate(found.best):
+        word = ("best", "second", "third")[place]
+        out.print(f"{word}: {row.title}: {evidence(row, found)}")
+    out.print(f"      {output / found.best[0].folder}")
+    table = Table(title="why the rest lost", title_justify="left")
+    for heading in ("artefact", "p50 ms", "why"):
+        table.add_column(heading, justify="right" if heading == "p50 ms" else "left")
+    for row in sorted(found.rest, key=lambda row: row.p50 or float("inf")):
+        table.add_row(row.title, "" if row.p50 is None else f"{1000 * row.p50:.3f}", row.lost)
+    out.print(table)
+    out.print(f"{found.target}, {found.seconds:.0f} s; wrote {output}")
+
+
+def evidence(row: Tried, found: Recommendation) -> str:
+    """What was measured of one of the best."""
+    words = [f"p50 {1000 * (row.p50 or 0):.3f} ms"]
+    name = found.target.replace("best ", "").partition(" ")[0]
+    if name not in ("p50", "images/s"):
+        tail = "too few calls" if row.tail is None else f"{1000 * row.tail:.3f} ms"
+        bound = "" if row.bound is None else f" (99% sure: at most {1000 * row.bound:.3f})"
+        words.append(f"{name} {tail}{bound}")
+    words.append(f"{row.throughput or 0:,.1f} images/s of {row.calls} calls")
+    if row.top1 is not None:
+        words.append(f"top-1 {row.top1:.2f}%")
+    if row.drop is not None:
+        words.append(f"{0.0 - row.drop:+.2f} points")
+    words.append(f"{row.size_bytes / 1e6:.1f} MB")
+    return ", ".join(words)

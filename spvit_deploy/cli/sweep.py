@@ -1,0 +1,237 @@
+"""The commands of a sweep. Loads click alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.core import ParameterSource
+
+from spvit_deploy.cli.options import (
+    DATA_HELP,
+    FORMATS,
+    PRECISIONS,
+    Folder,
+    Number,
+    checkpoint_option,
+    data_source_options,
+    device_option,
+    epochs_option,
+    fitting_options,
+    images_options,
+    json_option,
+    model_options,
+    output_option,
+    take_data,
+    take_training,
+)
+from spvit_deploy.core.errors import InputError
+
+if TYPE_CHECKING:
+    from spvit_deploy.workflows.recipe import Recipe
+
+# An engine of TensorRT for RTX takes --gpu, which recipes do not have.
+_FORMATS = tuple(name for name in FORMATS if name != "tensorrt-rtx")
+
+
+class RunByDefault(click.Group):
+    """Takes options without a command's name for those of ``run``."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """``--budgets …`` is ``run --budgets …``."""
+        if args and args[0].startswith("-") and args[0] not in ctx.help_option_names:
+            args = ["run", *args]
+        return super().parse_args(ctx, args)
+
+
+def _quantity(name: str) -> Callable[..., float | None]:
+    """A callback that reads an option with ``picking.parse_NAME``."""
+
+    def take(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
+        from spvit_deploy.workflows.sweep import pick as picking
+
+        if value is None:
+            return None
+        try:
+            number: float = getattr(picking, f"parse_{name}")(value)
+        except ValueError as error:
+            raise click.BadParameter(str(error), ctx, param) from None
+        return number
+
+    return take
+
+
+@click.group(cls=RunByDefault)
+def sweep() -> None:
+    """Search, fine-tune, export and measure at several budgets; pick from the frontier.
+
+    \b
+    Examples:
+      spvit-deploy sweep --model deit_small_patch16_224 --pretrained --data folder/imagenet \\
+          --budgets 30%,40%,...,80% -o sweep/
+      spvit-deploy sweep pick sweep/ --max-latency 4ms
+
+    `sweep --model …` is short for `sweep run --model …`; `sweep run --help` lists its options. It
+    takes Ray Tune: pip install 'spvit-deploy[sweep]'.
+    """
+
+
+@sweep.command()
+@click.option("--recipe", type=Folder, help="recipe.yaml that says all but the budgets.")
+@click.option("--model", help="timm model name, or a dense folder.")
+@model_options
+@click.option(
+    "--budgets",
+    required=True,
+    metavar="B,B,…",
+    help="MACs of the lean models: 30%,50%,80% of the dense model's, 30%,40%,...,80% in equal "
+    "steps, or 1.6G,3.2G.",
+)
+@click.option("--data", metavar="SPEC", help=DATA_HELP)
+@data_source_options
+@images_options
+@epochs_option("--search-epochs")
+@epochs_option("--finetune-epochs")
+@epochs_option("--dense-epochs", 0, "Train the dense model first, where it comes without weights.")
+@fitting_options
+@click.option("--format", type=click.Choice(_FORMATS), default="onnx", show_default=True)
+@click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True)
+@click.option("--runtime", help="Runtime to measure on; the format's own by default.")
+@click.option(
+    "--batch", type=click.IntRange(1), default=1, show_default=True, help="Images a measured call."
+)
+@click.option(
+    "--duration",
+    type=Number(0.01),
+    default=2.0,
+    show_default=True,
+    help="Seconds of measuring, for each engine.",
+)
+@click.option(
+    "--runtime-device", default="cpu", show_default=True, help="Where engines are measured."
+)
+@click.option(
+    "--concurrent",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Trials at a time; by default one a GPU, or one a host without GPUs.",
+)
+@click.option(
+    "--retries",
+    type=click.IntRange(0),
+    default=2,
+    show_default=True,
+    help="How often a trial that fails is tried again.",
+)
+@click.option("--address", help="Ray cluster to run on, as auto or HOST:PORT; this host without.")
+@checkpoint_option
+@device_option
+@click.option(
+    "--png/--no-png", default=True, help="Picture of the frontier, where Chromium is installed."
+)
+@output_option("Sweep folder to write, or to go on with.")
+@click.option("--force", is_flag=True, help="Start again from nothing.")
+@click.pass_context
+def run(ctx: click.Context, /, **options: Any) -> None:
+    """Run a trial at every budget, then measure all engines in turns, in one go.
+
+    Every trial has a folder, in which it is searched, fine-tuned, exported and evaluated. The same
+    call again goes on where it was cut short: finished trials are not repeated.
+
+    \b
+    Example: spvit-deploy sweep --model dense/ --data digits --budgets 30%,50%,70% \\
+               --search-epochs 10 --finetune-epochs 10 -o sweep/
+    """
+    from spvit_deploy.workflows.sweep.ray_cluster import require_ray
+
+    require_ray()
+    from spvit_deploy.workflows.sweep import console
+    from spvit_deploy.workflows.sweep.request import SweepSettings
+    from spvit_deploy.workflows.sweep.sweep import require_all, run_sweep
+
+    output: Path = options.pop("output")
+    names = ("budgets", "retries", "concurrent", "address", "png", "force")
+    settings = SweepSettings(**{name: options.pop(name) for name in names})
+    record = run_sweep(_recipe(ctx, options), output, settings)
+    console.swept(record, output)
+    require_all(record, output)
+
+
+def _recipe(ctx: click.Context, options: dict[str, Any]) -> Recipe:
+    """The recipe that is named, or the one that the options make."""
+    from spvit_deploy.workflows.recipe import load_recipe
+
+    file = options.pop("recipe")
+    if file is None:
+        return _made(options)
+    for param in ctx.command.params:
+        given = ctx.get_parameter_source(param.name or "") is ParameterSource.COMMANDLINE
+        if given and param.name in options:
+            raise InputError(f"--recipe says what {param.opts[0]} would.", "Leave one of them out.")
+    return load_recipe(file)
+
+
+def _made(options: dict[str, Any]) -> Recipe:
+    from spvit_deploy.workflows.recipe import Recipe
+
+    if not options["model"] or not options["data"]:
+        raise InputError("Nothing to sweep.", "Give --model and --data, or a --recipe.")
+    data, training = take_data(options), take_training(options)
+    checkpoint = options["checkpoint"]
+    content = {
+        "device": options["device"],
+        "checkpoint_every": options["checkpoint_every"],
+        "model": {
+            "name": options["model"],
+            "args": options["model_args"],
+            "checkpoint": str(checkpoint.absolute()) if checkpoint else None,
+            "pretrained": options["pretrained"],
+        },
+        "data": data.model_dump(),
+        "train": {**training, "epochs": options["dense_epochs"]},
+        "search": {**training, "epochs": options["search_epochs"]},
+        "finetune": {**training, "epochs": options["finetune_epochs"]},
+        "export": {"format": options["format"], "precision": options["precision"]},
+        "benchmark": {
+            "runtimes": [options["runtime"]] if options["runtime"] else [],
+            "batches": [options["batch"]],
+            "duration": options["duration"],
+            "device": options["runtime_device"],
+        },
+    }
+    return Recipe.model_validate(content)
+
+
+@sweep.command()
+@click.argument("folder", metavar="SWEEP", type=Folder)
+@click.option(
+    "--max-latency",
+    metavar="4ms",
+    callback=_quantity("latency"),
+    help="Median of a call, at most; the most accurate trial within it is picked.",
+)
+@click.option(
+    "--min-accuracy",
+    metavar="95",
+    callback=_quantity("accuracy"),
+    help="Top-1 in percent, at least; without --max-latency the fastest trial with it is picked.",
+)
+@json_option
+def pick(
+    folder: Path, max_latency: float | None, min_accuracy: float | None, as_json: bool
+) -> None:
+    """Name the best trial within limits, and where its engine and model lie."""
+    from spvit_deploy.core.progress import warn
+    from spvit_deploy.workflows.sweep import console
+    from spvit_deploy.workflows.sweep import pick as picking
+    from spvit_deploy.workflows.sweep.record import load_sweep
+
+    record = load_sweep(folder)
+    best = picking.pick(record, max_latency, min_accuracy)
+    console.picked(record, best, folder, as_json)
+    dense = record.dense
+    beaten = dense.measured and dense.place[1] >= best.place[1]
+    if beaten and picking.fits(dense, max_latency, min_accuracy):
+        warn(f"the dense model is within the limits too, and has {dense.top1:.2f}%.")

@@ -1,0 +1,75 @@
+"""Options of what has to do with Triton. Loads click alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from spvit_deploy.cli.options import stack
+from spvit_deploy.core.errors import InputError
+
+TRITON = "triton"
+_SERVED = ("backend", "max_batch", "queue_delay", "instances", "live_versions")
+
+
+def _version(ctx: click.Context, param: click.Parameter, value: str | None) -> int | str | None:
+    """``next``, or a number that Triton takes."""
+    if value in (None, "next"):
+        return value
+    if not value.isdecimal() or value[0] == "0" or int(value) >= 2**63:
+        raise click.BadParameter(f"'{value}': write a number from 1 on, or next.", ctx, param)
+    return int(value)
+
+
+triton_options = stack(
+    click.option(
+        "--backend", type=click.Choice(["onnxruntime", "openvino", "tensorrt", "python"]),
+        help="With --format triton: what computes in the server; python runs ONNX Runtime from "
+        "a model.py.", show_default="onnxruntime",
+    ),
+    click.option(
+        "--model-name", metavar="NAME", help="With --format triton: by default the timm model's."
+    ),
+    click.option(
+        "--model-version", metavar="N|next", callback=_version,
+        show_default="1", help="With --format triton: version to write, beside others.",
+    ),
+    click.option(
+        "--max-batch", type=click.IntRange(1), metavar="N",
+        show_default="8", help="With --format triton: images that the server puts into a call.",
+    ),
+    click.option(
+        "--queue-delay", type=click.IntRange(0), metavar="µs",
+        show_default="0", help="With --format triton: microseconds that an image waits for others.",
+    ),
+    click.option(
+        "--instances", type=click.IntRange(1), metavar="N",
+        show_default="1", help="With --format triton: copies that compute at a time.",
+    ),
+    click.option(
+        "--live-versions", type=click.IntRange(1), metavar="N",
+        show_default="1", help="With --format triton: how many of the newest versions are served.",
+    ),
+)  # fmt: skip
+
+
+def take_triton(options: dict[str, Any]) -> dict[str, Any] | None:
+    """Take the options of :data:`triton_options` out of a command's, as arguments of
+    :func:`~spvit_deploy.serving.repository.export_triton`; None without ``--format triton``.
+
+    Raises:
+        InputError: some are given all the same.
+    """
+    served = {name: options.pop(name) for name in _SERVED}
+    named = {name: options.pop(f"model_{name}") for name in ("name", "version")}
+    if options["format"] != TRITON:
+        given = [name for name, value in served.items() if value is not None]
+        given += [f"model_{name}" for name, value in named.items() if value is not None]
+        if given:
+            option = f"--{given[0].replace('_', '-')}"
+            raise InputError(f"{option} is for --format {TRITON}.", "Leave it out.")
+        return None
+    from spvit_deploy.serving.config import Asked
+
+    return {"asked": Asked(**served), **named}

@@ -1,0 +1,1 @@
+"""What every other package stands on: plan, errors, records, files, locks, progress, units."""

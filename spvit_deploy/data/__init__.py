@@ -1,0 +1,1 @@
+"""Data sets, image decoding, transforms, sampling and class names."""

@@ -1,0 +1,135 @@
+"""What an exported model answers: class scores, feature maps for dense prediction, or both."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spvit_deploy.core.errors import InputError, ModelError
+from spvit_deploy.export.parity import Array
+from spvit_deploy.lean.token_merging import MergingBlocks
+
+CHOICES = ("logits", "features", "all")
+# A model of equally large maps gives as many as dense prediction heads are wont to take.
+_MAPS_OF_PLAIN = 4
+
+
+@dataclass(frozen=True)
+class OutputChoice:
+    """What to answer.
+
+    Attributes:
+        what: ``logits``, ``features``, ``all``; None for what the model's own forward returns.
+        layers: whose feature maps, as timm counts them; None for the last of every stage, or for
+            four evenly spaced blocks of a model without stages.
+    """
+
+    what: str | None = None
+    layers: tuple[int, ...] | None = None
+
+
+class Answers(nn.Module):
+    """A model with named outputs.
+
+    Args:
+        net: timm's model, dense or lean.
+        choice: what to answer.
+        size: (channels, height, width).
+
+    Attributes:
+        names: of the outputs: ``logits`` [B, classes], or ``embedding`` [B, C] of a model without
+            head; ``features_0``, … [B, C, H, W] from the largest to the smallest map.
+        shapes: of the outputs, without the batch.
+
+    Raises:
+        ModelError: the model has no such output.
+        InputError: no such choice, or layer.
+    """
+
+    def __init__(self, net: nn.Module, choice: OutputChoice, size: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.net: Any = net
+        self._layers: list[int] | None = None
+        self._scores = True
+        if choice.what not in (None, *CHOICES):
+            raise InputError(f"Output '{choice.what}' is unknown.", f"Choose {', '.join(CHOICES)}.")
+        if choice.what in ("features", "all"):
+            self._layers = _layers(net, choice.layers)
+            self._scores = choice.what == "all"
+        elif choice.layers is not None:
+            raise InputError("Layers are chosen for features.", "Add --output features or all.")
+        with torch.inference_mode():
+            answers = self._try(torch.zeros(2, *size))
+        self.names = self._names(answers, choice.what)
+        self.shapes = tuple(tuple(answer.shape[1:]) for answer in answers)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """[B, C, H, W] → one tensor an output."""
+        if self._layers is None:
+            answer = self.net(images)
+            return tuple(answer) if isinstance(answer, (list, tuple)) else (answer,)
+        final, maps = self.net.forward_intermediates(images, indices=self._layers)
+        return (self.net.forward_head(final), *maps) if self._scores else tuple(maps)
+
+    def reference(self, images: Array) -> list[Array]:
+        """The same, each output by the model's own way to it."""
+        ready = torch.from_numpy(images)
+        with torch.inference_mode():
+            if self._layers is None:
+                return [answer.numpy() for answer in self(ready)]
+            maps = self.net.forward_intermediates(
+                ready, indices=self._layers, intermediates_only=True
+            )
+            scores = [self.net(ready)] if self._scores else []
+            return [answer.numpy() for answer in (*scores, *maps)]
+
+    def _try(self, images: Tensor) -> tuple[Tensor, ...]:
+        training = self.net.training
+        try:
+            return self.eval()(images)
+        except (IndexError, AssertionError) as error:
+            raise InputError(
+                f"Feature layers {self._layers} are not those of the model ({error}).",
+                f"It has {len(_info(self.net))} (0 to {len(_info(self.net)) - 1}).",
+            ) from None
+        finally:
+            self.net.train(training)
+
+    def _names(self, answers: Sequence[Tensor], what: str | None) -> tuple[str, ...]:
+        if self._layers is None and (len(answers) > 1 or answers[0].ndim > 2):
+            if what == "logits":
+                raise ModelError(
+                    "The model's forward gives features, no logits.", "Leave --output out."
+                )
+            return tuple(f"features_{index}" for index in range(len(answers)))
+        head = "embedding" if getattr(self.net, "num_classes", None) == 0 else "logits"
+        count = len(answers) - self._scores
+        features = tuple(f"features_{index}" for index in range(count))
+        return (head, *features) if self._scores else features
+
+
+def _layers(net: Any, asked: tuple[int, ...] | None) -> list[int]:
+    if not hasattr(net, "forward_intermediates"):
+        raise ModelError(
+            f"A {type(net).__name__} has no forward_intermediates, so no features to export.",
+            "Choose --output logits.",
+        )
+    if isinstance(getattr(net, "blocks", None), MergingBlocks):
+        raise ModelError(
+            "The model merges tokens, so it has no feature maps.", "Choose --output logits."
+        )
+    if asked is not None:
+        return list(asked)
+    reductions = [entry["reduction"] for entry in _info(net)]
+    count = len(reductions)
+    if len(set(reductions)) > 1 or count <= _MAPS_OF_PLAIN:
+        return list(range(count))
+    return [count * part // _MAPS_OF_PLAIN - 1 for part in range(1, _MAPS_OF_PLAIN + 1)]
+
+
+def _info(net: Any) -> list[dict[str, Any]]:
+    return list(getattr(net, "feature_info", ()))

@@ -1,0 +1,188 @@
+"""Tokens that are alike become one (ToMe, arXiv 2210.09461): blocks behind compute fewer.
+
+Every second token of the grid goes to the one among the others that it is most like; of these pairs
+the most alike are merged, into a mean weighted by how many tokens each stands for. There is no grid
+behind a merge, so no convolution. All is written in matrix products, gathers and sorts, which every
+export has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from timm.models.deit import VisionTransformerDistilled
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from spvit_deploy.core.errors import ModelError
+from spvit_deploy.core.plan import AttentionKind, TokenKeep
+from spvit_deploy.families import BlockSite
+
+_WITHOUT_GRID = (AttentionKind.SKIP, AttentionKind.MSA)
+
+
+def merge_tokens(x: Tensor, size: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Merge the tokens that are most alike.
+
+    Args:
+        x: tokens [B, G, C].
+        size: how many tokens each stands for, [B, G, 1].
+        count: tokens to keep, from G/2 to G.
+
+    Returns:
+        Tokens [B, count, C], their sizes [B, count, 1], and where each of the G went [B, G].
+    """
+    even = x[:, ::2]
+    sources, targets = even.shape[1], x.shape[1] // 2
+    gone = x.shape[1] - count
+    unit = functional.normalize(x.detach(), dim=-1)
+    likeness, partner = (unit[:, ::2] @ unit[:, 1::2].transpose(1, 2)).max(-1)
+    order = likeness.topk(sources, dim=1).indices
+    going = order[:, :gone]
+    pairs = functional.one_hot(partner.gather(1, going), targets).to(x.dtype)
+    weighted, weight = x * size, size[:, 1::2]
+    # Sizes are summed by themselves: a product may be quantized to steps as wide as a token's.
+    weight = weight + (pairs * _rows(size[:, ::2], going)).sum(1).unsqueeze(-1)
+    odd = weighted[:, 1::2] + pairs.transpose(1, 2) @ _rows(weighted[:, ::2], going)
+    staying = order[:, gone:]
+    tokens = torch.cat((_rows(even, staying), odd / weight), 1)
+    sizes = torch.cat((_rows(size[:, ::2], staying), weight), 1)
+    return tokens, sizes, _moved(order, partner, gone, targets)
+
+
+def _rows(x: Tensor, index: Tensor) -> Tensor:
+    return x.gather(1, index.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+
+
+def _moved(order: Tensor, partner: Tensor, gone: int, targets: int) -> Tensor:
+    """Where each token went: those that stay come first, in order, the others behind them."""
+    left = order.shape[1] - gone
+    rank = order.topk(order.shape[1], dim=1, largest=False).indices  # the inverse permutation
+    even = torch.where(rank < gone, partner + left, rank - gone)
+    odd = (torch.arange(targets, device=order.device) + left).expand(order.shape[0], -1)
+    pairs = torch.stack((even[:, :targets], odd), -1).flatten(1)
+    return torch.cat((pairs, even[:, targets:]), 1)
+
+
+class MergingBlocks(nn.Sequential):
+    """The blocks of a ViT, with merges behind some of them.
+
+    Args:
+        blocks: of the model.
+        keeps: share of the grid's tokens that a merge keeps, by the index of the block before it.
+        prefix: tokens before the grid's, which are never merged.
+        spread: whether each token of the grid is to get back what it was merged into, for a head
+            that pools over them: a mean then is that of the merged tokens, weighted by their sizes.
+
+    Attributes:
+        checkpointing: whether blocks are computed again in the backward pass.
+    """
+
+    def __init__(
+        self, blocks: Sequence[nn.Module], keeps: dict[int, float], prefix: int, spread: bool
+    ) -> None:
+        super().__init__(*blocks)
+        self.keeps, self.prefix, self.spread = keeps, prefix, spread
+        self.checkpointing = False
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[B, N, C] → [B, M, C]; M is N where tokens are spread."""
+        x = input
+        size = torch.ones_like(x[:, self.prefix :, :1])
+        origin: Tensor | None = None
+        for index, block in enumerate(self):
+            x = self._block(block, x)
+            count = kept_tokens(size.shape[1], self.keeps.get(index, 1.0))
+            if count < size.shape[1]:
+                tokens, size, moved = merge_tokens(x[:, self.prefix :], size, count)
+                origin = moved if origin is None else moved.gather(1, origin)
+                x = torch.cat((x[:, : self.prefix], tokens), 1)
+        if self.spread and origin is not None:
+            x = torch.cat((x[:, : self.prefix], _rows(x[:, self.prefix :], origin)), 1)
+        return x
+
+    def set_grad_checkpointing(self, enable: bool) -> None:
+        """As timm's models have it."""
+        self.checkpointing = enable
+
+    def _block(self, block: nn.Module, x: Tensor) -> Tensor:
+        if self.checkpointing and self.training:
+            again: Tensor = checkpoint(block, x, use_reentrant=False)
+            return again
+        given: Tensor = block(x)
+        return given
+
+
+def kept_tokens(tokens: int, share: float) -> int:
+    """How many tokens of a grid a merge keeps: no fewer than those that others can go to."""
+    return max(1, tokens // 2, round(share * tokens))
+
+
+def insert_merges(
+    model: Any, sites: Sequence[BlockSite], keeps: Sequence[TokenKeep]
+) -> list[BlockSite]:
+    """Put merges between the blocks of a model, in place.
+
+    Args:
+        model: as timm builds it.
+        sites: its blocks.
+        keeps: the merges; none leave all as it is.
+
+    Returns:
+        The sites; behind a merge there is no convolution among their operations.
+
+    Raises:
+        ModelError: this model's tokens cannot be merged, or it has no such block.
+    """
+    behind = [keep.after for keep in keeps if keep.share < 1]
+    if not behind:
+        return list(sites)
+    _require_plain(model, sites)
+    last = len(sites) - 1
+    if max(behind) >= last:
+        raise ModelError(
+            f"Tokens cannot be merged after block {max(behind)}: the {last + 1} blocks are "
+            "numbered from 0, and a merge after the last saves nothing.",
+            f"Choose a block from 0 to {last - 1}.",
+        )
+    shares = {keep.after: keep.share for keep in keeps if keep.share < 1}
+    spread = not (model.global_pool == "token" and model.attn_pool is None)
+    model.blocks = MergingBlocks(list(model.blocks), shares, sites[0].prefix, spread)
+    return [
+        site if index <= min(behind) else _without_grid(site) for index, site in enumerate(sites)
+    ]
+
+
+def _without_grid(site: BlockSite) -> BlockSite:
+    return replace(site, kinds=tuple(kind for kind in site.kinds if kind in _WITHOUT_GRID))
+
+
+def _require_plain(model: Any, sites: Sequence[BlockSite]) -> None:
+    known = type(model) in (VisionTransformer, VisionTransformerDistilled)
+    if not known or [site.path for site in sites] != [f"blocks.{i}" for i in range(len(sites))]:
+        raise ModelError(
+            f"The tokens of a {type(model).__name__} cannot be merged; those of a plain ViT or "
+            "DeiT can.",
+            "Leave --token-keep out.",
+        )
+
+
+@contextmanager
+def without_merges(model: Any) -> Iterator[None]:
+    """Within this block a model merges no tokens."""
+    blocks = getattr(model, "blocks", None)
+    if not isinstance(blocks, MergingBlocks):
+        yield
+        return
+    keeps = blocks.keeps
+    try:
+        blocks.keeps = {}
+        yield
+    finally:
+        blocks.keeps = keeps

@@ -1,0 +1,1 @@
+"""One folder per runtime with all that is special to it, and what they share."""

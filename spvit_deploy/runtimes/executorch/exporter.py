@@ -1,0 +1,63 @@
+"""ExecuTorch: ``model.pte`` for phones and edge boards, computed by XNNPACK."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from spvit_deploy.core.errors import JobError
+from spvit_deploy.core.files import write_bytes
+from spvit_deploy.core.log_filters import silenced
+from spvit_deploy.export.formats import Graph, Written
+from spvit_deploy.runtimes.onnx.graph import prepare
+from spvit_deploy.runtimes.torch.program import Plain, metadata_text, trace_program
+
+MODEL_FILE = "model.pte"
+# A method of the program that answers this text.
+METADATA_METHOD = "spvit_deploy"
+
+
+def write_model(graph: Graph, folder: Path, note: Callable[[str], None]) -> Written:
+    """Trace the module, give XNNPACK what it takes, and save the program.
+
+    Memory is planned ahead, so a free batch has an upper bound: the largest of the profile.
+
+    Raises:
+        JobError: torch or ExecuTorch cannot export it.
+    """
+    limit = graph.engine.profile[2] if graph.batch is None else None
+    note("torch.export")
+    program = trace_program(Plain(prepare(graph.answers)), graph, limit)
+    note("XNNPACK")
+    try:
+        with silenced():
+            content, delegated = _lower(program, metadata_text(graph))
+    except (KeyboardInterrupt, MemoryError):
+        raise
+    except Exception as error:
+        text = " ".join(str(error).split())[:200]
+        raise JobError(
+            f"ExecuTorch cannot lower this model: {text}.", "Please report it."
+        ) from error
+    write_bytes(folder / MODEL_FILE, content)
+    return Written((MODEL_FILE,), delegated=delegated)
+
+
+def _lower(program: Any, metadata: str) -> tuple[bytes, float]:
+    """The file, and the share of the operators that XNNPACK took."""
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    from executorch.devtools.backend_debug import get_delegation_info
+    from executorch.exir import to_edge_transform_and_lower
+    from executorch.exir.dialects.edge._ops import EdgeOpOverload
+
+    edge = to_edge_transform_and_lower(
+        program,
+        partitioner=[XnnpackPartitioner()],
+        constant_methods={METADATA_METHOD: metadata},
+    )
+    module = edge.exported_program().graph_module
+    taken = get_delegation_info(module).num_delegated_nodes
+    # Their own count of what is left has sizes, and takes tuples of delegates apart, too.
+    left = sum(isinstance(node.target, EdgeOpOverload) for node in module.graph.nodes)
+    return bytes(edge.to_executorch().buffer), taken / max(1, taken + left)

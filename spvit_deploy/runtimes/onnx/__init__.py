@@ -1,0 +1,1 @@
+"""What the runtimes that start from an ONNX graph share."""

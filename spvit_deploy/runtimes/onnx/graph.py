@@ -1,0 +1,216 @@
+"""ONNX: from a trained module to one checked file whose nodes know their blocks."""
+
+from __future__ import annotations
+
+import ast
+import copy
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx.version_converter
+import onnxslim
+import torch
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from spvit_deploy.core.errors import InputError, JobError
+from spvit_deploy.core.files import write_bytes
+from spvit_deploy.core.log_filters import quiet
+from spvit_deploy.export.formats import Graph, Written
+from spvit_deploy.families.attention import spell_out_attention
+from spvit_deploy.lean.blocks import ConvAttention
+from spvit_deploy.lean.named_outputs import Answers
+from spvit_deploy.runtimes.onnx.int8 import quantize
+from spvit_deploy.runtimes.onnx.preprocessing_graph import behind_pictures
+from spvit_deploy.runtimes.onnx.token_pruning import drop_unread_tokens
+
+INPUT_NAME = "images"
+MODEL_FILE = "model.onnx"
+DEFAULT_OPSET = 20
+# protobuf's limit is 2 GiB for a whole message.
+_ONE_FILE_BYTES = 2_000_000_000
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+_SCOPES = "pkg.torch.onnx.name_scopes"
+
+
+def prepare(module: Answers, fused: bool = False) -> Answers:
+    """A copy for inference: BatchNorm folded into convolutions, attention spelled out.
+
+    Runtimes fuse the spelled-out attention; torch's own decomposition of the fused one carries
+    shape arithmetic into the graph. Where torch itself runs it, it stays ``fused``.
+    """
+    ready = copy.deepcopy(module).cpu().eval()
+    if not fused:
+        spell_out_attention(ready)
+    part: Any
+    for part in ready.modules():
+        if isinstance(part, ConvAttention) and isinstance(part.bn, _BATCH_NORMS):
+            part.conv = fuse_conv_bn_eval(part.conv, part.bn)
+            part.bn = nn.Identity()
+    return ready
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """torch.onnx and onnxslim talk about things that no user can act on."""
+    with warnings.catch_warnings(), quiet("torch.onnx", "onnxscript", "onnx_ir"):
+        warnings.simplefilter("ignore")
+        yield
+
+
+def trace(
+    module: Answers, size: tuple[int, int, int], batch: int | None, opset: int
+) -> onnx.ModelProto:
+    """The graph of a prepared module.
+
+    Args:
+        module: from :func:`prepare`; images → one tensor for each of its names.
+        size: (channels, height, width).
+        batch: fixed batch, or None for a free one.
+        opset: ONNX operator set.
+
+    Raises:
+        JobError: torch cannot export it.
+        InputError: it cannot be brought to this opset.
+    """
+    # A trace at batch 1 would freeze the batch.
+    example = torch.zeros(batch or 2, *size)
+    shapes = ({0: torch.export.Dim("batch")},) if batch is None else None
+    try:
+        with _quiet(), torch.no_grad():
+            program = torch.onnx.export(
+                module,
+                (example,),
+                dynamo=True,
+                dynamic_shapes=shapes,
+                input_names=[INPUT_NAME],
+                output_names=list(module.names),
+                opset_version=opset,
+                optimize=True,
+                verbose=False,
+            )
+    except (KeyboardInterrupt, MemoryError):
+        raise
+    except Exception as error:
+        text = " ".join(str(error).split())[:200]
+        raise JobError(f"torch cannot export this model: {text}.", "See --debug.") from error
+    assert program is not None
+    proto: onnx.ModelProto = program.model_proto
+    found = next(o.version for o in proto.opset_import if o.domain in ("", "ai.onnx"))
+    if found != opset:
+        least = _least_opset(proto, opset, found)
+        raise InputError(
+            f"Opset {opset} was asked for; the least that this model can be written in is {least}.",
+            f"Choose --opset {least}.",
+        )
+    return proto
+
+
+def _least_opset(proto: onnx.ModelProto, below: int, found: int) -> int:
+    """The first above ``below`` that ONNX's own converter, which torch uses, brings a graph to."""
+    for opset in range(below + 1, found):
+        with suppress(RuntimeError):
+            onnx.version_converter.convert_version(proto, opset)
+            return opset
+    return found
+
+
+def name_nodes(proto: onnx.ModelProto) -> None:
+    """Name each node after the module that it comes from: ``blocks.3.attn.qkv/MatMul_12``."""
+    scope = ""
+    for index, node in enumerate(proto.graph.node):
+        scope = _scope(node) or scope
+        node.name = f"{scope or 'model'}/{node.op_type}_{index}"
+        del node.metadata_props[:]
+        node.doc_string = ""
+
+
+def _scope(node: onnx.NodeProto) -> str:
+    for entry in node.metadata_props:
+        if entry.key == _SCOPES:
+            scopes = [part for part in ast.literal_eval(entry.value)[:-1] if part]
+            return str(scopes[-1]).removeprefix("net").removeprefix(".") if scopes else ""
+    return ""
+
+
+def optimize(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """onnxslim's constant folding, shape inference and fusions, and no token that nobody reads;
+    names are kept.
+    """
+    with _quiet():
+        slim: onnx.ModelProto = onnxslim.slim(proto)
+    for index, node in enumerate(slim.graph.node):
+        if "/" not in node.name:
+            node.name = f"{_neighbour(slim, index)}/{node.op_type}_s{index}"
+    _rename_parameters(slim)
+    drop_unread_tokens(slim)
+    return slim
+
+
+def _neighbour(proto: onnx.ModelProto, index: int) -> str:
+    for node in reversed(proto.graph.node[:index]):
+        if "/" in node.name:
+            return node.name.split("/")[0]
+    return "model"
+
+
+def _rename_parameters(proto: onnx.ModelProto) -> None:
+    """Drop the wrapper's name from those of the weights."""
+    names = {t.name: t.name.removeprefix("net.") for t in proto.graph.initializer}
+    for tensor in proto.graph.initializer:
+        tensor.name = names[tensor.name]
+    for node in proto.graph.node:
+        for position, name in enumerate(node.input):
+            node.input[position] = names.get(name, name)
+
+
+def stamp(proto: onnx.ModelProto, metadata: dict[str, str], version: str) -> None:
+    """Put what the file is into the file; nothing that changes from one run to the next."""
+    proto.producer_name, proto.producer_version = "spvit-deploy", version
+    proto.doc_string = proto.graph.doc_string = ""
+    del proto.metadata_props[:]
+    for key in sorted(metadata):
+        entry = proto.metadata_props.add()
+        entry.key, entry.value = key, metadata[key]
+    for value in (*proto.graph.input, *proto.graph.output):
+        del value.metadata_props[:]
+
+
+def write_model(graph: Graph, folder: Path, note: Callable[[str], None]) -> Written:
+    """The graph as it is, or quantized where there is a calibration; behind its preprocessing where
+    that is asked for, which stays fp32. Errors are those of :func:`write`.
+    """
+    proto, accuracy = graph.proto, None
+    if graph.calibration is not None:
+        proto, accuracy = quantize(proto, graph.calibration, graph.batch, note)
+    if graph.preprocessing is not None:
+        proto = behind_pictures(proto, graph.preprocessing)
+    return Written(tuple(write(proto, folder)), accuracy)
+
+
+def write(proto: onnx.ModelProto, folder: Path) -> list[str]:
+    """Write and check the file; weights go beside it when it would pass 2 GB.
+
+    Returns:
+        Names of the files written.
+
+    Raises:
+        JobError: the checker refuses the file.
+        StorageError: no space, or not writable.
+    """
+    names = [MODEL_FILE]
+    if proto.ByteSize() > _ONE_FILE_BYTES:
+        names.append(f"{MODEL_FILE}.data")
+        onnx.save_model(proto, folder / MODEL_FILE, save_as_external_data=True, location=names[1])
+    else:
+        write_bytes(folder / MODEL_FILE, proto.SerializeToString(deterministic=True))
+    try:
+        onnx.checker.check_model(str(folder / MODEL_FILE), full_check=True)
+    except (onnx.checker.ValidationError, RuntimeError, ValueError) as error:
+        text = " ".join(str(error).split())[:200]
+        raise JobError(f"onnx.checker refuses the graph: {text}.", "Please report it.") from error
+    return names

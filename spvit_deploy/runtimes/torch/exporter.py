@@ -1,0 +1,44 @@
+"""PyTorch's own file: ``model.pt2`` of ``torch.export``, which loads with torch alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from spvit_deploy.core.errors import RuntimeMissingError
+from spvit_deploy.export.formats import Graph, Written
+from spvit_deploy.runtimes.onnx.graph import prepare
+from spvit_deploy.runtimes.torch.program import Plain, metadata_text, trace_program
+
+MODEL_FILE = "model.pt2"
+METADATA_FILE = "spvit_deploy.json"
+# Before that, the file was an archive of pickles.
+_LEAST = (2, 8)
+_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def write_model(graph: Graph, folder: Path, note: Callable[[str], None]) -> Written:
+    """Trace the module, with torch's fused attention, and save the program.
+
+    Twice the same export gives the same bytes: the archive bears no times, and is named after
+    the file. bf16 means the whole module: torch keeps the statistics of LayerNorm and softmax in
+    fp32 by itself.
+
+    Raises:
+        JobError: torch cannot export it.
+        RuntimeMissingError: torch is too old.
+    """
+    major, minor = torch.__version__.split(".")[:2]
+    if (int(major), int(minor)) < _LEAST:
+        raise RuntimeMissingError(
+            f"Format 'torch' needs torch 2.8; this is {torch.__version__}.",
+            "pip install -U torch torchvision",
+        )
+    note("torch.export")
+    module = Plain(prepare(graph.answers, fused=True), _TYPES[graph.precision])
+    program = trace_program(module, graph)
+    extra = {METADATA_FILE: metadata_text(graph)}
+    torch.export.save(program, folder / MODEL_FILE, extra_files=extra)
+    return Written((MODEL_FILE,))

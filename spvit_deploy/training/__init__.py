@@ -1,0 +1,1 @@
+"""One training loop: optimizer, checkpoints and resuming, distillation, LoRA, logs."""

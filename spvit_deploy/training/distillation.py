@@ -1,0 +1,87 @@
+"""Learning from a teacher: a share of the loss that search and fine-tuning have in common."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional
+
+from spvit_deploy.core.errors import ModelError
+from spvit_deploy.families.attention import trained_attention
+from spvit_deploy.lean.model_folder import SavedModel
+from spvit_deploy.training.optimizer import TrainSettings
+
+
+class DistillSettings(TrainSettings):
+    """How a model is trained with a teacher.
+
+    Attributes:
+        distillation: ``soft`` (KL of softened scores) or ``hard`` (the teacher's class).
+        distill_weight: share of the teacher in the loss.
+        distill_temperature: softening of ``soft``.
+    """
+
+    distillation: str = Field(default="soft", pattern="^(soft|hard)$")
+    distill_weight: float = Field(default=0.5, ge=0, le=1)
+    distill_temperature: float = Field(default=2.0, gt=0)
+
+
+class DistillationLoss:
+    """Cross-entropy, mixed with agreement with a teacher (DeiT, arXiv 2012.12877, section 4).
+
+    Args:
+        settings: shares and temperature.
+        teacher: on the device of the images, or None.
+    """
+
+    def __init__(self, settings: DistillSettings, teacher: nn.Module | None) -> None:
+        self._settings = settings
+        self._teacher = teacher.eval() if teacher is not None else None
+
+    def __call__(self, output: Any, images: Tensor, labels: Tensor) -> Tensor:
+        """Scores [B, classes] (or a pair of class and distillation scores) → scalar."""
+        scores, distilled = output if isinstance(output, tuple) else (output, output)
+        task = functional.cross_entropy(
+            scores, labels, label_smoothing=self._settings.label_smoothing
+        )
+        if self._teacher is None or not self._settings.distill_weight:
+            return task
+        amp = self._settings.amp
+        with torch.no_grad(), trained_attention(self._teacher, amp, images.device):
+            taught = self._teacher(images)
+        weight = self._settings.distill_weight
+        return (1 - weight) * task + weight * self._agreement(distilled, taught)
+
+    def _agreement(self, scores: Tensor, taught: Tensor) -> Tensor:
+        if self._settings.distillation == "hard":
+            return functional.cross_entropy(scores, taught.argmax(1))
+        heat = self._settings.distill_temperature
+        return heat**2 * functional.kl_div(
+            functional.log_softmax(scores / heat, 1),
+            functional.log_softmax(taught / heat, 1),
+            reduction="batchmean",
+            log_target=True,
+        )
+
+
+def check_teacher(student: SavedModel, teacher: SavedModel) -> None:
+    """Refuse a teacher that sees or says something else.
+
+    Raises:
+        ModelError: another input size or other classes.
+    """
+    ours, theirs = student.preprocessing, teacher.preprocessing
+    if ours.input_size != theirs.input_size:
+        raise ModelError(
+            f"The teacher takes images of {theirs.input_size}, the student of {ours.input_size}.",
+            "Choose a teacher of the same input.",
+        )
+    counts = [getattr(saved.module, "num_classes", None) for saved in (student, teacher)]
+    if counts[0] != counts[1]:
+        raise ModelError(
+            f"The teacher has {counts[1]} outputs, the student {counts[0]}.",
+            "Choose a teacher of the same classes.",
+        )

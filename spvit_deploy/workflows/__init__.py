@@ -1,0 +1,1 @@
+"""The stages as functions: the Python API, recipes, inspection."""

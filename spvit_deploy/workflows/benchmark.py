@@ -1,0 +1,127 @@
+"""Benchmarks and reports as files, for commands and recipes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from spvit_deploy.benchmarks.artifacts import describe
+from spvit_deploy.benchmarks.evaluate import evaluate_artefact
+from spvit_deploy.benchmarks.extras import Details
+from spvit_deploy.benchmarks.measure import run_benchmark
+from spvit_deploy.benchmarks.mlperf.loadgen import STREAMS
+from spvit_deploy.benchmarks.result_records import DataRecord
+from spvit_deploy.benchmarks.results import (
+    Boundary,
+    ResultsFile,
+    Scenario,
+    Workload,
+    load_results,
+    save_results,
+)
+from spvit_deploy.core.errors import InputError
+from spvit_deploy.core.files import ensure_free
+from spvit_deploy.data.sources import DataSettings
+
+_SECONDS, _LOADGEN_SECONDS = 2.0, 12.0
+_BATCHES = {"multi-stream": STREAMS, "offline": 16}
+
+
+@dataclass(frozen=True)
+class BenchSettings:
+    """What is measured, as a command or a recipe has it.
+
+    Attributes:
+        runtimes: none for all that fit.
+        batches: none for what the scenario has by default.
+        duration: None for what the scenario has by default; seconds.
+        latency_slo: seconds, for ``server``.
+        quick: times alone.
+    Others are those of :class:`Workload`.
+    """
+
+    runtimes: Sequence[str] = ()
+    batches: Sequence[int] = ()
+    duration: float | None = None
+    threads: int | None = None
+    device: str = "cpu"
+    scenario: Scenario = "closed"
+    latency_slo: float | None = None
+    concurrency: int = 1
+    boundary: Boundary = "compute"
+    quick: bool = False
+
+    @property
+    def workloads(self) -> list[Workload]:
+        """One for each batch."""
+        seconds = self.duration or (_SECONDS if self.scenario == "closed" else _LOADGEN_SECONDS)
+        return [
+            Workload(
+                scenario=self.scenario, batch=batch, concurrency=self.concurrency,
+                boundary=self.boundary, slo=self.latency_slo, duration=seconds,
+                threads=self.threads,
+            )
+            for batch in self.batches or (_BATCHES.get(self.scenario, 1),)
+        ]  # fmt: skip
+
+    @property
+    def details(self) -> Details:
+        """All but for a quick run."""
+        full = not self.quick
+        return Details(start=full, layers=full, energy=full, roofline=full)
+
+
+def bench_to_file(
+    artefacts: Sequence[Path],
+    output: Path,
+    force: bool,
+    data: DataSettings | None = None,
+    **settings: Any,
+) -> ResultsFile:
+    """Measure, evaluate where ``data`` are given, and write ``results.json``.
+
+    Args:
+        artefacts: to measure.
+        output: file to write.
+        force: replace it.
+        data: whose validation split to evaluate on, or None.
+        settings: of :class:`BenchSettings`.
+
+    Raises:
+        OutputExistsError, StorageError: as :func:`ensure_free`.
+        InputError: as :func:`run_benchmark`.
+    """
+    ensure_free(output, force, folder=False, reads=artefacts)
+    asked = BenchSettings(**settings)
+    if asked.latency_slo is not None and asked.scenario != "server":
+        raise InputError(
+            f"--latency-slo is for --scenario server; {asked.scenario} was asked for.",
+            "Leave it out, or choose server.",
+        )
+    runtimes = list(asked.runtimes) or None
+    results = run_benchmark(artefacts, runtimes, asked.workloads, asked.device, asked.details)
+    if data is not None:
+        results = _evaluated(results, artefacts, data)
+    save_results(results, output)
+    return results
+
+
+def _evaluated(results: ResultsFile, artefacts: Sequence[Path], data: DataSettings) -> ResultsFile:
+    """With accuracies, and what they were taken on."""
+    found = {describe(path).digest: evaluate_artefact(path, data) for path in artefacts}
+    rows = tuple(
+        row.model_copy(update={"top1": found[row.model_hash].top1}) for row in results.results
+    )
+    seen = {"x".join(map(str, one.input_size)): one.sha256 for one in found.values()}
+    images = max(one.images for one in found.values())
+    record = DataRecord(spec=data.spec, images=images, sha256=seen)
+    return results.model_copy(update={"results": rows, "data": record})
+
+
+def print_summary(results: Path) -> None:
+    """Every artefact, and how much faster the lean ones are."""
+    from spvit_deploy.workflows import console_benchmark
+
+    console_benchmark.summary(load_results(results))

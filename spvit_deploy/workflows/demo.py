@@ -1,0 +1,60 @@
+"""The demo: the whole way with a small model on scikit-learn's digits."""
+
+from __future__ import annotations
+
+import re
+import time
+from pathlib import Path
+
+import yaml
+
+from spvit_deploy.core.errors import OutputExistsError
+from spvit_deploy.core.files import ensure_parent, write_bytes
+from spvit_deploy.core.progress import stderr_console
+from spvit_deploy.workflows.pipeline import run_recipe
+from spvit_deploy.workflows.recipe import TEMPLATE, Recipe
+
+_BUDGET = re.compile(r"^(  budget: )\S+", re.MULTILINE)
+
+
+def _plain(recipe: str) -> str:
+    """The text of a recipe, whatever its budget."""
+    return _BUDGET.sub("", recipe)
+
+
+def demo_recipe(output: Path, seed: int, budget: str = "50%") -> Recipe:
+    """The recipe of ``run --init`` with this seed and budget, writing to ``output``."""
+    content = yaml.safe_load(TEMPLATE)
+    content["search"]["budget"] = budget
+    content["output"] = str(output.absolute())
+    for section in ("train", "search", "finetune"):
+        content[section]["seed"] = seed
+    return Recipe.model_validate(content)
+
+
+def run_demo(
+    output: Path, seed: int = 0, png: bool = True, force: bool = False, budget: str = "50%"
+) -> None:
+    """Train, search, materialize, fine-tune, export, prove, benchmark and report.
+
+    A demo that was cut short goes on where it stopped; with ``force`` every stage is done again.
+
+    Raises:
+        OutputExistsError: ``output`` holds anything but a demo.
+        SpvitError: as the stages raise it.
+    """
+    recipe_file, text = output / "recipe.yaml", TEMPLATE.replace("output: run ", "output: .   ")
+    text = _BUDGET.sub(lambda line: line.group(1) + budget, text)
+    is_demo = recipe_file.is_file() and _plain(recipe_file.read_text()) == _plain(text)
+    if output.exists() and not is_demo and not (output.is_dir() and not any(output.iterdir())):
+        raise OutputExistsError(f"{output} is there, and is no demo.", "Choose another -o.")
+    ensure_parent(output)
+    start = time.perf_counter()
+    recipe = demo_recipe(output, seed, budget)
+    write_bytes(recipe_file, text.encode())
+    run_recipe(recipe, force, png)
+    stderr_console().print(
+        f"done in {time.perf_counter() - start:.0f} s; `spvit-deploy run {recipe_file}` repeats "
+        "it with settings of your own",
+        highlight=False,
+    )

@@ -1,0 +1,197 @@
+"""The times that a search counts a latency budget in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from spvit_deploy.benchmarks.host import HostRecord, installed, read_host
+from spvit_deploy.benchmarks.latency_tables.table import (
+    LATENCY_FILE,
+    LatencyFile,
+    LatencyTable,
+    load_latency,
+    same_host,
+    save_latency,
+    warn_if_unsteady,
+)
+from spvit_deploy.core.distributed import first_alone
+from spvit_deploy.core.errors import InputError
+from spvit_deploy.core.plan import AttentionKind, ModelSpec
+from spvit_deploy.core.progress import warn
+from spvit_deploy.families import BlockSite, find_sites
+from spvit_deploy.lean.cost import SiteCost
+from spvit_deploy.lean.model_folder import SavedModel
+from spvit_deploy.search.budget import BudgetRequest, Place
+from spvit_deploy.search.budget_target import Measured
+from spvit_deploy.training.run import Run
+from spvit_deploy.workflows.latency_profile import measure_table
+
+
+def times_of_run(
+    asked: BudgetRequest, dense: SavedModel, run: Run, device: torch.device, allow_host: bool
+) -> Measured | None:
+    """The times of a search: read from the budget's file, or measured.
+
+    The first process finds them, for all, and keeps them beside the checkpoints: a search that goes
+    on counts in the times that it began with.
+
+    Args:
+        asked: the budget; nothing is needed for one that is not of latency.
+        dense: what is searched, on the CPU.
+        run: of the search.
+        device: that its processes compute on.
+        allow_host: take a table of another host.
+
+    Raises:
+        InputError: no table in the file fits, or the runtime is not here.
+        JobError: a block cannot be exported.
+    """
+    if asked.place is None:
+        return None
+    sites = find_sites(dense.module, str(dense.spec))
+    text = ""
+    with first_alone(run.processes, device) as mine:
+        if mine:
+            text = _first(asked, asked.place, dense, sites, run, allow_host).model_dump_json()
+    table = LatencyTable.model_validate_json(run.processes.text_of_first(text, device))
+    return measured(table, sites)
+
+
+def _first(
+    asked: BudgetRequest,
+    place: Place,
+    dense: SavedModel,
+    sites: Sequence[BlockSite],
+    run: Run,
+    allow_host: bool,
+) -> LatencyTable:
+    kept = run.folder / LATENCY_FILE
+    run.files.append(kept)
+    if run.state is not None:
+        return load_latency(kept).tables[0]
+    if asked.file is not None:
+        table = read_table(asked, sites, dense.spec, allow_host)
+    else:
+        table = measure_table(dense.module, dense.spec, place)
+    save_latency(LatencyFile(tables=(table,)), kept)
+    return table
+
+
+def measured(table: LatencyTable, sites: Sequence[BlockSite]) -> Measured:
+    """What a search is told of a table; fewer heads were not timed, and are taken to lie on a line
+    between none and all.
+    """
+    costs = table.costs([site.path for site in sites])
+    costs = replace(costs, sites=_with_heads(costs.sites, sites))
+    return Measured(replace(costs, tail=_with_heads(costs.tail, sites)), table.place)
+
+
+def _with_heads(costs: tuple[SiteCost, ...], sites: Sequence[BlockSite]) -> tuple[SiteCost, ...]:
+    found = []
+    for cost, site in zip(costs, sites, strict=bool(costs)):
+        times = cost.attention
+        all_heads = max(0, times[AttentionKind.MSA] - times[AttentionKind.SKIP])
+        heads = site.heads if site.trims_heads else 0
+        found.append(replace(cost, heads=heads, head=all_heads // max(1, heads)))
+    return tuple(found)
+
+
+def read_table(
+    asked: BudgetRequest, sites: Sequence[BlockSite], spec: ModelSpec, allow_host: bool = False
+) -> LatencyTable:
+    """The one table that fits, of a budget that names a file.
+
+    Args:
+        asked: the budget.
+        sites: blocks of the dense model.
+        spec: what that is.
+        allow_host: take a table of another host.
+
+    Raises:
+        InputError: no such file; no table fits, or several; says what the file holds.
+    """
+    assert asked.place is not None
+    assert asked.file is not None
+    file = load_latency(asked.file)
+    tables = [table for table in file.tables if _is_of(table, spec, sites)]
+    if not tables:
+        models = ", ".join(dict.fromkeys(str(table.model) for table in file.tables))
+        raise InputError(
+            f"{asked.file} is for {models}; the search is of {spec}.",
+            "Measure this model with `spvit-deploy profile`.",
+        )
+    found = _of_host(asked, _of_place(asked, asked.place, tables), allow_host)
+    if len(found) > 1:
+        raise InputError(
+            f"{asked.file} has several tables that fit: {_listed(found)}.",
+            f"Name one, such as @{asked.place.runtime},precision=fp32,batch=1; of several hosts, "
+            "take the file of one.",
+        )
+    warn_if_unsteady(found[0])
+    _compare_versions(asked.file, found[0])
+    return found[0]
+
+
+def _compare_versions(file: Path, table: LatencyTable) -> None:
+    """Say so where this host has another version of the runtime by now."""
+    then, now = table.runtime_version, installed(table.runtime.removesuffix("-compile"))
+    if now not in (None, then) and same_host(table.host, read_host()):
+        warn(f"{file} was measured with {table.runtime} {then}, here is {now}: times may differ.")
+
+
+def _is_of(table: LatencyTable, spec: ModelSpec, sites: Sequence[BlockSite]) -> bool:
+    """The same model but for its weights and classes."""
+    names = [one.name.partition(".")[0] for one in (table.model, spec)]
+    args = [
+        {key: value for key, value in one.args.items() if key != "num_classes"}
+        for one in (table.model, spec)
+    ]
+    hidden = {path: shape.hidden for shape in table.shapes for path in shape.paths}
+    same = names[0] == names[1] and args[0] == args[1]
+    return same and hidden == {site.path: site.hidden for site in sites}
+
+
+def _of_place(
+    asked: BudgetRequest, place: Place, tables: Sequence[LatencyTable]
+) -> list[LatencyTable]:
+    named = {key: value for key, value in vars(place).items() if value is not None}
+    fitting = [t for t in tables if all(getattr(t, key) == v for key, v in named.items())]
+    if not fitting:
+        words = {"batch": "batch {}", "threads": "{} threads"}
+        wanted = ", ".join(words.get(key, "{}").format(value) for key, value in named.items())
+        raise InputError(
+            f"{asked.file} has no times of {wanted}; it has {_listed(tables)}.",
+            "Measure them with `spvit-deploy profile`.",
+        )
+    return fitting
+
+
+def _of_host(
+    asked: BudgetRequest, tables: list[LatencyTable], allow_host: bool
+) -> list[LatencyTable]:
+    here = read_host()
+    own = [table for table in tables if same_host(table.host, here)]
+    if not own and not allow_host:
+        raise InputError(
+            f"{asked.file} was measured on {_hardware(tables[0].host)}; this is {_hardware(here)}.",
+            "If that is where the model will run, give --allow-host; else measure here.",
+        )
+    return own or tables
+
+
+def _hardware(host: HostRecord) -> str:
+    gpus = "".join(f", {gpu}" for gpu in host.gpus)
+    return f"{host.cpu} ({host.threads} threads, {' '.join(host.flags) or 'no flags'}{gpus})"
+
+
+def _listed(tables: Sequence[LatencyTable]) -> str:
+    several = len({table.host.cpu for table in tables}) > 1
+    return "; ".join(
+        f"{t.runtime}, {t.precision}, batch {t.batch}, {t.threads or 'default'} threads, {t.device}"
+        + (f" of {t.host.cpu}" if several else "")
+        for t in tables
+    )

@@ -1,0 +1,252 @@
+"""Latency tables: measured on a runtime, kept in a file, and handed to a search."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from spvit_deploy.benchmarks.host import read_host
+from spvit_deploy.benchmarks.latency_tables.block_chain import DEPTH
+from spvit_deploy.benchmarks.latency_tables.interleaved import OFTEN, ROUNDS, Timing, time_in_turns
+from spvit_deploy.benchmarks.latency_tables.probes import Probes, SiteProbes, make_probes
+from spvit_deploy.benchmarks.latency_tables.table import (
+    Anchors,
+    LatencyFile,
+    LatencyTable,
+    ShapeTimes,
+    TailTimes,
+    WidthTime,
+    load_latency,
+    merge,
+    save_latency,
+    warn_if_unsteady,
+)
+from spvit_deploy.core.cuda_driver import require_gpu
+from spvit_deploy.core.errors import InputError, JobError
+from spvit_deploy.core.files import ensure_free
+from spvit_deploy.core.plan import ModelSpec
+from spvit_deploy.core.progress import Bar, progress_bar
+from spvit_deploy.export.formats import FORMATS, EngineSettings, find_format
+from spvit_deploy.export.settings import ExportSettings
+from spvit_deploy.export.trace import write_unproven
+from spvit_deploy.families.timm_models import input_size
+from spvit_deploy.lean.load_model import ModelRequest, load_model
+from spvit_deploy.runtimes.registry import find_runtime
+from spvit_deploy.search.budget import Place
+
+Pathish = str | Path
+# Batch that an engine takes at most; it is built for the one that is timed.
+_LARGEST = 32
+
+
+def profile_latency(
+    model: str,
+    output: Pathish,
+    runtimes: Sequence[str] = ("onnxruntime",),
+    precision: str = "fp32",
+    batch: int = 1,
+    threads: int | None = None,
+    device: str | None = None,
+    model_args: dict[str, Any] | None = None,
+    checkpoint: Pathish | None = None,
+    pretrained: bool = False,
+    force: bool = False,
+) -> LatencyFile:
+    """Measure what each choice of a search costs in a runtime, and write ``latency.json``.
+
+    Args:
+        model: a dense folder, or a timm name; weights do not matter.
+        output: file to write.
+        runtimes: a table each, as ``benchmark`` calls them.
+        precision: that the plan will be exported in.
+        batch: images a call.
+        threads: of the runtime; None for its own choice.
+        device: where it computes; None for ``cpu``, or the first GPU for engines.
+        model_args, checkpoint, pretrained: as in :func:`search_gates`.
+        force: replace an old output.
+
+    Raises:
+        InputError: a wrong model, runtime, precision or device, or an output that exists.
+        JobError: a block cannot be exported.
+    """
+    target = Path(output)
+    ensure_free(target, force, folder=False, reads=(model, checkpoint))
+    places = [Place(name, precision, batch, threads, device) for name in dict.fromkeys(runtimes)]
+    for place in places:
+        settings_of(place)
+    saved, _ = load_model(ModelRequest.of(model, model_args, checkpoint, pretrained))
+    if saved.kind != "dense":
+        raise InputError(f"{model} is lean already.", "Profile the dense model.")
+    tables: tuple[LatencyTable, ...] = ()
+    for place in places:
+        tables = (*tables, measure_table(saved.module, saved.spec, place))
+        # What has been measured is not lost with the next.
+        save_latency(LatencyFile(tables=tables), target)
+    return LatencyFile(tables=tables)
+
+
+def merge_latencies(files: Sequence[Pathish], output: Pathish, force: bool = False) -> LatencyFile:
+    """Put the tables of several files into one; of two of the same, the later one is kept.
+
+    Raises:
+        InputError: no such file, or damaged, or an output that exists.
+    """
+    target = Path(output)
+    ensure_free(target, force, folder=False)
+    merged = merge([load_latency(Path(file)) for file in files])
+    save_latency(merged, target)
+    return merged
+
+
+def settings_of(place: Place) -> ExportSettings:
+    """How a model is exported for a place.
+
+    Raises:
+        InputError: an unknown runtime or precision, or one that is not installed.
+        JobError: an engine, and no GPU.
+    """
+    runtime = find_runtime(place.runtime)
+    form = next(name for name in runtime.formats if name in FORMATS)
+    precision, batch = place.precision or "fp32", place.batch or 1
+    find_format(form, precision).load()
+    gpus: tuple[str, ...] = ()
+    if form.startswith("tensorrt"):
+        why = "the times of an engine are taken where it runs"
+        gpus = (require_gpu(why, "Profile the model there.", place.device or "cuda").capability,)
+    return ExportSettings(
+        form, precision, engine=EngineSettings(gpus, (1, batch, max(_LARGEST, batch)))
+    )
+
+
+def measure_table(
+    module: nn.Module, spec: ModelSpec, place: Place, rounds: int = ROUNDS
+) -> LatencyTable:
+    """Measure a model's blocks, with each of their choices, on the runtime itself.
+
+    Arguments and errors as :func:`measure_beside`.
+    """
+    return measure_beside(module, spec, place, {}, rounds)[0]
+
+
+def measure_beside(
+    module: nn.Module,
+    spec: ModelSpec,
+    place: Place,
+    others: Mapping[str, Path],
+    rounds: int = ROUNDS,
+) -> tuple[LatencyTable, dict[str, Timing]]:
+    """A table, and the times of other artefacts, taken in the same turns.
+
+    Args:
+        module: dense, on the CPU; left as it was.
+        spec: what it is.
+        place: where; what it leaves open is fp32, one image a call, and the runtime's own choice.
+        others: files by name.
+        rounds: bursts of each.
+
+    Raises:
+        InputError: as :func:`settings_of`.
+        JobError: a block cannot be exported.
+    """
+    settings = settings_of(place)
+    batch, engine = place.batch or 1, settings.format.startswith("tensorrt")
+    device = place.device or ("cuda" if engine else "cpu")
+    with tempfile.TemporaryDirectory() as scratch, torch.random.fork_rng(devices=[]):
+        # Weights of chance, but the same each time; the caller's own draws stay as they are.
+        torch.manual_seed(0)
+        narrows = find_format(settings.format, settings.precision).from_onnx
+        probes = make_probes(module, spec, batch, narrows)
+        count = len(probes.blocks) + len(probes.anchors)
+        more = (OFTEN - 1) * len(probes.anchors)
+        total = count * (rounds + 1) + (len(others) + more) * rounds
+        with progress_bar(f"latency on {place.runtime}", total) as bar:
+            files = _write(probes, input_size(module), settings, batch, Path(scratch), bar)
+            times, session = time_in_turns(
+                {**files, **others}, place.runtime, device, place.threads, batch, rounds,
+                lambda _: bar.advance(note="measure"), probes.anchors,
+            )  # fmt: skip
+    table = LatencyTable(
+        model=spec,
+        runtime=place.runtime,
+        runtime_version=session.version,
+        device=device,
+        precision=settings.precision,
+        batch=batch,
+        threads=place.threads,
+        host=read_host(),
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        anchors=_anchors(times, place),
+        shapes=tuple(_shapes(probes, times)),
+    )
+    warn_if_unsteady(table)
+    return table, {name: times[name] for name in others}
+
+
+def _anchors(times: Mapping[str, Timing], place: Place) -> Anchors:
+    """Of what was timed, where that says anything."""
+    try:
+        return Anchors(dense=times["dense"], no_mlp=times["no MLP"], least=times["least"])
+    except ValueError:
+        raise JobError(
+            f"In {place.runtime} the dense model took no longer than one without operations.",
+            "It is too small to be timed, or the host is busy: measure again when it is not.",
+        ) from None
+
+
+def _write(
+    probes: Probes,
+    size: tuple[int, int, int],
+    settings: ExportSettings,
+    batch: int,
+    scratch: Path,
+    bar: Bar,
+) -> dict[str, Path]:
+    """An artefact for every block and anchor."""
+    files = {}
+    for key, probe in probes.blocks.items():
+        own = settings if probe.call.free else replace(settings, batch=str(batch))
+        with _folder(scratch, key, bar) as folder:
+            files[key] = write_unproven(probe.chain(), probe.call.size, own, folder)
+    for key, module in probes.anchors.items():
+        with _folder(scratch, key, bar) as folder:
+            files[key] = write_unproven(module, size, settings, folder)
+    return files
+
+
+@contextmanager
+def _folder(scratch: Path, name: str, bar: Bar) -> Iterator[Path]:
+    folder = scratch / name.replace(" ", "-")
+    folder.mkdir()
+    bar.advance(0, "export")
+    yield folder
+    bar.advance()
+
+
+def _shapes(probes: Probes, times: dict[str, Timing]) -> Iterator[ShapeTimes]:
+    """Blocks that compute the same, together."""
+    groups: dict[tuple[Any, ...], list[SiteProbes]] = {}
+    for site in probes.sites:
+        groups.setdefault((*site.attention.values(), site.mlp, site.tail), []).append(site)
+    block = {key: times[key].scaled(1 / DEPTH) for key in probes.blocks}
+    for sites in groups.values():
+        first, tail = sites[0], sites[0].tail
+        yield ShapeTimes(
+            paths=tuple(site.path for site in sites),
+            hidden=first.hidden,
+            attention={kind: block[key] for kind, key in first.attention.items()},
+            mlp=tuple(WidthTime(width=width, time=block[key]) for width, key in first.mlp),
+            tail=tail
+            and TailTimes(
+                skip=block[tail.skip],
+                msa=block[tail.msa],
+                mlp=tuple(WidthTime(width=width, time=block[key]) for width, key in tail.mlp),
+            ),
+        )

@@ -1,0 +1,217 @@
+"""Recipes: the settings of the whole way of one model, in one validated file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from spvit_deploy.core.errors import InputError, OutputExistsError
+from spvit_deploy.core.files import ensure_free, write_bytes
+from spvit_deploy.core.plan import ModelSpec
+from spvit_deploy.data.sources import DataSettings
+from spvit_deploy.export.formats import find_format
+from spvit_deploy.export.settings import ExportSettings
+from spvit_deploy.families.timm_models import create_model
+from spvit_deploy.runtimes.registry import find_runtime
+from spvit_deploy.search.budget import parse_budget, with_base
+from spvit_deploy.search.budget_target import target_of
+from spvit_deploy.search.search import SearchSettings, supernet_of
+from spvit_deploy.training.finetune import FinetuneSettings
+from spvit_deploy.training.lora import require_peft
+from spvit_deploy.training.run import RunSettings
+from spvit_deploy.workflows.latency_budget import measured, read_table
+from spvit_deploy.workflows.latency_profile import settings_of
+from spvit_deploy.workflows.recipe_errors import complaint
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class ModelSection(_Section):
+    """The dense model to start from."""
+
+    name: str
+    args: dict[str, Any] = Field(default_factory=dict)
+    checkpoint: str | None = None
+    pretrained: bool = False
+
+
+class ExportSection(_Section):
+    """See :func:`spvit_deploy.export_model`."""
+
+    format: str = "onnx"
+    precision: str = "fp32"
+    batch: str | int = "dynamic"
+    opset: int | None = None
+
+
+class BenchmarkSection(_Section):
+    """See :func:`spvit_deploy.benchmark`."""
+
+    runtimes: tuple[str, ...] = ()
+    batches: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(1,), min_length=1)
+    duration: float = Field(default=2.0, gt=0)
+    device: str = "cpu"
+
+
+class Recipe(_Section):
+    """A validated recipe."""
+
+    version: Literal[1] = 1
+    output: str = "run"
+    device: str = "auto"
+    checkpoint_every: str = Field(default="10m", coerce_numbers_to_str=True)
+    tensorboard: Path | None = None
+    model: ModelSection
+    data: DataSettings
+    train: FinetuneSettings | None = None
+    search: SearchSettings = SearchSettings()
+    finetune: FinetuneSettings = FinetuneSettings()
+    export: ExportSection = ExportSection()
+    benchmark: BenchmarkSection = BenchmarkSection()
+
+    @field_validator("checkpoint_every")
+    @classmethod
+    def _is_interval(cls, text: str) -> str:
+        return RunSettings(checkpoint_every=text).checkpoint_every
+
+    def run_settings(self) -> RunSettings:
+        """How trainings are kept and followed; each goes on where it was cut short."""
+        return RunSettings(
+            checkpoint_every=self.checkpoint_every, resume="auto", tensorboard=self.tensorboard
+        )
+
+
+TEMPLATE = """\
+# The whole way of one model. `spvit-deploy run recipe.yaml`; relative paths count from here.
+version: 1
+output: run              # folder for all results
+device: auto             # auto, cpu, cuda, cuda:N, mps
+checkpoint_every: 10m    # of training; or 500 (steps), or never
+# tensorboard: logs
+model:
+  name: vit_tiny_patch16_224      # any timm name that `spvit-deploy inspect NAME` accepts
+  args: {img_size: 32, patch_size: 8, in_chans: 1, embed_dim: 128, depth: 6, num_heads: 8,
+         class_token: false, global_pool: avg, weight_init: moco, num_classes: 10}
+  # checkpoint: weights.safetensors
+  # pretrained: true
+data:
+  spec: digits           # or folder/PATH, torch/NAME, wds/PATH, hfds/PATH, hfids/PATH
+  # root: datasets
+  batch_size: 64
+train:                   # leave this section out to start from a checkpoint
+  epochs: 20
+  lr: 0.001
+search:
+  budget: 50%            # of the dense MACs; or 3.2G, 4ms@openvino, 70%@onnxruntime
+  epochs: 10
+  lr: 0.0005
+  align: 8               # MLP widths in multiples of this
+  # distill_weight: 0.5  # share of the dense model, as a teacher, in the loss
+finetune:
+  epochs: 10
+  lr: 0.0005
+  distillation: soft     # from the dense model
+  # adapters: lora:r=8   # train a small part of a large model
+export:
+  format: onnx                 # or openvino
+  precision: fp32              # bf16 with openvino
+  batch: dynamic
+benchmark:
+  batches: [1]
+  duration: 2.0
+"""
+
+
+def write_template(path: Path, force: bool) -> Path:
+    """Write a commented recipe.
+
+    Raises:
+        OutputExistsError: it exists and ``force`` is not given.
+    """
+    if path.exists() and not force:
+        raise OutputExistsError(f"{path} exists.", "Name another file, or replace it with --force.")
+    ensure_free(path, force, folder=False)
+    write_bytes(path, TEMPLATE.encode())
+    return path
+
+
+def load_recipe(path: Path) -> Recipe:
+    """Read and validate a recipe; relative paths become relative to its folder.
+
+    Raises:
+        InputError: no such file, not YAML, or fields that do not make a recipe.
+    """
+    try:
+        content = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}.", "Write one with `run --init`.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        text = " ".join(str(error).split())
+        raise InputError(f"{path}: not YAML: {text}.", "Compare it with `run --init`.") from None
+    try:
+        recipe = Recipe.model_validate(content)
+    except ValidationError as error:
+        said, hint = complaint(error, Recipe)
+        raise InputError(f"{path}: {said}", hint) from None
+    return anchored(recipe, path.absolute().parent)
+
+
+def anchored(recipe: Recipe, here: Path) -> Recipe:
+    """The recipe with its relative paths counted from ``here``, and so the same everywhere."""
+    model = recipe.model
+    if model.checkpoint:
+        model = model.model_copy(update={"checkpoint": str(here / model.checkpoint)})
+    data = recipe.data
+    if not data.root and data.spec.partition("/")[0] == "folder":
+        data = data.model_copy(update={"root": str(here)})
+    elif data.root:
+        data = data.model_copy(update={"root": str(here / data.root)})
+    budget = with_base(recipe.search.budget, here)
+    search = recipe.search.model_copy(update={"budget": budget})
+    update = {"model": model, "data": data, "search": search, "output": str(here / recipe.output)}
+    if recipe.tensorboard:
+        update["tensorboard"] = here / recipe.tensorboard
+    return recipe.model_copy(update=update)
+
+
+def check_recipe(recipe: Recipe) -> None:
+    """Refuse before the first stage what a later one would refuse.
+
+    Raises:
+        InputError: a model, budget, format, precision, batch or runtime that cannot be.
+    """
+    asked = recipe.export
+    for training in (recipe.train, recipe.finetune):
+        require_peft(training.adapters if training else None)
+    find_format(asked.format, asked.precision).load()
+    fixed = ExportSettings(batch=str(asked.batch)).fixed_batch
+    for name in recipe.benchmark.runtimes:
+        find_runtime(name)
+    if fixed is not None and set(recipe.benchmark.batches) != {fixed}:
+        raise InputError(
+            f"The export is for batches of {fixed}; the benchmark asks for "
+            f"{', '.join(map(str, recipe.benchmark.batches))}.",
+            f"Set benchmark.batches: [{fixed}].",
+        )
+    _check_budget(recipe)
+
+
+def _check_budget(recipe: Recipe) -> None:
+    budget = parse_budget(recipe.search.budget, recipe.search.budget_on)
+    measures = budget.place is not None and budget.file is None
+    if budget.place is not None and measures:
+        settings_of(budget.place)
+    if measures or recipe.model.pretrained or ":" in recipe.model.name:
+        return
+    spec, chosen = ModelSpec(name=recipe.model.name, args=recipe.model.args), recipe.search
+    supernet = supernet_of(create_model(spec), spec, chosen)
+    times = None
+    if budget.file is not None:
+        table = read_table(budget, supernet.sites, spec, chosen.allow_host)
+        times = measured(table, supernet.sites)
+    target_of(supernet, budget, times)
