@@ -99,7 +99,7 @@ def _bare_engine(path: Path) -> Artefact:
 def _bare(path: Path) -> Artefact:
     metadata = read_metadata(path)
     try:
-        prep = metadata.get("spvit_deploy.core.preprocessing")
+        prep = metadata.get("spvit_deploy.preprocessing")
         parsed = Preprocessing.model_validate_json(prep) if prep else None
         classes = tuple(json.loads(metadata.get("spvit_deploy.class_names", "[]")))
         macs, params = (int(metadata.get(f"spvit_deploy.{key}", 0)) for key in ("macs", "params"))

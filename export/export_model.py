@@ -137,7 +137,7 @@ def _metadata(job: ExportJob) -> dict[str, str]:
         "spvit_deploy.model": str(saved.spec),
         "spvit_deploy.kind": saved.kind,
         "spvit_deploy.plan_sha256": saved.plan.digest if saved.plan else "",
-        "spvit_deploy.core.preprocessing": json.dumps(saved.preprocessing.model_dump(mode="json")),
+        "spvit_deploy.preprocessing": json.dumps(saved.preprocessing.model_dump(mode="json")),
         "spvit_deploy.class_names": json.dumps(saved.class_names),
         "spvit_deploy.tools": json.dumps(tools(), sort_keys=True),
     }

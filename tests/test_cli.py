@@ -400,7 +400,7 @@ def test_pretrained_weights_without_a_network(tmp_path: Path) -> None:
     command = [
         sys.executable,
         "-m",
-        "spvit_deploy.cli.main",
+        "spvit_deploy",
         "export",
         NAME,
         "--pretrained",

@@ -48,7 +48,7 @@ def build(root: Path) -> dict[str, Path]:
 
 def export_times(root: Path, folders: dict[str, Path], rounds: int = 2) -> dict[str, float]:
     """Best wall seconds of the command and of a bare script, taking turns."""
-    command = [sys.executable, "-m", "spvit_deploy.cli.main", "export"]
+    command = [sys.executable, "-m", "spvit_deploy", "export"]
     seconds: dict[str, list[float]] = {"spvit-deploy": [], "bare": []}
     for name, folder in folders.items():
         bare = [sys.executable, "-c", BARE, str(folder), str(root / "bare.onnx")]

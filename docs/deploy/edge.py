@@ -41,7 +41,7 @@ def main(program: str, picture: str) -> None:
     """Print the likeliest class."""
     loaded = Runtime.get().load_program(program)
     said = json.loads(loaded.load_method("spvit_deploy").execute([])[0])
-    prep = json.loads(said["spvit_deploy.core.preprocessing"])
+    prep = json.loads(said["spvit_deploy.preprocessing"])
     names = json.loads(said["spvit_deploy.class_names"])
     with Image.open(picture) as image:
         images = prepared(ImageOps.exif_transpose(image), prep)

@@ -14,7 +14,7 @@ from spvit_deploy.data.pixels import to_pictures, to_pixels
 from spvit_deploy.runtimes.registry import Array, check_images
 
 # Of a file's metadata.
-PREPROCESSING_KEY = "spvit_deploy.core.preprocessing"
+PREPROCESSING_KEY = "spvit_deploy.preprocessing"
 
 
 @dataclass(frozen=True)

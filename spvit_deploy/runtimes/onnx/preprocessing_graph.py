@@ -91,7 +91,7 @@ def picture_graph(prep: Preprocessing, batch: int | None, opset: int, name: str)
         (name, TensorProto.UINT8, [free, "height", "width", channels]),
         (_PREPARED, TensorProto.FLOAT, [free, channels, height, width]),
         opset,
-        {"spvit_deploy.core.preprocessing": prep.model_dump_json()},
+        {"spvit_deploy.preprocessing": prep.model_dump_json()},
     )
 
 
