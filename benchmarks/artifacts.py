@@ -13,7 +13,7 @@ from spvit_deploy.core.preprocessing import Preprocessing
 from spvit_deploy.lean.block_costs import BlockCost, costs_of, read_costs
 from spvit_deploy.lean.cost import count_cost
 from spvit_deploy.lean.model_folder import folder_digest, load_saved
-from spvit_deploy.runtimes.registry import artefact_format, read_metadata
+from spvit_deploy.runtimes.registry import artifact_kind, read_metadata
 from spvit_deploy.runtimes.tensorrt.engine_record import SUFFIX, read_engine
 
 
@@ -58,7 +58,7 @@ def describe(path: Path) -> Artefact:
     """
     if path.is_file():
         return _bare_engine(path) if path.suffix == SUFFIX else _bare(path)
-    kind = artefact_format(path)
+    kind = artifact_kind(path)
     size = bytes_of(path)
     if kind in ("dense", "lean"):
         saved = load_saved(path)
@@ -107,6 +107,6 @@ def _bare(path: Path) -> Artefact:
         raise CorruptFileError(
             f"{path}: what it says of itself is damaged.", "Export it again."
         ) from error
-    kind = metadata.get("spvit_deploy.kind", artefact_format(path))
+    kind = metadata.get("spvit_deploy.kind", artifact_kind(path))
     size = path.stat().st_size
     return Artefact(path.stem, kind, sha256_file(path), parsed, classes, macs, params, size)

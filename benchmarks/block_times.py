@@ -12,8 +12,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from spvit_deploy.benchmarks.layertime import LayerTime
 from spvit_deploy.lean.block_costs import BlockCost
+from spvit_deploy.runtimes.base import LayerTime
 
 Kind = Literal[
     "msa", "conv3x3", "conv1x1", "skip", "mlp", "norms and additions", "stem and head", "reformats"

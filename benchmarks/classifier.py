@@ -15,15 +15,9 @@ from spvit_deploy.benchmarks.artifacts import Artefact, describe
 from spvit_deploy.core.errors import DataError, InputError
 from spvit_deploy.core.preprocessing import Preprocessing
 from spvit_deploy.core.progress import warn
+from spvit_deploy.runtimes.base import Array, Session
 from spvit_deploy.runtimes.batching import in_batches
-from spvit_deploy.runtimes.registry import (
-    Array,
-    Session,
-    artefact_format,
-    batch_limits,
-    open_session,
-    runtimes_for,
-)
+from spvit_deploy.runtimes.registry import artifact_kind, open_session, runtimes_for
 
 
 @dataclass(frozen=True)
@@ -43,7 +37,7 @@ class Classifier:
     @property
     def takes_pictures(self) -> bool:
         """Whether it prepares pictures of any size itself."""
-        return getattr(self.session, "pictures", None) is not None
+        return self.session.preprocessing is not None
 
     def scores_of_pictures(self, pictures: Sequence[Array]) -> list[Array]:
         """Pictures, each uint8 [C, H, W] of its own size → the scores [classes] of each.
@@ -61,7 +55,7 @@ class Classifier:
         for chosen in by_size.values():
             stacked = np.stack([pictures[index] for index in chosen]).transpose(0, 2, 3, 1)
             rows = in_batches(
-                lambda part: session.run_pictures(part)[0], stacked, *batch_limits(session)
+                lambda part: session.run_uint8(part)[0], stacked, *session.batch_limits()
             )
             found.update(zip(chosen, _checked(rows), strict=True))
         return [found[index] for index in range(len(pictures))]
@@ -73,7 +67,7 @@ class Classifier:
         Raises:
             DataError: it gives no class scores.
         """
-        return _checked(in_batches(self.session.run, images, *batch_limits(self.session)))
+        return _checked(in_batches(self.session.run, images, *self.session.batch_limits()))
 
 
 def _checked(scores: Array) -> Array:
@@ -98,7 +92,7 @@ def open_classifier(path: Path, runtime: str | None, device: str) -> Iterator[Cl
     names = runtimes_for(path)
     if not names and runtime is None:
         raise InputError(
-            f"{path} is {artefact_format(path)}; no runtime that is installed opens it.",
+            f"{path} is {artifact_kind(path)}; no runtime that is installed opens it.",
             "`spvit-deploy doctor` says what is missing.",
         )
     session = open_session(path, runtime or names[0], device)

@@ -5,7 +5,6 @@ A process that has measured others cannot tell what one of them takes.
 
 from __future__ import annotations
 
-import importlib
 import json
 import subprocess
 import sys
@@ -18,7 +17,8 @@ import psutil
 
 from spvit_deploy.benchmarks.starting import Start
 from spvit_deploy.core.errors import JobError
-from spvit_deploy.runtimes.registry import REGISTRY, open_session
+from spvit_deploy.runtimes.info import load_attribute
+from spvit_deploy.runtimes.registry import find_runtime, open_session
 
 _CALLS = 5
 _STATUS = Path("/proc/self/status")
@@ -49,7 +49,7 @@ def start_afresh(path: Path, runtime: str, device: str, threads: int | None, bat
 
 
 def _measure(path: Path, runtime: str, device: str, threads: int | None, batch: int) -> Start:
-    importlib.import_module(REGISTRY[runtime].session.partition(":")[0])
+    load_attribute(find_runtime(runtime).session)
     idle = psutil.Process().memory_info().rss
     begin = time.perf_counter_ns()
     session = open_session(path, runtime, device, threads)

@@ -16,7 +16,8 @@ from spvit_deploy.benchmarks.results import BenchmarkResult
 from spvit_deploy.benchmarks.roofline import Peak, measure_peak
 from spvit_deploy.core.errors import SpvitError
 from spvit_deploy.core.progress import Bar
-from spvit_deploy.runtimes.registry import Array, open_session
+from spvit_deploy.runtimes.base import Array
+from spvit_deploy.runtimes.registry import open_session
 
 # How much longer than a call its layers may take: profilers slow what they watch, PyTorch's most.
 _WATCHED, _PASSES = 4.0, 3

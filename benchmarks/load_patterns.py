@@ -18,7 +18,7 @@ from spvit_deploy.benchmarks.results import Workload
 from spvit_deploy.core.preprocessing import Preprocessing
 from spvit_deploy.data.pixels import from_pixels
 from spvit_deploy.data.transforms import ImageTransform
-from spvit_deploy.runtimes.registry import Array, Session
+from spvit_deploy.runtimes.base import Array, Session
 
 Timed = Callable[[], float]
 # A picture as ImageNet's are on average (width, height), for what prepares them.
@@ -52,13 +52,13 @@ def prepared_call(session: Session, workload: Workload, prep: Preprocessing | No
 
 def takes_pictures(session: Session) -> bool:
     """Whether its graph prepares pictures of any size."""
-    return getattr(session, "pictures", None) is not None
+    return session.preprocessing is not None
 
 
 def _whole(session: Any, pictures: Array) -> Timed:
     def call() -> float:
         start = time.perf_counter_ns()
-        session.run_pictures(pictures)
+        session.run_uint8(pictures)
         return (time.perf_counter_ns() - start) / 1e9
 
     return call

@@ -38,7 +38,8 @@ from spvit_deploy.benchmarks.results import BenchmarkResult, ResultsFile, Worklo
 from spvit_deploy.benchmarks.statistics import percentile
 from spvit_deploy.core.errors import InputError
 from spvit_deploy.core.progress import Bar, progress_bar
-from spvit_deploy.runtimes.registry import Session, batch_limits, open_session
+from spvit_deploy.runtimes.base import Session
+from spvit_deploy.runtimes.registry import open_session
 
 _ROUNDS = 10
 # LoadGen's runs cannot be as short.
@@ -157,7 +158,7 @@ def _open(
                 f"Add --batch {session.batch}.",
             )
         return None
-    smallest, largest = batch_limits(session)
+    smallest, largest = session.batch_limits()
     if not smallest <= workload.batch <= (largest or workload.batch):
         session.close()
         raise InputError(
@@ -273,10 +274,10 @@ def _result(entry: _Entry, workload: Workload) -> BenchmarkResult:
         samples=tuple(entry.samples),
         solo=tuple(entry.solo),
         parts={name: tuple(p[name] for p in entry.parts) for name in (entry.parts or [{}])[0]},
-        cuda_graph=getattr(session, "cuda_graph", None),
-        copies=getattr(session, "copies", None),
+        cuda_graph=session.cuda_graph,
+        copies=session.copies,
         takes="pictures" if takes_pictures(session) else "images",
-        clock=getattr(session, "clock", "perf_counter_ns"),
+        clock=session.clock,
         rounds=rounds,
         wall=entry.crowd.wall if isinstance(entry.crowd, Crowd) else 0.0,
         load=load_record(driven, entry.samples, entry.tried, workload) if driven else None,

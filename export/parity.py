@@ -1,23 +1,18 @@
-"""Proof that two forms of one model answer the same."""
+"""Parity: whether the outputs of two forms of one model match."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
+from spvit_deploy.core.arrays import Array, OutputsRunner, Runner
 from spvit_deploy.core.errors import ParityError
-
-Array = NDArray[Any]
-Runner = Callable[[Array], Array]
-OutputsRunner = Callable[[Array], Sequence[Array]]
 
 
 class Tolerance(BaseModel):
-    """How far answers may differ.
+    """How far outputs may differ.
 
     Attributes:
         absolute: largest difference of a score, as a share of the largest score (at least 1).
@@ -30,7 +25,7 @@ class Tolerance(BaseModel):
     cosine: float = 0.9999
 
 
-# bf16 keeps 8 bits of a number's 24: what its answers differ by is its own rounding, grown over
+# bf16 keeps 8 bits of a number's 24: what its outputs differ by is its own rounding, grown over
 # the depth of a model; the limit is there to catch a graph that is wrong.
 # int8 is judged by its accuracy; parity says how far it is off.
 TOLERANCES = {
@@ -68,7 +63,7 @@ class ParityReport(BaseModel):
     passed: bool
 
     def line(self) -> str:
-        """One line for a person."""
+        """One line for users."""
         verdict = "equal" if self.passed else "DIFFERENT"
         return (
             f"{self.link}: {verdict} on {self.samples} images, max abs {self.max_abs:.2e}, "
@@ -106,10 +101,10 @@ def compare_outputs(
     inputs: Sequence[Array],
     tolerance: Tolerance | None = None,
 ) -> tuple[ParityReport, ...]:
-    """As :func:`compare`, for models with several outputs.
+    """As :func:`compare`, for a model with several outputs.
 
     Returns:
-        One report an output.
+        One report per output.
     """
     expected = [reference(batch) for batch in inputs]
     found = [candidate(batch) for batch in inputs]
@@ -129,7 +124,7 @@ def _report(
 ) -> ParityReport:
     if not all(np.isfinite(a).all() for a in expected):
         raise ParityError(
-            f"{link}: the model itself answers NaN or infinity, so there is nothing to compare.",
+            f"{link}: the model itself outputs NaN or infinity, so there is nothing to compare.",
             "Check its weights.",
         )
     same_shape = all(a.shape == b.shape for a, b in zip(expected, found, strict=True))
@@ -175,10 +170,10 @@ def require(
     """Pass a report on, or refuse it with a hint.
 
     Raises:
-        ParityError: it says that the answers differ.
+        ParityError: the outputs differ.
     """
     if not report.passed:
-        raise ParityError(f"Parity failed at the link {report.line()}.", hint)
+        raise ParityError(f"Parity failed at {report.line()}.", hint)
     return report
 
 

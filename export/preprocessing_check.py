@@ -1,119 +1,113 @@
-"""The proof that an artefact prepares pictures as timm does, and answers as the model does."""
+"""Verification that an artifact prepares uint8 images as timm does."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper
 from PIL import Image
 
+from spvit_deploy.core.arrays import Array
 from spvit_deploy.core.preprocessing import Preprocessing
 from spvit_deploy.data.pixels import resized_size, to_pixels
 from spvit_deploy.data.transforms import ImageTransform
-from spvit_deploy.export.formats import Format, Graph
 from spvit_deploy.export.parity import (
-    Array,
+    TOLERANCES,
     ParityReport,
     Tolerance,
     compare,
     compare_outputs,
     require,
 )
-from spvit_deploy.export.settings import ExportJob
-from spvit_deploy.lean.named_outputs import Answers
-from spvit_deploy.runtimes.onnx import graph as onnxrt
+from spvit_deploy.runtimes.base import Session
+from spvit_deploy.runtimes.export_job import ExportJob
+from spvit_deploy.runtimes.info import FormatInfo
+from spvit_deploy.runtimes.onnx.graph import INPUT_NAME
+from spvit_deploy.runtimes.registry import load_exporter, open_session
 
-# Grey levels. OpenVINO has no doubles: where the last bit of weights decides ties of neighbours
-# alike, a value of noise may be off by two; two were of 340 million.
-_LEVELS = {"openvino": 2}
-# Sides of pictures, as multiples of those of the resized one: smaller and larger, wide and tall.
+# Sides of images, as multiples of those of the resized one: smaller and larger, wide and tall.
 _SIDES = ((0.6, 0.7), (1.3, 2.9), (3.1, 1.2), (2.6, 2.0))
 
 
-def prove_pictures(
-    job: ExportJob, answers: Answers, form: Format, graph: Graph, opened: Any, limits: Tolerance
+def verify_preprocessing(
+    job: ExportJob, form: FormatInfo, opened: Session
 ) -> tuple[ParityReport, ...]:
-    """Two links more: the preprocessing against timm's, in shares of white, and the answers to
-    pictures of several sizes against the model's to what the preprocessing makes of them.
+    """Compare the preprocessing with timm's, and the outputs for uint8 images of several sizes.
 
     Args:
-        job, answers, graph: of the export.
-        form: that it is written in.
-        opened: the artefact, or the graph that proves it, in its runtime.
-        limits: for the answers.
+        job: the export, with the graph in its precision.
+        form: the format that it is written in.
+        opened: the artifact, or what is verified in its place.
+
+    Returns:
+        A report on the preprocessing, in fractions of white, and one per output.
 
     Raises:
-        ParityError: further apart than a grey level, or other answers.
+        ParityError: further apart than the format's grey levels, or other outputs.
     """
-    prep, pictures = job.saved.preprocessing, _pictures(job)
+    assert job.saved is not None
+    prep, images = job.saved.preprocessing, _images(job, job.saved.preprocessing)
     with tempfile.TemporaryDirectory() as scratch:
-        front = job.open_file(_front(form, graph, Path(scratch)), form.runtime)
+        front = open_session(
+            _preprocessing_only(job, form, Path(scratch)), form.verified_in or form.runtime
+        )
+
+        def prepare(batch: Array) -> Array:
+            prepared: Array = front.run_uint8(batch)[0]
+            return prepared
+
         try:
-            prepare = _first(front)
-            ours = [
-                compare(
-                    f"timm's preprocessing → {form.name}'s",
-                    lambda batch: _by_timm(batch, prep),
-                    lambda batch: _shares(prepare(batch), prep),
-                    pictures,
-                    # Black pictures have no angle between them.
-                    Tolerance(absolute=_LEVELS.get(form.name, 1) / 255 + 1e-6, cosine=0),
-                )
-            ]
+            resized = compare(
+                f"timm's preprocessing → {form.name}'s",
+                lambda batch: _by_timm(batch, prep),
+                lambda batch: _in_fractions(prepare(batch), prep),
+                images,
+                # Black images have no angle between them.
+                Tolerance(absolute=form.grey_levels / 255 + 1e-6, cosine=0),
+            )
             reports = compare_outputs(
                 f"{job.saved.kind} → {form.name} with preprocessing",
-                answers.names,
-                lambda batch: answers.reference(prepare(batch)),
-                opened.run_pictures,
-                pictures,
-                limits,
+                job.outputs.names,
+                lambda batch: job.outputs.reference(prepare(batch)),
+                opened.run_uint8,
+                images,
+                TOLERANCES[job.precision],
             )
-            return tuple(require(report) for report in (*ours, *reports))
+            return tuple(require(report) for report in (resized, *reports))
         finally:
             front.close()
 
 
-def _first(opened: Any) -> Callable[[Array], Array]:
-    def run(pictures: Array) -> Array:
-        found: Array = opened.run_pictures(pictures)[0]
-        return found
-
-    return run
-
-
-def _front(form: Format, graph: Graph, folder: Path) -> Path:
-    """The preprocessing alone, written as the artefact was."""
-    value = (graph.batch or "batch", *graph.size)
-    nothing = helper.make_graph(
-        [helper.make_node("Identity", [onnxrt.INPUT_NAME], ["prepared"], "model/Identity")],
-        "nothing",
-        [helper.make_tensor_value_info(onnxrt.INPUT_NAME, TensorProto.FLOAT, value)],
-        [helper.make_tensor_value_info("prepared", TensorProto.FLOAT, value)],
+def _preprocessing_only(job: ExportJob, form: FormatInfo, folder: Path) -> Path:
+    """Write the preprocessing without the model, as the artifact was written."""
+    shape = (job.batch or "batch", *job.size)
+    identity = helper.make_graph(
+        [helper.make_node("Identity", [INPUT_NAME], ["prepared"], "model/Identity")],
+        "identity",
+        [helper.make_tensor_value_info(INPUT_NAME, TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("prepared", TensorProto.FLOAT, shape)],
     )
     proto = onnx.ModelProto()
-    proto.CopyFrom(graph.proto)
-    proto.graph.CopyFrom(nothing)
-    form.load()(replace(graph, proto=proto, calibration=None), folder, lambda _: None)
-    return folder / form.file
+    proto.CopyFrom(job.proto)
+    proto.graph.CopyFrom(identity)
+    load_exporter(form)(replace(job, proto=proto, calibration=None), folder, lambda _: None)
+    return form.artifact(folder)
 
 
-def _pictures(job: ExportJob) -> list[Array]:
+def _images(job: ExportJob, prep: Preprocessing) -> list[Array]:
     """Batches uint8 [B, H, W, C], each of one size: real images and, but for int8, noise."""
-    prep = job.saved.preprocessing
-    real = to_pixels(job.real, prep)
-    rng, count = np.random.default_rng(0), job.settings.fixed_batch or 2
+    real = to_pixels(job.images, prep)
+    rng, count = np.random.default_rng(0), job.batch or 2
     found = []
     for index, factors in enumerate(_SIDES):
         high, wide = (round(f * s) for f, s in zip(factors, resized_size(prep), strict=True))
         chosen = [real[(index * count + one) % len(real)] for one in range(count)]
         found.append(np.stack([_resized(image, wide, high) for image in chosen]))
-        if job.settings.precision != "int8":
+        if job.precision != "int8":
             found.append(rng.integers(0, 256, found[-1].shape, dtype=np.uint8))
     return found
 
@@ -127,12 +121,12 @@ def _resized(pixels: Array, wide: int, high: int) -> Array:
     return np.asarray(resized).reshape(high, wide, -1)
 
 
-def _by_timm(pictures: Array, prep: Preprocessing) -> Array:
-    """[B, C, H, W] of timm's own transform, in shares of white."""
+def _by_timm(images: Array, prep: Preprocessing) -> Array:
+    """[B, C, H, W] of timm's own transform, in fractions of white."""
     transform = ImageTransform(prep, augment=False, whole=False)
-    return np.stack([transform(_image(picture)).numpy() for picture in pictures]) / 255
+    return np.stack([transform(_image(image)).numpy() for image in images]) / 255
 
 
-def _shares(images: Array, prep: Preprocessing) -> Array:
+def _in_fractions(images: Array, prep: Preprocessing) -> Array:
     mean, std = (np.asarray(part).reshape(-1, 1, 1) for part in (prep.mean, prep.std))
     return images * std + mean

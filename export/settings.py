@@ -1,93 +1,66 @@
-"""What an export is asked to do, and what it stands on."""
+"""Checks of export settings, once, before any work."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Protocol
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
 
 from spvit_deploy.core.errors import InputError
-from spvit_deploy.export.formats import EngineSettings
-from spvit_deploy.export.parity import Array, ParityReport
-from spvit_deploy.lean.model_folder import SavedModel
-from spvit_deploy.lean.named_outputs import OutputChoice
-from spvit_deploy.runtimes.calibration import Calibration, Labelled
+from spvit_deploy.runtimes.export_job import ExportSettings
+from spvit_deploy.runtimes.info import FormatInfo, distinct_options, load_attribute
+from spvit_deploy.runtimes.registry import find_format, formats, load_exporter
+
+DEFAULT_OPSET = 20
 
 
-class Opened(Protocol):
-    """An artefact in a runtime: the part of a session that a proof needs."""
+def check_settings(settings: ExportSettings) -> ExportSettings:
+    """Check settings against their format.
 
-    outputs: tuple[str, ...]
+    Returns:
+        The settings with the format's options typed, and the ONNX operator set that is written.
 
-    def run_all(self, images: Array) -> list[Array]:
-        """Images [B, C, H, W] float32, normalized → all outputs, in order."""
-
-    def close(self) -> None:
-        """Let go of it."""
-
-
-OpenFile = Callable[[Path, str], Opened]
-
-
-@dataclass(frozen=True)
-class ExportSettings:
-    """What to write.
-
-    Attributes:
-        format: a name in :data:`~spvit_deploy.export.formats.FORMATS`.
-        precision: ``fp32``, ``bf16``, …
-        batch: ``dynamic``, or a fixed number of images.
-        opset: ONNX operator set; None for the default, or a format that has none.
-        outputs: what the artefact answers.
-        engine: for TensorRT.
-        with_preprocessing: whether the artefact takes pictures, and prepares them inside.
+    Raises:
+        InputError: no such format or precision, or settings that the format does not have.
+        RuntimeMissingError: the package of the format's runtime is not installed.
     """
+    form = find_format(settings.format, settings.precision)
+    _check_options(form, settings.options)
+    if settings.opset is not None and not form.from_onnx:
+        raise InputError(f"Format '{form.name}' has no ONNX operator set.", "Leave --opset out.")
+    if settings.with_preprocessing and not form.takes_preprocessing:
+        able = [name for name, other in formats().items() if other.takes_preprocessing]
+        raise InputError(
+            f"Format '{form.name}' takes images of one size, so it has no --with-preprocessing.",
+            f"Leave it out, or choose --format {' or '.join(able)}.",
+        )
+    load_exporter(form)
+    options = settings.options
+    if form.check_options:
+        options = load_attribute(form.check_options)(options, settings.precision)
+    return replace(settings, options=options, opset=_opset(settings, form))
 
-    format: str = "onnx"
-    precision: str = "fp32"
-    batch: str = "dynamic"
-    opset: int | None = None
-    outputs: OutputChoice = field(default_factory=OutputChoice)
-    engine: EngineSettings = field(default_factory=EngineSettings)
-    with_preprocessing: bool = False
 
-    @property
-    def fixed_batch(self) -> int | None:
-        """The batch, or None for a dynamic one.
+def _opset(settings: ExportSettings, form: FormatInfo) -> int | None:
+    if not form.from_onnx:
+        return None
+    return max(settings.opset or DEFAULT_OPSET, form.min_opsets.get(settings.precision, 0))
 
-        Raises:
-            InputError: neither ``dynamic`` nor a positive number.
-        """
-        if self.batch == "dynamic":
-            return None
-        if not self.batch.isdigit() or int(self.batch) < 1:
+
+def _check_options(form: FormatInfo, options: Mapping[str, Any]) -> None:
+    known = distinct_options(formats().values())
+    for name in options:
+        if name not in known:
+            raise InputError(f"Unknown option '{name}'.", f"Formats have {', '.join(known)}.")
+        option = known[name].option
+        having = [other.name for other in formats().values() if other.options_in({name: None})]
+        if name in form.unsupported:
             raise InputError(
-                f"Batch '{self.batch}' is not understood.", "Give dynamic or a number of images."
+                f"Format '{form.name}' has no {option}: {form.unsupported[name]}.",
+                f"Leave it out, or choose --format {' or '.join(having)}.",
             )
-        return int(self.batch)
-
-
-@dataclass
-class ExportJob:
-    """One export.
-
-    Attributes:
-        saved: what to export.
-        settings: how.
-        open_file: opens a written file in a runtime.
-        real: real images, [B, C, H, W] float32, normalized.
-        calibration: makes what int8 needs; called for int8 alone.
-        labelled: batches of (images, labels) that fp16 and bf16 are judged on; None for none.
-        parent: SHA-256 of what it was made from.
-        earlier: parity of earlier links of the chain.
-    """
-
-    saved: SavedModel
-    settings: ExportSettings
-    open_file: OpenFile
-    real: Array
-    calibration: Callable[[], Calibration]
-    labelled: Labelled | None = None
-    parent: str = ""
-    earlier: Sequence[ParityReport] = field(default_factory=tuple)
+        if form.name not in having:
+            raise InputError(
+                f"{option} is for --format {' or '.join(having)}; '{form.name}' was requested.",
+                f"Leave it out, or choose --format {having[0]}.",
+            )

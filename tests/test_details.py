@@ -15,13 +15,13 @@ from spvit_deploy.benchmarks.cold_start import start_afresh
 from spvit_deploy.benchmarks.cpu_affinity import pinned
 from spvit_deploy.benchmarks.energy import Meter
 from spvit_deploy.benchmarks.host_noise import Seen, Watch, noises
-from spvit_deploy.benchmarks.layertime import LayerTime
 from spvit_deploy.benchmarks.roofline import Peak, fraction, measure_peak
 from spvit_deploy.core.errors import JobError
 from spvit_deploy.core.plan import AttentionKind
 from spvit_deploy.lean.block_costs import BlockCost, costs_of, read_costs
 from spvit_deploy.lean.cost import count_cost
 from spvit_deploy.lean.model_folder import SavedModel, load_saved
+from spvit_deploy.runtimes.base import LayerTime
 from spvit_deploy.runtimes.registry import open_session
 from spvit_deploy.workflows.stages import export_model
 from tests.test_compare import measured

@@ -27,10 +27,10 @@ from spvit_deploy.benchmarks.latency_tables.table import (
 from spvit_deploy.core.errors import CorruptFileError, InputError, JobError
 from spvit_deploy.core.files import read_record
 from spvit_deploy.core.plan import AttentionKind, load_plan
-from spvit_deploy.export.settings import ExportSettings
-from spvit_deploy.export.trace import write_unproven
+from spvit_deploy.export.trace import write_unverified
 from spvit_deploy.families.timm_models import create_model, input_size
 from spvit_deploy.lean.model_folder import load_saved
+from spvit_deploy.runtimes.export_job import ExportSettings
 from spvit_deploy.training.loop import _Loop
 from tests.calls import good, refused
 from tests.conftest import NAME, TINY_ARGS, tiny_spec
@@ -112,7 +112,7 @@ def test_of_blocks_at_the_end_the_read_tokens_alone_are_computed(tmp_path: Path)
     for name, key in (("tail", tail.msa), ("before", probes.sites[0].attention[AttentionKind.MSA])):
         chain, size = probes.blocks[key].chain(), probes.blocks[key].call.size
         (tmp_path / name).mkdir()
-        graph = onnx.load(write_unproven(chain, size, ExportSettings(), tmp_path / name)).graph
+        graph = onnx.load(write_unverified(chain, size, ExportSettings(), tmp_path / name)).graph
         shapes = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim]
                   for v in graph.value_info}  # fmt: skip
         gelus = [shapes[node.output[0]] for node in graph.node if node.op_type == "Gelu"]
@@ -122,7 +122,7 @@ def test_of_blocks_at_the_end_the_read_tokens_alone_are_computed(tmp_path: Path)
 
 def test_what_is_timed_is_what_an_export_writes(dense_folder: Path, tmp_path: Path) -> None:
     saved = load_saved(dense_folder)
-    file = write_unproven(saved.module, input_size(saved.module), ExportSettings(), tmp_path)
+    file = write_unverified(saved.module, input_size(saved.module), ExportSettings(), tmp_path)
     good("export", dense_folder, "-o", tmp_path / "export")
     timed, exported = onnx.load(file), onnx.load(tmp_path / "export" / "model.onnx")
     assert list(timed.graph.node) == list(exported.graph.node)

@@ -202,20 +202,20 @@ def test_other_runtimes_and_batches_take_the_same_file(make_lean: Make, tmp_path
     for runtime in ("onnxruntime", "openvino"):
         for path in (file, file.parent):
             session: Any = open_session(path, runtime)
-            assert session.pictures == load_saved(lean).preprocessing
-            answers.append(session.run_pictures(pictures)[0])
+            assert session.preprocessing == load_saved(lean).preprocessing
+            answers.append(session.run_uint8(pictures)[0])
             for wrong in (pictures[:1], pictures.astype(np.float32), pictures[..., :1]):
                 with pytest.raises(InputError, match="takes uint8"):
-                    session.run_pictures(wrong)
+                    session.run_uint8(wrong)
     assert all(np.abs(answer - answers[0]).max() < 0.05 for answer in answers)
     good("benchmark", tmp_path / "engine", "--duration", 0.1, "--batch", 2,
          "-o", tmp_path / "results.json")  # fmt: skip
     plain = tmp_path / "plain"
     good("export", lean, "-o", plain)
     session = open_session(plain, "onnxruntime")
-    assert session.pictures is None
+    assert session.preprocessing is None
     with pytest.raises(InputError, match="images of one size"):
-        session.run_pictures(pictures)
+        session.run_uint8(pictures)
 
 
 def test_bytes_of_the_models_own_size_are_taken_too() -> None:

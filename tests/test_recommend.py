@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from spvit_deploy.benchmarks.evaluate import evaluate_artefact
 from spvit_deploy.core.files import read_record
 from spvit_deploy.data.sources import DataSettings
-from spvit_deploy.runtimes.registry import artefact_format
+from spvit_deploy.runtimes.registry import artifact_kind
 from spvit_deploy.workflows.recommend.candidates import thread_counts
 from spvit_deploy.workflows.recommend.record import RECORD_FILE, Recommendation, Tried
 from spvit_deploy.workflows.recommend.target import Target, parse_target, parse_time
@@ -91,7 +91,7 @@ def test_the_answer_is_there_with_evidence_and_reasons(trained: Path, tmp_path: 
     assert best.drop is not None
     assert best.drop <= 1.0
     folder = tmp_path / "out" / best.folder
-    assert artefact_format(folder)
+    assert artifact_kind(folder)
     assert evaluate_artefact(folder, DIGITS, best.runtime, "cpu").top1 == best.top1
     kept = {path.name for path in (tmp_path / "out").iterdir() if path.is_dir()}
     assert kept == {row.folder for row in found.best}

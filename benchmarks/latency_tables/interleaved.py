@@ -11,7 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from spvit_deploy.benchmarks.load_patterns import burst_of, images_for
 from spvit_deploy.benchmarks.statistics import percentile
-from spvit_deploy.runtimes.registry import Session, open_session
+from spvit_deploy.runtimes.base import Session
+from spvit_deploy.runtimes.registry import open_session
 
 ROUNDS, OFTEN = 10, 4
 _BURST, _PAUSE = 0.1, 0.08

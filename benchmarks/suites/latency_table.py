@@ -30,7 +30,7 @@ from spvit_deploy.benchmarks.latency_tables.table import LatencyFile, LatencyTab
 from spvit_deploy.benchmarks.reporting.charts import LEAN, OTHER, style
 from spvit_deploy.benchmarks.suites.pictures import write_picture
 from spvit_deploy.core.plan import AttentionKind, BlockPlan, ModelSpec, PrunePlan
-from spvit_deploy.export.trace import write_unproven
+from spvit_deploy.export.trace import write_unverified
 from spvit_deploy.families import BlockSite, find_sites
 from spvit_deploy.families.timm_models import create_model, input_size
 from spvit_deploy.lean.materialize import shape_lean
@@ -71,7 +71,9 @@ def write_plans(plans: list[PrunePlan], model: nn.Module, place: Place, work: Pa
             folder.mkdir(parents=True, exist_ok=True)
             lean = copy.deepcopy(model)
             shape_lean(lean, plan)
-            file = write_unproven(shaken_model(lean), input_size(model), settings_of(place), folder)
+            file = write_unverified(
+                shaken_model(lean), input_size(model), settings_of(place), folder
+            )
             done.write_text(file.name)
         files.append(folder / done.read_text())
     return files

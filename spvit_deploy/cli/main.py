@@ -13,8 +13,6 @@ from spvit_deploy.cli.benchmark import benchmark
 from spvit_deploy.cli.compare import compare
 from spvit_deploy.cli.options import (
     DATA_HELP,
-    FORMATS,
-    PRECISIONS,
     Folder,
     Main,
     Number,
@@ -22,8 +20,8 @@ from spvit_deploy.cli.options import (
     data_source_options,
     device_option,
     distill_options,
-    engine_options,
     force_option,
+    format_options,
     json_option,
     model_options,
     output_option,
@@ -31,9 +29,9 @@ from spvit_deploy.cli.options import (
     runtime_device_option,
     take_adapters,
     take_data,
-    take_engine_flags,
+    take_export_settings,
     take_layers,
-    take_profile,
+    take_model,
     take_run,
     take_token_keep,
     take_training,
@@ -47,6 +45,7 @@ from spvit_deploy.cli.sweep import sweep
 from spvit_deploy.cli.triton_options import TRITON, take_triton, triton_options
 from spvit_deploy.core.errors import InputError
 from spvit_deploy.core.launcher import launched
+from spvit_deploy.runtimes.registry import PRECISIONS, formats
 
 
 @click.group(cls=Main, context_settings={"help_option_names": ["-h", "--help"]})
@@ -327,7 +326,7 @@ def finetune(**options: Any) -> None:
 @main.command()
 @click.argument("model", metavar="LEAN")
 @model_options
-@click.option("--format", type=click.Choice([*FORMATS, TRITON]), show_default="onnx")
+@click.option("--format", type=click.Choice([*formats(), TRITON]), show_default="onnx")
 @click.option("--precision", type=click.Choice(PRECISIONS), show_default="fp32")
 @click.option(
     "--all",
@@ -352,22 +351,7 @@ def finetune(**options: Any) -> None:
     help="Whose features, as timm counts layers; by default the last of every stage, or four "
     "evenly spaced blocks of a model without stages.",
 )
-@click.option(
-    "--gpu",
-    "gpus",
-    multiple=True,
-    metavar="SM",
-    help="GPU that TensorRT for RTX builds for: sm86, sm120, … Repeat it; none has to be here.",
-)
-@click.option(
-    "--profile",
-    default="1,8,32",
-    show_default=True,
-    callback=take_profile,
-    metavar="MIN,OPT,MAX",
-    help="Batches of an engine with a dynamic batch.",
-)
-@engine_options
+@format_options
 @triton_options
 @click.option(
     "--calibration",
@@ -428,29 +412,36 @@ def export(**options: Any) -> None:
     from spvit_deploy.workflows import console as show
     from spvit_deploy.workflows import stages as api
 
-    triton = take_triton(options)
+    triton, every = take_triton(options), options.pop("every")
     named, options["data"] = bool(options["data"]), options["data"] or ""
-    data, options["engine_flags"] = take_data(options), take_engine_flags(options)
-    options["data"] = data if named else None
-    if options.pop("every"):
-        return _export_all(options)
-    options["format"] = options["format"] or "onnx"
-    options["precision"] = options["precision"] or "fp32"
-    warn_if_idle(options["precision"] == "int8", ("calibration", "max_drop"), "for int8")
-    if triton is not None:
-        deploy(options, triton)
+    data, model, output = take_data(options), options.pop("model"), options.pop("output")
+    chosen = {name: options[name] for name in ("format", "precision")}
+    warn_if_idle(every or chosen["precision"] == "int8", ("calibration", "max_drop"), "for int8")
+    settings = take_export_settings(options)
+    common = {
+        "settings": settings,
+        "data": data if named else None,
+        "source": take_model(model, options),
+        "force": options.pop("force"),
+    }
+    if every:
+        _export_all(model, output, common, **chosen)
+    elif triton is not None:
+        deploy(model, output, triton, common)
     else:
-        show.export(api.export_model(**options), options["output"])
+        show.export(api.export_model(model, output, **common), output)
 
 
-def _export_all(options: dict[str, Any]) -> None:
+def _export_all(
+    model: str, output: Path, common: dict[str, Any], format: str | None, precision: str | None
+) -> None:
     from spvit_deploy.workflows import console as show
     from spvit_deploy.workflows.export_all import export_all, require_all
 
-    if options.pop("format"):
+    if format is not None:
         raise InputError("--all writes every format; --format chooses one.", "Leave one out.")
-    rows = export_all(**options)
-    show.exports(rows, options["output"])
+    rows = export_all(model, output, precision, **common)
+    show.exports(rows, output)
     require_all(rows)
 
 

@@ -9,26 +9,26 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from spvit_deploy.core.errors import JobError, SpvitError
+from spvit_deploy.core.errors import InputError, JobError, SpvitError
 from spvit_deploy.core.launcher import rank, speaks
+from spvit_deploy.runtimes.info import distinct_options
+from spvit_deploy.runtimes.registry import formats
 
 if TYPE_CHECKING:
     from spvit_deploy.data.sources import DataSettings
-    from spvit_deploy.export.formats import EngineFlags
+    from spvit_deploy.lean.load_model import ModelRequest
+    from spvit_deploy.runtimes.export_job import ExportSettings
+    from spvit_deploy.runtimes.info import ExportOption, FormatInfo
     from spvit_deploy.training.run import RunSettings
 
 Decorator = Callable[[Any], Any]
 Folder = click.Path(path_type=Path)
-# What `export` writes; kept here by name, so that --help loads none of it.
-FORMATS = ("onnx", "openvino", "tensorrt-rtx", "tensorrt", "torch", "executorch")
-PRECISIONS = ("fp32", "fp16", "bf16", "int8")
-
 # Seconds that the first of several processes may take to say what is wrong.
 _TO_SPEAK = 10
 
@@ -194,23 +194,45 @@ run_options = stack(
     ),
 )  # fmt: skip
 
-engine_options = stack(
-    click.option(
-        "--timing-cache", type=Folder, metavar="FILE",
-        help="Kernel timings that builds of TensorRT share; read, added to and written.",
-    ),
-    click.option(
-        "--version-compatible", is_flag=True,
-        help="A TensorRT engine that newer versions of the same major one run too.",
-    ),
-    click.option(
-        "--hardware-compatible", is_flag=True,
-        help="A TensorRT engine that every GPU from Ampere (sm80) on runs.",
-    ),
-    click.option(
-        "--refittable", is_flag=True, help="A TensorRT engine whose weights can be replaced."
-    ),
-)  # fmt: skip
+
+def format_options(command: Any) -> Any:
+    """Add the options of ``export`` that only some formats have, as the runtimes declare them."""
+    for option in reversed(distinct_options(_formats().values()).values()):
+        command = _format_option(option)(command)
+    return command
+
+
+def _format_option(option: ExportOption) -> Decorator:
+    having = [name for name, form in _formats().items() if form.options_in({option.name: None})]
+    kind = {"flag": {"is_flag": True}, "file": {"type": Folder}, "texts": {"multiple": True}}
+    return click.option(
+        option.option,
+        option.name,
+        metavar=option.metavar,
+        help=f"{option.help} ({', '.join(having)})",
+        callback=None if option.parse is None else _parsed(option.parse),
+        show_default=option.default or False,
+        **kind.get(option.kind, {}),
+    )
+
+
+def _parsed(parse: Callable[[str], Any]) -> Callable[[click.Context, click.Parameter, Any], Any]:
+    def convert(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
+        try:
+            return None if value is None else parse(value)
+        except InputError as error:
+            raise click.BadParameter(str(error), ctx, param) from None
+
+    return convert
+
+
+def _formats() -> Mapping[str, FormatInfo]:
+    """The formats; without those of a plug-in that cannot be loaded, which commands report."""
+    try:
+        return formats()
+    except InputError:
+        return {}
+
 
 device_option = click.option(
     "--device", default="auto", show_default=True, metavar="auto|cpu|cuda|cuda:N|mps"
@@ -244,16 +266,6 @@ def warn_if_idle(used: bool, names: Sequence[str], purpose: str) -> None:
     for option in ctx.command.params:
         if not used and option.name in names and ctx.get_parameter_source(option.name) is given:
             warn(f"{option.opts[0]} is {purpose}, and changes nothing here.")
-
-
-def take_profile(ctx: click.Context, param: click.Parameter, value: str) -> list[int]:
-    """``1,8,32`` as numbers."""
-    parts = [part.strip() for part in value.split(",")]
-    if len(parts) != 3 or not all(part.isdigit() for part in parts):
-        raise click.BadParameter(
-            f"'{value}': give the smallest, the usual and the largest batch: 1,8,32.", ctx, param
-        )
-    return [int(part) for part in parts]
 
 
 def take_layers(ctx: click.Context, param: click.Parameter, value: str | None) -> list[int] | None:
@@ -319,12 +331,28 @@ def take_run(options: dict[str, Any]) -> RunSettings:
     return RunSettings(**{name: options.pop(name) for name in names})
 
 
-def take_engine_flags(options: dict[str, Any]) -> EngineFlags:
-    """Take the options of :data:`engine_options` out of a command's options."""
-    from spvit_deploy.export.formats import EngineFlags
+def take_model(name: str, options: dict[str, Any]) -> ModelRequest:
+    """Take the options of :data:`model_options` out of a command's options."""
+    from spvit_deploy.lean.load_model import ModelRequest
 
-    names = ("timing_cache", "version_compatible", "hardware_compatible", "refittable")
-    return EngineFlags(**{name: options.pop(name) for name in names})
+    args, checkpoint = options.pop("model_args"), options.pop("checkpoint")
+    return ModelRequest.of(name, args, checkpoint, options.pop("pretrained"))
+
+
+def take_export_settings(options: dict[str, Any]) -> ExportSettings:
+    """Take what an export is to write out of a command's options.
+
+    Raises:
+        InputError: a batch that is neither ``dynamic`` nor a positive integer.
+    """
+    from spvit_deploy.runtimes.export_job import ExportSettings
+    from spvit_deploy.workflows.export import with_options
+
+    names = ("format", "precision", "batch", "opset", "outputs", "feature_layers",
+             "with_preprocessing", "calibration", "max_drop", "validation",
+             *distinct_options(_formats().values()))  # fmt: skip
+    given = {name: options.pop(name) for name in names if name in options}
+    return with_options(ExportSettings(), {k: v for k, v in given.items() if v is not None})
 
 
 class Main(click.Group):

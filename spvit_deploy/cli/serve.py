@@ -23,13 +23,12 @@ if TYPE_CHECKING:
 _PORT = click.IntRange(1, 65535)
 
 
-def deploy(options: dict[str, Any], triton: dict[str, Any]) -> None:
-    """Export into a repository, and say what was written."""
+def deploy(model: str, output: Path, triton: dict[str, Any], common: dict[str, Any]) -> None:
+    """Export into a repository, and print what was written."""
     from spvit_deploy.serving.repository import export_triton
     from spvit_deploy.workflows import console as show
 
-    del options["format"]
-    done = export_triton(**options, **triton)
+    done = export_triton(model, output, **triton, **common)
     show.export(done.record, done.folder)
     serving = done.serving
     batches = f"batches up to {serving.max_batch}" if serving.max_batch else "its fixed batch"

@@ -7,9 +7,9 @@ import importlib
 from torch import nn
 
 from spvit_deploy.core.errors import ModelError
+from spvit_deploy.core.plugins import load_plugins
 from spvit_deploy.families.base import BlockSite, Family, Refusal
 from spvit_deploy.families.generic import GenericFamily
-from spvit_deploy.families.plugins import load_plugins
 
 _OWN = {
     "vit": "vit:VitFamily",
@@ -28,13 +28,13 @@ def families() -> list[Family]:
     """Our own families, those that other packages register as entry points, and the generic one.
 
     Raises:
-        ModelError: a plug-in cannot be loaded.
+        InputError: a plug-in cannot be loaded.
     """
     found: list[Family] = []
     for where in _OWN.values():
         module, _, name = where.partition(":")
         found.append(getattr(importlib.import_module(f"spvit_deploy.families.{module}"), name)())
-    found += [family() for family in load_plugins()]
+    found += [family() for family in load_plugins("spvit_deploy.families")]
     return [*found, GenericFamily()]
 
 

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from spvit_deploy.core.errors import CheckpointError, InputError, ModelError
 from spvit_deploy.core.log_filters import quiet
 from spvit_deploy.core.plan import ModelSpec
+from spvit_deploy.core.plugins import load_plugins
 from spvit_deploy.core.preprocessing import Preprocessing
 from spvit_deploy.core.suggestions import argument_meant, did_you_mean
-from spvit_deploy.families.plugins import load_plugins
 
 _POSITIONS = re.compile(r"pos_embed|rel_pos|relative_position|pos_emb|bias_table")
 _ASKED = "asked_input_size"
@@ -39,7 +39,7 @@ def require_known(name: str) -> None:
     base = name.split(".")[0]
     if _of_hub(name) or timm.is_model(base):
         return
-    load_plugins()
+    load_plugins("spvit_deploy.families")
     if not timm.is_model(base):
         if "/" in name:
             raise ModelError(f"There is no folder {name}, and timm knows no such model.")

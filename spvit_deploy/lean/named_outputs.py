@@ -1,16 +1,15 @@
-"""What an exported model answers: class scores, feature maps for dense prediction, or both."""
+"""Named outputs of an exported model: class scores, feature maps for dense prediction, or both."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from spvit_deploy.core.arrays import Array
 from spvit_deploy.core.errors import InputError, ModelError
-from spvit_deploy.export.parity import Array
 from spvit_deploy.lean.token_merging import MergingBlocks
 
 CHOICES = ("logits", "features", "all")
@@ -18,26 +17,14 @@ CHOICES = ("logits", "features", "all")
 _MAPS_OF_PLAIN = 4
 
 
-@dataclass(frozen=True)
-class OutputChoice:
-    """What to answer.
-
-    Attributes:
-        what: ``logits``, ``features``, ``all``; None for what the model's own forward returns.
-        layers: whose feature maps, as timm counts them; None for the last of every stage, or for
-            four evenly spaced blocks of a model without stages.
-    """
-
-    what: str | None = None
-    layers: tuple[int, ...] | None = None
-
-
-class Answers(nn.Module):
+class NamedOutputs(nn.Module):
     """A model with named outputs.
 
     Args:
         net: timm's model, dense or lean.
-        choice: what to answer.
+        what: ``logits``, ``features``, ``all``; None for what the model's own forward returns.
+        layers: whose feature maps, as timm counts them; None for the last of every stage, or for
+            four evenly spaced blocks of a model without stages.
         size: (channels, height, width).
 
     Attributes:
@@ -50,21 +37,27 @@ class Answers(nn.Module):
         InputError: no such choice, or layer.
     """
 
-    def __init__(self, net: nn.Module, choice: OutputChoice, size: tuple[int, int, int]) -> None:
+    def __init__(
+        self,
+        net: nn.Module,
+        what: str | None,
+        layers: Sequence[int] | None,
+        size: tuple[int, int, int],
+    ) -> None:
         super().__init__()
         self.net: Any = net
         self._layers: list[int] | None = None
         self._scores = True
-        if choice.what not in (None, *CHOICES):
-            raise InputError(f"Output '{choice.what}' is unknown.", f"Choose {', '.join(CHOICES)}.")
-        if choice.what in ("features", "all"):
-            self._layers = _layers(net, choice.layers)
-            self._scores = choice.what == "all"
-        elif choice.layers is not None:
+        if what not in (None, *CHOICES):
+            raise InputError(f"Output '{what}' is unknown.", f"Choose {', '.join(CHOICES)}.")
+        if what in ("features", "all"):
+            self._layers = _layers(net, layers)
+            self._scores = what == "all"
+        elif layers is not None:
             raise InputError("Layers are chosen for features.", "Add --output features or all.")
         with torch.inference_mode():
             answers = self._try(torch.zeros(2, *size))
-        self.names = self._names(answers, choice.what)
+        self.names = self._names(answers, what)
         self.shapes = tuple(tuple(answer.shape[1:]) for answer in answers)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
@@ -112,7 +105,7 @@ class Answers(nn.Module):
         return (head, *features) if self._scores else features
 
 
-def _layers(net: Any, asked: tuple[int, ...] | None) -> list[int]:
+def _layers(net: Any, chosen: Sequence[int] | None) -> list[int]:
     if not hasattr(net, "forward_intermediates"):
         raise ModelError(
             f"A {type(net).__name__} has no forward_intermediates, so no features to export.",
@@ -122,8 +115,8 @@ def _layers(net: Any, asked: tuple[int, ...] | None) -> list[int]:
         raise ModelError(
             "The model merges tokens, so it has no feature maps.", "Choose --output logits."
         )
-    if asked is not None:
-        return list(asked)
+    if chosen is not None:
+        return list(chosen)
     reductions = [entry["reduction"] for entry in _info(net)]
     count = len(reductions)
     if len(set(reductions)) > 1 or count <= _MAPS_OF_PLAIN:

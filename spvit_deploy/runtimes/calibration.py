@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from spvit_deploy.core.arrays import Array, OutputsRunner
 from spvit_deploy.core.errors import DataError
-from spvit_deploy.export.parity import Array, OutputsRunner
 
 Labelled = Callable[[], Iterable[tuple[Array, Array]]]
 

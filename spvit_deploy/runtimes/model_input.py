@@ -11,7 +11,7 @@ import numpy as np
 from spvit_deploy.core.errors import InputError
 from spvit_deploy.core.preprocessing import Preprocessing
 from spvit_deploy.data.pixels import to_pictures, to_pixels
-from spvit_deploy.runtimes.registry import Array, check_images
+from spvit_deploy.runtimes.base import Array, check_images
 
 # Of a file's metadata.
 PREPROCESSING_KEY = "spvit_deploy.preprocessing"

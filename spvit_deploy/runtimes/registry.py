@@ -1,253 +1,219 @@
-"""Runtimes by name. Adding one is one session file and one line here."""
+"""Runtimes and formats by name: the built-in ones, and those that other packages add.
+
+Another package adds a runtime by an entry point of the group ``spvit_deploy.runtimes`` that names a
+:class:`~spvit_deploy.runtimes.info.RuntimeInfo`, or a tuple of them.
+"""
 
 from __future__ import annotations
 
 import importlib
-import importlib.util
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from spvit_deploy.core.cuda_driver import require_gpu
 from spvit_deploy.core.errors import InputError, RuntimeMissingError
-from spvit_deploy.runtimes.tensorrt.engine_record import (
-    LIBRARIES,
-    SUFFIX,
-    find_engines,
-    read_engine,
-    untouched,
-)
+from spvit_deploy.core.plugins import load_plugins
+from spvit_deploy.runtimes.info import FormatInfo, RuntimeInfo, load_attribute
 
-Array = NDArray[Any]
+if TYPE_CHECKING:
+    from spvit_deploy.runtimes.base import Session
 
-
-@dataclass(frozen=True)
-class Runtime:
-    """A runtime before anything of it is imported.
-
-    Attributes:
-        session: ``module:Class`` of its session.
-        formats: kinds of artefact that it takes, its own first.
-        package: module that must be importable.
-        extra: of this distribution, that installs it.
-        default: whether it is measured where no runtime is named.
-    """
-
-    session: str
-    formats: tuple[str, ...]
-    package: str
-    extra: str = ""
-    default: bool = True
-
-    @property
-    def installed(self) -> bool:
-        """Whether its package is there; nothing is imported."""
-        return importlib.util.find_spec(self.package) is not None
+# One line per built-in runtime: the folder that its info.py lies in.
+_BUILT_IN = ("onnxruntime", "torch", "openvino", "tensorrt", "executorch")
+ENTRY_POINTS = "spvit_deploy.runtimes"
+PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 
 
-REGISTRY = {
-    "onnxruntime": Runtime(
-        "spvit_deploy.runtimes.onnxruntime.session:OnnxRuntimeSession", ("onnx",), "onnxruntime"
-    ),
-    "torch": Runtime(
-        "spvit_deploy.runtimes.torch.session:TorchSession", ("dense", "lean", "torch"), "torch"
-    ),
-    "torch-compile": Runtime(
-        "spvit_deploy.runtimes.torch.session:CompiledSession", ("dense", "lean", "torch"), "torch",
-        default=False,
-    ),
-    "openvino": Runtime(
-        "spvit_deploy.runtimes.openvino.session:OpenVinoSession", ("openvino", "onnx"), "openvino",
-        "openvino",
-    ),
-    "tensorrt-rtx": Runtime(
-        "spvit_deploy.runtimes.tensorrt.session:TensorRtRtxSession", ("tensorrt-rtx",), "tensorrt_rtx",  # noqa: E501
-        "tensorrt-rtx",
-    ),
-    "tensorrt": Runtime(
-        "spvit_deploy.runtimes.tensorrt.session:TensorRtSession", ("tensorrt",), "tensorrt", "tensorrt"  # noqa: E501
-    ),
-    "executorch": Runtime(
-        "spvit_deploy.runtimes.executorch.session:ExecuTorchSession", ("executorch",), "executorch",
-        "executorch",
-    ),
-}  # fmt: skip
-RUNTIMES = tuple(REGISTRY)
-_SUFFIXES = {".onnx": "onnx", ".xml": "openvino", ".pt2": "torch", ".pte": "executorch"}
-_READERS = {
-    "onnx": "spvit_deploy.runtimes.onnxruntime.session",
-    "torch": "spvit_deploy.runtimes.torch.archive_check",
-    "executorch": "spvit_deploy.runtimes.executorch.session",
-    "openvino": "spvit_deploy.runtimes.openvino.session",
-}
-
-
-class Session(Protocol):
-    """An artefact opened in a runtime.
-
-    A session may have more to say; what it lacks is left out of results: ``limits``, smallest and
-    largest batch; ``last_parts``, seconds by name that the last call is made of; ``cuda_graph``,
-    whether the prepared call computes by one; ``pictures``, the preprocessing that the artefact
-    does itself, or None, and ``run_pictures``, which then takes uint8 [B, H, W, C] of any size.
-
-    Attributes:
-        name: the runtime.
-        version: of the runtime.
-        device: where it computes.
-        input_size: (channels, height, width).
-        batch: fixed batch, or None.
-        outputs: names of what it answers; class scores are called ``logits``.
-    """
-
-    name: str
-    version: str
-    device: str
-    input_size: tuple[int, int, int]
-    batch: int | None
-    outputs: tuple[str, ...]
-
-    def __init__(self, path: Path, device: str, threads: int | None) -> None: ...
-
-    def run(self, images: Array) -> Array:
-        """Images [B, C, H, W] float32, normalized → the first output, scores [B, classes]."""
-
-    def run_all(self, images: Array) -> list[Array]:
-        """The same, but all outputs, in order."""
-
-    def prepare(self, images: Array) -> Callable[[], float]:
-        """A call that runs these images once and returns the seconds that it took."""
-
-    def close(self) -> None:
-        """Let go of the runtime's memory and threads."""
-
-
-def artefact_format(path: Path) -> str:
-    """``dense``, ``lean``, or a format: what an artefact is, by its record or its suffix.
+@cache
+def runtimes() -> Mapping[str, RuntimeInfo]:
+    """All runtimes by name, built-in ones first.
 
     Raises:
-        InputError: nothing that a runtime takes.
+        InputError: a plug-in cannot be loaded.
     """
-    from spvit_deploy.core.files import read_record
-
-    if path.suffix in _SUFFIXES and path.is_file():
-        return _SUFFIXES[path.suffix]
-    if path.suffix == SUFFIX and path.is_file():
-        return read_engine(path).record.runtime
-    for name in ("export.json", "config.json"):
-        if (path / name).is_file():
-            record = read_record(path / name)
-            return str(record.get("format") or record.get("kind"))
-    raise InputError(
-        f"{path}: not a dense, lean or exported folder, nor a file of "
-        f"{', '.join([*_SUFFIXES, SUFFIX])}.",
-        "`spvit-deploy inspect PATH` says what a path is.",
-    )
+    found: list[RuntimeInfo] = []
+    for name in _BUILT_IN:
+        found += importlib.import_module(f"spvit_deploy.runtimes.{name}.info").RUNTIMES
+    for added in load_plugins(ENTRY_POINTS):
+        found += added if isinstance(added, tuple) else (added,)
+    return {info.name: info for info in found}
 
 
-def find_runtime(name: str) -> Runtime:
+@cache
+def formats() -> Mapping[str, FormatInfo]:
+    """All formats that can be written, by name."""
+    return {
+        form.name: form for info in runtimes().values() for form in info.formats if form.exporter
+    }
+
+
+def find_runtime(name: str) -> RuntimeInfo:
     """A runtime by name.
 
     Raises:
         RuntimeMissingError: unknown, or not installed.
     """
-    if name not in REGISTRY:
-        raise RuntimeMissingError(f"Runtime '{name}' is unknown.", f"Choose {', '.join(RUNTIMES)}.")
-    runtime = REGISTRY[name]
-    if not runtime.installed:
-        what = f"'spvit-deploy[{runtime.extra}]'" if runtime.extra else runtime.package
-        raise RuntimeMissingError(f"Runtime '{name}' is not installed.", f"pip install {what}")
-    return runtime
+    info = runtimes().get(name)
+    if info is None:
+        raise RuntimeMissingError(f"Unknown runtime '{name}'.", f"Choose {', '.join(runtimes())}.")
+    if not info.installed:
+        raise RuntimeMissingError(f"Runtime '{name}' is not installed.", info.install_command)
+    return info
 
 
-def runtimes_for(path: Path, asked: Sequence[str] = ()) -> list[str]:
-    """Installed runtimes that take this artefact, its own first.
+def find_format(name: str, precision: str = "fp32") -> FormatInfo:
+    """A format by name.
 
-    Those that are no default are there only if asked for by name. Where none is installed, those
-    that would take it: opening it in one says what is missing.
+    Raises:
+        InputError: no such format, or one that has no such precision.
     """
-    kind = artefact_format(path)
-    taking = [
-        name for name, r in REGISTRY.items() if kind in r.formats and (r.default or name in asked)
+    form = formats().get(name)
+    if form is None:
+        raise InputError(f"Unknown format '{name}'.", f"Choose {', '.join(formats())}.")
+    if precision not in form.precisions:
+        others = [other for other, f in formats().items() if precision in f.precisions]
+        raise InputError(
+            f"Format '{name}' is written in {', '.join(form.precisions)}, not in {precision}.",
+            f"{', '.join(others)} can be." if others else "Choose one of them.",
+        )
+    return form
+
+
+def load_exporter(form: FormatInfo) -> Any:
+    """The function that writes a format.
+
+    Raises:
+        RuntimeMissingError: the package of its runtime is not installed.
+    """
+    info = runtimes()[form.runtime]
+    if not info.installed:
+        raise RuntimeMissingError(
+            f"Format '{form.name}' needs {info.package}, which is not installed.",
+            info.install_command,
+        )
+    return load_attribute(form.exporter)
+
+
+def artifact_kind(path: Path) -> str:
+    """``dense``, ``lean``, or a format: what an artifact is, by its record or its suffix.
+
+    Raises:
+        InputError: nothing that a runtime opens.
+    """
+    from spvit_deploy.core.files import read_record
+
+    owners = [info for info in runtimes().values() if _form_with(info, path.suffix)]
+    if owners and path.is_file():
+        if owners[0].identify:
+            return str(load_attribute(owners[0].identify)(path))
+        return _form_with(owners[0], path.suffix)
+    for name in ("export.json", "config.json"):
+        if (path / name).is_file():
+            record = read_record(path / name)
+            return str(record.get("format") or record.get("kind"))
+    raise InputError(
+        f"{path}: not a dense, lean or exported folder, nor a file of {', '.join(suffixes())}.",
+        "`spvit-deploy inspect PATH` shows what a path is.",
+    )
+
+
+def suffixes() -> tuple[str, ...]:
+    """Suffixes of the files that a runtime opens."""
+    return tuple(
+        dict.fromkeys(form.suffix for info in runtimes().values() for form in info.formats)
+    )
+
+
+def _form_with(info: RuntimeInfo, suffix: str) -> str:
+    return next((form.name for form in info.formats if form.suffix == suffix), "")
+
+
+def runtimes_for(path: Path, requested: Sequence[str] = ()) -> list[str]:
+    """Installed runtimes that open this artifact, its own first.
+
+    Runtimes that are not measured by default are listed only if requested by name. Where none is
+    installed, those that would open it: opening it in one reports what is missing.
+    """
+    kind = artifact_kind(path)
+    opening = [
+        name
+        for name, info in runtimes().items()
+        if kind in info.kinds and (info.default or name in requested)
     ]
-    fitting = [name for name in taking if REGISTRY[name].installed] or taking
-    return sorted(fitting, key=lambda name: REGISTRY[name].formats.index(kind))
+    fitting = [name for name in opening if runtimes()[name].installed] or opening
+    return sorted(fitting, key=lambda name: runtimes()[name].kinds.index(kind))
 
 
 def open_session(
     path: Path, runtime: str, device: str = "cpu", threads: int | None = None
 ) -> Session:
-    """Open an artefact.
+    """Open an artifact in a runtime.
+
+    Args:
+        path: a file, or a dense, lean or exported folder.
+        runtime: name of a runtime.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N``, ``mps``, or an execution provider.
+        threads: of the runtime; None for its default.
 
     Raises:
-        RuntimeMissingError: runtime or device are not here.
-        InputError: the runtime does not take this artefact, or it is damaged.
+        RuntimeMissingError: runtime or device are not available.
+        InputError: the runtime does not open this artifact, or it is damaged.
         JobError: an engine, and no GPU.
     """
-    _check_device(device)
-    kind, known = artefact_format(path), REGISTRY.get(runtime)
-    if known is not None and kind not in known.formats:
+    check_device(device)
+    kind, info = artifact_kind(path), runtimes().get(runtime)
+    if info is not None and kind not in info.kinds:
         raise InputError(
-            f"{path} is {kind}; runtime '{runtime}' takes {' and '.join(known.formats)}.",
+            f"{path} is {kind}; runtime '{runtime}' opens {' and '.join(info.kinds)}.",
             "Export it, or choose another --runtime.",
         )
-    if kind in LIBRARIES.values():
-        # Before the library is missed: without a GPU it would be of no use.
-        require_gpu(untouched(find_engines(path)), "Run it where the GPU is.", device)
-    found = find_runtime(runtime)
-    module, _, name = found.session.partition(":")
-    session: type[Session] = getattr(importlib.import_module(module), name)
-    return session(path, device, threads)
+    if info is not None and info.needs_gpu:
+        from spvit_deploy.core.cuda_driver import require_gpu
+
+        # Before a missing package is reported: without a GPU it would be of no use.
+        require_gpu(load_attribute(info.no_gpu)(path), "Run it where the GPU is.", device)
+    session = load_attribute(find_runtime(runtime).session)
+    opened: Session = session(_checked_file(path, kind), device, threads)
+    return opened
 
 
-def _check_device(device: str) -> None:
-    """Refuse what no runtime could take; what is not here each of them says itself."""
+def _checked_file(path: Path, kind: str) -> Path:
+    """The main file of an exported folder, checked against its record; other paths as they are."""
+    from spvit_deploy.core.files import check_files, read_record
+
+    if not (path / "export.json").is_file():
+        return path
+    check_files(path, read_record(path / "export.json", kind="exported").get("files", {}))
+    form = next(f for info in runtimes().values() for f in info.formats if f.name == kind)
+    return path if "*" in form.file else path / form.file
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that no runtime has; each runtime reports those that are not available.
+
+    Raises:
+        RuntimeMissingError: not a device.
+    """
     kind, colon, number = device.partition(":")
     numbered = kind not in ("auto", "cpu", "mps") and number.isdecimal()
     if not kind or (colon and not numbered):
         raise RuntimeMissingError(
-            f"Device '{device}' is not understood.",
+            f"Unknown device '{device}'.",
             "Choose auto, cpu, cuda, cuda:N or mps; with ONNX Runtime tensorrt or openvino too.",
         )
 
 
-def batch_limits(session: Session) -> tuple[int, int | None]:
-    """Smallest and largest batch that a session takes; None for any."""
-    if session.batch is not None:
-        return session.batch, session.batch
-    smallest, largest = getattr(session, "limits", (1, None))
-    return smallest, largest
-
-
 def read_metadata(path: Path) -> dict[str, str]:
-    """What an artefact's bare file says of itself; nothing where it is not ours.
+    """What an artifact's file records about itself; empty for a third-party file.
 
     Raises:
         CorruptFileError: damaged.
-        RuntimeMissingError: a ``.pte`` file, which ExecuTorch alone can read.
+        RuntimeMissingError: only a runtime that is not installed can read it.
     """
-    kind = artefact_format(path)
-    if kind == "executorch":
-        find_runtime(kind)
-    module = importlib.import_module(_READERS.get(kind, _READERS["onnx"]))
-    found: dict[str, str] = module.read_metadata(path)
+    kind = artifact_kind(path)
+    info = next(i for i in runtimes().values() if any(f.name == kind for f in i.formats))
+    if not info.installed:
+        find_runtime(info.name)
+    found: dict[str, str] = load_attribute(info.metadata)(path) if info.metadata else {}
     return found
-
-
-def check_images(images: Array, size: tuple[int, int, int], batch: int | None) -> Array:
-    """Images as contiguous float32.
-
-    Raises:
-        InputError: another shape than the model takes.
-    """
-    shape = tuple(images.shape)
-    if len(shape) != 4 or shape[1:] != tuple(size) or (batch is not None and shape[0] != batch):
-        wanted = ", ".join(str(part) for part in (batch or "batch", *size))
-        raise InputError(
-            f"Images are {list(shape)}; the model takes [{wanted}].",
-            "Resize them as its preprocessing says.",
-        )
-    return np.ascontiguousarray(images, dtype=np.float32)

@@ -11,9 +11,14 @@ from typing import Any
 
 from spvit_deploy.core.errors import InputError, OutputExistsError
 from spvit_deploy.core.files import ensure_free, move_into_place, staging_folder, write_bytes
-from spvit_deploy.export.export_model import check_settings
+from spvit_deploy.data.sources import DataSettings
+from spvit_deploy.export.export_model import run_export
 from spvit_deploy.export.record import ExportRecord
-from spvit_deploy.export.settings import ExportSettings
+from spvit_deploy.export.settings import check_settings
+from spvit_deploy.lean.load_model import ModelRequest
+from spvit_deploy.runtimes.batch_profile import profile_of
+from spvit_deploy.runtimes.export_job import ExportSettings
+from spvit_deploy.runtimes.registry import find_format
 from spvit_deploy.serving.config import (
     BACKENDS,
     Asked,
@@ -35,8 +40,8 @@ from spvit_deploy.serving.repository_layout import (
     versions_of,
 )
 from spvit_deploy.serving.tritonclient_import import triton_module
-from spvit_deploy.workflows.export import Pathish, export_original, export_settings
-from spvit_deploy.workflows.export_inputs import ORIGINAL_OPTIONS, open_original
+from spvit_deploy.workflows.export import Pathish
+from spvit_deploy.workflows.export_inputs import open_export
 
 MODEL_FILE = "model.py"
 COMPILED = "__pycache__"
@@ -83,8 +88,10 @@ def export_triton(
     name: str | None = None,
     version: int | str | None = None,
     force: bool = False,
-    precision: str = "fp32",
-    **options: Any,
+    *,
+    settings: ExportSettings | None = None,
+    data: DataSettings | str | None = None,
+    source: ModelRequest | None = None,
 ) -> Deployed:
     """Export a model, proven as ever, into a Triton model repository.
 
@@ -99,8 +106,8 @@ def export_triton(
         name: of the model in Triton; None for the timm model's.
         version: a number from 1 on, or ``next``; None for the first one of a new model.
         force: replace the version if it is there.
-        precision: as in :func:`spvit_deploy.export_model`.
-        options: others of :func:`spvit_deploy.export_model`.
+        settings, data, source: as in :func:`spvit_deploy.export_model`; the backend decides the
+            format.
 
     Raises:
         ParityError: the answers differ; the repository is as it was.
@@ -111,23 +118,22 @@ def export_triton(
     repository, asked = Path(output), asked or Asked()
     triton_module("grpc.model_config_pb2")
     models_of(repository)
-    own = {key: options.pop(key) for key in ORIGINAL_OPTIONS if key in options}
-    reads = (model, own.get("checkpoint"))
+    request, chosen = source or ModelRequest(str(model)), settings or ExportSettings()
+    reads = (request.name, request.checkpoint)
     if name is not None:
         _find_place(repository, check_name(name), version, force, reads)
-    settings = replace(export_settings(**options), precision=precision)
     if asked.backend is not None:
-        check_settings(replace(settings, format=BACKENDS[asked.backend]))
-    original = open_original(model, **own)
-    named = name or name_of(original.saved.spec.name)
+        check_settings(_for_backend(chosen, asked.backend))
+    job, earlier = open_export(request, data, chosen)
+    assert job.saved is not None
+    named = name or name_of(job.saved.spec.name)
     place = _find_place(repository, named, version, force, reads)
-    serving = _settled(asked, place, settings)
-    settings = replace(settings, format=BACKENDS[serving.backend])
-    check_settings(settings)
+    serving = _settled(asked, place, chosen)
+    job = replace(job, settings=check_settings(_for_backend(chosen, serving.backend)))
     # Nothing can be renamed into a mounted folder from beside it.
     mounted = os.path.ismount(repository)
     with staging_folder(place.folder if mounted else repository) as staging:
-        record = export_original(original, settings, staging / named / str(place.version))
+        record = run_export(job, staging / named / str(place.version), earlier=earlier)
         _dress(staging / named, place, make_config(record, named, serving), record)
         _install(staging / named, place, force)
     return Deployed(named, place.version, place.target, serving, record)
@@ -163,10 +169,15 @@ def _find_place(
     return place
 
 
+def _for_backend(settings: ExportSettings, backend: str) -> ExportSettings:
+    return replace(settings, format=BACKENDS[backend])
+
+
 def _settled(asked: Asked, place: _Place, settings: ExportSettings) -> Serving:
     backend = asked.backend if place.config is None else place.config.backend
-    profile = settings.engine.profile if backend == "tensorrt" else None
-    batches = Batches(settings.fixed_batch, profile)
+    form = find_format(BACKENDS[backend]) if backend is not None else None
+    ranged = form is not None and form.runtime == backend and form.options_in({"profile": None})
+    batches = Batches(settings.batch, profile_of(settings.options) if ranged else None)
     if place.config is None:
         return settle(asked, batches)
     return settle_as(asked, batches, place.config, place.folder / CONFIG_FILE)

@@ -1,148 +1,99 @@
-"""Export as a function: from what a user names to a folder with artefact and proof."""
+"""Export as a function: from what a user names to a folder with a verified artifact."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
-from spvit_deploy.core.errors import InputError
 from spvit_deploy.core.files import ensure_free
 from spvit_deploy.data.batches import DataSettings
-from spvit_deploy.export.export_model import check_settings, run_export
-from spvit_deploy.export.formats import EngineFlags, EngineSettings
+from spvit_deploy.export.export_model import run_export
 from spvit_deploy.export.record import ExportRecord
-from spvit_deploy.export.settings import ExportJob, ExportSettings
-from spvit_deploy.lean.named_outputs import OutputChoice
-from spvit_deploy.runtimes.registry import open_session
-from spvit_deploy.runtimes.tensorrt.timing_cache import check_file
-from spvit_deploy.workflows.export_inputs import Original, open_original
+from spvit_deploy.export.settings import check_settings
+from spvit_deploy.lean.load_model import ModelRequest
+from spvit_deploy.runtimes.export_job import ExportSettings, parse_batch
+from spvit_deploy.workflows.export_inputs import open_export
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 Pathish = str | Path
+
+
+class ExportOptions(TypedDict, total=False):
+    """Settings of an export as keywords; see :class:`ExportSettings`, whose fields they are.
+
+    Those of one format alone (``gpus``, ``profile``, ``timing_cache``, …) stand beside them:
+    ``spvit-deploy export --help`` lists them.
+    """
+
+    format: str
+    precision: str
+    batch: str | int
+    opset: int | None
+    outputs: str | None
+    feature_layers: Sequence[int] | None
+    with_preprocessing: bool
+    calibration: int
+    max_drop: float | None
+    validation: int
+    gpus: Sequence[str]
+    profile: Sequence[int]
+    timing_cache: Pathish
+    version_compatible: bool
+    hardware_compatible: bool
+    refittable: bool
 
 
 def export_model(
     model: str,
     output: Pathish,
-    format: str = "onnx",
-    precision: str = "fp32",
-    batch: str | int = "dynamic",
-    opset: int | None = None,
+    settings: ExportSettings | None = None,
+    *,
     data: DataSettings | str | None = None,
-    model_args: dict[str, Any] | None = None,
-    checkpoint: Pathish | None = None,
-    pretrained: bool = False,
+    source: ModelRequest | None = None,
     force: bool = False,
-    outputs: str | None = None,
-    feature_layers: Sequence[int] | None = None,
-    calibration: int = 300,
-    max_drop: float | None = 1.0,
-    gpus: Sequence[str] = (),
-    profile: Sequence[int] = (1, 8, 32),
-    engine_flags: EngineFlags | None = None,
-    validation: int = 1000,
-    with_preprocessing: bool = False,
+    **options: Unpack[ExportOptions],
 ) -> ExportRecord:
-    """Export, and prove that the result answers as the model does.
+    """Export a model, and verify that the outputs of the artifact match the model's.
 
     Args:
-        model: a lean, dense or search folder, or a timm name. With a search folder the chain is
-            proven link by link: hard gates against lean, lean against the artefact.
+        model: a lean, dense or search folder, or a timm name. A search folder is verified in two
+            steps: hard gates against lean, lean against the artifact.
         output: folder to write.
-        format: ``onnx``, ``openvino``, ``tensorrt-rtx``, ``tensorrt``, ``torch``, ``executorch``.
-        precision: ``fp32``, ``fp16``, ``bf16``, ``int8``, as far as the format has it.
-        batch: ``dynamic``, or a fixed number of images.
-        opset: ONNX operator set; None for the default.
-        data: real images for the proof; None for those that the model was trained on.
-        model_args, checkpoint, pretrained: as in :func:`search_gates`, with a timm name.
+        settings: what to write; None for ``options`` alone.
+        data: real images for verification, int8 and the accuracy of a lower precision; None for
+            those that the model was trained on.
+        source: where a timm model's arguments and weights come from; ``model`` names it else.
         force: replace an old output.
-        outputs: ``logits``, ``features`` (maps [B, C, H, W] for dense prediction) or ``all``;
-            None for what the model's own forward returns.
-        feature_layers: whose features, as timm counts them; None for the last of every stage, or
-            for four evenly spaced blocks of a model without stages.
-        calibration: images that int8 is fitted on, from the training split.
-        max_drop: points of top-1 that int8 may lose; layers return to fp32 until it holds. None
-            for any loss.
-        gpus: compute capabilities (``sm86``) that TensorRT for RTX builds engines for.
-        profile: smallest, usual and largest batch of an engine with a dynamic one.
-        engine_flags: timing cache and compatibility of TensorRT engines.
-        validation: images that the accuracy of a lower precision is taken on, spread over the
-            validation split; fp16 and bf16 are judged where ``data`` are named.
-        with_preprocessing: take uint8 [B, H, W, C] of any size, and resize, crop and normalize
-            inside (``onnx``, ``openvino``).
+        options: fields of :class:`ExportSettings`, and options of the format, as keywords; they
+            take the place of those in ``settings``.
 
     Raises:
-        ParityError: the answers differ; nothing is written.
-        InputError, JobError: as :func:`search_gates`.
+        ParityError: the outputs differ; nothing is written.
+        InputError: no such model, format, precision or option, or an output that exists.
+        JobError: the export failed, or the disk is full.
     """
-    target = Path(output)
-    ensure_free(target, force, reads=(model, checkpoint))
-    settings = export_settings(
-        batch, opset, outputs, feature_layers, gpus, profile, engine_flags, with_preprocessing
-    )
-    settings = replace(settings, format=format, precision=precision)
-    check_settings(settings)
-    original = open_original(
-        model, data, model_args, checkpoint, pretrained, calibration, max_drop, validation
-    )
-    return export_original(original, settings, target, force)
+    target, request = Path(output), source or ModelRequest(str(model))
+    ensure_free(target, force, reads=(request.name, request.checkpoint))
+    chosen = check_settings(with_options(settings or ExportSettings(), options))
+    job, earlier = open_export(request, data, chosen)
+    return run_export(job, target, force, earlier)
 
 
-def export_original(
-    original: Original, settings: ExportSettings, output: Path, force: bool = False
-) -> ExportRecord:
-    """Export a model that is loaded already; errors are those of :func:`export_model`."""
-    images = original.images
-    job = ExportJob(
-        saved=original.saved,
-        settings=settings,
-        open_file=open_session,
-        real=images.real,
-        calibration=images.calibration,
-        labelled=None if images.recorded else images.labelled,
-        parent=original.digest,
-        earlier=original.earlier,
-    )
-    return run_export(job, output, force)
-
-
-def export_settings(
-    batch: str | int = "dynamic",
-    opset: int | None = None,
-    outputs: str | None = None,
-    feature_layers: Sequence[int] | None = None,
-    gpus: Sequence[str] = (),
-    profile: Sequence[int] = (1, 8, 32),
-    engine_flags: EngineFlags | None = None,
-    with_preprocessing: bool = False,
-) -> ExportSettings:
-    """What arguments of :func:`export_model` ask for, whatever the format.
+def with_options(settings: ExportSettings, options: Any) -> ExportSettings:
+    """Settings with some fields, and options of formats, replaced by keywords.
 
     Raises:
-        InputError: a batch, a profile or a timing cache that cannot be.
+        InputError: a batch that is neither ``dynamic`` nor a positive integer.
     """
-    layers = None if feature_layers is None else tuple(feature_layers)
-    settings = ExportSettings(
-        batch=str(batch),
-        opset=opset,
-        outputs=OutputChoice(outputs, layers),
-        engine=_engine(gpus, profile, engine_flags),
-        with_preprocessing=with_preprocessing,
-    )
-    _ = settings.fixed_batch
-    return settings
-
-
-def _engine(
-    gpus: Sequence[str], profile: Sequence[int], flags: EngineFlags | None
-) -> EngineSettings:
-    if len(profile) != 3 or not 0 < profile[0] <= profile[1] <= profile[2]:
-        raise InputError(
-            f"A profile of {list(profile)} is not understood.",
-            "Give the smallest, the usual and the largest batch: 1,8,32.",
-        )
-    chosen = flags or EngineFlags()
-    if chosen.timing_cache is not None:
-        check_file(chosen.timing_cache)
-    return EngineSettings(tuple(gpus), (profile[0], profile[1], profile[2]), chosen)
+    given = dict(options)
+    if "batch" in given:
+        given["batch"] = parse_batch(given["batch"])
+    if given.get("feature_layers") is not None:
+        given["feature_layers"] = tuple(given["feature_layers"])
+    fields = {name: given.pop(name) for name in list(given) if hasattr(settings, name)}
+    used = {name: value for name, value in given.items() if value not in (None, False, ())}
+    return replace(settings, **fields, options={**settings.options, **used})

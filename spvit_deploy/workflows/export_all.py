@@ -20,8 +20,8 @@ from spvit_deploy.core.files import ensure_free, new_folder, write_record
 from spvit_deploy.core.progress import stderr_console
 from spvit_deploy.export.formats import FORMATS, Format, flags_of
 from spvit_deploy.export.record import ExportRecord
-from spvit_deploy.export.settings import ExportSettings
 from spvit_deploy.lean.named_outputs import Answers
+from spvit_deploy.runtimes.export_job import ExportSettings
 from spvit_deploy.runtimes.tensorrt.exporter import check_gpus, lacks
 from spvit_deploy.workflows.export import export_original, export_settings
 from spvit_deploy.workflows.export_inputs import ORIGINAL_OPTIONS, Original, open_original

@@ -1,4 +1,4 @@
-"""What exports start from: a model, loaded once, and images to prove, fit and judge them on."""
+"""What exports start from: a model, loaded once, and images to verify and calibrate on."""
 
 from __future__ import annotations
 
@@ -7,117 +7,108 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
+from spvit_deploy.core.arrays import Array
 from spvit_deploy.core.errors import DataError, InputError, SpvitError
 from spvit_deploy.core.progress import stderr_console, warn
 from spvit_deploy.data.batches import Batches, DataSettings, open_batches
 from spvit_deploy.data.sources import Source
-from spvit_deploy.export.parity import Array, ParityReport, compare, random_inputs, require
+from spvit_deploy.export.parity import ParityReport, compare, random_inputs, require
 from spvit_deploy.export.verification import module_runner
 from spvit_deploy.lean.input_dependence import BLIND, sees_images
 from spvit_deploy.lean.load_model import ModelRequest, load_model
 from spvit_deploy.lean.model_folder import SavedModel
 from spvit_deploy.lean.width_advice import advice
 from spvit_deploy.runtimes.calibration import Calibration
+from spvit_deploy.runtimes.export_job import ExportJob, ExportSettings
 from spvit_deploy.search.search_folder import is_search_folder, load_search, materialize_search
 
-# Options of an export that choose the model and its images; the others say how it is written.
-ORIGINAL_OPTIONS = (
-    "data", "model_args", "checkpoint", "pretrained", "calibration", "max_drop", "validation",
-)  # fmt: skip
+if TYPE_CHECKING:
+    pass
 
 
-@dataclass(frozen=True)
-class Original:
-    """A model, and what every export of it shares.
+def open_export(
+    request: ModelRequest, data: DataSettings | str | None, settings: ExportSettings
+) -> tuple[ExportJob, tuple[ParityReport, ...]]:
+    """Load a model for its exports, and report once what is worth a warning.
 
-    Attributes:
-        saved: the model; of a search folder its lean one.
-        digest: SHA-256 of what it was loaded from.
-        earlier: parity of the links before it.
-        images: see :class:`ProofImages`.
+    Args:
+        request: the model; a search folder's is its lean one.
+        data: real images; None for those that the model was trained on.
+        settings: how many images int8 is calibrated, and precisions are measured on.
+
+    Returns:
+        The job, and the parity of the steps before it.
+
+    Raises:
+        InputError: no such model, or data that do not open.
     """
-
-    saved: SavedModel
-    digest: str
-    earlier: tuple[ParityReport, ...]
-    images: ProofImages
-
-
-def open_original(
-    model: str,
-    data: DataSettings | str | None = None,
-    model_args: dict[str, Any] | None = None,
-    checkpoint: str | Path | None = None,
-    pretrained: bool = False,
-    calibration: int = 300,
-    max_drop: float | None = 1.0,
-    validation: int = 1000,
-) -> Original:
-    """Load a model for its exports, and say once what is to be said of it.
-
-    Arguments and errors are those of :func:`spvit_deploy.export_model`.
-    """
-    earlier: tuple[ParityReport, ...] = ()
-    if is_search_folder(Path(model)):
-        saved, digest, earlier = _lean_of_search(Path(model))
-    else:
-        if not (pretrained or checkpoint or Path(model).exists()):
-            warn(f"{model} has random weights: neither --pretrained nor --checkpoint is given.")
-        saved, digest = load_model(ModelRequest.of(model, model_args, checkpoint, pretrained))
-    warn_if_blind(saved)
+    saved, digest, earlier = _load(request)
+    warn_if_constant(saved)
     if saved.plan is not None and advice(saved.plan, saved.history):
         warn(advice(saved.plan, saved.history))
-    settings, recorded = DataSettings.of(data or saved.data), "" if data else checkpoint or model
-    images = ProofImages(settings, str(recorded), saved, calibration, max_drop, validation)
-    _ = images.real  # so that data which do not open are refused before anything is written
-    return Original(saved, digest, earlier, images)
+    recorded = "" if data else str(request.checkpoint or request.name)
+    images = ExportImages(DataSettings.of(data or saved.data), recorded, saved, settings)
+    job = ExportJob(
+        settings=settings,
+        size=saved.preprocessing.input_size,
+        saved=saved,
+        images=images.real,
+        load_calibration=images.calibration,
+        labelled=None if recorded else images.labelled,
+        source_sha256=digest,
+    )
+    return job, earlier
 
 
-def warn_if_blind(saved: SavedModel) -> None:
-    """Say so where a lean model gives every image the same answer."""
+def _load(request: ModelRequest) -> tuple[SavedModel, str, tuple[ParityReport, ...]]:
+    folder = Path(request.name)
+    if is_search_folder(folder):
+        search = load_search(folder)
+        saved = materialize_search(search)
+        inputs = random_inputs(saved.preprocessing.input_size, [1, 2])
+        hard, lean = module_runner(search.supernet()), module_runner(saved.module)
+        return saved, search.digest, (require(compare("hard gates → lean", hard, lean, inputs)),)
+    if not (request.pretrained or request.checkpoint or folder.exists()):
+        warn(f"{request.name} has random weights: neither --pretrained nor --checkpoint is given.")
+    return (*load_model(request), ())
+
+
+def warn_if_constant(saved: SavedModel) -> None:
+    """Warn of a lean model whose output does not depend on its input."""
     if saved.plan is not None and not sees_images(saved.module, saved.preprocessing.input_size):
         warn(f"{BLIND}.")
 
 
-def _lean_of_search(folder: Path) -> tuple[SavedModel, str, tuple[ParityReport, ...]]:
-    search = load_search(folder)
-    saved = materialize_search(search)
-    link = "hard gates → lean"
-    inputs = random_inputs(saved.preprocessing.input_size, [1, 2])
-    hard, lean = module_runner(search.supernet()), module_runner(saved.module)
-    return saved, search.digest, (require(compare(link, hard, lean, inputs)),)
-
-
 @dataclass(frozen=True)
-class ProofImages:
-    """Images that exports are proven, fitted and judged on; read once for all of them.
+class ExportImages:
+    """Images that exports are verified, calibrated and measured on; read once for all of them.
 
     Attributes:
         data: which; an empty spec for none.
         recorded: what the model was loaded from, where the data are those that it records; empty
-            where they were named.
+            where the user named them.
         saved: the model.
-        fitted: how many int8 is fitted on.
-        max_drop: points of top-1 that int8 may lose.
-        judged: how many accuracy is taken on.
+        settings: how many images.
     """
 
     data: DataSettings
     recorded: str
     saved: SavedModel
-    fitted: int
-    max_drop: float | None
-    judged: int
+    settings: ExportSettings
 
     @cached_property
     def real(self) -> Array:
-        """Five validation images, or photographs, [5, C, H, W]; data that were named must open."""
+        """Five validation images, or photographs, [5, C, H, W]; data that the user named must open.
+
+        Raises:
+            DataError: they do not.
+        """
         prep = self.saved.preprocessing
         if self.data.spec:
             few = self.data.model_copy(update={"batch_size": 5, "workers": 0})
@@ -135,26 +126,27 @@ class ProofImages:
         """What int8 needs.
 
         Raises:
-            InputError: there are no data, or those that the model records are not there.
+            InputError: there are no data, or those that the model records do not open.
         """
-        return Calibration(self._calibrating, self.labelled, self.max_drop)
+        return Calibration(self._calibrating, self.labelled, self.settings.max_drop)
 
     def labelled(self) -> Iterator[tuple[Array, Array]]:
-        """Batches of validation images and labels."""
+        """Iterate over batches of validation images [B, C, H, W] and labels [B]."""
         for batch, labels in self._validation:
             yield batch.numpy(), labels.numpy()
 
     @cached_property
     def _calibrating(self) -> Array:
         if not self.data.spec:
-            raise InputError("int8 is fitted on images.", "Give --data.")
+            raise InputError("int8 is calibrated on images.", "Give --data.")
+        wanted = self.settings.calibration
         images: list[Array] = []
-        for batch, _ in self._open(train=True, limit=self.fitted):
+        for batch, _ in self._open(train=True, limit=wanted):
             images += list(batch.numpy())
-            if len(images) >= self.fitted:
+            if len(images) >= wanted:
                 break
-        found = np.stack(images[: self.fitted])
-        few = "" if len(found) == self.fitted else f", all there are (asked for: {self.fitted})"
+        found = np.stack(images[:wanted])
+        few = "" if len(found) == wanted else f", all there are (requested: {wanted})"
         where = f", recorded in {self.recorded}" if self.recorded else ""
         stderr_console().print(
             f"calibrating on {len(found)} images of {self.data.spec}{few}{where}", highlight=False
@@ -163,7 +155,7 @@ class ProofImages:
 
     @cached_property
     def _validation(self) -> Batches:
-        return self._open(train=False, limit=self.judged)
+        return self._open(train=False, limit=self.settings.validation)
 
     def _open(self, train: bool, limit: int | None = None) -> Batches:
         plain = self.data.model_copy(update={"augment": "none"})

@@ -36,7 +36,7 @@ from spvit_deploy.lean.cost import count_cost
 from spvit_deploy.lean.materialize import plan_costs
 from spvit_deploy.lean.model_folder import CONFIG_FILE, folder_digest, load_saved
 from spvit_deploy.lean.width_advice import advice
-from spvit_deploy.runtimes.registry import artefact_format, read_metadata
+from spvit_deploy.runtimes.registry import artifact_kind, read_metadata
 from spvit_deploy.runtimes.tensorrt.engine_record import (
     SUFFIX,
     Engine,
@@ -67,7 +67,7 @@ def inspect_anything(target: str, model_args: dict[str, Any]) -> dict[str, Any]:
         (engine,) = find_engines(path)
         return {"kind": "engine", **_engine(engine.record), "sha256": engine.record.sha256}
     if path.suffix in (".pt2", ".pte", ".xml"):
-        kind = artefact_format(path)
+        kind = artifact_kind(path)
         return {"kind": kind, "sha256": sha256_file(path), **read_metadata(path)}
     if path.suffix == ".json":
         return _json(path)

@@ -34,12 +34,12 @@ from spvit_deploy.core.errors import InputError, JobError
 from spvit_deploy.core.files import ensure_free
 from spvit_deploy.core.plan import ModelSpec
 from spvit_deploy.core.progress import Bar, progress_bar
-from spvit_deploy.export.formats import FORMATS, EngineSettings, find_format
-from spvit_deploy.export.settings import ExportSettings
-from spvit_deploy.export.trace import write_unproven
+from spvit_deploy.export.settings import check_settings
+from spvit_deploy.export.trace import write_unverified
 from spvit_deploy.families.timm_models import input_size
 from spvit_deploy.lean.load_model import ModelRequest, load_model
-from spvit_deploy.runtimes.registry import find_runtime
+from spvit_deploy.runtimes.export_job import ExportSettings
+from spvit_deploy.runtimes.registry import find_format, find_runtime, formats
 from spvit_deploy.search.budget import Place
 
 Pathish = str | Path
@@ -113,16 +113,16 @@ def settings_of(place: Place) -> ExportSettings:
         InputError: an unknown runtime or precision, or one that is not installed.
         JobError: an engine, and no GPU.
     """
-    runtime = find_runtime(place.runtime)
-    form = next(name for name in runtime.formats if name in FORMATS)
-    precision, batch = place.precision or "fp32", place.batch or 1
-    find_format(form, precision).load()
-    gpus: tuple[str, ...] = ()
-    if form.startswith("tensorrt"):
+    runtime, batch = find_runtime(place.runtime), place.batch or 1
+    form = next(name for name in runtime.kinds if name in formats())
+    options: dict[str, Any] = {"profile": (1, batch, max(_LARGEST, batch))}
+    if runtime.needs_gpu:
         why = "the times of an engine are taken where it runs"
-        gpus = (require_gpu(why, "Profile the model there.", place.device or "cuda").capability,)
-    return ExportSettings(
-        form, precision, engine=EngineSettings(gpus, (1, batch, max(_LARGEST, batch)))
+        gpu = require_gpu(why, "Profile the model there.", place.device or "cuda")
+        options["gpus"] = (gpu.capability,)
+    options = formats()[form].options_in(options)
+    return check_settings(
+        ExportSettings(format=form, precision=place.precision or "fp32", options=options)
     )
 
 
@@ -157,8 +157,8 @@ def measure_beside(
         JobError: a block cannot be exported.
     """
     settings = settings_of(place)
-    batch, engine = place.batch or 1, settings.format.startswith("tensorrt")
-    device = place.device or ("cuda" if engine else "cpu")
+    batch, gpu = place.batch or 1, find_runtime(place.runtime).needs_gpu
+    device = place.device or ("cuda" if gpu else "cpu")
     with tempfile.TemporaryDirectory() as scratch, torch.random.fork_rng(devices=[]):
         # Weights of chance, but the same each time; the caller's own draws stay as they are.
         torch.manual_seed(0)
@@ -212,12 +212,12 @@ def _write(
     """An artefact for every block and anchor."""
     files = {}
     for key, probe in probes.blocks.items():
-        own = settings if probe.call.free else replace(settings, batch=str(batch))
+        own = settings if probe.call.free else replace(settings, batch=batch)
         with _folder(scratch, key, bar) as folder:
-            files[key] = write_unproven(probe.chain(), probe.call.size, own, folder)
+            files[key] = write_unverified(probe.chain(), probe.call.size, own, folder)
     for key, module in probes.anchors.items():
         with _folder(scratch, key, bar) as folder:
-            files[key] = write_unproven(module, size, settings, folder)
+            files[key] = write_unverified(module, size, settings, folder)
     return files
 
 

@@ -12,10 +12,9 @@ from spvit_deploy.core.errors import InputError, OutputExistsError
 from spvit_deploy.core.files import ensure_free, write_bytes
 from spvit_deploy.core.plan import ModelSpec
 from spvit_deploy.data.sources import DataSettings
-from spvit_deploy.export.formats import find_format
-from spvit_deploy.export.settings import ExportSettings
 from spvit_deploy.families.timm_models import create_model
-from spvit_deploy.runtimes.registry import find_runtime
+from spvit_deploy.runtimes.export_job import parse_batch
+from spvit_deploy.runtimes.registry import find_format, find_runtime, load_exporter
 from spvit_deploy.search.budget import parse_budget, with_base
 from spvit_deploy.search.budget_target import target_of
 from spvit_deploy.search.search import SearchSettings, supernet_of
@@ -188,8 +187,8 @@ def check_recipe(recipe: Recipe) -> None:
     asked = recipe.export
     for training in (recipe.train, recipe.finetune):
         require_peft(training.adapters if training else None)
-    find_format(asked.format, asked.precision).load()
-    fixed = ExportSettings(batch=str(asked.batch)).fixed_batch
+    load_exporter(find_format(asked.format, asked.precision))
+    fixed = parse_batch(asked.batch)
     for name in recipe.benchmark.runtimes:
         find_runtime(name)
     if fixed is not None and set(recipe.benchmark.batches) != {fixed}:

@@ -40,7 +40,7 @@ from spvit_deploy.training.finetune import FinetuneSettings, finetune_model, top
 from spvit_deploy.training.lora import require_peft
 from spvit_deploy.training.run import RunSettings, asked_of, begin_run, open_run
 from spvit_deploy.workflows.export import Pathish, export_model
-from spvit_deploy.workflows.export_inputs import warn_if_blind
+from spvit_deploy.workflows.export_inputs import warn_if_constant
 from spvit_deploy.workflows.latency_budget import times_of_run
 from spvit_deploy.workflows.latency_profile import merge_latencies, profile_latency
 from spvit_deploy.workflows.predict import Prediction, predict_images
@@ -198,7 +198,7 @@ def materialize(
         saved = materialize_search(load_search(source), align)
     else:
         saved = _from_gates(source, checkpoint, pretrained, align)
-    warn_if_blind(saved)
+    warn_if_constant(saved)
     save_model(saved, Path(output), force)
     return saved
 

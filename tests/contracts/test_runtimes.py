@@ -13,7 +13,8 @@ import torch
 from spvit_deploy.core.cuda_driver import find_driver, require_gpu
 from spvit_deploy.core.errors import InputError
 from spvit_deploy.lean.model_folder import load_saved
-from spvit_deploy.runtimes.registry import REGISTRY, RUNTIMES, Session, open_session
+from spvit_deploy.runtimes.base import Session
+from spvit_deploy.runtimes.registry import REGISTRY, RUNTIMES, open_session
 from spvit_deploy.workflows.stages import export_model
 
 Maker = Callable[[Path, Path], Path]

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from spvit_deploy.core.errors import JobError
 from spvit_deploy.core.files import write_bytes
 from spvit_deploy.core.log_filters import silenced
-from spvit_deploy.export.formats import Graph, Written
+from spvit_deploy.runtimes.batch_profile import profile_of
+from spvit_deploy.runtimes.export_job import ExportJob, Note, WrittenFiles
 from spvit_deploy.runtimes.onnx.graph import prepare
-from spvit_deploy.runtimes.torch.program import Plain, metadata_text, trace_program
+from spvit_deploy.runtimes.torch_program import Plain, metadata_text, trace_program
 
 MODEL_FILE = "model.pte"
 # A method of the program that answers this text.
 METADATA_METHOD = "spvit_deploy"
 
 
-def write_model(graph: Graph, folder: Path, note: Callable[[str], None]) -> Written:
+def export_program(job: ExportJob, folder: Path, note: Note) -> WrittenFiles:
     """Trace the module, give XNNPACK what it takes, and save the program.
 
     Memory is planned ahead, so a free batch has an upper bound: the largest of the profile.
@@ -26,13 +26,13 @@ def write_model(graph: Graph, folder: Path, note: Callable[[str], None]) -> Writ
     Raises:
         JobError: torch or ExecuTorch cannot export it.
     """
-    limit = graph.engine.profile[2] if graph.batch is None else None
+    limit = profile_of(job.settings.options)[2] if job.batch is None else None
     note("torch.export")
-    program = trace_program(Plain(prepare(graph.answers)), graph, limit)
+    program = trace_program(Plain(prepare(job.outputs)), job, limit)
     note("XNNPACK")
     try:
         with silenced():
-            content, delegated = _lower(program, metadata_text(graph))
+            content, delegated = _lower(program, metadata_text(job))
     except (KeyboardInterrupt, MemoryError):
         raise
     except Exception as error:
@@ -41,7 +41,7 @@ def write_model(graph: Graph, folder: Path, note: Callable[[str], None]) -> Writ
             f"ExecuTorch cannot lower this model: {text}.", "Please report it."
         ) from error
     write_bytes(folder / MODEL_FILE, content)
-    return Written((MODEL_FILE,), delegated=delegated)
+    return WrittenFiles((MODEL_FILE,), delegated=delegated)
 
 
 def _lower(program: Any, metadata: str) -> tuple[bytes, float]:

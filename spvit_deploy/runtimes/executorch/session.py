@@ -13,18 +13,16 @@ import numpy as np
 import torch
 
 from spvit_deploy.core.errors import CorruptFileError, InputError, RuntimeMissingError
-from spvit_deploy.core.files import check_files, read_record
 from spvit_deploy.core.log_filters import silenced, without_lines
-from spvit_deploy.runtimes.registry import Array, check_images
+from spvit_deploy.runtimes.base import Array, Session, check_images
 
-_FILE = "model.pte"
 _METADATA = "spvit_deploy"
 # As ExecuTorch numbers types.
 _FLOAT32 = 6
 
 
-class ExecuTorchSession:
-    """A ``.pte`` file, or a folder with one; see :class:`Session`.
+class ExecuTorchSession(Session):
+    """A ``.pte`` file; see :class:`Session`.
 
     The memory of a free batch is planned for a largest one, and more images run in parts.
     """
@@ -38,9 +36,6 @@ class ExecuTorchSession:
                 "Choose --device cpu.",
             )
         self.version, self.device = version("executorch"), "cpu"
-        if path.is_dir():
-            check_files(path, read_record(path / "export.json", kind="exported").get("files", {}))
-            path = path / _FILE
         program, metadata = _open(path)
         if threads:
             _set_threads(threads)
@@ -66,10 +61,6 @@ class ExecuTorchSession:
         self.batch: int | None = None if dynamic else self._largest
         names = json.loads(metadata.get("spvit_deploy.outputs", "[]"))
         self.outputs = tuple(names) or tuple(f"output_{index}" for index in range(answers))
-
-    def run(self, images: Array) -> Array:
-        """[B, C, H, W] → [B, classes]."""
-        return self.run_all(images)[0]
 
     def run_all(self, images: Array) -> list[Array]:
         """[B, C, H, W] → every output."""

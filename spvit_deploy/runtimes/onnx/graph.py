@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import copy
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,9 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from spvit_deploy.core.errors import InputError, JobError
 from spvit_deploy.core.files import write_bytes
 from spvit_deploy.core.log_filters import quiet
-from spvit_deploy.export.formats import Graph, Written
 from spvit_deploy.families.attention import spell_out_attention
 from spvit_deploy.lean.blocks import ConvAttention
-from spvit_deploy.lean.named_outputs import Answers
-from spvit_deploy.runtimes.onnx.int8 import quantize
-from spvit_deploy.runtimes.onnx.preprocessing_graph import behind_pictures
+from spvit_deploy.lean.named_outputs import NamedOutputs
 from spvit_deploy.runtimes.onnx.token_pruning import drop_unread_tokens
 
 INPUT_NAME = "images"
@@ -37,7 +34,7 @@ _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 _SCOPES = "pkg.torch.onnx.name_scopes"
 
 
-def prepare(module: Answers, fused: bool = False) -> Answers:
+def prepare(module: NamedOutputs, fused: bool = False) -> NamedOutputs:
     """A copy for inference: BatchNorm folded into convolutions, attention spelled out.
 
     Runtimes fuse the spelled-out attention; torch's own decomposition of the fused one carries
@@ -63,7 +60,7 @@ def _quiet() -> Iterator[None]:
 
 
 def trace(
-    module: Answers, size: tuple[int, int, int], batch: int | None, opset: int
+    module: NamedOutputs, size: tuple[int, int, int], batch: int | None, opset: int
 ) -> onnx.ModelProto:
     """The graph of a prepared module.
 
@@ -178,18 +175,6 @@ def stamp(proto: onnx.ModelProto, metadata: dict[str, str], version: str) -> Non
         entry.key, entry.value = key, metadata[key]
     for value in (*proto.graph.input, *proto.graph.output):
         del value.metadata_props[:]
-
-
-def write_model(graph: Graph, folder: Path, note: Callable[[str], None]) -> Written:
-    """The graph as it is, or quantized where there is a calibration; behind its preprocessing where
-    that is asked for, which stays fp32. Errors are those of :func:`write`.
-    """
-    proto, accuracy = graph.proto, None
-    if graph.calibration is not None:
-        proto, accuracy = quantize(proto, graph.calibration, graph.batch, note)
-    if graph.preprocessing is not None:
-        proto = behind_pictures(proto, graph.preprocessing)
-    return Written(tuple(write(proto, folder)), accuracy)
 
 
 def write(proto: onnx.ModelProto, folder: Path) -> list[str]:

@@ -25,8 +25,8 @@ from onnxruntime.quantization import (
     quantize_static,
 )
 
+from spvit_deploy.core.arrays import Array, OutputsRunner
 from spvit_deploy.core.log_filters import quiet
-from spvit_deploy.export.parity import Array, OutputsRunner
 from spvit_deploy.runtimes.batching import in_batches
 from spvit_deploy.runtimes.calibration import Accuracy, Calibration, least_harm
 

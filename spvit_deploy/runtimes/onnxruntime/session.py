@@ -14,11 +14,9 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
-from spvit_deploy.benchmarks.layertime import LayerTime
 from spvit_deploy.core.errors import CorruptFileError, RuntimeMissingError
-from spvit_deploy.core.files import check_files, read_record
+from spvit_deploy.runtimes.base import Array, LayerTime, Session
 from spvit_deploy.runtimes.model_input import PREPROCESSING_KEY, Intake, read_intake
-from spvit_deploy.runtimes.registry import Array
 
 _PROVIDERS = {
     "cpu": "CPUExecutionProvider",
@@ -35,7 +33,7 @@ _TYPES = {
 }  # fmt: skip
 
 
-class OnnxRuntimeSession:
+class OnnxRuntimeSession(Session):
     """An ``.onnx`` file, or an exported folder, in ONNX Runtime; see :class:`Session`.
 
     A device may name an execution provider as well: ``tensorrt``, ``openvino``, with ``:N``.
@@ -43,11 +41,7 @@ class OnnxRuntimeSession:
 
     def __init__(self, path: Path, device: str, threads: int | None) -> None:
         self.version = ort.__version__
-        file = path
-        if path.is_dir():
-            check_files(path, read_record(path / "export.json", kind="exported").get("files", {}))
-            file = path / "model.onnx"
-        self._file, self._threads = file, threads
+        self._file, self._threads = path, threads
         provider, settings = _provider(device)
         self._providers = [(provider, settings)]
         try:
@@ -55,29 +49,26 @@ class OnnxRuntimeSession:
         except Exception as error:
             missing = "NOT_IMPLEMENTED" in str(error)
             raise CorruptFileError(
-                f"{file}: ONNX Runtime cannot open it ({_reason(error)}).",
+                f"{path}: ONNX Runtime cannot open it ({_reason(error)}).",
                 "Choose another --runtime or --device." if missing else "Export it again.",
             ) from error
         _require_loaded(self._session, provider)
         kind = device.partition(":")[0]
         self.name = f"onnxruntime:{kind}" if kind in ("tensorrt", "openvino") else "onnxruntime"
         self.device = device
+        self.copies = None if device in ("auto", "cpu") else True
         self.outputs = tuple(output.name for output in self._session.get_outputs())
-        self._input, self._type, self._intake = _only_input(self._session, file)
+        self._input, self._type, self._intake = _only_input(self._session, path)
         self.batch, self.input_size = self._intake.batch, self._intake.size
-        self.pictures = self._intake.pictures
-
-    def run(self, images: Array) -> Array:
-        """[B, C, H, W] → [B, classes]."""
-        return self.run_all(images)[0]
+        self.preprocessing = self._intake.pictures
 
     def run_all(self, images: Array) -> list[Array]:
         """[B, C, H, W] → every output."""
         return list(self._session.run(None, self._feed(images)))
 
-    def run_pictures(self, pictures: Array) -> list[Array]:
+    def run_uint8(self, images: Array) -> list[Array]:
         """uint8 [B, H, W, C] of any size → every output, where the model prepares them itself."""
-        return list(self._session.run(None, {self._input: self._intake.of_pictures(pictures)}))
+        return list(self._session.run(None, {self._input: self._intake.of_pictures(images)}))
 
     def prepare(self, images: Array) -> Callable[[], float]:
         """A call on these images; copies to and from the device are part of its time."""
@@ -89,11 +80,6 @@ class OnnxRuntimeSession:
             return (time.perf_counter_ns() - start) / 1e9
 
         return call
-
-    @property
-    def copies(self) -> bool | None:
-        """Whether times hold copies to a GPU and back; None on a CPU, which has none."""
-        return None if self.device in ("auto", "cpu") else True
 
     def layers(self, images: Array, calls: int) -> list[LayerTime]:
         """Mean seconds of each node, by ONNX Runtime's profiler, after as many calls to warm up."""

@@ -15,13 +15,13 @@ from xml.etree import ElementTree
 import numpy as np
 import openvino
 
+from spvit_deploy.core.arrays import Array
 from spvit_deploy.core.errors import JobError, RuntimeMissingError
 from spvit_deploy.core.files import write_bytes
 from spvit_deploy.core.log_filters import quiet, silenced
-from spvit_deploy.export.formats import Graph, Written
-from spvit_deploy.export.parity import Array
 from spvit_deploy.runtimes.batching import in_batches
 from spvit_deploy.runtimes.calibration import Accuracy, Calibration
+from spvit_deploy.runtimes.export_job import ExportJob, Note, WrittenFiles
 from spvit_deploy.runtimes.onnx.graph import INPUT_NAME, MODEL_FILE, write
 from spvit_deploy.runtimes.onnx.preprocessing_graph import SCOPE, picture_graph
 from spvit_deploy.runtimes.openvino.core import openvino_core
@@ -32,7 +32,7 @@ _XML = "model.xml"
 _FP32 = {"INFERENCE_PRECISION_HINT": "f32"}
 
 
-def write_model(graph: Graph, folder: Path, note: Callable[[str], None]) -> Written:
+def export_openvino(job: ExportJob, folder: Path, note: Note) -> WrittenFiles:
     """Convert the ONNX graph; weights keep their precision.
 
     Raises:
@@ -41,7 +41,7 @@ def write_model(graph: Graph, folder: Path, note: Callable[[str], None]) -> Writ
     """
     accuracy = None
     with tempfile.TemporaryDirectory() as scratch:
-        write(graph.proto, Path(scratch))
+        write(job.proto, Path(scratch))
         try:
             model = openvino.convert_model(Path(scratch) / MODEL_FILE)
         except RuntimeError as error:
@@ -49,24 +49,24 @@ def write_model(graph: Graph, folder: Path, note: Callable[[str], None]) -> Writ
             raise JobError(
                 f"OpenVINO cannot convert the graph: {text}.", "Please report it."
             ) from error
-        if graph.calibration is not None:
-            model, accuracy = _quantize(model, graph.calibration, graph.batch or 1, note)
-        if graph.preprocessing is not None:
-            model = _behind_pictures(model, graph)
-        model.set_rt_info(graph.precision, PRECISION_INFO)
-        for key, value in graph.metadata.items():
+        if job.calibration is not None:
+            model, accuracy = _quantize(model, job.calibration, job.batch or 1, note)
+        if job.preprocessing is not None:
+            model = _behind_pictures(model, job)
+        model.set_rt_info(job.precision, PRECISION_INFO)
+        for key, value in job.metadata.items():
             model.set_rt_info(value, key.split(".", 1))
         openvino.save_model(model, folder / _XML, compress_to_fp16=False)
-        if graph.preprocessing is not None:
+        if job.preprocessing is not None:
             _keep_precise(folder / _XML)
-    return Written((_XML, "model.bin"), accuracy)
+    return WrittenFiles((_XML, "model.bin"), accuracy)
 
 
-def _behind_pictures(model: Any, graph: Graph) -> Any:
+def _behind_pictures(model: Any, job: ExportJob) -> Any:
     """The model behind its preprocessing: uint8 [B, H, W, C] in, of any height and width."""
-    assert graph.preprocessing is not None
-    opset = next(o.version for o in graph.proto.opset_import if o.domain in ("", "ai.onnx"))
-    front = picture_graph(graph.preprocessing, graph.batch, opset, INPUT_NAME)
+    assert job.preprocessing is not None
+    opset = next(o.version for o in job.proto.opset_import if o.domain in ("", "ai.onnx"))
+    front = picture_graph(job.preprocessing, job.batch, opset, INPUT_NAME)
     prepare = openvino_core().read_model(front.SerializeToString())
     model.get_parameters()[0].output(0).replace(prepare.get_results()[0].input_value(0))
     return openvino.Model(model.get_results(), prepare.get_parameters(), model.friendly_name)

@@ -10,22 +10,19 @@ from typing import Any
 import onnx
 import openvino
 
-from spvit_deploy.benchmarks.layertime import LayerTime
 from spvit_deploy.core.errors import CorruptFileError, InputError, RuntimeMissingError
-from spvit_deploy.core.files import check_files, read_record
+from spvit_deploy.runtimes.base import Array, LayerTime, Session
 from spvit_deploy.runtimes.model_input import PREPROCESSING_KEY, Intake, read_intake
 from spvit_deploy.runtimes.openvino.core import openvino_core
-from spvit_deploy.runtimes.registry import Array
 
 PRECISION_INFO = ("spvit_deploy", "precision")
 PREPROCESSING_INFO = ("spvit_deploy", "preprocessing")
 _KEYS = ("model", "kind", "plan_sha256", "macs", "params", "preprocessing", "class_names", "tools")
 # int8 graphs compute in fp32 beside their quantized layers.
 _HINTS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16", "int8": "f32"}
-_FILES = ("model.xml", "model.onnx")
 
 
-class OpenVinoSession:
+class OpenVinoSession(Session):
     """An ``.xml`` or ``.onnx`` file, or a folder with one, in OpenVINO; see :class:`Session`.
 
     The precision that a model was exported for is a hint to the compiler; without it, a CPU with
@@ -38,9 +35,8 @@ class OpenVinoSession:
         self.version = openvino.__version__.split("-")[0]
         core = openvino_core()
         self.device, where = device, _device(core, device)
-        file = _file(path)
         try:
-            model = core.read_model(file)
+            model = core.read_model(path)
             settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
             settings["INFERENCE_PRECISION_HINT"] = _HINTS[_precision(model)]
             if threads:
@@ -50,25 +46,21 @@ class OpenVinoSession:
         except RuntimeError as error:
             text = " ".join(str(error).split())[-160:]
             raise CorruptFileError(
-                f"{file}: OpenVINO cannot open it ({text}).", "Export it again."
+                f"{path}: OpenVINO cannot open it ({text}).", "Export it again."
             ) from error
         self._request = compiled.create_infer_request()
         self.outputs = tuple(output.get_any_name() for output in compiled.outputs)
-        self._intake = _intake(model, file)
+        self._intake = _intake(model, path)
         self.batch, self.input_size = self._intake.batch, self._intake.size
-        self.pictures = self._intake.pictures
-
-    def run(self, images: Array) -> Array:
-        """[B, C, H, W] → [B, classes]."""
-        return self.run_all(images)[0]
+        self.preprocessing = self._intake.pictures
 
     def run_all(self, images: Array) -> list[Array]:
         """[B, C, H, W] → every output."""
         return self._infer(self._intake.of_images(images))
 
-    def run_pictures(self, pictures: Array) -> list[Array]:
+    def run_uint8(self, images: Array) -> list[Array]:
         """uint8 [B, H, W, C] of any size → every output, where the model prepares them itself."""
-        return self._infer(self._intake.of_pictures(pictures))
+        return self._infer(self._intake.of_pictures(images))
 
     def _infer(self, ready: Array) -> list[Array]:
         return [value.copy() for value in self._request.infer({0: ready}).values()]
@@ -160,13 +152,6 @@ def _device(core: Any, device: str) -> str:
             "Choose one of them.",
         )
     return where
-
-
-def _file(path: Path) -> Path:
-    if path.is_file():
-        return path
-    check_files(path, read_record(path / "export.json", kind="exported").get("files", {}))
-    return next(path / name for name in _FILES if (path / name).is_file())
 
 
 def _precision(model: Any) -> str:

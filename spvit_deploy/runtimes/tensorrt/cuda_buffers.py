@@ -17,7 +17,7 @@ import numpy as np
 
 from spvit_deploy.core.cuda_driver import load_library
 from spvit_deploy.core.errors import JobError, RuntimeMissingError
-from spvit_deploy.runtimes.registry import Array
+from spvit_deploy.runtimes.base import Array
 from spvit_deploy.runtimes.tensorrt.bindings import Binding
 
 # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: what other threads do meanwhile does not spoil the capture.

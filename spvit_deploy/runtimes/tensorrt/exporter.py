@@ -7,7 +7,6 @@ TensorRT only for the one that is. Networks are strongly typed, so the precision
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +16,7 @@ from spvit_deploy.core.cuda_driver import find_driver, require_gpu
 from spvit_deploy.core.errors import InputError, JobError
 from spvit_deploy.core.files import sha256_file, write_bytes, write_record
 from spvit_deploy.core.progress import stderr_console
-from spvit_deploy.export.formats import Graph, Written
+from spvit_deploy.runtimes.export_job import ExportJob, ExportSettings, Note, WrittenFiles
 from spvit_deploy.runtimes.onnx.graph import INPUT_NAME, MODEL_FILE, write
 from spvit_deploy.runtimes.onnx.precision import lower, rounded
 from spvit_deploy.runtimes.tensorrt.engine_record import SUFFIX, EngineRecord, sidecar
@@ -39,7 +38,7 @@ _LACKS = {
 }
 
 
-def write_rtx(graph: Graph, folder: Path, note: Callable[[str], None]) -> Written:
+def export_rtx(graph: ExportJob, folder: Path, note: Note) -> WrittenFiles:
     """Engines of TensorRT for RTX, one a GPU, and the ONNX graph that they are built from.
 
     Raises:
@@ -47,8 +46,8 @@ def write_rtx(graph: Graph, folder: Path, note: Callable[[str], None]) -> Writte
         JobError: the library cannot build it.
     """
     trt: Any = importlib.import_module("tensorrt_rtx")
-    gpus = check_gpus(trt, graph.engine.gpus, graph.precision)
-    if graph.engine.flags.refittable:
+    gpus = check_gpus(trt, graph.settings.options.gpus, graph.precision)
+    if graph.settings.options.refittable:
         require_gpu(
             f"{trt.__name__} {trt.__version__} builds refittable engines only where there is a GPU",
             "Leave --refittable out, or run it where the GPU is.",
@@ -65,7 +64,7 @@ def write_rtx(graph: Graph, folder: Path, note: Callable[[str], None]) -> Writte
     return replace(source, files=(*source.files, *files))
 
 
-def write_plain(graph: Graph, folder: Path, note: Callable[[str], None]) -> Written:
+def export_plain(graph: ExportJob, folder: Path, note: Note) -> WrittenFiles:
     """An engine of TensorRT, for the GPU of this host.
 
     Raises:
@@ -76,7 +75,7 @@ def write_plain(graph: Graph, folder: Path, note: Callable[[str], None]) -> Writ
         "TensorRT builds an engine on the GPU that it is for",
         "Run it where the GPU is, or build with --format tensorrt-rtx --gpu sm86.",
     ).capability
-    others = [name for name in graph.engine.gpus if name.lower() != gpu]
+    others = [name for name in graph.settings.options.gpus if name.lower() != gpu]
     if others:
         raise InputError(
             f"TensorRT builds for the GPU of this host, which is {gpu}, not for {others[0]}.",
@@ -86,7 +85,7 @@ def write_plain(graph: Graph, folder: Path, note: Callable[[str], None]) -> Writ
     source = _source(graph, folder, note)
     build = _Build(trt, graph, folder)
     note("engine")
-    config, file = build.config(), graph.engine.flags.timing_cache
+    config, file = build.config(), graph.settings.options.timing_cache
     cache = TimingCache(file, build.logger, _say) if file is not None else None
     if cache is not None:
         cache.attach(config)
@@ -94,6 +93,20 @@ def write_plain(graph: Graph, folder: Path, note: Callable[[str], None]) -> Writ
     if cache is not None:
         cache.save(config)
     return replace(source, files=(*source.files, *build.save(gpu, blob)))
+
+
+def tensorrt_not_here(settings: ExportSettings) -> str:
+    """Why this host cannot build the engine, or nothing."""
+    return "" if find_driver() is not None else "no CUDA driver on this host"
+
+
+def tensorrt_rtx_not_here(settings: ExportSettings) -> str:
+    """Why no engine can be built, or nothing: no GPU is named, or none has the precision."""
+    gpus = settings.options.gpus
+    if not gpus:
+        return "name GPUs with --gpu, such as --gpu sm86"
+    reasons = [lacks(gpu, settings.precision) for gpu in gpus]
+    return "" if not all(reasons) else f"{', '.join(gpus)}: {reasons[0]}"
 
 
 def check_gpus(trt: Any, asked: tuple[str, ...], precision: str | None = None) -> tuple[str, ...]:
@@ -125,10 +138,10 @@ def lacks(gpu: str, precision: str) -> str:
     return _LACKS.get((gpu.lower(), precision), "")
 
 
-def _source(graph: Graph, folder: Path, note: Callable[[str], None]) -> Written:
+def _source(graph: ExportJob, folder: Path, note: Note) -> WrittenFiles:
     """Write the graph that engines are built from; in one of int8 the rest is fp16."""
     if graph.calibration is None:
-        return Written(tuple(write(graph.proto, folder)))
+        return WrittenFiles(tuple(write(graph.proto, folder)))
     from spvit_deploy.runtimes.onnx.int8 import quantize
 
     with_rest = partial(rounded, precision=_REST)
@@ -136,7 +149,7 @@ def _source(graph: Graph, folder: Path, note: Callable[[str], None]) -> Written:
         graph.proto, graph.calibration, graph.batch, note, symmetric=True, finish=with_rest
     )
     files = write(lower(proto, _REST), folder)
-    return Written(tuple(files), accuracy, proof=with_rest(proto))
+    return WrittenFiles(tuple(files), accuracy, reference=with_rest(proto))
 
 
 class _Build:
@@ -146,7 +159,7 @@ class _Build:
         JobError: the library cannot read the graph, or reads another precision in it.
     """
 
-    def __init__(self, trt: Any, graph: Graph, folder: Path) -> None:
+    def __init__(self, trt: Any, graph: ExportJob, folder: Path) -> None:
         self.logger = make_logger(trt)
         self._trt, self._graph, self._folder = trt, graph, folder
         self._builder = trt.Builder(self.logger)
@@ -168,7 +181,7 @@ class _Build:
         if graph.precision == "fp32":
             # Left set, products of fp32 are taken in TF32, with ten bits of mantissa.
             config.clear_flag(trt.BuilderFlag.TF32)
-        flags = graph.engine.flags
+        flags = graph.settings.options
         if flags.version_compatible:
             config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
         if flags.refittable:
@@ -181,7 +194,9 @@ class _Build:
                 self._builder.create_optimization_profile(),
                 self._network.get_input(0),
             )
-            profile.set_shape(tensor.name, *[(b, *graph.size) for b in graph.engine.profile])
+            profile.set_shape(
+                tensor.name, *[(b, *graph.size) for b in graph.settings.options.profile]
+            )
             config.add_optimization_profile(profile)
         return config
 
@@ -205,12 +220,12 @@ class _Build:
         Raises:
             JobError: the engine was built in another precision.
         """
-        graph, flags = self._graph, self._graph.engine.flags
+        graph, flags = self._graph, self._graph.settings.options
         types = self._built_types(gpu, blob)
         file = self._folder / f"model.{gpu}{SUFFIX}"
         write_bytes(file, blob)
         batch: int | str = graph.batch or "batch"
-        answers = zip(graph.answers.names, graph.answers.shapes, strict=True)
+        answers = zip(graph.outputs.names, graph.outputs.shapes, strict=True)
         record = EngineRecord(
             library=self._trt.__name__,
             library_version=self._trt.__version__,
@@ -222,7 +237,7 @@ class _Build:
             products=types.products,
             layers=types.layers,
             layers_of=types.layers_of,
-            batches=(graph.batch,) if graph.batch else graph.engine.profile,
+            batches=(graph.batch,) if graph.batch else graph.settings.options.profile,
             inputs={INPUT_NAME: (batch, *graph.size)},
             outputs={name: (batch, *shape) for name, shape in answers},
             source_sha256=sha256_file(self._folder / MODEL_FILE),
@@ -236,7 +251,7 @@ class _Build:
         driver = find_driver()
         if driver is None or not driver.gpus or driver.gpus[0].capability != gpu:
             return self._types
-        batch = self._graph.batch or self._graph.engine.profile[1]
+        batch = self._graph.batch or self._graph.settings.options.profile[1]
         information = inspect_engine(self._trt, self.logger, blob, batch)
         return built_types(self._types, information, self._graph.precision)
 

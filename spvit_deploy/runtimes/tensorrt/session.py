@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from spvit_deploy.benchmarks.layertime import LayerTime
 from spvit_deploy.core.cuda_driver import require_gpu
 from spvit_deploy.core.errors import InputError, JobError
-from spvit_deploy.runtimes.registry import Array, check_images
+from spvit_deploy.runtimes.base import Array, LayerTime, Session, check_images
 from spvit_deploy.runtimes.tensorrt.bindings import (
     EngineTensor,
     bindings,
@@ -29,7 +28,7 @@ from spvit_deploy.runtimes.tensorrt.engine_record import (
 from spvit_deploy.runtimes.tensorrt.logger import make_logger
 
 
-class TensorRtSession:
+class TensorRtSession(Session):
     """An ``.engine`` file, or the engine of a folder that fits the GPU; see :class:`Session`.
 
     A call copies the images to the device, computes, and copies the answers back, on one stream;
@@ -69,10 +68,6 @@ class TensorRtSession:
         self._logger = make_logger(trt)
         with self._device.active():
             self._engine, self._context = _load(trt, self._logger, engine)
-
-    def run(self, images: Array) -> Array:
-        """[B, C, H, W] → [B, classes]."""
-        return self.run_all(images)[0]
 
     def run_all(self, images: Array) -> list[Array]:
         """[B, C, H, W] → every output."""
@@ -120,7 +115,7 @@ class TensorRtSession:
         return [LayerTime(name, "layer", seconds / calls) for name, seconds in heard.items()]
 
     def close(self) -> None:
-        """Let go of the engine, its buffers and the device."""
+        """Release the engine, its buffers and the device."""
         with self._device.active():
             for bound in (*self._runs.values(), *self._prepared):
                 bound.free()

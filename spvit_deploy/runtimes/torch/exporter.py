@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from spvit_deploy.core.errors import RuntimeMissingError
-from spvit_deploy.export.formats import Graph, Written
+from spvit_deploy.runtimes.export_job import ExportJob, Note, WrittenFiles
 from spvit_deploy.runtimes.onnx.graph import prepare
-from spvit_deploy.runtimes.torch.program import Plain, metadata_text, trace_program
+from spvit_deploy.runtimes.torch_program import Plain, metadata_text, trace_program
 
 MODEL_FILE = "model.pt2"
 METADATA_FILE = "spvit_deploy.json"
@@ -19,7 +18,7 @@ _LEAST = (2, 8)
 _TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def write_model(graph: Graph, folder: Path, note: Callable[[str], None]) -> Written:
+def export_program(job: ExportJob, folder: Path, note: Note) -> WrittenFiles:
     """Trace the module, with torch's fused attention, and save the program.
 
     Twice the same export gives the same bytes: the archive bears no times, and is named after
@@ -37,8 +36,8 @@ def write_model(graph: Graph, folder: Path, note: Callable[[str], None]) -> Writ
             "pip install -U torch torchvision",
         )
     note("torch.export")
-    module = Plain(prepare(graph.answers, fused=True), _TYPES[graph.precision])
-    program = trace_program(module, graph)
-    extra = {METADATA_FILE: metadata_text(graph)}
+    module = Plain(prepare(job.outputs, fused=True), _TYPES[job.precision])
+    program = trace_program(module, job)
+    extra = {METADATA_FILE: metadata_text(job)}
     torch.export.save(program, folder / MODEL_FILE, extra_files=extra)
-    return Written((MODEL_FILE,))
+    return WrittenFiles((MODEL_FILE,))

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from spvit_deploy.benchmarks.layertime import LayerTime
 from spvit_deploy.core.log_filters import without_lines
+from spvit_deploy.runtimes.base import LayerTime
 
 _MARK = "module::"
 

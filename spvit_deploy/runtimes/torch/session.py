@@ -12,16 +12,12 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from spvit_deploy.benchmarks.layertime import LayerTime
 from spvit_deploy.core.device import pick_device
 from spvit_deploy.core.errors import CorruptFileError, InputError, JobError, RuntimeMissingError
-from spvit_deploy.core.files import check_files, read_record
 from spvit_deploy.lean.model_folder import load_saved
-from spvit_deploy.runtimes.registry import Array, check_images
+from spvit_deploy.runtimes.base import Array, LayerTime, Session, check_images
 from spvit_deploy.runtimes.torch.archive_check import check_archive, read_metadata
 from spvit_deploy.runtimes.torch.layer_profile import module_layers
-
-_FILE = "model.pt2"
 
 
 @dataclass(frozen=True)
@@ -38,7 +34,7 @@ class _Network:
     outputs: tuple[str, ...]
 
 
-class TorchSession:
+class TorchSession(Session):
     """A dense or lean folder, or a ``.pt2`` file or a folder with one; see :class:`Session`."""
 
     name = "torch"
@@ -47,18 +43,19 @@ class TorchSession:
         self.version = torch.__version__
         self._where = pick_device(device)
         self.device = str(self._where)
+        if self._where.type != "cpu":
+            # Images are on the device before an inference, and its outputs stay there.
+            self.copies = False
+        if self._where.type == "cuda":
+            self.clock = "CUDA events"
         if threads:
             torch.set_num_threads(threads)
-        self._program = path.suffix == ".pt2" or (path / "export.json").is_file()
+        self._program = path.suffix == ".pt2"
         network = (_program if self._program else _folder)(path, self._where)
         self.input_size, self.limits = network.input_size, network.batches
         self.batch = self.limits[0] if self.limits[0] == self.limits[1] else None
         self.outputs = network.outputs
         self._module = network.module
-
-    def run(self, images: Array) -> Array:
-        """[B, C, H, W] → [B, classes]."""
-        return self.run_all(images)[0]
 
     def run_all(self, images: Array) -> list[Array]:
         """[B, C, H, W] → every output."""
@@ -75,7 +72,7 @@ class TorchSession:
         ready = torch.from_numpy(check_images(images, self.input_size, self.batch))
         ready, module = ready.to(self._where), self._module
         if self._where.type == "cuda":
-            self.last_parts: dict[str, float] = {}
+            self.last_parts = {}
             return cuda_call(module, ready, self.last_parts)
 
         def call() -> float:
@@ -87,16 +84,6 @@ class TorchSession:
                 return (time.perf_counter_ns() - start) / 1e9
 
         return call
-
-    @property
-    def clock(self) -> str:
-        """What takes the times."""
-        return "CUDA events" if self._where.type == "cuda" else "perf_counter_ns"
-
-    @property
-    def copies(self) -> bool | None:
-        """Images lie on a GPU before a call, and its answers stay there; a CPU has no copies."""
-        return None if self._where.type == "cpu" else False
 
     def layers(self, images: Array, calls: int) -> list[LayerTime]:
         """Mean seconds of each submodule; none for programs, which have lost theirs."""
@@ -188,11 +175,7 @@ def _folder(path: Path, device: torch.device) -> _Network:
     return _Network(saved.module.to(device), saved.preprocessing.input_size, (1, None), outputs)
 
 
-def _program(path: Path, device: torch.device) -> _Network:
-    file = path
-    if path.is_dir():
-        file = path / _FILE
-        check_files(path, read_record(path / "export.json", kind="exported").get("files", {}))
+def _program(file: Path, device: torch.device) -> _Network:
     check_archive(file)
     try:
         program = torch.export.load(file)

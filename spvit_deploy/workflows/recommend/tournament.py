@@ -14,7 +14,8 @@ from spvit_deploy.benchmarks.load_patterns import burst_of, images_for, settle
 from spvit_deploy.benchmarks.statistics import early_stopping, percentile, samples_needed
 from spvit_deploy.core.errors import SpvitError
 from spvit_deploy.core.log_filters import without_lines
-from spvit_deploy.runtimes.registry import Session, batch_limits, open_session
+from spvit_deploy.runtimes.base import Session
+from spvit_deploy.runtimes.registry import open_session
 from spvit_deploy.workflows.recommend.record import Tried
 from spvit_deploy.workflows.recommend.target import Target
 
@@ -186,7 +187,7 @@ def _runner(path: Path, asked: Tried) -> Runner | None:
     # ExecuTorch says how many threads it has.
     with without_lines(b"threadpool.cpp"):
         session = open_session(path, asked.runtime, "cpu", asked.threads)
-    least, most = batch_limits(session)
+    least, most = session.batch_limits()
     if not least <= asked.batch <= (most or asked.batch):
         session.close()
         return None

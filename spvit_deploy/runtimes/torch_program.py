@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from spvit_deploy.core.errors import JobError
-from spvit_deploy.export.formats import Graph
+from spvit_deploy.runtimes.export_job import ExportJob
 from spvit_deploy.runtimes.onnx.graph import INPUT_NAME
 
 
@@ -34,7 +34,7 @@ class Plain(nn.Module):
 
 
 def trace_program(
-    module: nn.Module, graph: Graph, limit: int | None = None
+    module: nn.Module, job: ExportJob, limit: int | None = None
 ) -> torch.export.ExportedProgram:
     """The program of a prepared module.
 
@@ -43,16 +43,16 @@ def trace_program(
 
     Args:
         module: images → answers.
-        graph: says sizes and batch.
+        job: has sizes and batch.
         limit: largest batch of a free one.
 
     Raises:
         JobError: torch cannot export it.
     """
     # A trace at batch 1 would freeze the batch.
-    example = torch.zeros(graph.batch or 2, *graph.size)
+    example = torch.zeros(job.batch or 2, *job.size)
     batch = torch.export.Dim("batch", min=1, max=limit)
-    shapes = ({0: batch},) if graph.batch is None else None
+    shapes = ({0: batch},) if job.batch is None else None
     try:
         with torch.no_grad():
             ready = module.eval().requires_grad_(False)
@@ -68,13 +68,13 @@ def trace_program(
     return program
 
 
-def metadata_text(graph: Graph) -> str:
+def metadata_text(job: ExportJob) -> str:
     """What the file is, as JSON that is the same in every run."""
     facts = {
-        **graph.metadata,
+        **job.metadata,
         "spvit_deploy.input": INPUT_NAME,
-        "spvit_deploy.outputs": json.dumps(graph.answers.names),
-        "spvit_deploy.batch": str(graph.batch or "dynamic"),
-        "spvit_deploy.precision": graph.precision,
+        "spvit_deploy.outputs": json.dumps(job.outputs.names),
+        "spvit_deploy.batch": str(job.batch or "dynamic"),
+        "spvit_deploy.precision": job.precision,
     }
     return json.dumps(facts, sort_keys=True)

@@ -1,0 +1,177 @@
+"""What a runtime declares about itself: names, formats, precisions, package, options.
+
+Everything that lists runtimes or formats (command line, ``doctor``, ``inspect``, ``recommend``, the
+report, the docs table) reads these declarations. Nothing heavy is imported here, nor may the
+``info.py`` of a runtime import anything heavy: functions and classes are named as
+``module:attribute`` and imported on first use.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+
+def load_attribute(where: str) -> Any:
+    """Import ``module:attribute`` and return the attribute."""
+    module, _, name = where.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+@dataclass(frozen=True)
+class ExportOption:
+    """An option of ``spvit-deploy export`` that only some formats have.
+
+    Attributes:
+        name: keyword in Python, such as ``timing_cache``.
+        help: text of ``--help``.
+        kind: how the command line reads it.
+        flag: on the command line; ``--timing-cache`` by default.
+        metavar: placeholder in ``--help``.
+        default: shown in ``--help``; applied by the format, not here.
+        parse: turns the text into a value; raises InputError.
+    """
+
+    name: str
+    help: str
+    kind: Literal["flag", "file", "text", "texts"] = "text"
+    flag: str = ""
+    metavar: str | None = None
+    default: str | None = None
+    parse: Callable[[str], Any] | None = None
+
+    @property
+    def option(self) -> str:
+        """The option as users type it."""
+        return self.flag or f"--{self.name.replace('_', '-')}"
+
+
+@dataclass(frozen=True)
+class FormatInfo:
+    """A file format, before anything of it is imported.
+
+    Attributes:
+        name: value of ``--format``, and ``format`` in ``export.json``.
+        runtime: the runtime that it is made for.
+        suffix: of its main file.
+        file: name of its main file in an exported folder, or a pattern such as ``*.engine``.
+        exporter: ``module:function`` that writes it: ``(ExportJob, folder, note) -> WrittenFiles``;
+            empty for a format that is only read.
+        precisions: that it can be written in.
+        graph_precisions: those of them that the ONNX graph itself is converted to; they are
+            verified with every low-precision tensor rounded.
+        min_opsets: lowest ONNX operator set by precision, where the default is too low.
+        from_onnx: whether it is written from the ONNX graph, or from the PyTorch module.
+        takes_preprocessing: whether it can hold the preprocessing, and take uint8 images.
+        grey_levels: by how many its preprocessing may differ from timm's.
+        verified_file, verified_in: what is opened for verification, and in which runtime; empty for
+            the main file in its own runtime.
+        default_export: whether ``export --all`` and ``recommend`` try it.
+        options: see :class:`ExportOption`.
+        unsupported: options of similar formats that it lacks, each with the reason.
+        check_options: ``module:function``, ``(options, precision) -> typed options``; raises
+            InputError. Empty where the options are taken as they are.
+        not_here: ``module:function``, ``(ExportSettings) -> reason``, empty where it can be written
+            on this host.
+    """
+
+    name: str
+    runtime: str
+    suffix: str
+    file: str
+    exporter: str = ""
+    precisions: tuple[str, ...] = ("fp32",)
+    graph_precisions: tuple[str, ...] = ()
+    min_opsets: Mapping[str, int] = field(default_factory=dict)
+    from_onnx: bool = True
+    takes_preprocessing: bool = False
+    grey_levels: int = 1
+    verified_file: str = ""
+    verified_in: str = ""
+    default_export: bool = True
+    options: tuple[ExportOption, ...] = ()
+    unsupported: Mapping[str, str] = field(default_factory=dict)
+    check_options: str = ""
+    not_here: str = ""
+
+    def artifact(self, folder: Path) -> Path:
+        """The main file in a folder, whether it exists or not."""
+        return next(iter(sorted(folder.glob(self.file))), folder / self.file)
+
+    def options_in(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Those of the options that this format has."""
+        names = {option.name for option in self.options}
+        return {name: value for name, value in options.items() if name in names}
+
+
+@dataclass(frozen=True)
+class RuntimeInfo:
+    """A runtime, before anything of it is imported.
+
+    Attributes:
+        name: value of ``--runtime``.
+        title: for people: ``ONNX Runtime``.
+        session: ``module:Class`` of its :class:`~spvit_deploy.runtimes.base.Session`.
+        package: module that must be importable.
+        extra: extra of this distribution that installs the package; empty where it is required.
+        distributions: distributions whose versions records and ``doctor`` name.
+        formats: formats that are its own.
+        opens: other formats and kinds of model folders (``dense``, ``lean``) that it opens.
+        metadata: ``module:function``, path of a file of its format → what the file says of itself.
+        identify: ``module:function``, path → runtime, where several share a suffix.
+        default: whether it is measured where no runtime is named.
+        needs_gpu: whether it runs on a GPU only.
+        one_thread_pool: whether all sessions of a process share one pool, sized when it is opened.
+        layers: whether it can measure the time of each layer.
+        no_gpu: ``module:function``, path → second half of the error without a GPU.
+        triton_backend: the backend of Triton that serves its format; empty for none.
+    """
+
+    name: str
+    title: str
+    session: str
+    package: str
+    extra: str = ""
+    distributions: tuple[str, ...] = ()
+    formats: tuple[FormatInfo, ...] = ()
+    opens: tuple[str, ...] = ()
+    metadata: str = ""
+    identify: str = ""
+    default: bool = True
+    needs_gpu: bool = False
+    one_thread_pool: bool = False
+    layers: bool = False
+    no_gpu: str = ""
+    triton_backend: str = ""
+
+    @property
+    def installed(self) -> bool:
+        """Whether its package can be imported; nothing is imported."""
+        return importlib.util.find_spec(self.package) is not None
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Formats and kinds of model folders that it opens, its own first."""
+        return (*(form.name for form in self.formats), *self.opens)
+
+    @property
+    def install_command(self) -> str:
+        """What installs it."""
+        return (
+            f"pip install 'spvit-deploy[{self.extra}]'"
+            if self.extra
+            else (f"pip install {self.package}")
+        )
+
+
+def distinct_options(formats: Iterable[FormatInfo]) -> dict[str, ExportOption]:
+    """Options of these formats by name; the first declaration of a name counts."""
+    found: dict[str, ExportOption] = {}
+    for form in formats:
+        for option in form.options:
+            found.setdefault(option.name, option)
+    return found
