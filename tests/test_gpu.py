@@ -90,7 +90,7 @@ def rtx_engine(folder: Path, output: Path, **options: Any) -> tuple[Path, dict[s
     pytest.importorskip("tensorrt_rtx")
     pytest.importorskip("pycuda")
     gpu = require_gpu("the test opens an engine", "").capability
-    export_model(str(folder), output, "tensorrt-rtx", gpus=[gpu], **options)
+    export_model(str(folder), output, format="tensorrt-rtx", gpus=[gpu], **options)
     return output, json.loads((output / f"model.{gpu}.engine.json").read_text())
 
 
@@ -155,7 +155,7 @@ def test_two_plain_builds_share_a_timing_cache(make_lean: Make, tmp_path: Path) 
     flags = EngineFlags(timing_cache=tmp_path / "cache", refittable=True)
     sizes = []
     for name in ("one", "two"):
-        export_model(str(folder), tmp_path / name, "tensorrt", engine_flags=flags)
+        export_model(str(folder), tmp_path / name, format="tensorrt", **flags)
         sizes.append(flags.timing_cache.stat().st_size if flags.timing_cache else 0)
     assert 0 < sizes[0] <= sizes[1]
     (engine,) = find_engines(tmp_path / "two")

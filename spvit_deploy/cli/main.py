@@ -511,9 +511,9 @@ def inspect(path: str, as_json: bool, **model: Any) -> None:
 def doctor(as_json: bool) -> None:
     """Say which runtimes, devices and versions are here, and how to get what is missing."""
     from spvit_deploy.workflows import console as show
-    from spvit_deploy.workflows import inspection
+    from spvit_deploy.workflows.doctor import doctor as examine
 
-    show.facts(inspection.doctor(), as_json)
+    show.facts(examine(), as_json)
 
 
 @main.command()

@@ -204,7 +204,11 @@ def format_options(command: Any) -> Any:
 
 def _format_option(option: ExportOption) -> Decorator:
     having = [name for name, form in _formats().items() if form.options_in({option.name: None})]
-    kind = {"flag": {"is_flag": True}, "file": {"type": Folder}, "texts": {"multiple": True}}
+    kind: dict[str, dict[str, Any]] = {
+        "flag": {"is_flag": True},
+        "file": {"type": Folder},
+        "texts": {"multiple": True},
+    }
     return click.option(
         option.option,
         option.name,

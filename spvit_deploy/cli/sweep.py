@@ -11,8 +11,6 @@ from click.core import ParameterSource
 
 from spvit_deploy.cli.options import (
     DATA_HELP,
-    FORMATS,
-    PRECISIONS,
     Folder,
     Number,
     checkpoint_option,
@@ -28,12 +26,14 @@ from spvit_deploy.cli.options import (
     take_training,
 )
 from spvit_deploy.core.errors import InputError
+from spvit_deploy.runtimes.registry import PRECISIONS, formats
 
 if TYPE_CHECKING:
     from spvit_deploy.workflows.recipe import Recipe
 
 # An engine of TensorRT for RTX takes --gpu, which recipes do not have.
-_FORMATS = tuple(name for name in FORMATS if name != "tensorrt-rtx")
+# Trials name no GPU that an engine could be built for.
+_FORMATS = tuple(name for name, form in formats().items() if not form.for_named_gpus)
 
 
 class RunByDefault(click.Group):

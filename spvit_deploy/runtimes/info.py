@@ -70,7 +70,7 @@ class FormatInfo:
         grey_levels: by how many its preprocessing may differ from timm's.
         verified_file, verified_in: what is opened for verification, and in which runtime; empty for
             the main file in its own runtime.
-        default_export: whether ``export --all`` and ``recommend`` try it.
+        for_named_gpus: whether it is built for GPUs that the user names (``gpus``).
         options: see :class:`ExportOption`.
         unsupported: options of similar formats that it lacks, each with the reason.
         check_options: ``module:function``, ``(options, precision) -> typed options``; raises
@@ -92,7 +92,7 @@ class FormatInfo:
     grey_levels: int = 1
     verified_file: str = ""
     verified_in: str = ""
-    default_export: bool = True
+    for_named_gpus: bool = False
     options: tuple[ExportOption, ...] = ()
     unsupported: Mapping[str, str] = field(default_factory=dict)
     check_options: str = ""
@@ -122,6 +122,8 @@ class RuntimeInfo:
         formats: formats that are its own.
         opens: other formats and kinds of model folders (``dense``, ``lean``) that it opens.
         metadata: ``module:function``, path of a file of its format → what the file says of itself.
+        describe_file, describe_folder: ``module:function``, path → facts for ``inspect``; empty for
+            the metadata, and for nothing beside the record.
         identify: ``module:function``, path → runtime, where several share a suffix.
         default: whether it is measured where no runtime is named.
         needs_gpu: whether it runs on a GPU only.
@@ -140,6 +142,8 @@ class RuntimeInfo:
     formats: tuple[FormatInfo, ...] = ()
     opens: tuple[str, ...] = ()
     metadata: str = ""
+    describe_file: str = ""
+    describe_folder: str = ""
     identify: str = ""
     default: bool = True
     needs_gpu: bool = False

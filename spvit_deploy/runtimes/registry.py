@@ -189,6 +189,14 @@ def _checked_file(path: Path, kind: str) -> Path:
     return path if "*" in form.file else path / form.file
 
 
+def owner_of(kind: str) -> RuntimeInfo:
+    """The runtime whose own format, or kind of model folder, this is."""
+    return min(
+        (info for info in runtimes().values() if kind in info.kinds),
+        key=lambda info: info.kinds.index(kind),
+    )
+
+
 def check_device(device: str) -> None:
     """Refuse a device that no runtime has; each runtime reports those that are not available.
 
@@ -212,7 +220,7 @@ def read_metadata(path: Path) -> dict[str, str]:
         RuntimeMissingError: only a runtime that is not installed can read it.
     """
     kind = artifact_kind(path)
-    info = next(i for i in runtimes().values() if any(f.name == kind for f in i.formats))
+    info = owner_of(kind)
     if not info.installed:
         find_runtime(info.name)
     found: dict[str, str] = load_attribute(info.metadata)(path) if info.metadata else {}

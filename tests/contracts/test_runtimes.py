@@ -14,7 +14,7 @@ from spvit_deploy.core.cuda_driver import find_driver, require_gpu
 from spvit_deploy.core.errors import InputError
 from spvit_deploy.lean.model_folder import load_saved
 from spvit_deploy.runtimes.base import Session
-from spvit_deploy.runtimes.registry import REGISTRY, RUNTIMES, open_session
+from spvit_deploy.runtimes.registry import open_session, runtimes
 from spvit_deploy.workflows.stages import export_model
 
 Maker = Callable[[Path, Path], Path]
@@ -30,18 +30,18 @@ def _onnx(folder: Path, scratch: Path) -> Path:
 
 
 def _openvino(folder: Path, scratch: Path) -> Path:
-    export_model(str(folder), scratch / "openvino", "openvino")
+    export_model(str(folder), scratch / "openvino", format="openvino")
     return scratch / "openvino"
 
 
 def _rtx(folder: Path, scratch: Path) -> Path:
     gpu = require_gpu("the suite opens an engine", "").capability
-    export_model(str(folder), scratch / "rtx", "tensorrt-rtx", gpus=[gpu])
+    export_model(str(folder), scratch / "rtx", format="tensorrt-rtx", gpus=[gpu])
     return scratch / "rtx"
 
 
 def _tensorrt(folder: Path, scratch: Path) -> Path:
-    export_model(str(folder), scratch / "tensorrt", "tensorrt")
+    export_model(str(folder), scratch / "tensorrt", format="tensorrt")
     return scratch / "tensorrt"
 
 
@@ -49,7 +49,7 @@ def _executorch(folder: Path, scratch: Path) -> Path:
     pytest.importorskip("executorch")
     once = folder.parent / "executorch"  # lowering takes seconds
     if not once.exists():
-        export_model(str(folder), once, "executorch")
+        export_model(str(folder), once, format="executorch")
     return once
 
 
@@ -65,14 +65,14 @@ MAKERS: dict[str, Maker] = {
 ENGINES = ("tensorrt-rtx", "tensorrt")
 
 
-@pytest.fixture(params=RUNTIMES)
+@pytest.fixture(params=list(runtimes()))
 def session(
     request: pytest.FixtureRequest, dense_folder: Path, tmp_path: Path
 ) -> Iterator[Session]:
     if request.param in ENGINES:
         if find_driver() is None or find_spec("pycuda") is None:
             pytest.skip("engines run where a GPU and pycuda are")
-        if not REGISTRY[request.param].installed:
+        if not runtimes()[request.param].installed:
             pytest.skip(f"no {request.param} here")
     opened = open_session(MAKERS[request.param](dense_folder, tmp_path), request.param)
     yield opened
@@ -111,7 +111,7 @@ def test_a_call_says_how_long_it_took(session: Session) -> None:
 
 
 def test_a_session_says_what_it_is(session: Session) -> None:
-    assert session.name in RUNTIMES
+    assert session.name in runtimes()
     assert session.version[0].isdigit()
     assert session.device == ("cuda:0" if session.name in ENGINES else "cpu")
     assert session.batch is None

@@ -14,6 +14,7 @@ RUNTIMES = (
         package="onnxruntime",
         distributions=("onnxruntime", "onnx", "onnxscript", "onnxslim"),
         metadata=f"{_HERE}.session:read_metadata",
+        describe_file=f"{_HERE}.describe:describe_file",
         layers=True,
         triton_backend="onnxruntime",
         formats=(

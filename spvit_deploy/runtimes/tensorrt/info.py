@@ -38,6 +38,8 @@ def _engine_runtime(name: str, title: str, session: str, form: FormatInfo) -> Ru
         distributions=(name,),
         formats=(form,),
         metadata=f"{_HERE}.engine_record:read_metadata",
+        describe_file=f"{_HERE}.describe:describe_file",
+        describe_folder=f"{_HERE}.describe:describe_folder",
         identify=f"{_HERE}.engine_record:runtime_of",
         needs_gpu=True,
         no_gpu=f"{_HERE}.engine_record:describe_unused",
@@ -56,6 +58,7 @@ RUNTIMES = (
             "export_rtx",
             options=tuple(option for option in OPTIONS if option.name not in RTX_LACKS),
             unsupported=RTX_LACKS,
+            for_named_gpus=True,
         ),
     ),
     _engine_runtime(
