@@ -13,10 +13,10 @@ from spvit_deploy.cli.options import (
     data_source_options,
     force_option,
     output_option,
+    parsed,
     runtime_device_option,
     take_data,
 )
-from spvit_deploy.cli.parsing import parsed
 from spvit_deploy.core.units import parse_latency
 
 SCENARIOS = ("closed", "single-stream", "multi-stream", "offline", "server")

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import ast
-import errno
 import math
-import os
 import re
-import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from spvit_deploy.core.errors import InputError, JobError, SpvitError
-from spvit_deploy.core.launcher import rank, speaks
+from spvit_deploy.core.errors import InputError
 from spvit_deploy.runtimes.info import distinct_options
 from spvit_deploy.runtimes.registry import formats
 
@@ -29,8 +24,6 @@ if TYPE_CHECKING:
 
 Decorator = Callable[[Any], Any]
 Folder = click.Path(path_type=Path)
-# Seconds that the first of several processes may take to say what is wrong.
-_TO_SPEAK = 10
 
 
 class Number(click.FloatRange):
@@ -195,6 +188,22 @@ run_options = stack(
 )  # fmt: skip
 
 
+def parsed(parse: Callable[[str], Any]) -> Callable[..., Any]:
+    """A callback of click that parses an option's text; None stays None.
+
+    Args:
+        parse: raises ValueError or InputError, whose text says what is wrong.
+    """
+
+    def read(ctx: click.Context, option: click.Parameter, text: str | None) -> Any:
+        try:
+            return None if text is None else parse(text)
+        except (ValueError, InputError) as error:
+            raise click.BadParameter(str(error), ctx, option) from None
+
+    return read
+
+
 def format_options(command: Any) -> Any:
     """Add the options of ``export`` that only some formats have, as the runtimes declare them."""
     for option in reversed(distinct_options(_formats().values()).values()):
@@ -214,20 +223,10 @@ def _format_option(option: ExportOption) -> Decorator:
         option.name,
         metavar=option.metavar,
         help=f"{option.help} ({', '.join(having)})",
-        callback=None if option.parse is None else _parsed(option.parse),
+        callback=None if option.parse is None else parsed(option.parse),
         show_default=option.default or False,
         **kind.get(option.kind, {}),
     )
-
-
-def _parsed(parse: Callable[[str], Any]) -> Callable[[click.Context, click.Parameter, Any], Any]:
-    def convert(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
-        try:
-            return None if value is None else parse(value)
-        except InputError as error:
-            raise click.BadParameter(str(error), ctx, param) from None
-
-    return convert
 
 
 def _formats() -> Mapping[str, FormatInfo]:
@@ -310,8 +309,6 @@ _TRAIN_KEYS = (
     "epochs", "lr", "weight_decay", "label_smoothing", "amp", "grad_checkpointing", "compile",
     "seed", "distillation", "distill_weight", "distill_temperature",
 )  # fmt: skip
-# Packages of the core installation.
-_NEEDED = ("torch", "torchvision", "timm", "onnx", "onnxruntime", "numpy", "PIL", "sklearn")
 
 
 def take_data(options: dict[str, Any]) -> DataSettings:
@@ -357,52 +354,3 @@ def take_export_settings(options: dict[str, Any]) -> ExportSettings:
              *distinct_options(_formats().values()))  # fmt: skip
     given = {name: options.pop(name) for name in names if name in options}
     return with_options(ExportSettings(), {k: v for k, v in given.items() if v is not None})
-
-
-class Main(click.Group):
-    """Turns errors into one line and an exit code; a traceback only with ``--debug``."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run a command."""
-        try:
-            return super().invoke(ctx)
-        except (click.exceptions.Exit, click.ClickException):
-            raise
-        except KeyboardInterrupt:
-            _fail(ctx, JobError("Interrupted; outputs that were there before are as they were."))
-        except SpvitError as error:
-            _fail(ctx, error)
-        except OSError as error:
-            if error.errno == errno.EPIPE:
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-                ctx.exit(0)
-            said = JobError(f"{error.filename or 'A file'}: {error.strerror or error}.")
-            _fail(ctx, said, alone=True)
-        except MemoryError:
-            _fail(ctx, JobError("Out of memory.", "Try a smaller --batch-size."), alone=True)
-        except Exception as error:
-            _fail(ctx, _unexpected(error), alone=True)
-
-
-def _unexpected(error: Exception) -> JobError:
-    if isinstance(error, ModuleNotFoundError) and error.name in _NEEDED:
-        return JobError(f"{error.name} is not installed.", "pip install spvit-deploy")
-    text = " ".join(str(error).split())[:300]
-    return JobError(
-        f"Unexpected {type(error).__name__}: {text}.", "Run it with --debug, and report it."
-    )
-
-
-def _fail(ctx: click.Context, error: SpvitError, alone: bool = False) -> None:
-    if ctx.params.get("debug"):
-        raise error
-    line = " ".join(f"{error.message} {error.hint}".split())
-    if speaks():
-        click.echo(f"Error: {line}", err=True)
-    elif alone or error.alone:
-        click.echo(f"Error in process {rank()}: {line}", err=True)
-    else:  # a launcher ends the others when one ends: let the first one say it
-        time.sleep(_TO_SPEAK)
-        if error.late:
-            click.echo(f"Error in process {rank()}: {line}", err=True)
-    ctx.exit(error.exit_code)

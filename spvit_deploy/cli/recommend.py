@@ -17,9 +17,9 @@ from spvit_deploy.cli.options import (
     json_option,
     model_options,
     output_option,
+    parsed,
     take_data,
 )
-from spvit_deploy.cli.parsing import parsed
 from spvit_deploy.workflows.recommend.target import Target, parse_target, parse_time
 
 if TYPE_CHECKING:

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from spvit_deploy.cli.options import Folder, Number, json_option
-from spvit_deploy.cli.parsing import parsed
+from spvit_deploy.cli.options import Folder, Number, json_option, parsed
 from spvit_deploy.core.units import parse_latency
 
 if TYPE_CHECKING:

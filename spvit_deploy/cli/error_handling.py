@@ -1,0 +1,70 @@
+"""How errors leave the program: one line, an exit code, a traceback only with ``--debug``."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import time
+from typing import Any
+
+import click
+
+from spvit_deploy.core.errors import JobError, SpvitError
+from spvit_deploy.core.launcher import rank, speaks
+
+# Seconds that the first of several processes may take to say what is wrong.
+_TO_SPEAK = 10
+
+
+# Packages of the core installation.
+_NEEDED = ("torch", "torchvision", "timm", "onnx", "onnxruntime", "numpy", "PIL", "sklearn")
+
+
+class Main(click.Group):
+    """Turns errors into one line and an exit code; a traceback only with ``--debug``."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command."""
+        try:
+            return super().invoke(ctx)
+        except (click.exceptions.Exit, click.ClickException):
+            raise
+        except KeyboardInterrupt:
+            _fail(ctx, JobError("Interrupted; outputs that were there before are as they were."))
+        except SpvitError as error:
+            _fail(ctx, error)
+        except OSError as error:
+            if error.errno == errno.EPIPE:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                ctx.exit(0)
+            said = JobError(f"{error.filename or 'A file'}: {error.strerror or error}.")
+            _fail(ctx, said, alone=True)
+        except MemoryError:
+            _fail(ctx, JobError("Out of memory.", "Try a smaller --batch-size."), alone=True)
+        except Exception as error:
+            _fail(ctx, _unexpected(error), alone=True)
+
+
+def _unexpected(error: Exception) -> JobError:
+    if isinstance(error, ModuleNotFoundError) and error.name in _NEEDED:
+        return JobError(f"{error.name} is not installed.", "pip install spvit-deploy")
+    text = " ".join(str(error).split())[:300]
+    return JobError(
+        f"Unexpected {type(error).__name__}: {text}.", "Run it with --debug, and report it."
+    )
+
+
+def _fail(ctx: click.Context, error: SpvitError, alone: bool = False) -> None:
+    if ctx.params.get("debug"):
+        raise error
+    line = " ".join(f"{error.message} {error.hint}".split())
+    if speaks():
+        click.echo(f"Error: {line}", err=True)
+    elif alone or error.alone:
+        click.echo(f"Error in process {rank()}: {line}", err=True)
+    else:  # a launcher ends the others when one ends: let the first one say it
+        time.sleep(_TO_SPEAK)
+        if error.late:
+            click.echo(f"Error in process {rank()}: {line}", err=True)
+    ctx.exit(error.exit_code)

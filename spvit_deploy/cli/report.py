@@ -1,0 +1,41 @@
+"""``spvit-deploy report``."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+
+from spvit_deploy.cli.options import Folder, force_option, output_option
+
+
+@click.command()
+@click.argument("results", metavar="[results.json…]", type=Folder, nargs=-1)
+@click.option("--plan", type=Folder, help="Lean folder or gates.json whose plan to draw.")
+@click.option(
+    "--search", type=Folder, help="Search folder: loss, cost against budget, gates over the steps."
+)
+@click.option("--png", is_flag=True, help="Write a picture too, with an installed Chromium.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["html", "md", "json"]),
+    help="By the output's name if left out; html else.",
+)
+@output_option("report.html, .md or .json to write.")
+@force_option
+def report(results: tuple[Path, ...], form: str | None, output: Path, **options: Any) -> None:
+    """Write one self-contained HTML page from results, a search, or both; or text of results."""
+    from spvit_deploy.workflows.report import report_to_file, text_to_file
+
+    kinds = {".md": "md", ".json": "json", ".html": "html", ".htm": "html", "": "html"}
+    form = form or kinds.get(output.suffix.lower())
+    if form is None:
+        raise click.UsageError(f"-o {output}: write .html, .md or .json, or give --format.")
+    if not results and (form != "html" or options["search"] is None):
+        raise click.UsageError("Name results.json files, or for HTML a --search folder.")
+    write = report_to_file if form == "html" else partial(text_to_file, form)
+    for path in write(results, output, **options):
+        click.echo(f"wrote {path}")
