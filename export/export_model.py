@@ -10,8 +10,10 @@ import onnx
 
 from spvit_deploy._version import __version__
 from spvit_deploy.core.errors import InputError
-from spvit_deploy.core.files import new_folder, sha256_file, write_record
+from spvit_deploy.core.files import sha256_file
+from spvit_deploy.core.output_folders import new_folder
 from spvit_deploy.core.progress import progress_bar
+from spvit_deploy.core.records import write_record
 from spvit_deploy.export.formats import FORMATS, Format, Graph, Written, check_flags, find_format
 from spvit_deploy.export.parity import ParityReport
 from spvit_deploy.export.record import RECORD_FILE, AccuracyInfo, ExportRecord, TensorInfo

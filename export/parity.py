@@ -7,24 +7,22 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
 
 from spvit_deploy.core.errors import ParityError
+from spvit_deploy.core.records import StrictModel
 
 Array = NDArray[Any]
 Runner = Callable[[Array], Array]
 OutputsRunner = Callable[[Array], Sequence[Array]]
 
 
-class Tolerance(BaseModel):
+class Tolerance(StrictModel):
     """How far answers may differ.
 
     Attributes:
         absolute: largest difference of a score, as a share of the largest score (at least 1).
         cosine: smallest cosine of two score vectors.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     absolute: float = 1e-4
     cosine: float = 0.9999
@@ -41,7 +39,7 @@ TOLERANCES = {
 }
 
 
-class ParityReport(BaseModel):
+class ParityReport(StrictModel):
     """How two forms of one model compare.
 
     Attributes:
@@ -54,8 +52,6 @@ class ParityReport(BaseModel):
         top1: share of images with the same best class, those aside whose two best classes lie
             closer than the tolerance.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     link: str
     samples: int

@@ -6,7 +6,6 @@ import ast
 import errno
 import math
 import os
-import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -15,8 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from spvit_deploy.core.errors import JobError, SpvitError
+from spvit_deploy.cli.parsing import parsed
+from spvit_deploy.core.errors import JobError, SpvitError, first_line
 from spvit_deploy.core.launcher import rank, speaks
+from spvit_deploy.core.units import interval_text
 
 if TYPE_CHECKING:
     from spvit_deploy.data.sources import DataSettings
@@ -71,14 +72,6 @@ def _model_args(_: click.Context, __: click.Parameter, values: tuple[str, ...]) 
             raise click.BadParameter(f"'{value}': a number, text, True, False, None or (a, b).")
         args[key] = parsed
     return args
-
-
-def _interval(ctx: click.Context, param: click.Parameter, value: str) -> str:
-    if not re.fullmatch(r"[1-9]\d*[smh]?|never", value):
-        raise click.BadParameter(
-            f"'{value}': write 500 (steps), 30s, 10m, 2h or never.", ctx, param
-        )
-    return value
 
 
 model_options = stack(
@@ -179,7 +172,7 @@ train_options = stack(
 
 checkpoint_option = click.option(
     "--checkpoint-every", default="10m", show_default=True, metavar="10m|500|never",
-    callback=_interval, help="Time (s, m, h) or steps between checkpoints.",
+    callback=parsed(interval_text), help="Time (s, m, h) or steps between checkpoints.",
 )  # fmt: skip
 
 run_options = stack(
@@ -355,9 +348,9 @@ class Main(click.Group):
 def _unexpected(error: Exception) -> JobError:
     if isinstance(error, ModuleNotFoundError) and error.name in _NEEDED:
         return JobError(f"{error.name} is not installed.", "pip install spvit-deploy")
-    text = " ".join(str(error).split())[:300]
     return JobError(
-        f"Unexpected {type(error).__name__}: {text}.", "Run it with --debug, and report it."
+        f"Unexpected {type(error).__name__}: {first_line(error)}.",
+        "Run it with --debug, and report it.",
     )
 
 

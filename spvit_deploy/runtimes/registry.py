@@ -65,11 +65,11 @@ REGISTRY = {
         "openvino",
     ),
     "tensorrt-rtx": Runtime(
-        "spvit_deploy.runtimes.tensorrt.session:TensorRtRtxSession", ("tensorrt-rtx",), "tensorrt_rtx",  # noqa: E501
+        "spvit_deploy.runtimes.tensorrt.session:TensorRtRtxSession", ("tensorrt-rtx",), "tensorrt_rtx",
         "tensorrt-rtx",
     ),
     "tensorrt": Runtime(
-        "spvit_deploy.runtimes.tensorrt.session:TensorRtSession", ("tensorrt",), "tensorrt", "tensorrt"  # noqa: E501
+        "spvit_deploy.runtimes.tensorrt.session:TensorRtSession", ("tensorrt",), "tensorrt", "tensorrt"
     ),
     "executorch": Runtime(
         "spvit_deploy.runtimes.executorch.session:ExecuTorchSession", ("executorch",), "executorch",
@@ -131,7 +131,7 @@ def artefact_format(path: Path) -> str:
     Raises:
         InputError: nothing that a runtime takes.
     """
-    from spvit_deploy.core.files import read_record
+    from spvit_deploy.core.records import read_record
 
     if path.suffix in _SUFFIXES and path.is_file():
         return _SUFFIXES[path.suffix]

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from spvit_deploy.core.errors import InputError, OutputExistsError
-from spvit_deploy.core.files import ensure_free, move_into_place, staging_folder, write_bytes
+from spvit_deploy.core.files import write_bytes
+from spvit_deploy.core.output_folders import ensure_free, move_into_place, staging_folder
 from spvit_deploy.export.export_model import check_settings
 from spvit_deploy.export.record import ExportRecord
 from spvit_deploy.export.settings import ExportSettings

@@ -22,7 +22,7 @@ from spvit_deploy.benchmarks.results import (
     save_results,
 )
 from spvit_deploy.core.errors import InputError
-from spvit_deploy.core.files import ensure_free
+from spvit_deploy.core.output_folders import ensure_free
 from spvit_deploy.data.sources import DataSettings
 
 _SECONDS, _LOADGEN_SECONDS = 2.0, 12.0

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from spvit_deploy.core.errors import InputError
-from spvit_deploy.core.files import ensure_free
+from spvit_deploy.core.output_folders import ensure_free
 from spvit_deploy.data.batches import DataSettings
 from spvit_deploy.export.export_model import check_settings, run_export
 from spvit_deploy.export.formats import EngineFlags, EngineSettings

@@ -18,7 +18,7 @@ from spvit_deploy.benchmarks.latency_tables.table import LatencyTable, load_late
 from spvit_deploy.benchmarks.results import load_results
 from spvit_deploy.core.cuda_driver import describe_driver
 from spvit_deploy.core.errors import CorruptFileError, InputError
-from spvit_deploy.core.files import read_record, sha256_file
+from spvit_deploy.core.files import sha256_file
 from spvit_deploy.core.plan import (
     GATES_FILE,
     AttentionKind,
@@ -27,6 +27,7 @@ from spvit_deploy.core.plan import (
     PrunePlan,
     load_plan,
 )
+from spvit_deploy.core.records import read_record
 from spvit_deploy.export.parity import ParityReport
 from spvit_deploy.export.record import RECORD_FILE as EXPORT_FILE
 from spvit_deploy.export.record import ExportRecord, TensorInfo, load_export

@@ -10,7 +10,8 @@ from spvit_deploy.benchmarks.reporting.html_report import read_results, write_re
 from spvit_deploy.benchmarks.reporting.markdown import content, markdown
 from spvit_deploy.benchmarks.reporting.screenshot import render_png
 from spvit_deploy.core.errors import InputError
-from spvit_deploy.core.files import ensure_free, write_bytes
+from spvit_deploy.core.files import write_bytes
+from spvit_deploy.core.output_folders import ensure_free
 from spvit_deploy.core.plan import PrunePlan, load_plan
 from spvit_deploy.core.progress import stderr_console
 from spvit_deploy.families import find_sites

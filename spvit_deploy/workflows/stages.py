@@ -16,7 +16,7 @@ from spvit_deploy.benchmarks.measure import run_benchmark
 from spvit_deploy.benchmarks.results import ResultsFile, Workload
 from spvit_deploy.core.distributed import Processes, first_alone, join
 from spvit_deploy.core.errors import DataError, InputError
-from spvit_deploy.core.files import ensure_free, new_folder
+from spvit_deploy.core.output_folders import ensure_free, new_folder
 from spvit_deploy.core.plan import GATES_FILE, PrunePlan, load_plan, parse_token_keep, save_plan
 from spvit_deploy.core.preprocessing import Preprocessing
 from spvit_deploy.core.progress import warn

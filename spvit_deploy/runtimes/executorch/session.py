@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from spvit_deploy.core.errors import CorruptFileError, InputError, RuntimeMissingError
-from spvit_deploy.core.files import check_files, read_record
 from spvit_deploy.core.log_filters import silenced, without_lines
+from spvit_deploy.core.records import check_files, read_record
 from spvit_deploy.runtimes.registry import Array, check_images
 
 _FILE = "model.pte"

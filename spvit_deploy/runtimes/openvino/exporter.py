@@ -15,7 +15,7 @@ from xml.etree import ElementTree
 import numpy as np
 import openvino
 
-from spvit_deploy.core.errors import JobError, RuntimeMissingError
+from spvit_deploy.core.errors import JobError, RuntimeMissingError, first_line
 from spvit_deploy.core.files import write_bytes
 from spvit_deploy.core.log_filters import quiet, silenced
 from spvit_deploy.export.formats import Graph, Written
@@ -45,9 +45,8 @@ def write_model(graph: Graph, folder: Path, note: Callable[[str], None]) -> Writ
         try:
             model = openvino.convert_model(Path(scratch) / MODEL_FILE)
         except RuntimeError as error:
-            text = " ".join(str(error).split())[:200]
             raise JobError(
-                f"OpenVINO cannot convert the graph: {text}.", "Please report it."
+                f"OpenVINO cannot convert the graph: {first_line(error)}.", "Please report it."
             ) from error
         if graph.calibration is not None:
             model, accuracy = _quantize(model, graph.calibration, graph.batch or 1, note)

@@ -11,8 +11,8 @@ import onnx
 import openvino
 
 from spvit_deploy.benchmarks.layertime import LayerTime
-from spvit_deploy.core.errors import CorruptFileError, InputError, RuntimeMissingError
-from spvit_deploy.core.files import check_files, read_record
+from spvit_deploy.core.errors import CorruptFileError, InputError, RuntimeMissingError, first_line
+from spvit_deploy.core.records import check_files, read_record
 from spvit_deploy.runtimes.model_input import PREPROCESSING_KEY, Intake, read_intake
 from spvit_deploy.runtimes.openvino.core import openvino_core
 from spvit_deploy.runtimes.registry import Array
@@ -48,9 +48,8 @@ class OpenVinoSession:
             compiled = core.compile_model(model, where, settings)
             self._again = core, model, where, settings
         except RuntimeError as error:
-            text = " ".join(str(error).split())[-160:]
             raise CorruptFileError(
-                f"{file}: OpenVINO cannot open it ({text}).", "Export it again."
+                f"{file}: OpenVINO cannot open it ({first_line(error)}).", "Export it again."
             ) from error
         self._request = compiled.create_infer_request()
         self.outputs = tuple(output.get_any_name() for output in compiled.outputs)

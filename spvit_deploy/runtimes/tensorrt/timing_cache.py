@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from spvit_deploy.core.errors import InputError
-from spvit_deploy.core.files import ensure_parent, storage_error, write_bytes
+from spvit_deploy.core.files import storage_error, write_bytes
+from spvit_deploy.core.output_folders import ensure_parent
 
 if sys.platform == "win32":
     import msvcrt
@@ -42,7 +43,7 @@ class TimingCache:
 
     Args:
         file: read if it is there, written by :meth:`save`.
-        logger: the builder's own.
+        logger: of :func:`~spvit_deploy.runtimes.tensorrt.logger.make_logger`, the one that the builder has.
         say: takes a line for the user.
     """
 
