@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from spvit_deploy.core.errors import CorruptFileError
-from spvit_deploy.core.files import read_record, sha256_file
+from spvit_deploy.core.files import sha256_file
 from spvit_deploy.core.preprocessing import Preprocessing
+from spvit_deploy.core.records import read_record
 from spvit_deploy.lean.block_costs import BlockCost, costs_of, read_costs
 from spvit_deploy.lean.cost import count_cost
 from spvit_deploy.lean.model_folder import folder_digest, load_saved

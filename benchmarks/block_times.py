@@ -10,8 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
-
+from spvit_deploy.core.records import StrictModel
 from spvit_deploy.lean.block_costs import BlockCost
 from spvit_deploy.runtimes.base import LayerTime
 
@@ -22,7 +21,7 @@ Kind = Literal[
 _REFORMATS = ("reorder", "reformat", "convert", "transpose_token", "copy node")
 
 
-class BlockTime(BaseModel):
+class BlockTime(StrictModel):
     """A part of a block, in one shape for all runtimes.
 
     Attributes:
@@ -32,8 +31,6 @@ class BlockTime(BaseModel):
         macs: of one image; 0 where unknown or none.
         layers: of the runtime, that it was.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     block: str
     kind: Kind

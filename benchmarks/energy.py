@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from spvit_deploy.core.errors import first_line
 from spvit_deploy.core.log_filters import quiet
 
 RAPL_FOLDER = "/sys/class/powercap/intel-rapl/subsystem"
@@ -44,7 +45,7 @@ class Meter:
             except ModuleNotFoundError:
                 reasons.append(_EXTRA)
             except Exception as error:  # whatever a driver says: energy is an extra
-                reasons.append(f"energy is not read: {' '.join(str(error).split())[:120]}")
+                reasons.append(f"energy is not read: {first_line(error)}")
         self.missing = "" if self._counters else "; ".join(dict.fromkeys(reasons))
 
     def measure(self, work: Callable[[], object]) -> dict[str, float]:

@@ -15,7 +15,9 @@ from spvit_deploy.core.errors import DataError
 from spvit_deploy.core.progress import progress_bar
 from spvit_deploy.data.batches import open_batches
 from spvit_deploy.data.raw_images import open_pictures
-from spvit_deploy.data.sources import DataSettings
+from spvit_deploy.data.spec import (
+    DataSettings,
+)
 from spvit_deploy.runtimes.base import Array
 
 

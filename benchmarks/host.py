@@ -9,7 +9,8 @@ from pathlib import Path
 
 import psutil
 import torch
-from pydantic import BaseModel, ConfigDict
+
+from spvit_deploy.core.records import StrictModel
 
 _FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimd")
 _PACKAGES = (
@@ -20,15 +21,13 @@ _GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 _DRIVER = Path("/proc/driver/nvidia/version")
 
 
-class HostRecord(BaseModel):
+class HostRecord(StrictModel):
     """Processor, memory, system and versions.
 
     Attributes:
         governor: of the processor's frequency; None where the system does not say.
         driver: of NVIDIA's GPUs, or None.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     cpu: str
     cores: int

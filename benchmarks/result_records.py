@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict
 
+from spvit_deploy.core.records import StrictModel
 
-class Round(BaseModel):
+
+class Round(StrictModel):
     """One turn of an artefact.
 
     Attributes:
@@ -16,8 +18,6 @@ class Round(BaseModel):
         noisy: what disturbed it; empty for nothing.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     calls: int
     median: float
     others: float = 0.0
@@ -25,7 +25,7 @@ class Round(BaseModel):
     noisy: str = ""
 
 
-class LoadRecord(BaseModel):
+class LoadRecord(StrictModel):
     """What MLPerf's LoadGen says of a run.
 
     Attributes:
@@ -36,8 +36,6 @@ class LoadRecord(BaseModel):
         rates: samples a second of each round of ``offline``; what each search of ``server`` found.
         tried: other rates, and whether they were held.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     version: str
     valid: bool
@@ -67,7 +65,7 @@ class Proof(BaseModel):
     top1: float
 
 
-class DataRecord(BaseModel):
+class DataRecord(StrictModel):
     """What accuracy was taken on.
 
     Attributes:
@@ -75,8 +73,6 @@ class DataRecord(BaseModel):
         images: how many.
         sha256: of the pixels and labels, as the models were given them, by input size.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     spec: str
     images: int

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from spvit_deploy.benchmarks.block_times import BlockTime
 from spvit_deploy.benchmarks.host import HostRecord
@@ -19,8 +19,7 @@ from spvit_deploy.benchmarks.statistics import (
     samples_needed,
     variation,
 )
-from spvit_deploy.core.files import write_record
-from spvit_deploy.core.records import load_record
+from spvit_deploy.core.records import StrictModel, load_record, write_record
 
 VERSION: Literal[2] = 2
 STEADY = 0.03
@@ -35,7 +34,7 @@ Boundary = Literal["compute", "preprocessing"]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
-class Workload(BaseModel):
+class Workload(StrictModel):
     """What is measured.
 
     Attributes:
@@ -52,8 +51,6 @@ class Workload(BaseModel):
         pause: seconds of sleep between artefacts, in which thread pools stop spinning.
         seed: of the images and of the order.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     scenario: Scenario = "closed"
     batch: int = Field(default=1, ge=1)
@@ -75,7 +72,7 @@ class Workload(BaseModel):
         return values
 
 
-class BenchmarkResult(BaseModel):
+class BenchmarkResult(StrictModel):
     """One artefact on one runtime under one workload; times in seconds.
 
     Attributes:
@@ -97,8 +94,6 @@ class BenchmarkResult(BaseModel):
         parity: what its export proved.
         joules: of one image, by source; empty where nothing can be read.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     title: str
     path: str
@@ -226,7 +221,7 @@ class BenchmarkResult(BaseModel):
         return found
 
 
-class ResultsFile(BaseModel):
+class ResultsFile(StrictModel):
     """``results.json``.
 
     Attributes:
@@ -237,8 +232,6 @@ class ResultsFile(BaseModel):
         data: that accuracy was taken on.
         peaks: what the host computes and copies at most, measured in the same run.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     schema_version: Literal[1, 2] = VERSION
     kind: Literal["results"] = "results"

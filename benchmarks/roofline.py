@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
-from pydantic import BaseModel, ConfigDict
+
+from spvit_deploy.core.records import StrictModel
 
 _SIDE = 1024
 _SIDE_GPU = 4096
@@ -32,7 +33,7 @@ class Place(Protocol):
     def workload(self) -> _Load: ...
 
 
-class Peak(BaseModel):
+class Peak(StrictModel):
     """Of a device with so many threads.
 
     Attributes:
@@ -41,8 +42,6 @@ class Peak(BaseModel):
         macs: multiply-adds a second of a large matrix product in PyTorch, by precision.
         bytes: a second, read and written, of a copy larger than any cache.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     device: str
     threads: int | None

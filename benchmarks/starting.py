@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from spvit_deploy.core.records import StrictModel
 
 
-class Start(BaseModel):
+class Start(StrictModel):
     """What a fresh process needed.
 
     Attributes:
@@ -15,8 +15,6 @@ class Start(BaseModel):
         peak_bytes: the most of it up to the end of some calls.
         device_bytes: peak of the GPU's memory, where it is known.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     load: float
     first: float

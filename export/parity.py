@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from spvit_deploy.core.arrays import Array, OutputsRunner, Runner
 from spvit_deploy.core.errors import ParityError
+from spvit_deploy.core.records import StrictModel
 
 
 class Tolerance(BaseModel):
@@ -18,8 +19,6 @@ class Tolerance(BaseModel):
         absolute: largest difference of a score, as a share of the largest score (at least 1).
         cosine: smallest cosine of two score vectors.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     absolute: float = 1e-4
     cosine: float = 0.9999
@@ -36,7 +35,7 @@ TOLERANCES = {
 }
 
 
-class ParityReport(BaseModel):
+class ParityReport(StrictModel):
     """How two forms of one model compare.
 
     Attributes:
@@ -49,8 +48,6 @@ class ParityReport(BaseModel):
         top1: share of images with the same best class, those aside whose two best classes lie
             closer than the tolerance.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     link: str
     samples: int

@@ -5,28 +5,26 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from spvit_deploy.core.errors import CorruptFileError
-from spvit_deploy.core.files import check_files, read_record
-from spvit_deploy.core.plan import ModelSpec, first_line
+from spvit_deploy.core.errors import CorruptFileError, first_line
+from spvit_deploy.core.plan import ModelSpec
 from spvit_deploy.core.preprocessing import Preprocessing
+from spvit_deploy.core.records import StrictModel, check_files, read_record
 from spvit_deploy.export.parity import ParityReport
 
 RECORD_FILE = "export.json"
 
 
-class TensorInfo(BaseModel):
+class TensorInfo(StrictModel):
     """Name, shape (None where free) and element type of an input or output."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
     shape: tuple[int | None, ...]
     dtype: str = "float32"
 
 
-class AccuracyInfo(BaseModel):
+class AccuracyInfo(StrictModel):
     """What a lower precision cost and brought.
 
     Attributes:
@@ -37,15 +35,13 @@ class AccuracyInfo(BaseModel):
             where it cannot run.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     before: float
     after: float
     kept: tuple[str, ...] = ()
     speedup: float | None = None
 
 
-class ExportRecord(BaseModel):
+class ExportRecord(StrictModel):
     """``export.json`` beside an artefact.
 
     Attributes:
@@ -54,8 +50,6 @@ class ExportRecord(BaseModel):
         delegated: share of the operators that the backend of the format took; None where it is
             all of them.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     schema_version: Literal[1] = 1
     kind: Literal["exported"] = "exported"
@@ -93,6 +87,6 @@ def load_export(folder: Path) -> ExportRecord:
     try:
         parsed = ExportRecord.model_validate(record)
     except ValueError as error:
-        raise CorruptFileError(f"{folder / RECORD_FILE}: {first_line(error)}") from None
+        raise CorruptFileError(f"{folder / RECORD_FILE}: {first_line(error)}.") from None
     check_files(folder, parsed.files)
     return parsed

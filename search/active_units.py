@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from spvit_deploy.families import BlockSite
+from spvit_deploy.families.base import (
+    BlockSite,
+)
 from spvit_deploy.lean.trim_mlps import narrow_mlp
 
 # Widths that matrix units multiply fast; of others some take GPUs twice as long.

@@ -11,7 +11,9 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from spvit_deploy.core.plan import AttentionKind, Semantics
-from spvit_deploy.families import BlockSite
+from spvit_deploy.families.base import (
+    BlockSite,
+)
 from spvit_deploy.lean.blocks import to_grid, to_tokens
 from spvit_deploy.lean.kernels import POSITIONS, conv_weights
 from spvit_deploy.lean.materialize import norm_of

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from spvit_deploy.families import BlockSite
+from spvit_deploy.families.base import (
+    BlockSite,
+)
 from spvit_deploy.lean.trim_mlps import gated_output
 from spvit_deploy.search.active_units import LiveUnits, filled
 from spvit_deploy.search.gated_attention import START_LOGIT

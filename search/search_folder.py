@@ -9,28 +9,21 @@ from typing import Any, Literal
 
 import safetensors.torch
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 
-from spvit_deploy.core.errors import CorruptFileError, InputError, PlanError
-from spvit_deploy.core.files import (
-    check_files,
-    new_folder,
-    read_record,
-    sha256_file,
-    write_bytes,
-    write_record,
-)
-from spvit_deploy.core.plan import (
-    GATES_FILE,
-    ModelSpec,
-    PrunePlan,
-    first_line,
-    load_plan,
-    save_plan,
-)
+from spvit_deploy.core.errors import CorruptFileError, InputError, PlanError, first_line
+from spvit_deploy.core.files import sha256_file, write_bytes
+from spvit_deploy.core.output_folders import new_folder
+from spvit_deploy.core.plan import GATES_FILE, ModelSpec, PrunePlan, load_plan, save_plan
 from spvit_deploy.core.preprocessing import Preprocessing
-from spvit_deploy.families import BlockSite, find_sites
+from spvit_deploy.core.records import StrictModel, check_files, read_record, write_record
+from spvit_deploy.families.base import (
+    BlockSite,
+)
+from spvit_deploy.families.registry import (
+    find_sites,
+)
 from spvit_deploy.families.timm_models import (
     create_empty,
     create_model,
@@ -51,10 +44,8 @@ WEIGHTS_FILE = "supernet.safetensors"
 _APART = "Its gates and weights are of two models: put back the gates that it was written with."
 
 
-class SearchRecord(BaseModel):
+class SearchRecord(StrictModel):
     """``search.json``."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     schema_version: Literal[1] = 1
     kind: Literal["search"] = "search"
@@ -179,7 +170,7 @@ def load_search(folder: Path) -> SavedSearch:
     try:
         record = SearchRecord.model_validate(read_record(folder / RECORD_FILE, kind="search"))
     except ValueError as error:
-        raise CorruptFileError(f"{folder / RECORD_FILE}: {first_line(error)}") from None
+        raise CorruptFileError(f"{folder / RECORD_FILE}: {first_line(error)}.") from None
     plan = load_plan(folder)
     # Gates may be edited by hand; weights may not.
     check_files(folder, {k: v for k, v in record.files.items() if k != GATES_FILE})

@@ -23,7 +23,9 @@ from spvit_deploy.core.plan import (
     Semantics,
     TokenKeep,
 )
-from spvit_deploy.families import find_sites
+from spvit_deploy.families.registry import (
+    find_sites,
+)
 from spvit_deploy.families.timm_models import input_size
 from spvit_deploy.lean.input_dependence import sees_images
 from spvit_deploy.lean.materialize import EXTRAS_PREFIX, check_plan

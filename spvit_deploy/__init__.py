@@ -10,17 +10,21 @@ from typing import TYPE_CHECKING, Any
 from spvit_deploy._version import __version__
 
 if TYPE_CHECKING:
+    from spvit_deploy.workflows.export import (
+        export_model,
+    )
+    from spvit_deploy.workflows.latency_profile import (
+        merge_latencies,
+        profile_latency,
+    )
     from spvit_deploy.workflows.stages import (
         benchmark,
         evaluate,
-        export_model,
         finetune,
         import_model,
         load_lean,
         materialize,
-        merge_latencies,
         predict,
-        profile_latency,
         search_gates,
     )
 

@@ -23,8 +23,8 @@ import torch
 from PIL import Image
 
 from spvit_deploy.cli.main import main
-from spvit_deploy.core.files import read_record, write_record
 from spvit_deploy.core.plan import load_plan
+from spvit_deploy.core.records import read_record, write_record
 from spvit_deploy.lean.width_advice import off_the_grain
 from tests.calls import call, good, refused
 from tests.conftest import NAME, TINY, TINY_ARGS
@@ -303,7 +303,7 @@ def test_a_recipe_is_refused_before_its_first_stage(tmp_path: Path) -> None:
         ({"finetune": {"distillation": "x"}}, "is 'x'; it should be soft or hard."),
         ({"data": {"spec": "digits", "augment": "x"}}, "it should be auto or none or shift or"),
         ({"benchmark": {"batches": []}}, "batches is []; it should be a list of 1 or more."),
-        ({"checkpoint_every": "soon"}, "recipe.yaml: checkpoint_every: --checkpoint-every soon is"),
+        ({"checkpoint_every": "soon"}, "recipe.yaml: checkpoint_every: 'soon': expected 500"),
     ],
 )
 def test_a_recipe_that_is_none_is_told_in_its_own_words(
@@ -364,12 +364,12 @@ def test_a_demo_replaces_nothing_but_a_demo(tmp_path: Path) -> None:
 
 
 def test_two_runs_of_one_recipe_are_told_of_each_other(tmp_path: Path) -> None:
-    from spvit_deploy.core.locks import claimed
+    from spvit_deploy.core.locks import lock_folder
 
     good("run", "--init", tmp_path / "recipe.yaml")
     (tmp_path / "run").mkdir()
-    with claimed(tmp_path / "run"):
-        refused("run", tmp_path / "recipe.yaml", says="Another run is at work")
+    with lock_folder(tmp_path / "run"):
+        refused("run", tmp_path / "recipe.yaml", says="is in use by another run")
 
 
 def test_a_search_that_diverges_says_so(tmp_path: Path) -> None:
@@ -397,16 +397,7 @@ def test_unknown_and_unsupported_models(tmp_path: Path) -> None:
 
 def test_pretrained_weights_without_a_network(tmp_path: Path) -> None:
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "empty")}
-    command = [
-        sys.executable,
-        "-m",
-        "spvit_deploy",
-        "export",
-        NAME,
-        "--pretrained",
-        "-o",
-        "x",
-    ]
+    command = [sys.executable, "-m", "spvit_deploy", "export", NAME, "--pretrained", "-o", "x"]
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2, done.stderr
     assert f"The weights of {NAME} cannot be had" in done.stderr
@@ -581,7 +572,12 @@ def test_a_teacher_is_looked_at_first(work: Path, tmp_path: Path) -> None:
 
 def test_images_of_every_mode_keep_their_range(tmp_path: Path) -> None:
     from spvit_deploy.core.preprocessing import Preprocessing
-    from spvit_deploy.data.batches import DataSettings, open_batches
+    from spvit_deploy.data.batches import (
+        open_batches,
+    )
+    from spvit_deploy.data.spec import (
+        DataSettings,
+    )
 
     ramp = np.linspace(0, 255, 256, dtype=np.uint8).reshape(16, 16)
     modes = {

@@ -13,7 +13,8 @@ import pytest
 
 from spvit_deploy.core.cuda_driver import Driver, Gpu, device_index, find_driver
 from spvit_deploy.core.errors import CorruptFileError, InputError, JobError, RuntimeMissingError
-from spvit_deploy.core.files import sha256_bytes, write_record
+from spvit_deploy.core.files import sha256_bytes
+from spvit_deploy.core.records import write_record
 from spvit_deploy.export.formats import EngineFlags, check_flags
 from spvit_deploy.runtimes.tensorrt.bindings import (
     EngineTensor,

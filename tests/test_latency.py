@@ -25,8 +25,8 @@ from spvit_deploy.benchmarks.latency_tables.table import (
     warn_if_unsteady,
 )
 from spvit_deploy.core.errors import CorruptFileError, InputError, JobError
-from spvit_deploy.core.files import read_record
 from spvit_deploy.core.plan import AttentionKind, load_plan
+from spvit_deploy.core.records import read_record
 from spvit_deploy.export.trace import write_unverified
 from spvit_deploy.families.timm_models import create_model, input_size
 from spvit_deploy.lean.model_folder import load_saved

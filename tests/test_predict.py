@@ -16,7 +16,9 @@ from PIL import Image
 import spvit_deploy
 from spvit_deploy.cli.main import main
 from spvit_deploy.lean.model_folder import SavedModel, load_saved
-from spvit_deploy.workflows.stages import export_model
+from spvit_deploy.workflows.export import (
+    export_model,
+)
 from tests.calls import refused
 
 Make = Callable[..., tuple[SavedModel, Path]]

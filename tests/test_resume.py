@@ -16,9 +16,15 @@ from PIL import Image
 
 from spvit_deploy.core.errors import JobError
 from spvit_deploy.core.preprocessing import Preprocessing
-from spvit_deploy.data.batches import Batches, DataSettings, open_batches
+from spvit_deploy.data.batches import (
+    Batches,
+    open_batches,
+)
 from spvit_deploy.data.sampling import Share
-from spvit_deploy.data.sources import Source
+from spvit_deploy.data.spec import (
+    DataSettings,
+    Source,
+)
 from spvit_deploy.data.timm_dataset import StreamedImages
 from spvit_deploy.training.finetune import FinetuneSettings
 from spvit_deploy.training.loop import _Loop

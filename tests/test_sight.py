@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spvit_deploy.core.errors import BudgetError
-from spvit_deploy.core.files import read_record, write_record
 from spvit_deploy.core.plan import AttentionKind
+from spvit_deploy.core.records import read_record, write_record
 from spvit_deploy.families.timm_models import create_model
 from spvit_deploy.lean.cost import CostTable, SiteCost
 from spvit_deploy.lean.input_dependence import sees_images

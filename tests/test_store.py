@@ -5,14 +5,22 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from spvit_deploy.core.errors import OutputExistsError
-from spvit_deploy.core.files import _SETTLED, ensure_free, new_folder
-from spvit_deploy.core.locks import claimed
+from spvit_deploy.core.errors import InputError, OutputExistsError
+from spvit_deploy.core.locks import LOCK_FILE, lock_file, lock_folder
+from spvit_deploy.core.output_folders import (
+    _SETTLED,
+    OUTPUT_KINDS,
+    OutputKind,
+    ensure_free,
+    new_folder,
+)
+from spvit_deploy.core.records import write_record
 
 
 def fill(path: Path, text: str, force: bool = False) -> None:
@@ -32,13 +40,12 @@ def test_the_second_of_two_runs_on_one_output_is_refused(tmp_path: Path) -> None
     assert [path.name for path in tmp_path.iterdir()] == ["o"]
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="no locks on folders")
 def test_what_a_killed_run_left_is_removed_and_a_run_at_work_is_not(tmp_path: Path) -> None:
     code = (
         "import sys, time\nfrom pathlib import Path\n"
-        "from spvit_deploy.core.files import new_folder\n"
+        "from spvit_deploy.core.output_folders import new_folder\n"
         "with new_folder(Path(sys.argv[1])) as staging:\n"
-        "    print(staging.name, flush=True)\n    time.sleep(60)\n"
+        "    print(staging.parent.name, flush=True)\n    time.sleep(60)\n"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "o")]
     killed, working = (
@@ -94,6 +101,42 @@ def test_what_we_did_not_write_is_not_replaced(tmp_path: Path) -> None:
         ensure_free(tmp_path / "all", force=True)
 
 
+@pytest.mark.parametrize("kind", OUTPUT_KINDS, ids=lambda kind: kind.record)
+def test_every_kind_of_output_is_replaced_where_nothing_else_is_in_it(
+    kind: OutputKind, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+
+    def write(force: bool) -> None:
+        with new_folder(output, force) as staging:
+            write_record(staging / kind.record, {"kind": "any", "files": {"weights.bin": ""}})
+            for name in ("weights.bin", *kind.files):
+                (staging / name.replace("*", "x")).touch()
+            if kind.outputs:
+                fill(staging / "one", "{}")
+
+    write(False)
+    write(True)
+    (output / "notes.txt").write_text("mine")
+    with pytest.raises(OutputExistsError, match=r"'notes\.txt'"):
+        write(True)
+    (output / "notes.txt").rename(tmp_path / "notes.txt")
+    (output / "photos").mkdir()
+    (output / "photos" / "a.jpg").touch()
+    with pytest.raises(OutputExistsError, match="'photos'"):
+        write(True)
+
+
+def test_what_could_never_be_replaced_is_not_written(tmp_path: Path) -> None:
+    def write() -> None:
+        with new_folder(tmp_path / "out") as staging:
+            (staging / "unknown.json").write_text("{}")
+
+    with pytest.raises(NotImplementedError, match=r"'unknown\.json'"):
+        write()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_what_a_call_reads_is_not_replaced(tmp_path: Path) -> None:
     fill(tmp_path / "lean", "{}")
     for reads in (tmp_path / "lean", tmp_path / "lean" / "config.json", str(tmp_path / "lean")):
@@ -102,13 +145,35 @@ def test_what_a_call_reads_is_not_replaced(tmp_path: Path) -> None:
     ensure_free(tmp_path / "lean", force=True, reads=("vit_tiny_patch16_224", tmp_path))
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="no locks on folders")
-def test_a_claim_is_held_once(tmp_path: Path) -> None:
+def test_a_folder_is_locked_once(tmp_path: Path) -> None:
     def twice() -> None:
-        with claimed(tmp_path), claimed(tmp_path):
+        with lock_folder(tmp_path), lock_folder(tmp_path):
             pass
 
-    with pytest.raises(BlockingIOError):
+    with pytest.raises(InputError, match="is in use by another run"):
         twice()
-    with claimed(tmp_path):
-        pass
+    with lock_folder(tmp_path) as held:
+        assert held
+        assert [path.name for path in tmp_path.iterdir()] == [LOCK_FILE]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_who_waits_for_a_lock_gets_it_when_the_holder_is_killed(tmp_path: Path) -> None:
+    code = (
+        "import sys, time\nfrom pathlib import Path\nfrom spvit_deploy.core.locks import lock_file\n"
+        "with lock_file(Path(sys.argv[1])):\n    print(flush=True)\n    time.sleep(60)\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "cache.lock")]
+    holder = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None
+    holder.stdout.readline()
+    threading.Timer(0.3, holder.kill).start()
+    with lock_file(tmp_path / "cache.lock", wait=-1) as held:
+        assert held
+        assert holder.wait() != 0
+
+
+def test_where_nothing_can_be_locked_work_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with lock_folder(tmp_path / "file") as held:
+        assert not held

@@ -19,10 +19,15 @@ from PIL import Image
 
 from spvit_deploy.core.errors import DataError
 from spvit_deploy.core.preprocessing import Preprocessing
-from spvit_deploy.data.batches import DataSettings, open_batches
+from spvit_deploy.data.batches import (
+    open_batches,
+)
 from spvit_deploy.data.encoded_image import Encoded
 from spvit_deploy.data.sampling import Share, generator_of, shuffled
 from spvit_deploy.data.sources import DigitImages, open_source
+from spvit_deploy.data.spec import (
+    DataSettings,
+)
 from tests.calls import good, refused
 from tests.conftest import NAME, TINY_ARGS
 from tests.test_cli import run_apart

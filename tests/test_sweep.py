@@ -18,13 +18,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spvit_deploy.core.errors import BudgetError, CorruptFileError, InputError, RuntimeMissingError
-from spvit_deploy.core.files import write_record
+from spvit_deploy.core.records import write_record
+from spvit_deploy.core.units import parse_duration, parse_percent
 from spvit_deploy.lean.model_folder import load_saved
 from spvit_deploy.search.search import SearchSettings
 from spvit_deploy.workflows.sweep import ray_cluster
 from spvit_deploy.workflows.sweep.budgets import check_budgets, parse_budgets
 from spvit_deploy.workflows.sweep.page import frontier_scatter, row
-from spvit_deploy.workflows.sweep.pick import fits, parse_accuracy, parse_latency, pick
+from spvit_deploy.workflows.sweep.pick import fits, pick
 from spvit_deploy.workflows.sweep.ray_cluster import Capacity, Portion, portion
 from spvit_deploy.workflows.sweep.record import (
     SweepPoint,
@@ -169,15 +170,15 @@ def test_the_pick_is_within_limits_and_nothing_within_them_is_better(
 
 
 def test_limits_take_units() -> None:
-    assert parse_latency("4ms") == pytest.approx(0.004)
-    assert parse_latency("250 us") == pytest.approx(0.00025)
-    assert parse_latency("1.5s") == 1.5
-    assert parse_accuracy("95%") == parse_accuracy("95") == 95
+    assert parse_duration("4ms") == pytest.approx(0.004)
+    assert parse_duration("250 us") == pytest.approx(0.00025)
+    assert parse_duration("1.5s") == 1.5
+    assert parse_percent("95%") == parse_percent("95") == 95
     for text in ("4", "0ms", "-1ms", "fast"):
-        with pytest.raises(ValueError, match="write 4ms"):
-            parse_latency(text)
+        with pytest.raises(ValueError, match="expected a time such as 250us, 4ms"):
+            parse_duration(text)
     with pytest.raises(ValueError, match="up to 100"):
-        parse_accuracy("101")
+        parse_percent("101")
 
 
 def test_pick_names_the_trial_or_what_comes_nearest(tmp_path: Path) -> None:

@@ -7,10 +7,11 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from statistics import median
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from spvit_deploy.benchmarks.load_patterns import burst_of, images_for
 from spvit_deploy.benchmarks.statistics import percentile
+from spvit_deploy.core.records import StrictModel
 from spvit_deploy.runtimes.base import Session
 from spvit_deploy.runtimes.registry import open_session
 
@@ -18,15 +19,13 @@ ROUNDS, OFTEN = 10, 4
 _BURST, _PAUSE = 0.1, 0.08
 
 
-class Timing(BaseModel):
+class Timing(StrictModel):
     """Seconds of a call.
 
     Attributes:
         seconds: lower quartile of the medians of bursts: what else runs on a host only adds.
         low, high: of the medians, 5% and 95%.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     seconds: float = Field(gt=0)
     low: float

@@ -20,7 +20,12 @@ from spvit_deploy.benchmarks.latency_tables.block_chain import (
     watch_blocks,
 )
 from spvit_deploy.core.plan import AttentionKind, BlockPlan, ModelSpec, PrunePlan
-from spvit_deploy.families import BlockSite, find_sites
+from spvit_deploy.families.base import (
+    BlockSite,
+)
+from spvit_deploy.families.registry import (
+    find_sites,
+)
 from spvit_deploy.families.timm_models import input_size
 from spvit_deploy.lean.materialize import shape_lean
 

@@ -8,15 +8,14 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 from sklearn.isotonic import isotonic_regression
 
 from spvit_deploy.benchmarks.host import HostRecord
 from spvit_deploy.benchmarks.latency_tables.interleaved import Timing
-from spvit_deploy.core.files import write_record
 from spvit_deploy.core.plan import AttentionKind, ModelSpec
 from spvit_deploy.core.progress import warn
-from spvit_deploy.core.records import load_record
+from spvit_deploy.core.records import StrictModel, load_record, write_record
 from spvit_deploy.lean.cost import CostTable, SiteCost
 
 LATENCY_FILE = "latency.json"
@@ -27,18 +26,14 @@ _UNSTEADY = 0.1
 _HARDWARE = ("cpu", "cores", "threads", "flags", "gpus")
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class WidthTime(_Record):
+class WidthTime(StrictModel):
     """A block with the cheapest operation and this many hidden units."""
 
     width: int = Field(ge=0)
     time: Timing
 
 
-class TailTimes(_Record):
+class TailTimes(StrictModel):
     """A block that is needed for the tokens that the answer is read off alone.
 
     A convolution passes these on unchanged, and takes no more than a skip.
@@ -53,7 +48,7 @@ class TailTimes(_Record):
     mlp: tuple[WidthTime, ...] = Field(min_length=1)
 
 
-class ShapeTimes(_Record):
+class ShapeTimes(StrictModel):
     """The times of blocks that compute the same.
 
     Attributes:
@@ -89,7 +84,7 @@ class ShapeTimes(_Record):
         return self
 
 
-class Anchors(_Record):
+class Anchors(StrictModel):
     """Whole models: dense; without MLPs; and with the cheapest operations too.
 
     Raises:
@@ -107,7 +102,7 @@ class Anchors(_Record):
         return self
 
 
-class LatencyTable(_Record):
+class LatencyTable(StrictModel):
     """One model on one runtime.
 
     Attributes:
@@ -189,7 +184,7 @@ class LatencyTable(_Record):
         return replace(found, fixed=round(_NS * whole.dense.seconds) - found.dense)
 
 
-class LatencyFile(_Record):
+class LatencyFile(StrictModel):
     """``latency.json``: tables of one or several models, runtimes and hosts."""
 
     schema_version: Literal[1] = 1

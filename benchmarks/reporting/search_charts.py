@@ -12,7 +12,7 @@ from plotly.subplots import make_subplots
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from spvit_deploy.benchmarks.reporting.charts import KINDS, LEAN, OTHER, style
-from spvit_deploy.core.errors import CorruptFileError, InputError
+from spvit_deploy.core.errors import CorruptFileError, InputError, first_line
 from spvit_deploy.core.plan import AttentionKind
 
 LOG_FILE = "log.jsonl"
@@ -60,8 +60,9 @@ def read_search_log(folder: Path) -> list[LogLine]:
             f"{file} is of no search: it lacks {missing}.", "Name the folder that `search` wrote."
         ) from None
     except (ValueError, TypeError, AttributeError, ValidationError) as error:
-        text = " ".join(str(error).split())[:160]
-        raise CorruptFileError(f"{file} is damaged, or of no search: {text}.") from None
+        raise CorruptFileError(
+            f"{file} is damaged, or of no search: {first_line(error)}."
+        ) from None
     if not lines:
         raise InputError(f"{file} is empty.", "Name the folder that `search` wrote.")
     return lines

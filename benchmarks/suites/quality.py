@@ -41,10 +41,12 @@ from spvit_deploy.benchmarks.suites.quality_methods import (
 from spvit_deploy.benchmarks.suites.quality_pages import write_pages
 from spvit_deploy.benchmarks.suites.quality_setting import Method, Setting
 from spvit_deploy.benchmarks.suites.search_cost import MODEL
-from spvit_deploy.core.files import write_record
 from spvit_deploy.core.plan import AttentionKind
+from spvit_deploy.core.records import write_record
 from spvit_deploy.data.batches import Batches, open_batches
-from spvit_deploy.data.sources import DataSettings
+from spvit_deploy.data.spec import (
+    DataSettings,
+)
 from spvit_deploy.families.timm_models import create_model, preprocessing_of
 from spvit_deploy.lean.cost import count_cost
 from spvit_deploy.lean.model_folder import SavedModel, dense_saved, load_saved, save_model

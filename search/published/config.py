@@ -16,16 +16,9 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
-from spvit_deploy.core.errors import CheckpointError, InputError, PlanError
+from spvit_deploy.core.errors import CheckpointError, InputError, PlanError, first_line
 from spvit_deploy.core.files import sha256_file
-from spvit_deploy.core.plan import (
-    AttentionKind,
-    BlockPlan,
-    ModelSpec,
-    PrunePlan,
-    Semantics,
-    first_line,
-)
+from spvit_deploy.core.plan import AttentionKind, BlockPlan, ModelSpec, PrunePlan, Semantics
 from spvit_deploy.families.timm_models import read_state_dict
 
 _DEIT_SIZES = {"tiny": (192, 3), "small": (384, 6), "base": (768, 12)}
@@ -120,8 +113,9 @@ def read_config(path: Path) -> AuthorsConfig:
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}.", "Check the path.") from None
     except (ValueError, RecursionError, yaml.YAMLError) as error:
-        text = " ".join(str(error).split())[:120]
-        raise InputError(f"{path}: neither JSON nor YAML ({text}).", "Get it again.") from None
+        raise InputError(
+            f"{path}: neither JSON nor YAML ({first_line(error)}).", "Get it again."
+        ) from None
     if not isinstance(content, dict):
         raise InputError(f"{path}: not a config of the authors' code.", "Check the path.")
     try:
@@ -136,7 +130,7 @@ def read_config(path: Path) -> AuthorsConfig:
             "Give a fine-tuning config, which lists assigned_indicators; a search config has none."
         )
         raise InputError(
-            f"{path}: {first_line(error)}", hint if missing else "Mend that entry of the config."
+            f"{path}: {first_line(error)}.", hint if missing else "Mend that entry of the config."
         ) from None
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from spvit_deploy.core.errors import CheckpointError
+from spvit_deploy.core.errors import CheckpointError, first_line
 from spvit_deploy.core.plan import PrunePlan
 from spvit_deploy.families.timm_models import (
     create_shell,
@@ -61,9 +61,8 @@ def import_lean(config_path: Path, gates: Path | None, checkpoint: Path) -> Save
     try:
         return _assemble(config_path, config, gates, checkpoint, state)
     except (IndexError, KeyError, ValueError, RuntimeError, TypeError) as error:
-        text = " ".join(str(error).split())[:120]
         raise CheckpointError(
-            f"{checkpoint}: not laid out as the authors' checkpoints are ({text}).",
+            f"{checkpoint}: not laid out as the authors' checkpoints are ({first_line(error)}).",
             "Check --checkpoint.",
         ) from error
 

@@ -17,7 +17,7 @@ from spvit_deploy.cli.options import (
     runtime_device_option,
     take_data,
 )
-from spvit_deploy.core.units import parse_latency
+from spvit_deploy.core.units import parse_duration
 
 SCENARIOS = ("closed", "single-stream", "multi-stream", "offline", "server")
 
@@ -47,7 +47,7 @@ SCENARIOS = ("closed", "single-stream", "multi-stream", "offline", "server")
 )
 @click.option(
     "--latency-slo",
-    callback=parsed(parse_latency),
+    callback=parsed(parse_duration),
     metavar="TIME",
     help="server: what 99% of the answers have to come within, such as 50ms.",
 )

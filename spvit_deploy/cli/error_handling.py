@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from spvit_deploy.core.errors import JobError, SpvitError
+from spvit_deploy.core.errors import JobError, SpvitError, first_line
 from spvit_deploy.core.launcher import rank, speaks
 
 # Seconds that the first of several processes may take to say what is wrong.
@@ -49,9 +49,9 @@ class Main(click.Group):
 def _unexpected(error: Exception) -> JobError:
     if isinstance(error, ModuleNotFoundError) and error.name in _NEEDED:
         return JobError(f"{error.name} is not installed.", "pip install spvit-deploy")
-    text = " ".join(str(error).split())[:300]
     return JobError(
-        f"Unexpected {type(error).__name__}: {text}.", "Run it with --debug, and report it."
+        f"Unexpected {type(error).__name__}: {first_line(error)}.",
+        "Run it with --debug, and report it.",
     )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,11 +11,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from spvit_deploy.core.errors import InputError
+from spvit_deploy.core.units import interval_text
 from spvit_deploy.runtimes.info import distinct_options
 from spvit_deploy.runtimes.registry import formats
 
 if TYPE_CHECKING:
-    from spvit_deploy.data.sources import DataSettings
+    from spvit_deploy.data.spec import (
+        DataSettings,
+    )
     from spvit_deploy.lean.load_model import ModelRequest
     from spvit_deploy.runtimes.export_job import ExportSettings
     from spvit_deploy.runtimes.info import ExportOption, FormatInfo
@@ -35,6 +37,22 @@ class Number(click.FloatRange):
         if not math.isfinite(number):
             self.fail(f"{value!r} is no number.", param, ctx)
         return number
+
+
+def parsed(parse: Callable[[str], Any]) -> Callable[..., Any]:
+    """A callback of click that parses an option's text; None stays None.
+
+    Args:
+        parse: raises ValueError or InputError, whose text says what is wrong.
+    """
+
+    def read(ctx: click.Context, option: click.Parameter, text: str | None) -> Any:
+        try:
+            return None if text is None else parse(text)
+        except (ValueError, InputError) as error:
+            raise click.BadParameter(str(error), ctx, option) from None
+
+    return read
 
 
 def stack(*decorators: Decorator) -> Decorator:
@@ -64,14 +82,6 @@ def _model_args(_: click.Context, __: click.Parameter, values: tuple[str, ...]) 
             raise click.BadParameter(f"'{value}': a number, text, True, False, None or (a, b).")
         args[key] = parsed
     return args
-
-
-def _interval(ctx: click.Context, param: click.Parameter, value: str) -> str:
-    if not re.fullmatch(r"[1-9]\d*[smh]?|never", value):
-        raise click.BadParameter(
-            f"'{value}': write 500 (steps), 30s, 10m, 2h or never.", ctx, param
-        )
-    return value
 
 
 model_options = stack(
@@ -172,7 +182,7 @@ train_options = stack(
 
 checkpoint_option = click.option(
     "--checkpoint-every", default="10m", show_default=True, metavar="10m|500|never",
-    callback=_interval, help="Time (s, m, h) or steps between checkpoints.",
+    callback=parsed(interval_text), help="Time (s, m, h) or steps between checkpoints.",
 )  # fmt: skip
 
 run_options = stack(
@@ -186,22 +196,6 @@ run_options = stack(
         help="Log for TensorBoard too, beside the log.jsonl of the output.",
     ),
 )  # fmt: skip
-
-
-def parsed(parse: Callable[[str], Any]) -> Callable[..., Any]:
-    """A callback of click that parses an option's text; None stays None.
-
-    Args:
-        parse: raises ValueError or InputError, whose text says what is wrong.
-    """
-
-    def read(ctx: click.Context, option: click.Parameter, text: str | None) -> Any:
-        try:
-            return None if text is None else parse(text)
-        except (ValueError, InputError) as error:
-            raise click.BadParameter(str(error), ctx, option) from None
-
-    return read
 
 
 def format_options(command: Any) -> Any:
@@ -313,7 +307,9 @@ _TRAIN_KEYS = (
 
 def take_data(options: dict[str, Any]) -> DataSettings:
     """Take the data options out of a command's options."""
-    from spvit_deploy.data.sources import DataSettings
+    from spvit_deploy.data.spec import (
+        DataSettings,
+    )
 
     found = {field: options.pop(key) for key, field in _DATA_KEYS.items() if key in options}
     return DataSettings(**found)

@@ -20,7 +20,8 @@ from spvit_deploy.cli.options import (
     parsed,
     take_data,
 )
-from spvit_deploy.workflows.recommend.target import Target, parse_target, parse_time
+from spvit_deploy.core.units import parse_duration
+from spvit_deploy.workflows.recommend.target import Target, parse_target
 
 if TYPE_CHECKING:
     from spvit_deploy.workflows.recommend.record import Recommendation, Tried
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
 @click.option(
     "--time",
     "seconds",
-    callback=parsed(parse_time),
+    callback=parsed(parse_duration),
     default="10m",
     show_default=True,
     metavar="TIME",

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from spvit_deploy.cli.options import Folder, Number, json_option, parsed
-from spvit_deploy.core.units import parse_latency
+from spvit_deploy.core.units import parse_duration
 
 if TYPE_CHECKING:
     from spvit_deploy.serving.client import TritonTarget
@@ -110,7 +110,7 @@ def _terminable() -> Iterator[None]:
     "--duration", type=Number(0, min_open=True), default=10, show_default=True, help="Seconds."
 )
 @click.option(
-    "--slo", callback=parsed(parse_latency), metavar="50ms", help="What 99% must keep below."
+    "--slo", callback=parsed(parse_duration), metavar="50ms", help="What 99% must keep below."
 )
 @click.option(
     "--timeout", type=Number(0, min_open=True), default=10, show_default=True,

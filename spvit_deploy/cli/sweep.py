@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,10 +21,12 @@ from spvit_deploy.cli.options import (
     json_option,
     model_options,
     output_option,
+    parsed,
     take_data,
     take_training,
 )
 from spvit_deploy.core.errors import InputError
+from spvit_deploy.core.units import parse_duration, parse_percent
 from spvit_deploy.runtimes.registry import PRECISIONS, formats
 
 if TYPE_CHECKING:
@@ -44,23 +45,6 @@ class RunByDefault(click.Group):
         if args and args[0].startswith("-") and args[0] not in ctx.help_option_names:
             args = ["run", *args]
         return super().parse_args(ctx, args)
-
-
-def _quantity(name: str) -> Callable[..., float | None]:
-    """A callback that reads an option with ``picking.parse_NAME``."""
-
-    def take(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
-        from spvit_deploy.workflows.sweep import pick as picking
-
-        if value is None:
-            return None
-        try:
-            number: float = getattr(picking, f"parse_{name}")(value)
-        except ValueError as error:
-            raise click.BadParameter(str(error), ctx, param) from None
-        return number
-
-    return take
 
 
 @click.group(cls=RunByDefault)
@@ -209,13 +193,13 @@ def _made(options: dict[str, Any]) -> Recipe:
 @click.option(
     "--max-latency",
     metavar="4ms",
-    callback=_quantity("latency"),
+    callback=parsed(parse_duration),
     help="Median of a call, at most; the most accurate trial within it is picked.",
 )
 @click.option(
     "--min-accuracy",
     metavar="95",
-    callback=_quantity("accuracy"),
+    callback=parsed(parse_percent),
     help="Top-1 in percent, at least; without --max-latency the fastest trial with it is picked.",
 )
 @json_option

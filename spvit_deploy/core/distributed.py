@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, distributed
 
 from spvit_deploy.core.device import pick_device
-from spvit_deploy.core.errors import DataError, JobError, RuntimeMissingError
+from spvit_deploy.core.errors import DataError, JobError, RuntimeMissingError, first_line
 from spvit_deploy.core.launcher import launched
 from spvit_deploy.data.sampling import ALONE as WHOLE
 from spvit_deploy.data.sampling import Share
@@ -124,8 +124,7 @@ def _state(device: torch.device) -> Any:
     try:
         state = PartialState(cpu=device.type == "cpu")
     except (RuntimeError, ValueError) as error:
-        text = " ".join(str(error).split())[:200]
-        raise JobError(f"The processes do not find each other: {text}.") from error
+        raise JobError(f"The processes do not find each other: {first_line(error)}.") from error
     if fresh and distributed.is_initialized():
         atexit.register(_part)
     return state

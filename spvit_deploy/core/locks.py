@@ -1,36 +1,51 @@
-"""Folders that one run at a time works in."""
+"""Locks between processes that write to one place."""
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
-if sys.platform != "win32":
-    import fcntl
+from filelock import FileLock, Timeout
+
+from spvit_deploy.core.errors import InputError
+
+LOCK_FILE = ".lock"
 
 
 @contextmanager
-def claimed(folder: Path) -> Iterator[None]:
-    """Hold a lock on a folder, which a process that is killed gives up.
+def lock_file(file: Path, wait: float = 0.0) -> Iterator[bool]:
+    """Hold a lock file and remove it in the end; a process that is killed releases it.
 
-    Where the system or the file system has no locks, nothing is held.
+    Args:
+        file: Lock file, in a folder that exists.
+        wait: Seconds to wait while another process or thread holds it; negative: without limit.
+
+    Yields:
+        Whether it is held: not on a file system that is read-only or has no locks.
 
     Raises:
-        BlockingIOError: another process, or another part of this one, holds it.
+        InputError: Another process or thread still holds it.
     """
-    if sys.platform == "win32":
-        yield
-        return
-    handle = os.open(folder, os.O_RDONLY)
+    lock = FileLock(file, timeout=wait, thread_local=False)
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if isinstance(error, BlockingIOError):
-                raise
-        yield
+        lock.acquire()
+    except Timeout:
+        raise InputError(
+            f"{file.parent} is in use by another run.", "Wait for it to end, or choose another -o."
+        ) from None
+    except (OSError, NotImplementedError):
+        yield False
+        return
+    try:
+        yield True
     finally:
-        os.close(handle)
+        # While it is held: once released, the file may be another's. Windows removes it on release.
+        with suppress(OSError):
+            file.unlink()
+        lock.release()
+
+
+def lock_folder(folder: Path, wait: float = 0.0) -> AbstractContextManager[bool]:
+    """Hold the lock of a folder that one run at a time works in, as :func:`lock_file` does."""
+    return lock_file(folder / LOCK_FILE, wait)

@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
     ValidationInfo,
@@ -22,8 +20,8 @@ from pydantic import (
     model_validator,
 )
 
-from spvit_deploy.core.errors import InputError, PlanError
-from spvit_deploy.core.files import read_record, record_digest, write_record
+from spvit_deploy.core.errors import InputError, PlanError, first_line
+from spvit_deploy.core.records import StrictModel, read_record, record_digest, write_record
 
 SCHEMA_VERSION = 1
 GATES_FILE = "gates.json"
@@ -48,11 +46,7 @@ class AttentionKind(str, Enum):
         return list(AttentionKind)[count]
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class ModelSpec(_Record):
+class ModelSpec(StrictModel):
     """A timm model by name, and the arguments of ``timm.create_model`` that change its shape."""
 
     name: str
@@ -63,7 +57,7 @@ class ModelSpec(_Record):
         return f"{self.name} {args}".strip()
 
 
-class BlockPlan(_Record):
+class BlockPlan(StrictModel):
     """One block: its operation, and the indices of the hidden units that its MLP keeps.
 
     Attributes:
@@ -119,7 +113,7 @@ class BlockPlan(_Record):
         return {k: v for k, v in written.items() if k not in plain or v != plain[k]}
 
 
-class TokenKeep(_Record):
+class TokenKeep(StrictModel):
     """Tokens that are merged behind a block.
 
     Attributes:
@@ -157,7 +151,7 @@ def parse_token_keep(text: str | None) -> tuple[TokenKeep, ...]:
     return tuple(sorted(found, key=lambda keep: keep.after))
 
 
-class Amount(_Record):
+class Amount(StrictModel):
     """A budget in another unit than MACs.
 
     Attributes:
@@ -173,7 +167,7 @@ class Amount(_Record):
     on: str = ""
 
 
-class Budget(_Record):
+class Budget(StrictModel):
     """What was asked and what the plan costs, in MACs for one image.
 
     Attributes:
@@ -196,7 +190,7 @@ class Budget(_Record):
         return {key: value for key, value in written.items() if value is not None}
 
 
-class Semantics(_Record):
+class Semantics(StrictModel):
     """How gates turn into operations; the published models differ in these.
 
     Attributes:
@@ -210,7 +204,7 @@ class Semantics(_Record):
     kernel_order: Literal["row-major", "column-major", "centre-first"] = "row-major"
 
 
-class PrunePlan(_Record):
+class PrunePlan(StrictModel):
     """All that is needed, beside dense or supernet weights, to build the lean model."""
 
     schema_version: Literal[1] = 1
@@ -278,15 +272,5 @@ def parse_plan(record: dict[str, Any], where: str) -> PrunePlan:
         return PrunePlan.model_validate(record)
     except ValueError as error:
         raise PlanError(
-            f"{where}: {first_line(error)}", "Search again, or mend the file."
+            f"{where}: {first_line(error)}.", "Search again, or mend the file."
         ) from None
-
-
-def first_line(error: ValueError) -> str:
-    """The first complaint of a pydantic error as ``field: message``."""
-    details = error.errors() if hasattr(error, "errors") else []
-    if not details:
-        return str(error)
-    where = ".".join(str(part) for part in details[0]["loc"]) or "record"
-    said = details[0]["msg"].removeprefix("Value error, ").rstrip(".")
-    return f"{where}: {said}."

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from spvit_deploy.core.records import StrictModel
 
 
-class Preprocessing(BaseModel):
+class Preprocessing(StrictModel):
     """How an image becomes the model's input; travels with every model that we write."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     input_size: tuple[int, int, int]
     mean: tuple[float, ...]

@@ -1,27 +1,93 @@
-"""Records that a pydantic model describes, read from their files."""
+"""Records: JSON files with a ``kind`` and a ``digest`` (SHA-256 of the rest)."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 
-from spvit_deploy.core.errors import CorruptFileError, InputError
-from spvit_deploy.core.files import read_record
-from spvit_deploy.core.plan import first_line
+from spvit_deploy.core.errors import CorruptFileError, InputError, first_line
+from spvit_deploy.core.files import sha256_bytes, sha256_file, write_bytes
 
-Record = TypeVar("Record", bound=BaseModel)
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class StrictModel(BaseModel):
+    """Base of settings and records: values cannot change, and unknown fields are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def record_digest(record: dict[str, Any]) -> str:
+    """SHA-256 of a record, ``digest`` left out, in a form that does not depend on key order."""
+    rest = {key: value for key, value in record.items() if key != "digest"}
+    return sha256_bytes(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode())
+
+
+def write_record(path: Path, record: dict[str, Any]) -> None:
+    """Write a JSON record with its digest."""
+    full = {**record, "digest": record_digest(record)}
+    write_bytes(path, (json.dumps(full, indent=1) + "\n").encode())
+
+
+def read_record(path: Path, kind: str | None = None) -> dict[str, Any]:
+    """Read a JSON record and check its digest, which may be absent in a file made by hand.
+
+    Raises:
+        InputError: no such file, or a record of another kind.
+        CorruptFileError: not a JSON object, or changed since it was written. ``digest`` is
+            taken out of the result.
+    """
+    try:
+        record = json.loads(path.read_bytes())
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror or error}.", "Check the path.") from None
+    except (ValueError, RecursionError):
+        raise CorruptFileError(
+            f"{path}: not JSON.", "The file is damaged; make it again."
+        ) from None
+    if not isinstance(record, dict):
+        raise CorruptFileError(f"{path}: not a JSON object.", "The file is damaged; make it again.")
+    digest = record.pop("digest", None)
+    if digest is not None and digest != record_digest(record):
+        raise CorruptFileError(
+            f"{path}: hash mismatch, it was changed after it was written.",
+            "Make it again, or delete its 'digest' entry if the change was meant.",
+        )
+    if kind is not None and record.get("kind") != kind:
+        raise InputError(f"{path}: a {record.get('kind')!r} record; '{kind}' was expected.")
+    return record
+
+
+def check_files(folder: Path, hashes: dict[str, str]) -> None:
+    """Compare files of a folder with the hashes that its record names.
+
+    Raises:
+        CorruptFileError: a file is missing or differs.
+    """
+    for name, expected in hashes.items():
+        file = folder / name
+        if Path(name).name != name:
+            raise CorruptFileError(f"{folder}: its record names '{name}', outside the folder.")
+        if not file.is_file():
+            raise CorruptFileError(f"{file}: missing.", "The folder is incomplete; make it again.")
+        if sha256_file(file) != expected:
+            raise CorruptFileError(
+                f"{file}: hash mismatch, it was truncated or changed after it was written.",
+                "Make it again.",
+            )
 
 
 def load_record(
     path: Path,
     kind: str,
-    model: type[Record],
+    model: type[Model],
     again: str,
     version: int = 1,
     older: tuple[int, ...] = (),
-) -> Record:
+) -> Model:
     """Read and validate a record.
 
     Args:

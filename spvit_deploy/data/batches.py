@@ -19,10 +19,16 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import DataLoader, Subset
 
-from spvit_deploy.core.errors import DataError
+from spvit_deploy.core.errors import DataError, first_line
 from spvit_deploy.core.preprocessing import Preprocessing
 from spvit_deploy.data.sampling import ALONE, Share, TrainOrder, generator_of, mix
-from spvit_deploy.data.sources import DataSettings, Source, open_source
+from spvit_deploy.data.sources import (
+    open_source,
+)
+from spvit_deploy.data.spec import (
+    DataSettings,
+    Source,
+)
 from spvit_deploy.data.transforms import Picked, Prepared, collated
 
 _IN_MEMORY_BYTES = 256 * 2**20
@@ -194,8 +200,9 @@ def _sample(prepared: Prepared, index: int) -> tuple[Tensor, int]:
 
 def unreadable(settings: DataSettings, error: Exception) -> DataError:
     """What data are that a reader gave up on."""
-    text = " ".join(str(error).split())[-160:]
-    return DataError(f"--data {settings.spec} cannot be read: {text}", "Remove or mend the images.")
+    return DataError(
+        f"--data {settings.spec} cannot be read: {first_line(error)}.", "Remove or mend the images."
+    )
 
 
 def _translate(images: Tensor, generator: torch.Generator) -> Tensor:

@@ -7,17 +7,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch.utils.data import Subset
 
 from spvit_deploy.core.errors import DataError
+from spvit_deploy.core.records import StrictModel
 
 _HOLD_OUT = 0.2
 TRAIN_NAMES = ("train", "training")
 VAL_NAMES = ("val", "valid", "validation", "eval", "test")
 
 
-class DataSettings(BaseModel):
+class DataSettings(StrictModel):
     """Which images, and how they are read.
 
     Attributes:
@@ -32,8 +33,6 @@ class DataSettings(BaseModel):
             colour; ``auto``, which takes ``shift`` where data fit in memory and else ``timm``.
         download: let torchvision or the hub download what is missing.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     spec: str
     root: str | None = None

@@ -9,7 +9,7 @@ from PIL import Image
 from timm.data import ImageDataset, create_dataset
 from torch.utils.data import Dataset, IterableDataset
 
-from spvit_deploy.core.errors import DataError
+from spvit_deploy.core.errors import DataError, first_line
 from spvit_deploy.core.progress import warn
 from spvit_deploy.data.spec import DataSettings, Source, name_of
 
@@ -91,12 +91,11 @@ def create(
     except (KeyboardInterrupt, MemoryError):
         raise
     except Exception as error:
-        text = " ".join(str(error).split())[:160].rstrip(". ") or type(error).__name__
         where, hint = "", "Check --data and --data-dir."
         if name:  # of timm, not a folder
             where = f", split '{split}'"
             hint = "Check --data-dir; --data-download lets torchvision or the hub fetch it."
-        raise DataError(f"{name_of(settings)}{where}: {text}.", hint) from error
+        raise DataError(f"{name_of(settings)}{where}: {first_line(error)}.", hint) from error
 
 
 def source_of(images: Any) -> Source:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spvit_deploy.core.errors import first_line
 from spvit_deploy.core.plan import AttentionKind
 from spvit_deploy.families.base import BlockSite, MlpParts, Refusal
 from spvit_deploy.families.parts import ATTENTION_ONLY, WITHOUT_CONVS, mlp_parts
@@ -48,8 +49,9 @@ class GenericFamily:
         try:
             sites = self.sites(model)
         except (RuntimeError, TypeError, ValueError, AttributeError, AssertionError) as error:
-            text = " ".join(str(error).split())[:120]
-            return Refusal(f"a {type(model).__name__} does not run on its own input size ({text})")
+            return Refusal(
+                f"a {type(model).__name__} does not run on its own input size ({first_line(error)})"
+            )
         if not any(site.hidden or len(site.kinds) > 1 for site in sites):
             return Refusal(
                 f"nothing in the blocks of a {type(model).__name__} can be trimmed or skipped",

@@ -8,7 +8,9 @@ from typing import Any
 
 from spvit_deploy.core.errors import ModelError
 from spvit_deploy.core.plan import AttentionKind
-from spvit_deploy.families import find_sites
+from spvit_deploy.families.registry import (
+    find_sites,
+)
 from spvit_deploy.families.timm_models import create_empty
 from spvit_deploy.lean.cost import macs_by_module
 from spvit_deploy.lean.model_folder import SavedModel

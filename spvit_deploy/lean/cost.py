@@ -20,10 +20,12 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from spvit_deploy.core.errors import ModelError
+from spvit_deploy.core.errors import ModelError, first_line
 from spvit_deploy.core.plan import AttentionKind, PrunePlan
-from spvit_deploy.families import BlockSite
 from spvit_deploy.families.attention import spell_out_attention
+from spvit_deploy.families.base import (
+    BlockSite,
+)
 
 OMITTED = (
     "softmax", "LayerNorm", "BatchNorm (folded at export)", "activations", "bias and residual "
@@ -61,9 +63,9 @@ def macs_by_module(model: nn.Module, input_size: tuple[int, int, int]) -> dict[s
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             shadow(torch.empty(1, *input_size, device="meta"))
     except (RuntimeError, AssertionError, ValueError, TypeError) as error:
-        text = " ".join(str(error).split())[:160].rstrip(".")
+        why = first_line(error)
         raise ModelError(
-            f"A {type(model).__name__} does not run on images of {list(input_size)} ({text}).",
+            f"A {type(model).__name__} does not run on images of {list(input_size)} ({why}).",
             "Choose another img_size.",
         ) from error
     root = f"{type(shadow).__name__}."

@@ -12,7 +12,12 @@ from torch import Tensor, nn
 
 from spvit_deploy.core.errors import CheckpointError, PlanError
 from spvit_deploy.core.plan import AttentionKind, BlockPlan, PrunePlan, Semantics
-from spvit_deploy.families import BlockSite, find_family
+from spvit_deploy.families.base import (
+    BlockSite,
+)
+from spvit_deploy.families.registry import (
+    find_family,
+)
 from spvit_deploy.families.timm_models import create_empty, input_size
 from spvit_deploy.lean.blocks import ConvAttention, Skip
 from spvit_deploy.lean.cost import Cost, count_cost

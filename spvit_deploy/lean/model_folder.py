@@ -14,28 +14,16 @@ from typing import Any, Literal
 import safetensors.torch
 import timm
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import nn
 
 from spvit_deploy._version import __version__
-from spvit_deploy.core.errors import CorruptFileError, InputError
-from spvit_deploy.core.files import (
-    check_files,
-    new_folder,
-    read_record,
-    sha256_file,
-    write_bytes,
-    write_record,
-)
-from spvit_deploy.core.plan import (
-    GATES_FILE,
-    ModelSpec,
-    PrunePlan,
-    first_line,
-    load_plan,
-    save_plan,
-)
+from spvit_deploy.core.errors import CorruptFileError, InputError, first_line
+from spvit_deploy.core.files import sha256_file, write_bytes
+from spvit_deploy.core.output_folders import new_folder
+from spvit_deploy.core.plan import GATES_FILE, ModelSpec, PrunePlan, load_plan, save_plan
 from spvit_deploy.core.preprocessing import Preprocessing
+from spvit_deploy.core.records import StrictModel, check_files, read_record, write_record
 from spvit_deploy.families.timm_models import (
     create_shell,
     load_weights,
@@ -48,10 +36,8 @@ CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 
 
-class ModelRecord(BaseModel):
+class ModelRecord(StrictModel):
     """``config.json`` of a dense or lean folder."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     schema_version: Literal[1] = 1
     kind: Literal["dense", "lean"]
@@ -156,7 +142,7 @@ def read_model_record(folder: Path) -> ModelRecord:
     try:
         parsed = ModelRecord.model_validate(record)
     except ValueError as error:
-        raise CorruptFileError(f"{folder / CONFIG_FILE}: {first_line(error)}") from None
+        raise CorruptFileError(f"{folder / CONFIG_FILE}: {first_line(error)}.") from None
     check_files(folder, parsed.files)
     return parsed
 

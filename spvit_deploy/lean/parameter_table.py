@@ -8,7 +8,9 @@ import torch
 from torch import nn
 
 from spvit_deploy.core.plan import AttentionKind
-from spvit_deploy.families import BlockSite
+from spvit_deploy.families.base import (
+    BlockSite,
+)
 from spvit_deploy.lean.cost import CostTable, SiteCost
 from spvit_deploy.lean.materialize import lean_attention
 from spvit_deploy.lean.trim_mlps import lean_mlp

@@ -22,7 +22,9 @@ from torch.utils.checkpoint import checkpoint
 
 from spvit_deploy.core.errors import ModelError
 from spvit_deploy.core.plan import AttentionKind, TokenKeep
-from spvit_deploy.families import BlockSite
+from spvit_deploy.families.base import (
+    BlockSite,
+)
 
 _WITHOUT_GRID = (AttentionKind.SKIP, AttentionKind.MSA)
 

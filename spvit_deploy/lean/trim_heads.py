@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spvit_deploy.families import BlockSite
+from spvit_deploy.families.base import (
+    BlockSite,
+)
 from spvit_deploy.lean.resize_layers import shallow, with_inputs, with_outputs
 
 # Of windows in Swin: a column for each head.

@@ -101,7 +101,7 @@ def artifact_kind(path: Path) -> str:
     Raises:
         InputError: nothing that a runtime opens.
     """
-    from spvit_deploy.core.files import read_record
+    from spvit_deploy.core.records import read_record
 
     owners = [info for info in runtimes().values() if _form_with(info, path.suffix)]
     if owners and path.is_file():
@@ -180,7 +180,7 @@ def open_session(
 
 def _checked_file(path: Path, kind: str) -> Path:
     """The main file of an exported folder, checked against its record; other paths as they are."""
-    from spvit_deploy.core.files import check_files, read_record
+    from spvit_deploy.core.records import check_files, read_record
 
     if not (path / "export.json").is_file():
         return path

@@ -7,7 +7,7 @@ import json
 import torch
 from torch import Tensor, nn
 
-from spvit_deploy.core.errors import JobError
+from spvit_deploy.core.errors import JobError, first_line
 from spvit_deploy.runtimes.export_job import ExportJob
 from spvit_deploy.runtimes.onnx.graph import INPUT_NAME
 
@@ -60,8 +60,9 @@ def trace_program(
     except (KeyboardInterrupt, MemoryError):
         raise
     except Exception as error:
-        text = " ".join(str(error).split())[:200]
-        raise JobError(f"torch cannot export this model: {text}.", "See --debug.") from error
+        raise JobError(
+            f"torch cannot export this model: {first_line(error)}.", "See --debug."
+        ) from error
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)
     program.example_inputs = None

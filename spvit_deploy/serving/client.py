@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from spvit_deploy.core.errors import InputError, JobError
+from spvit_deploy.core.errors import InputError, JobError, first_line
 from spvit_deploy.serving.tritonclient_import import triton_module
 
 Array = NDArray[Any]
@@ -205,7 +205,7 @@ class TritonTarget:
         except (asyncio.TimeoutError, TimeoutError):
             raise LostError(f"no answer within {timeout:g} s") from None
         except (aiohttp.ClientError, OSError) as error:
-            raise LostError(" ".join(str(error).split()) or type(error).__name__) from None
+            raise LostError(first_line(error)) from None
         except refusal as error:
             status, details = str(error.status()), str(error.debug_details())
             said = " ".join(str(error.message()).split())

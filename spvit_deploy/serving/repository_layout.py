@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from spvit_deploy.core.errors import CorruptFileError, InputError
+from spvit_deploy.core.errors import CorruptFileError, InputError, first_line
 from spvit_deploy.serving.tritonclient_import import triton_module
 
 CONFIG_FILE = "config.pbtxt"
@@ -71,7 +71,6 @@ def read_config(file: Path) -> Any:
     try:
         return text_format.Parse(text, proto.ModelConfig())
     except text_format.ParseError as error:
-        said = " ".join(str(error).split())
         raise CorruptFileError(
-            f"{file} is no configuration of Triton: {said}.", "Mend it."
+            f"{file} is no configuration of Triton: {first_line(error)}.", "Mend it."
         ) from None

@@ -18,71 +18,38 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from spvit_deploy.core.errors import CorruptFileError, InputError, JobError, StorageError
-from spvit_deploy.core.files import (
-    check_files,
-    new_folder,
-    read_record,
-    sha256_bytes,
-    write_bytes,
-    write_record,
+from spvit_deploy.core.errors import (
+    CorruptFileError,
+    InputError,
+    JobError,
+    StorageError,
+    first_line,
 )
-from spvit_deploy.core.plan import first_line
+from spvit_deploy.core.files import sha256_bytes, write_bytes
+from spvit_deploy.core.output_folders import move_into_place, staging_folder
 from spvit_deploy.core.progress import warn
+from spvit_deploy.core.records import StrictModel, check_files, read_record, write_record
+from spvit_deploy.core.units import Interval
 from spvit_deploy.lean.model_folder import tool_versions
 
 RECORD_FILE = "checkpoint.json"
 STATE_FILE = "state.pt"
 _KEPT = 2
-_UNITS = {"s": 1, "m": 60, "h": 3600}
 # Longer than any setting: hashes, of which a person learns nothing.
 _READABLE = 40
 
 State = dict[str, Any]
 
 
-class Interval(BaseModel):
-    """How often something is done: after so many steps, or so many seconds; or never.
-
-    Attributes:
-        steps: of training.
-        seconds: on the clock.
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    steps: int | None = None
-    seconds: int | None = None
-
-    @staticmethod
-    def parse(text: str) -> Interval:
-        """``500`` steps, ``30s``, ``10m``, ``2h`` or ``never``.
-
-        Raises:
-            InputError: none of these.
-        """
-        match = re.fullmatch(r"\s*([1-9]\d*)\s*([smh]?)\s*", text)
-        if text.strip() == "never":
-            return Interval()
-        if not match:
-            raise InputError(
-                f"--checkpoint-every {text} is not understood.", "Give 500 (steps), 10m or never."
-            )
-        number, unit = int(match.group(1)), match.group(2)
-        return Interval(seconds=number * _UNITS[unit]) if unit else Interval(steps=number)
-
-
-class CheckpointRecord(BaseModel):
+class CheckpointRecord(StrictModel):
     """``checkpoint.json``.
 
     Attributes:
         asked: see :class:`Checkpoints`.
         diverged: whether the run diverged after it, and so may go on at a lower rate.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     schema_version: Literal[1] = 1
     kind: Literal["checkpoint"] = "checkpoint"
@@ -126,7 +93,7 @@ class Checkpoints:
         stream = io.BytesIO()
         torch.save(state, stream)
         content = stream.getvalue()
-        with new_folder(self._path(step)) as staging:
+        with staging_folder(self._path(step)) as staging:
             write_bytes(staging / STATE_FILE, content)
             record = CheckpointRecord(
                 step=step,
@@ -135,6 +102,7 @@ class Checkpoints:
                 files={STATE_FILE: sha256_bytes(content)},
             )
             write_record(staging / RECORD_FILE, record.model_dump(mode="json"))
+            move_into_place(staging, self._path(step), force=False)
         for old in self.steps()[:-_KEPT]:
             shutil.rmtree(self._path(old), ignore_errors=True)
 
@@ -213,7 +181,7 @@ class Checkpoints:
         try:
             record = CheckpointRecord.model_validate(read_record(folder / RECORD_FILE))
         except ValueError as error:
-            raise CorruptFileError(f"{folder / RECORD_FILE}: {first_line(error)}") from None
+            raise CorruptFileError(f"{folder / RECORD_FILE}: {first_line(error)}.") from None
         check_files(folder, record.files)
         return record
 

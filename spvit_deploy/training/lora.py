@@ -17,25 +17,24 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 
 from spvit_deploy.core.errors import InputError, ModelError, RuntimeMissingError
 from spvit_deploy.core.log_filters import silenced
+from spvit_deploy.core.records import StrictModel
 from spvit_deploy.lean.blocks import PointwiseConv
 
 _NAME = "adapters"
 
 
-class LowRank(BaseModel):
+class LowRank(StrictModel):
     """What adapters are like.
 
     Attributes:
         r: rank of the change of a layer's weights.
         alpha: the change is scaled by alpha / r.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     r: int = Field(ge=1)
     alpha: int = Field(ge=1)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
 from torch import Tensor, nn
@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from spvit_deploy.core.distributed import Processes
 from spvit_deploy.core.errors import DataError
 from spvit_deploy.core.log_filters import quiet
+from spvit_deploy.core.records import StrictModel
 from spvit_deploy.search.gates import GateOptimizer
 from spvit_deploy.training.gradient_checkpointing import norms_of, still_statistics
 
 LossFunction = Callable[[Any, Tensor, Tensor], Tensor]
 
 
-class TrainSettings(BaseModel):
+class TrainSettings(StrictModel):
     """How weights are trained.
 
     Attributes:
@@ -36,7 +37,7 @@ class TrainSettings(BaseModel):
         seed: of draws, order and augmentation.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(allow_inf_nan=False)
 
     epochs: int = Field(default=10, ge=0)
     lr: float = Field(default=5e-4, gt=0)

@@ -8,20 +8,23 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic import AfterValidator
 
 from spvit_deploy.core.distributed import ALONE, Processes, together
 from spvit_deploy.core.errors import DivergedError, InputError, JobError, OutputExistsError
-from spvit_deploy.core.files import ensure_free, storage_error
-from spvit_deploy.core.locks import claimed
+from spvit_deploy.core.files import storage_error
+from spvit_deploy.core.locks import lock_folder
+from spvit_deploy.core.output_folders import ensure_free
 from spvit_deploy.core.plan import ModelSpec
 from spvit_deploy.core.progress import stderr_console, warn
+from spvit_deploy.core.records import StrictModel
+from spvit_deploy.core.units import Interval, interval_text
 from spvit_deploy.data.batches import Batches
 from spvit_deploy.data.sources import fingerprint
-from spvit_deploy.training.checkpoints import Checkpoints, Interval, State
+from spvit_deploy.training.checkpoints import Checkpoints, State
 from spvit_deploy.training.optimizer import TrainSettings
 from spvit_deploy.training.train_log import LOG_FILE, TrainLog, require_tensorboard
 
@@ -29,7 +32,7 @@ from spvit_deploy.training.train_log import LOG_FILE, TrainLog, require_tensorbo
 _CHANGES_NOTHING = {"compile", "grad_checkpointing", "allow_host"}
 
 
-class RunSettings(BaseModel):
+class RunSettings(StrictModel):
     """What a training leaves for the case that it is cut short, and where it is followed.
 
     None of this changes what it comes to.
@@ -40,20 +43,9 @@ class RunSettings(BaseModel):
         tensorboard: folder for TensorBoard, beside the JSON lines that are always written.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    checkpoint_every: str = "10m"
+    checkpoint_every: Annotated[str, AfterValidator(interval_text)] = "10m"
     resume: bool | Literal["auto"] = False
     tensorboard: Path | None = None
-
-    @field_validator("checkpoint_every")
-    @classmethod
-    def _is_interval(cls, text: str) -> str:
-        try:
-            Interval.parse(text)
-        except InputError as error:
-            raise ValueError(str(error)) from None
-        return text
 
 
 @dataclass
@@ -202,19 +194,17 @@ def open_run(
 
 
 @contextmanager
-def _claimed(folder: Path) -> Iterator[None]:
+def _locked(folder: Path) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise storage_error(error, folder) from error
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(claimed(folder))
-        except BlockingIOError:
-            raise InputError(
-                f"Another run is at work in {folder}.", "Wait for it to end, or choose another -o."
-            ) from None
-        yield
+    try:
+        with lock_folder(folder):
+            yield
+    finally:
+        with suppress(OSError):  # an empty folder is of no use to anybody
+            folder.rmdir()
 
 
 def _told_by_first(processes: Processes, device: torch.device, find: Callable[[], int]) -> int:
@@ -234,7 +224,7 @@ def _told_by_first(processes: Processes, device: torch.device, find: Callable[[]
 
 def _prepare(kept: Checkpoints, settings: RunSettings, hold: Callable[[Any], Any]) -> int:
     """Claim the folder, choose the step to go on from, and remove what lies after it."""
-    hold(_claimed(kept.folder))
+    hold(_locked(kept.folder))
     step = 0
     if settings.resume:
         try:
@@ -249,14 +239,12 @@ def _prepare(kept: Checkpoints, settings: RunSettings, hold: Callable[[Any], Any
 
 
 def _tidy(kept: Checkpoints, run: Run) -> None:
-    """Close the files; a folder without a checkpoint is of no use to anybody."""
+    """Close the files, and remove them where there is no checkpoint that they belong to."""
     if run.log is not None:
         run.log.close()
         if not kept.steps():
             for path in run.files:
                 path.unlink(missing_ok=True)
-            with suppress(OSError):
-                kept.folder.rmdir()
 
 
 def _with_checkpoint(error: JobError, kept: Checkpoints) -> JobError:

@@ -20,7 +20,8 @@ from accelerate.tracking import GeneralTracker, TensorBoardTracker
 
 from spvit_deploy.core.distributed import start_accelerate
 from spvit_deploy.core.errors import RuntimeMissingError, StorageError
-from spvit_deploy.core.files import ensure_parent, storage_error, write_bytes
+from spvit_deploy.core.files import storage_error, write_bytes
+from spvit_deploy.core.output_folders import ensure_parent
 from spvit_deploy.core.progress import warn
 
 LOG_FILE = "log.jsonl"

@@ -9,7 +9,8 @@ from pathlib import Path
 import yaml
 
 from spvit_deploy.core.errors import OutputExistsError
-from spvit_deploy.core.files import ensure_parent, write_bytes
+from spvit_deploy.core.files import write_bytes
+from spvit_deploy.core.output_folders import ensure_parent
 from spvit_deploy.core.progress import stderr_console
 from spvit_deploy.workflows.pipeline import run_recipe
 from spvit_deploy.workflows.recipe import TEMPLATE, Recipe

@@ -10,14 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
-
 from spvit_deploy.benchmarks.measure import run_benchmark
 from spvit_deploy.benchmarks.results import Workload
 from spvit_deploy.core.cuda_driver import find_driver
 from spvit_deploy.core.errors import JobError, SpvitError
-from spvit_deploy.core.files import ensure_free, new_folder, write_record
+from spvit_deploy.core.output_folders import ensure_free, new_folder
 from spvit_deploy.core.progress import stderr_console
+from spvit_deploy.core.records import StrictModel, write_record
 from spvit_deploy.export.formats import FORMATS, Format, flags_of
 from spvit_deploy.export.record import ExportRecord
 from spvit_deploy.lean.named_outputs import Answers
@@ -31,7 +30,7 @@ RECORD_FILE = "exports.json"
 _TIMING = 1.0
 
 
-class ExportRow(BaseModel):
+class ExportRow(StrictModel):
     """What became of one format and precision.
 
     Attributes:
@@ -49,8 +48,6 @@ class ExportRow(BaseModel):
         kept: layers that stayed in fp32 for accuracy.
         left_out: GPUs that were asked for and lack the precision, with the reason.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     format: str
     precision: str

@@ -16,8 +16,14 @@ from sklearn.datasets import load_sample_images
 from spvit_deploy.core.arrays import Array
 from spvit_deploy.core.errors import DataError, InputError, SpvitError
 from spvit_deploy.core.progress import stderr_console, warn
-from spvit_deploy.data.batches import Batches, DataSettings, open_batches
-from spvit_deploy.data.sources import Source
+from spvit_deploy.data.batches import (
+    Batches,
+    open_batches,
+)
+from spvit_deploy.data.spec import (
+    DataSettings,
+    Source,
+)
 from spvit_deploy.export.parity import ParityReport, compare, random_inputs, require
 from spvit_deploy.export.verification import module_runner
 from spvit_deploy.lean.input_dependence import BLIND, sees_images

@@ -22,7 +22,12 @@ from spvit_deploy.core.distributed import first_alone
 from spvit_deploy.core.errors import InputError
 from spvit_deploy.core.plan import AttentionKind, ModelSpec
 from spvit_deploy.core.progress import warn
-from spvit_deploy.families import BlockSite, find_sites
+from spvit_deploy.families.base import (
+    BlockSite,
+)
+from spvit_deploy.families.registry import (
+    find_sites,
+)
 from spvit_deploy.lean.cost import SiteCost
 from spvit_deploy.lean.model_folder import SavedModel
 from spvit_deploy.search.budget import BudgetRequest, Place

@@ -31,7 +31,7 @@ from spvit_deploy.benchmarks.latency_tables.table import (
 )
 from spvit_deploy.core.cuda_driver import require_gpu
 from spvit_deploy.core.errors import InputError, JobError
-from spvit_deploy.core.files import ensure_free
+from spvit_deploy.core.output_folders import ensure_free
 from spvit_deploy.core.plan import ModelSpec
 from spvit_deploy.core.progress import Bar, progress_bar
 from spvit_deploy.export.settings import check_settings

@@ -15,16 +15,12 @@ from typing import Any
 
 from spvit_deploy._version import __version__
 from spvit_deploy.core.errors import InputError
-from spvit_deploy.core.files import (
-    ensure_parent,
-    read_record,
-    sha256_bytes,
-    sha256_file,
-    write_record,
-)
-from spvit_deploy.core.locks import claimed
+from spvit_deploy.core.files import sha256_bytes, sha256_file
+from spvit_deploy.core.locks import lock_folder
+from spvit_deploy.core.output_folders import ensure_parent
 from spvit_deploy.core.plan import ModelSpec
 from spvit_deploy.core.progress import stderr_console, warn
+from spvit_deploy.core.records import read_record, write_record
 from spvit_deploy.data.sources import fingerprint
 from spvit_deploy.search.budget import parse_budget
 from spvit_deploy.training.finetune import FinetuneSettings
@@ -113,12 +109,9 @@ def run_recipe(recipe: Recipe, force: bool = False, png: bool = False) -> Runner
     check_recipe(recipe)
     root, images = Path(recipe.output), fingerprint(recipe.data)
     ensure_parent(root / STATE_FILE)
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        with claimed(root):
-            return _run(recipe, images, force, png)
-    except BlockingIOError:
-        raise InputError(f"Another run is at work in {root}.", "Wait for it to end.") from None
+    root.mkdir(parents=True, exist_ok=True)
+    with lock_folder(root):
+        return _run(recipe, images, force, png)
 
 
 def _run(recipe: Recipe, images: str, force: bool, png: bool) -> Runner:

@@ -6,12 +6,17 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, ConfigDict, Field, ValidationError
 
-from spvit_deploy.core.errors import InputError, OutputExistsError
-from spvit_deploy.core.files import ensure_free, write_bytes
+from spvit_deploy.core.errors import InputError, OutputExistsError, first_line
+from spvit_deploy.core.files import write_bytes
+from spvit_deploy.core.output_folders import ensure_free
 from spvit_deploy.core.plan import ModelSpec
-from spvit_deploy.data.sources import DataSettings
+from spvit_deploy.core.records import StrictModel
+from spvit_deploy.core.units import interval_text
+from spvit_deploy.data.spec import (
+    DataSettings,
+)
 from spvit_deploy.families.timm_models import create_model
 from spvit_deploy.runtimes.export_job import parse_batch
 from spvit_deploy.runtimes.registry import find_format, find_runtime, load_exporter
@@ -26,8 +31,8 @@ from spvit_deploy.workflows.latency_profile import settings_of
 from spvit_deploy.workflows.recipe_errors import complaint
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+class _Section(StrictModel):
+    model_config = ConfigDict(allow_inf_nan=False)
 
 
 class ModelSection(_Section):
@@ -63,7 +68,9 @@ class Recipe(_Section):
     version: Literal[1] = 1
     output: str = "run"
     device: str = "auto"
-    checkpoint_every: str = Field(default="10m", coerce_numbers_to_str=True)
+    checkpoint_every: Annotated[str, AfterValidator(interval_text)] = Field(
+        default="10m", coerce_numbers_to_str=True
+    )
     tensorboard: Path | None = None
     model: ModelSection
     data: DataSettings
@@ -72,11 +79,6 @@ class Recipe(_Section):
     finetune: FinetuneSettings = FinetuneSettings()
     export: ExportSection = ExportSection()
     benchmark: BenchmarkSection = BenchmarkSection()
-
-    @field_validator("checkpoint_every")
-    @classmethod
-    def _is_interval(cls, text: str) -> str:
-        return RunSettings(checkpoint_every=text).checkpoint_every
 
     def run_settings(self) -> RunSettings:
         """How trainings are kept and followed; each goes on where it was cut short."""
@@ -150,8 +152,9 @@ def load_recipe(path: Path) -> Recipe:
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}.", "Write one with `run --init`.") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        text = " ".join(str(error).split())
-        raise InputError(f"{path}: not YAML: {text}.", "Compare it with `run --init`.") from None
+        raise InputError(
+            f"{path}: not YAML: {first_line(error)}.", "Compare it with `run --init`."
+        ) from None
     try:
         recipe = Recipe.model_validate(content)
     except ValidationError as error:

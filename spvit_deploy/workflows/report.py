@@ -10,10 +10,13 @@ from spvit_deploy.benchmarks.reporting.html_report import read_results, write_re
 from spvit_deploy.benchmarks.reporting.markdown import content, markdown
 from spvit_deploy.benchmarks.reporting.screenshot import render_png
 from spvit_deploy.core.errors import InputError
-from spvit_deploy.core.files import ensure_free, write_bytes
+from spvit_deploy.core.files import write_bytes
+from spvit_deploy.core.output_folders import ensure_free
 from spvit_deploy.core.plan import PrunePlan, load_plan
 from spvit_deploy.core.progress import stderr_console
-from spvit_deploy.families import find_sites
+from spvit_deploy.families.registry import (
+    find_sites,
+)
 from spvit_deploy.families.timm_models import create_empty
 
 _TITLE = "spvit-deploy report"

@@ -16,12 +16,18 @@ from spvit_deploy.benchmarks.measure import run_benchmark
 from spvit_deploy.benchmarks.results import ResultsFile, Workload
 from spvit_deploy.core.distributed import Processes, first_alone, join
 from spvit_deploy.core.errors import DataError, InputError
-from spvit_deploy.core.files import ensure_free, new_folder
+from spvit_deploy.core.output_folders import ensure_free, new_folder
 from spvit_deploy.core.plan import GATES_FILE, PrunePlan, load_plan, parse_token_keep, save_plan
 from spvit_deploy.core.preprocessing import Preprocessing
 from spvit_deploy.core.progress import warn
-from spvit_deploy.data.batches import Batches, DataSettings, open_batches
+from spvit_deploy.data.batches import (
+    Batches,
+    open_batches,
+)
 from spvit_deploy.data.sources import open_source
+from spvit_deploy.data.spec import (
+    DataSettings,
+)
 from spvit_deploy.lean.load_model import ModelRequest, check_request, load_model
 from spvit_deploy.lean.model_folder import SavedModel, is_model_folder, load_saved, save_model
 from spvit_deploy.search.budget import parse_budget, require_no_merges

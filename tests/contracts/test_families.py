@@ -17,7 +17,14 @@ import torch
 
 from spvit_deploy.benchmarks.latency_tables.probes import make_probes
 from spvit_deploy.core.plan import AttentionKind, BlockPlan, ModelSpec, PrunePlan
-from spvit_deploy.families import BlockSite, find_family, find_sites, inspect_family
+from spvit_deploy.families.base import (
+    BlockSite,
+)
+from spvit_deploy.families.registry import (
+    find_family,
+    find_sites,
+    inspect_family,
+)
 from spvit_deploy.families.timm_models import (
     create_empty,
     create_model,
@@ -172,7 +179,9 @@ def every_kind_plan(spec: ModelSpec, sites: list[BlockSite]) -> PrunePlan:
 
 @TAKEN
 def test_plan_to_lean_to_onnx(case: Case, tmp_path: Path) -> None:
-    from spvit_deploy.workflows.stages import export_model
+    from spvit_deploy.workflows.export import (
+        export_model,
+    )
 
     spec = spec_of(case)
     torch.manual_seed(0)
@@ -266,7 +275,9 @@ def test_refusals_name_the_reason(case: Case) -> None:
 def test_pointwise_swin_blocks_have_no_windows(tmp_path: Path) -> None:
     import onnx
 
-    from spvit_deploy.workflows.stages import export_model
+    from spvit_deploy.workflows.export import (
+        export_model,
+    )
 
     case = next(c for c in MODELS if c.name.startswith("swin_"))
     spec = spec_of(case)

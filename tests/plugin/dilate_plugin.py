@@ -17,7 +17,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from spvit_deploy.core.plan import AttentionKind
-from spvit_deploy.families import BlockSite, Refusal, standard_site
+from spvit_deploy.families.base import (
+    BlockSite,
+    Refusal,
+)
+from spvit_deploy.families.parts import (
+    standard_site,
+)
 
 
 class DilatedAttention(nn.Module):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from spvit_deploy.core.errors import JobError
+from spvit_deploy.core.errors import JobError, first_line
 from spvit_deploy.core.files import write_bytes
 from spvit_deploy.core.log_filters import silenced
 from spvit_deploy.runtimes.batch_profile import profile_of
@@ -36,9 +36,8 @@ def export_program(job: ExportJob, folder: Path, note: Note) -> WrittenFiles:
     except (KeyboardInterrupt, MemoryError):
         raise
     except Exception as error:
-        text = " ".join(str(error).split())[:200]
         raise JobError(
-            f"ExecuTorch cannot lower this model: {text}.", "Please report it."
+            f"ExecuTorch cannot lower this model: {first_line(error)}.", "Please report it."
         ) from error
     write_bytes(folder / MODEL_FILE, content)
     return WrittenFiles((MODEL_FILE,), delegated=delegated)

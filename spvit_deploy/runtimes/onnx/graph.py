@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from spvit_deploy.core.errors import InputError, JobError
+from spvit_deploy.core.errors import InputError, JobError, first_line
 from spvit_deploy.core.files import write_bytes
 from spvit_deploy.core.log_filters import quiet
 from spvit_deploy.families.attention import spell_out_attention
@@ -93,8 +93,9 @@ def trace(
     except (KeyboardInterrupt, MemoryError):
         raise
     except Exception as error:
-        text = " ".join(str(error).split())[:200]
-        raise JobError(f"torch cannot export this model: {text}.", "See --debug.") from error
+        raise JobError(
+            f"torch cannot export this model: {first_line(error)}.", "See --debug."
+        ) from error
     assert program is not None
     proto: onnx.ModelProto = program.model_proto
     found = next(o.version for o in proto.opset_import if o.domain in ("", "ai.onnx"))
@@ -196,6 +197,7 @@ def write(proto: onnx.ModelProto, folder: Path) -> list[str]:
     try:
         onnx.checker.check_model(str(folder / MODEL_FILE), full_check=True)
     except (onnx.checker.ValidationError, RuntimeError, ValueError) as error:
-        text = " ".join(str(error).split())[:200]
-        raise JobError(f"onnx.checker refuses the graph: {text}.", "Please report it.") from error
+        raise JobError(
+            f"onnx.checker refuses the graph: {first_line(error)}.", "Please report it."
+        ) from error
     return names

@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
-from spvit_deploy.core.errors import CorruptFileError, RuntimeMissingError
+from spvit_deploy.core.errors import CorruptFileError, RuntimeMissingError, first_line
 from spvit_deploy.runtimes.base import Array, LayerTime, Session
 from spvit_deploy.runtimes.model_input import PREPROCESSING_KEY, Intake, read_intake
 
@@ -120,9 +120,8 @@ def _layers(events: list[dict[str, Any]], calls: int) -> list[LayerTime]:
 
 def _reason(error: Exception) -> str:
     """What ONNX Runtime says, without where in its sources it says so."""
-    text = " ".join(str(error).split())
-    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)
-    return re.sub(r"/\S*onnxruntime\S*:\d+ .*?\) ", " ", text)[:300].rstrip(". ")
+    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", first_line(error))
+    return re.sub(r"/\S*onnxruntime\S*:\d+ .*?\) ", " ", text)
 
 
 def _provider(device: str) -> tuple[str, dict[str, str]]:

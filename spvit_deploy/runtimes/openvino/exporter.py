@@ -16,7 +16,7 @@ import numpy as np
 import openvino
 
 from spvit_deploy.core.arrays import Array
-from spvit_deploy.core.errors import JobError, RuntimeMissingError
+from spvit_deploy.core.errors import JobError, RuntimeMissingError, first_line
 from spvit_deploy.core.files import write_bytes
 from spvit_deploy.core.log_filters import quiet, silenced
 from spvit_deploy.runtimes.batching import in_batches
@@ -45,9 +45,8 @@ def export_openvino(job: ExportJob, folder: Path, note: Note) -> WrittenFiles:
         try:
             model = openvino.convert_model(Path(scratch) / MODEL_FILE)
         except RuntimeError as error:
-            text = " ".join(str(error).split())[:200]
             raise JobError(
-                f"OpenVINO cannot convert the graph: {text}.", "Please report it."
+                f"OpenVINO cannot convert the graph: {first_line(error)}.", "Please report it."
             ) from error
         if job.calibration is not None:
             model, accuracy = _quantize(model, job.calibration, job.batch or 1, note)

@@ -10,7 +10,7 @@ from typing import Any
 import onnx
 import openvino
 
-from spvit_deploy.core.errors import CorruptFileError, InputError, RuntimeMissingError
+from spvit_deploy.core.errors import CorruptFileError, InputError, RuntimeMissingError, first_line
 from spvit_deploy.runtimes.base import Array, LayerTime, Session
 from spvit_deploy.runtimes.model_input import PREPROCESSING_KEY, Intake, read_intake
 from spvit_deploy.runtimes.openvino.core import openvino_core
@@ -44,9 +44,8 @@ class OpenVinoSession(Session):
             compiled = core.compile_model(model, where, settings)
             self._again = core, model, where, settings
         except RuntimeError as error:
-            text = " ".join(str(error).split())[-160:]
             raise CorruptFileError(
-                f"{path}: OpenVINO cannot open it ({text}).", "Export it again."
+                f"{path}: OpenVINO cannot open it ({first_line(error)}).", "Export it again."
             ) from error
         self._request = compiled.create_infer_request()
         self.outputs = tuple(output.get_any_name() for output in compiled.outputs)

@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from spvit_deploy.core.errors import CorruptFileError, InputError
-from spvit_deploy.core.files import check_files, read_record
-from spvit_deploy.core.plan import first_line
+from spvit_deploy.core.errors import CorruptFileError, InputError, first_line
+from spvit_deploy.core.records import StrictModel, check_files, read_record
 
 SUFFIX = ".engine"
 # Module of the library → how users call it, as format and as runtime.
@@ -24,7 +23,7 @@ LIBRARIES = {"tensorrt_rtx": "tensorrt-rtx", "tensorrt": "tensorrt"}
 _AMPERE = 80
 
 
-class EngineRecord(BaseModel):
+class EngineRecord(StrictModel):
     """The sidecar of an engine.
 
     Attributes:
@@ -39,8 +38,6 @@ class EngineRecord(BaseModel):
         batches: a fixed one; or the smallest, the usual and the largest.
         inputs, outputs: sizes by name, in order; the first is ``batch`` where that is free.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     schema_version: Literal[1] = 1
     kind: Literal["engine"] = "engine"
@@ -152,7 +149,7 @@ def parse_record(path: Path) -> EngineRecord:
     try:
         return EngineRecord.model_validate(record)
     except ValueError as error:
-        raise CorruptFileError(f"{path}: {first_line(error)}", "Export it again.") from None
+        raise CorruptFileError(f"{path}: {first_line(error)}.", "Export it again.") from None
 
 
 def find_engines(path: Path) -> tuple[Engine, ...]:

@@ -14,8 +14,9 @@ from typing import Any
 
 from spvit_deploy.core.cuda_driver import find_driver, require_gpu
 from spvit_deploy.core.errors import InputError, JobError
-from spvit_deploy.core.files import sha256_file, write_bytes, write_record
+from spvit_deploy.core.files import sha256_file, write_bytes
 from spvit_deploy.core.progress import stderr_console
+from spvit_deploy.core.records import write_record
 from spvit_deploy.runtimes.export_job import ExportJob, ExportSettings, Note, WrittenFiles
 from spvit_deploy.runtimes.onnx.graph import INPUT_NAME, MODEL_FILE, write
 from spvit_deploy.runtimes.onnx.precision import lower, rounded

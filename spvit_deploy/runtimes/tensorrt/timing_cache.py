@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from spvit_deploy.core.errors import InputError
-from spvit_deploy.core.files import ensure_parent, storage_error, write_bytes
+from spvit_deploy.core.files import storage_error, write_bytes
+from spvit_deploy.core.output_folders import ensure_parent
 
 if sys.platform == "win32":
     import msvcrt

@@ -13,7 +13,13 @@ import torch
 from torch import nn
 
 from spvit_deploy.core.device import pick_device
-from spvit_deploy.core.errors import CorruptFileError, InputError, JobError, RuntimeMissingError
+from spvit_deploy.core.errors import (
+    CorruptFileError,
+    InputError,
+    JobError,
+    RuntimeMissingError,
+    first_line,
+)
 from spvit_deploy.lean.model_folder import load_saved
 from spvit_deploy.runtimes.base import Array, LayerTime, Session, check_images
 from spvit_deploy.runtimes.torch.archive_check import check_archive, read_metadata
@@ -139,9 +145,9 @@ class CompiledSession(TorchSession):
         try:
             super().run_all(ready)
         except Exception as error:
-            text = " ".join(str(error).split())[:200]
             raise JobError(
-                f"torch.compile cannot compile this model: {text}.", "Choose --runtime torch."
+                f"torch.compile cannot compile this model: {first_line(error)}.",
+                "Choose --runtime torch.",
             ) from error
         self._known.add(len(ready))
 
@@ -193,10 +199,9 @@ def _program(file: Path, device: torch.device) -> _Network:
     except (KeyboardInterrupt, MemoryError):
         raise
     except Exception as error:
-        text = " ".join(str(error).split())[-160:]
-        raise CorruptFileError(f"{file}: torch cannot open it ({text}).", "Export it again.") from (
-            error
-        )
+        raise CorruptFileError(
+            f"{file}: torch cannot open it ({first_line(error)}).", "Export it again."
+        ) from (error)
     names = json.loads(read_metadata(file).get("spvit_deploy.outputs", "[]"))
     outputs = tuple(names) or tuple(f"output_{index}" for index in range(answers))
     batches, size = _images_of(taken, program.range_constraints, file)

@@ -14,9 +14,12 @@ from spvit_deploy.benchmarks.evaluate import evaluate_artefact
 from spvit_deploy.benchmarks.host import read_host
 from spvit_deploy.benchmarks.statistics import percentile
 from spvit_deploy.core.errors import JobError
-from spvit_deploy.core.files import ensure_free, new_folder, write_record
+from spvit_deploy.core.output_folders import ensure_free, new_folder
 from spvit_deploy.core.progress import Bar, progress_bar, warn
-from spvit_deploy.data.sources import DataSettings
+from spvit_deploy.core.records import write_record
+from spvit_deploy.data.spec import (
+    DataSettings,
+)
 from spvit_deploy.workflows.export_inputs import Original, open_original
 from spvit_deploy.workflows.recommend.candidates import Entrants, enter_all, thread_counts
 from spvit_deploy.workflows.recommend.record import RECORD_FILE, Recommendation, Tried

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
-
 from spvit_deploy.benchmarks.host import HostRecord
+from spvit_deploy.core.records import StrictModel
 
 RECORD_FILE = "recommend.json"
 
 
-class Tried(BaseModel):
+class Tried(StrictModel):
     """One artefact in one runtime with so many threads and images a call.
 
     Attributes:
@@ -29,8 +28,6 @@ class Tried(BaseModel):
         size_bytes: of the artefact.
         lost: why it is not the answer; empty for the best ones.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: str
     format: str
@@ -59,7 +56,7 @@ class Tried(BaseModel):
         return f"{model}{self.format} {self.precision}{where}{threads}{batch}"
 
 
-class Recommendation(BaseModel):
+class Recommendation(StrictModel):
     """``recommend.json``.
 
     Attributes:
@@ -72,8 +69,6 @@ class Recommendation(BaseModel):
         best: the answer, and the next two; at most three.
         rest: all others.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     schema_version: Literal[1] = 1
     kind: Literal["recommendation"] = "recommendation"

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from spvit_deploy.core.units import parse_latency
+from spvit_deploy.core.units import parse_duration
 
 _LATENCY = re.compile(r"(p50|p90|p95|p99|p99\.9|latency)\s*<=?(.*)")
 _RATE = re.compile(r"(?:throughput|images/s)\s*>=?\s*(\d*\.?\d+)\s*(?:/s)?")
@@ -55,20 +55,7 @@ def parse_target(text: str) -> Target:
     latency, rate = _LATENCY.fullmatch(plain), _RATE.fullmatch(plain)
     if latency:
         share = 50.0 if latency[1] == "latency" else float(latency[1][1:])
-        return Target("latency", share, parse_latency(latency[2]))
+        return Target("latency", share, parse_duration(latency[2]))
     if rate and float(rate[1]) > 0:
         return Target("throughput", 50.0, float(rate[1]))
     raise ValueError(f"'{text}': write p99<10ms, latency<4ms or throughput>200/s.")
-
-
-def parse_time(text: str) -> float:
-    """Seconds of ``90s``, ``10m`` or ``1h``.
-
-    Raises:
-        ValueError: none of these.
-    """
-    found = re.fullmatch(r"\s*(\d*\.?\d+)\s*(s|m|h)\s*", text)
-    seconds = float(found[1]) * {"s": 1.0, "m": 60.0, "h": 3600.0}[found[2]] if found else 0.0
-    if not seconds:
-        raise ValueError(f"'{text}': write 90s, 10m or 1h.")
-    return seconds

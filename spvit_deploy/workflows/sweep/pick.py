@@ -2,25 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from spvit_deploy.core.errors import CorruptFileError, InputError
-from spvit_deploy.core.units import parse_latency as parse_latency
 from spvit_deploy.workflows.sweep.record import SweepPoint, SweepRecord
-
-
-def parse_accuracy(text: str) -> float:
-    """Percent of ``95`` or ``95%``.
-
-    Raises:
-        ValueError: neither, or beyond 100.
-    """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*%?\s*", text)
-    if not match or float(match.group(1)) > 100:
-        raise ValueError(f"'{text}': write 95 or 95.5%, up to 100.")
-    return float(match.group(1))
 
 
 def pick(

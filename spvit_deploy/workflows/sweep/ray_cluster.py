@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from spvit_deploy.core.errors import InputError, RuntimeMissingError, StorageError
+from spvit_deploy.core.errors import InputError, RuntimeMissingError, StorageError, first_line
 from spvit_deploy.core.files import sha256_bytes
 
 _ENVIRONMENT = {
@@ -172,10 +172,9 @@ def _start(ray: Any, address: str | None, place: Path | None) -> None:
         try:
             ray.init(**options)
         except (ConnectionError, ValueError, RuntimeError, OSError) as error:
-            text = " ".join(str(error).split())[:160]
             if address is None:
-                raise StorageError(f"Ray does not start: {text}.") from error
-            raise _no_cluster(address, text) from error
+                raise StorageError(f"Ray does not start: {first_line(error)}.") from error
+            raise _no_cluster(address, first_line(error)) from error
 
 
 def _capacity(ray: Any) -> Capacity:

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, ConfigDict, Field
 
 from spvit_deploy.core.errors import InputError
-from spvit_deploy.core.files import write_record
-from spvit_deploy.core.records import load_record
+from spvit_deploy.core.records import StrictModel, load_record, write_record
 
 SWEEP_FILE = "sweep.json"
 SCHEMA_VERSION = 1
@@ -28,8 +27,8 @@ def _inside(text: str) -> str:
 Inside = Annotated[str, AfterValidator(_inside)]
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+class _Record(StrictModel):
+    model_config = ConfigDict(allow_inf_nan=False)
 
 
 class SweepPoint(_Record):

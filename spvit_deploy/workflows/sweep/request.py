@@ -9,7 +9,7 @@ from typing import Any
 
 from spvit_deploy.core.device import pick_device
 from spvit_deploy.core.errors import InputError, OutputExistsError
-from spvit_deploy.core.files import ensure_parent
+from spvit_deploy.core.output_folders import ensure_parent
 from spvit_deploy.core.progress import warn
 from spvit_deploy.data.sources import fingerprint, open_source
 from spvit_deploy.lean.load_model import ModelRequest, load_model

@@ -11,7 +11,7 @@ from spvit_deploy.benchmarks.measure import run_benchmark
 from spvit_deploy.benchmarks.reporting.screenshot import render_png
 from spvit_deploy.benchmarks.results import ResultsFile, Workload, load_results, save_results
 from spvit_deploy.core.errors import InputError, JobError
-from spvit_deploy.core.locks import claimed
+from spvit_deploy.core.locks import LOCK_FILE, lock_folder
 from spvit_deploy.core.progress import stderr_console
 from spvit_deploy.runtimes.registry import runtimes_for
 from spvit_deploy.workflows.pipeline import Runner, dense_stage, export_stage
@@ -98,13 +98,10 @@ def run_sweep(recipe: Recipe, output: Path, settings: SweepSettings) -> SweepRec
     earlier(asked, settings.force)
     root = asked.root
     root.mkdir(parents=True, exist_ok=True)
-    try:
-        with claimed(root):
-            if settings.force:
-                _clear(root)
-            return _run(asked, settings, earlier(asked))
-    except BlockingIOError:
-        raise InputError(f"Another run is at work in {root}.", "Wait for it to end.") from None
+    with lock_folder(root):
+        if settings.force:
+            _clear(root)
+        return _run(asked, settings, earlier(asked))
 
 
 def require_all(record: SweepRecord, root: Path) -> None:
@@ -123,7 +120,7 @@ def _clear(root: Path) -> None:
     for entry in root.iterdir():
         if entry.is_dir():
             shutil.rmtree(entry)
-        else:
+        elif entry.name != LOCK_FILE:
             entry.unlink()
 
 

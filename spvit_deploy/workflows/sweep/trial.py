@@ -5,20 +5,20 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
-import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from spvit_deploy._version import __version__
 from spvit_deploy.benchmarks.evaluate import evaluate_artefact
-from spvit_deploy.core.errors import InputError, JobError, SpvitError
-from spvit_deploy.core.files import read_record, sha256_bytes, write_bytes, write_record
-from spvit_deploy.core.locks import claimed
+from spvit_deploy.core.errors import InputError, JobError, SpvitError, first_line
+from spvit_deploy.core.files import sha256_bytes, write_bytes
+from spvit_deploy.core.locks import lock_folder
+from spvit_deploy.core.records import StrictModel, read_record, write_record
 from spvit_deploy.workflows.pipeline import Runner, digest_of, export_stage, lean_stages
 from spvit_deploy.workflows.recipe import Recipe
 from spvit_deploy.workflows.sweep.record import SWEEP_FILE, SweepPoint
@@ -32,7 +32,7 @@ _TO_LET_GO = 60
 _CHANGES_NOTHING = {"output", "device", "checkpoint_every", "tensorboard", "benchmark"}
 
 
-class TrialRecord(BaseModel):
+class TrialRecord(StrictModel):
     """``trial.json``, written when a trial is finished.
 
     Attributes:
@@ -40,8 +40,6 @@ class TrialRecord(BaseModel):
         engine_digest: of the engine's folder.
         macs, params, top1: of the engine.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: str = Field(default="trial", pattern="^trial$")
     key: str
@@ -116,7 +114,11 @@ def run_trial(job: TrialJob, begun: Callable[[str], None]) -> TrialRecord:
     _require_shared(job)
     try:
         job.folder.mkdir(parents=True, exist_ok=True)
-        with (job.folder / LOG_FILE).open("a", buffering=1) as log, _into(log), _held(job.folder):
+        with (
+            (job.folder / LOG_FILE).open("a", buffering=1) as log,
+            _into(log),
+            lock_folder(job.folder, wait=_TO_LET_GO),
+        ):
             try:
                 return _run(job, begun)
             except Exception:
@@ -125,8 +127,7 @@ def run_trial(job: TrialJob, begun: Callable[[str], None]) -> TrialRecord:
     except SpvitError:
         raise
     except Exception as error:
-        text = " ".join(str(error).split())[:300]
-        raise JobError(f"{type(error).__name__}: {text}.") from error
+        raise JobError(f"{type(error).__name__}: {first_line(error)}.") from error
 
 
 def _run(job: TrialJob, begun: Callable[[str], None]) -> TrialRecord:
@@ -189,20 +190,3 @@ def _require_shared(job: TrialJob) -> None:
 def _into(log: object) -> Iterator[None]:
     with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):  # type: ignore[type-var]
         yield
-
-
-@contextlib.contextmanager
-def _held(folder: Path) -> Iterator[None]:
-    """Hold the trial's folder, once a process that outlived a killed sweep has let go of it."""
-    end = time.monotonic() + _TO_LET_GO
-    while True:
-        with contextlib.ExitStack() as stack:
-            try:
-                stack.enter_context(claimed(folder))
-            except BlockingIOError:
-                if time.monotonic() > end:
-                    raise JobError(f"Another process is at work in {folder}.") from None
-            else:
-                yield
-                return
-        time.sleep(0.5)

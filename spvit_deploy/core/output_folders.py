@@ -1,0 +1,251 @@
+"""Output folders: refused before long work, built beside their place, renamed into it when whole.
+
+A reader never sees half of one, and ``--force`` replaces only what commands wrote.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+
+from spvit_deploy.core.errors import InputError, OutputExistsError, SpvitError
+from spvit_deploy.core.files import is_full, storage_error
+from spvit_deploy.core.locks import lock_folder
+
+# Seconds after which a folder that nobody holds was left by a run that was killed.
+_SETTLED = 60
+
+
+@dataclass(frozen=True)
+class OutputKind:
+    """A kind of folder that commands write, and so may replace.
+
+    :func:`new_folder` writes no folder of a kind that is not listed in :data:`OUTPUT_KINDS`.
+
+    Attributes:
+        record: File that such a folder is known by.
+        files: Patterns of the files beside it, those aside that the record lists in ``files``.
+        outputs: Whether it holds folders, each of them an output of its own.
+    """
+
+    record: str
+    files: tuple[str, ...] = ()
+    outputs: bool = False
+
+
+MODEL = OutputKind("config.json", ("model.*", "latency.json", "log.jsonl"))
+SEARCH = OutputKind("search.json", ("supernet.safetensors",))
+PLAN = OutputKind("gates.json")
+# Triton's Python backend compiles what lies beside an export.
+EXPORT = OutputKind("export.json", ("__pycache__",))
+EXPORTS = OutputKind("exports.json", outputs=True)
+RECOMMENDATION = OutputKind("recommend.json", outputs=True)
+OUTPUT_KINDS = (MODEL, SEARCH, PLAN, EXPORT, EXPORTS, RECOMMENDATION)
+
+
+def ensure_free(
+    path: Path, force: bool, folder: bool = True, reads: Sequence[Path | str | None] = ()
+) -> None:
+    """Refuse an output that exists, unless ``force``, or cannot be written, before long work.
+
+    Args:
+        path: where the output goes.
+        force: whether an old output is to be replaced.
+        folder: whether the output is a folder, or a file.
+        reads: what the call reads, and so must not replace.
+
+    Raises:
+        OutputExistsError: it exists, or what is there is not of its kind.
+        InputError, StorageError: as :func:`ensure_parent`.
+    """
+    try:
+        _require_free(path, force, folder, reads)
+    except OSError as error:  # a name that is too long, or behind a folder that may not be read
+        raise _unwritable(error, path) from error
+    ensure_parent(path)
+
+
+def _require_free(
+    path: Path, force: bool, folder: bool = True, reads: Sequence[Path | str | None] = ()
+) -> None:
+    if path.exists() and not force:
+        raise OutputExistsError(f"{path} exists.", "Choose another -o, or replace it with --force.")
+    if path.is_symlink() and not path.exists():
+        raise OutputExistsError(f"{path} is a link to nothing.", "Choose another -o, or remove it.")
+    if path.exists() and path.is_dir() != folder:
+        kinds = ("a file", "a folder") if folder else ("a folder", "a file")
+        raise OutputExistsError(f"{path} is {kinds[0]}; {kinds[1]} goes there.", "Choose another.")
+    _require_apart(path, reads)
+    if path.is_dir():
+        _require_ours(path)
+
+
+def ensure_parent(path: Path) -> None:
+    """Refuse a place that cannot be written.
+
+    Raises:
+        InputError: what exists above it is a file, or a folder that nothing can be put in.
+        StorageError: the disk is full.
+    """
+    parent = path.absolute().parent
+    try:
+        while not parent.exists():
+            parent = parent.parent
+        if not parent.is_dir():
+            raise InputError(f"{path}: {parent} is a file.", "Choose another place.")
+        # Permissions do not tell: root has all of them, and no folder of /proc takes a file.
+        tempfile.TemporaryDirectory(dir=parent, prefix=_partial(path)).cleanup()
+    except OSError as error:
+        raise _unwritable(error, path) from error
+
+
+def _unwritable(error: OSError, path: Path) -> SpvitError:
+    """What is wrong at the start of a call is wrong with the call, but for a disk that is full."""
+    if is_full(error):
+        return storage_error(error, path)
+    return InputError(f"{path} cannot be written: {error.strerror or error}.", "Choose another -o.")
+
+
+def _require_apart(output: Path, inputs: Sequence[Path | str | None]) -> None:
+    """Refuse an output that is, or holds, an input: to replace it would lose what is read."""
+    target = output.resolve()
+    for given in inputs:
+        if given is not None and Path(given).exists():
+            source = Path(given).resolve()
+            if source == target or source.is_relative_to(target):
+                raise OutputExistsError(
+                    f"{output} is what this call reads from; it is not replaced.",
+                    "Choose another -o.",
+                )
+
+
+def _require_ours(folder: Path) -> None:
+    """Refuse to replace a folder with anything in it that no command wrote."""
+    if Path.cwd().is_relative_to(folder.resolve()):
+        raise OutputExistsError(f"{folder} is where you are; it is not replaced.", "Go elsewhere.")
+    foreign = _foreign(folder)
+    if foreign:
+        raise OutputExistsError(
+            f"{folder} holds '{foreign}', which is none of ours; it is not replaced.",
+            "Choose another -o, or remove it yourself.",
+        )
+
+
+def _foreign(folder: Path) -> str:
+    """Name the first entry of a folder that no command would have put there; empty if none."""
+    entries = sorted(folder.iterdir())
+    names = [entry.name for entry in entries]
+    kinds = [kind for kind in OUTPUT_KINDS if kind.record in names]
+    if names and not kinds:
+        return names[0]
+    patterns = [pattern for kind in OUTPUT_KINDS for pattern in (kind.record, *kind.files)]
+    listed = set().union(*(_listed(folder / kind.record) for kind in kinds))
+    for entry in entries:
+        if entry.is_dir():
+            if not any(kind.outputs for kind in kinds) or _foreign(entry):
+                return entry.name
+        elif entry.name not in listed and not any(fnmatch(entry.name, one) for one in patterns):
+            return entry.name
+    return ""
+
+
+def _listed(record: Path) -> set[str]:
+    """Names of the files that a record lists; none if it is damaged."""
+    with suppress(OSError, ValueError, RecursionError, AttributeError):
+        return set(json.loads(record.read_bytes()).get("files", {}).keys())
+    return set()
+
+
+@contextmanager
+def new_folder(path: Path, force: bool = False) -> Iterator[Path]:
+    """A folder to fill, renamed to ``path`` when the block ends well, and removed when it fails.
+
+    With ``force`` an old folder is kept until the new one is whole. What a killed run left
+    beside ``path`` is removed.
+
+    Raises:
+        OutputExistsError: it exists, or another run wrote it in the meantime.
+        StorageError: no space, or not writable.
+        NotImplementedError: what was written is of no kind in :data:`OUTPUT_KINDS`.
+    """
+    _require_free(path, force)
+    with staging_folder(path) as staging:
+        yield staging
+        if foreign := _foreign(staging):
+            raise NotImplementedError(f"'{foreign}' is of no kind in OUTPUT_KINDS")
+        move_into_place(staging, path.absolute(), force)
+
+
+@contextmanager
+def staging_folder(path: Path) -> Iterator[Path]:
+    """A folder beside ``path`` to fill, from which what is whole can be renamed into place.
+
+    It is removed in the end, with what is left in it, and so is what a killed run left there.
+
+    Raises:
+        StorageError: no space, or not writable.
+    """
+    path = path.absolute()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(path)
+        beside = Path(tempfile.mkdtemp(dir=path.parent, prefix=_partial(path)))
+    except OSError as error:
+        raise storage_error(error, path) from error
+    staging = beside / "new"
+    try:
+        with lock_folder(beside):
+            staging.mkdir()
+            yield staging
+    except OSError as error:
+        raise storage_error(error, path) from error
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def _partial(path: Path) -> str:
+    return f".{path.name}.partial-"
+
+
+def _sweep(path: Path) -> None:
+    """Remove what runs that were killed left beside ``path``; those at work hold a lock."""
+    for left in path.parent.iterdir():
+        mine = left.name.startswith(_partial(path))
+        with suppress(OSError, InputError):
+            if mine and time.time() - left.stat().st_mtime > _SETTLED:
+                with lock_folder(left) as held:
+                    pass
+                if held:
+                    shutil.rmtree(left, ignore_errors=True)
+
+
+def move_into_place(staging: Path, path: Path, force: bool) -> None:
+    """Rename a folder that is whole to ``path``; with ``force`` in the place of an old one.
+
+    Raises:
+        OutputExistsError: it exists, and is not to be replaced.
+        OSError: it cannot be renamed; the old one is where it was.
+    """
+    if not path.exists():
+        staging.rename(path)
+        return
+    if not force:
+        raise OutputExistsError(
+            f"{path} was written by another run in the meantime.", "Choose another -o, or --force."
+        )
+    old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old-"))
+    path.rename(old / "old")
+    try:
+        staging.rename(path)
+    except BaseException:
+        (old / "old").rename(path)
+        raise
+    finally:
+        shutil.rmtree(old, ignore_errors=True)
