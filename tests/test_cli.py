@@ -25,7 +25,7 @@ from PIL import Image
 from spvit_deploy.cli.main import main
 from spvit_deploy.core.files import read_record, write_record
 from spvit_deploy.core.plan import load_plan
-from spvit_deploy.lean.width_advice import off_the_grain
+from spvit_deploy.lean.width_advice import unaligned_widths
 from tests.calls import call, good, refused
 from tests.conftest import NAME, TINY, TINY_ARGS
 
@@ -140,7 +140,7 @@ def test_export_of_a_search_proves_both_links(work: Path, tmp_path: Path) -> Non
     assert "hard gates → lean: equal" in done.stdout
     assert "lean → onnx: equal" in done.stdout
     # The search tried multiples of eight: the model is too small for them.
-    assert off_the_grain(load_plan(work / "search"))
+    assert unaligned_widths(load_plan(work / "search"))
     assert "multiples" not in done.stderr
     assert "multiples" not in good("inspect", work / "search").stdout
 
@@ -397,16 +397,7 @@ def test_unknown_and_unsupported_models(tmp_path: Path) -> None:
 
 def test_pretrained_weights_without_a_network(tmp_path: Path) -> None:
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "empty")}
-    command = [
-        sys.executable,
-        "-m",
-        "spvit_deploy",
-        "export",
-        NAME,
-        "--pretrained",
-        "-o",
-        "x",
-    ]
+    command = [sys.executable, "-m", "spvit_deploy", "export", NAME, "--pretrained", "-o", "x"]
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2, done.stderr
     assert f"The weights of {NAME} cannot be had" in done.stderr
@@ -764,8 +755,7 @@ def test_an_interrupt_leaves_the_old_output(work: Path, tmp_path: Path) -> None:
 
 def test_help_loads_no_torch_and_every_command_has_one() -> None:
     code = (
-        "import sys, click.testing as t\nimport spvit_deploy\n"
-        "from spvit_deploy.cli.main import main\n"
+        "import sys, click.testing as t\nimport spvit_deploy\nfrom spvit_deploy.cli.main import main\n"
         "for name in ['', *main.commands]:\n"
         "    r = t.CliRunner().invoke(main, [*name.split(), '--help'])\n"
         "    assert r.exit_code == 0 and len(r.output) > 150, name\n"

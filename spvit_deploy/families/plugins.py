@@ -1,4 +1,4 @@
-"""Families that other packages add, as entry points of the group ``spvit_deploy.families``."""
+"""Objects that other packages add through entry points."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from typing import Any
 
 from spvit_deploy.core.errors import ModelError
 
-ENTRY_POINTS = "spvit_deploy.families"
+FAMILIES = "spvit_deploy.families"
 
 
-def load_plugins() -> list[Any]:
-    """The family classes of installed plug-ins; importing them registers their models with timm.
+def load_plugins(group: str = FAMILIES) -> list[Any]:
+    """Load the entry points of a group; families register their models with timm.
 
     Raises:
-        ModelError: a plug-in cannot be loaded.
+        ModelError: A plug-in cannot be loaded.
     """
-    return [_load(point) for point in entry_points(group=ENTRY_POINTS)]
+    return [_load(point) for point in entry_points(group=group)]
 
 
 def _load(point: EntryPoint) -> Any:
@@ -26,5 +26,5 @@ def _load(point: EntryPoint) -> Any:
         raise ModelError(
             f"The plug-in '{point.name}' ({point.value}) cannot be loaded: "
             f"{type(error).__name__}: {error}.",
-            "Mend the package that it is in, or uninstall it.",
+            "Fix the package that it is in, or uninstall it.",
         ) from error

@@ -19,7 +19,7 @@ from spvit_deploy.data.batches import Batches, DataSettings, open_batches
 from spvit_deploy.data.sources import Source
 from spvit_deploy.export.parity import Array, ParityReport, compare, random_inputs, require
 from spvit_deploy.export.verification import module_runner
-from spvit_deploy.lean.input_dependence import BLIND, sees_images
+from spvit_deploy.lean.input_dependence import CONSTANT_OUTPUT, depends_on_input
 from spvit_deploy.lean.load_model import ModelRequest, load_model
 from spvit_deploy.lean.model_folder import SavedModel
 from spvit_deploy.lean.width_advice import advice
@@ -80,9 +80,11 @@ def open_original(
 
 
 def warn_if_blind(saved: SavedModel) -> None:
-    """Say so where a lean model gives every image the same answer."""
-    if saved.plan is not None and not sees_images(saved.module, saved.preprocessing.input_size):
-        warn(f"{BLIND}.")
+    """Warn if the output of a lean model does not depend on the image."""
+    if saved.plan is not None and not depends_on_input(
+        saved.module, saved.preprocessing.input_size
+    ):
+        warn(f"{CONSTANT_OUTPUT}.")
 
 
 def _lean_of_search(folder: Path) -> tuple[SavedModel, str, tuple[ParityReport, ...]]:
