@@ -34,11 +34,7 @@ from spvit_deploy.runtimes.export_job import ExportJob, WrittenFiles
 from spvit_deploy.runtimes.onnx.graph import INPUT_NAME, stamp
 from spvit_deploy.runtimes.onnx.precision import lower, rounded
 from spvit_deploy.runtimes.onnx.preprocessing_graph import behind_pictures, check_preprocessing
-from spvit_deploy.runtimes.registry import (
-    find_format,
-    load_exporter,
-    runtimes,
-)
+from spvit_deploy.runtimes.registry import find_format, load_exporter, runtimes
 
 # Top-1 in percent below which what a precision costs cannot be measured: a few times chance.
 _FEW_TIMES_CHANCE = 2

@@ -1,4 +1,4 @@
-"""An MLP of which some hidden units are still computed."""
+"""MLPs of which some hidden units are computed."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from spvit_deploy.families.base import (
 )
 from spvit_deploy.lean.trim_mlps import narrow_mlp
 
-# Widths that matrix units multiply fast; of others some take GPUs twice as long.
-_GRAIN = 8
+# Alignment of widths: GPUs may take twice as long for others.
+_ALIGNMENT = 8
 
 
 def filled(live: Tensor) -> Tensor:
-    """A mask [hidden] of live units with as many others as make a width that is computed fast."""
+    """Extend a mask [hidden] of units to an aligned width."""
     others = (~live).nonzero().flatten()
     chosen = live.clone()
-    chosen[others[: -int(live.sum()) % _GRAIN]] = True
+    chosen[others[: -int(live.sum()) % _ALIGNMENT]] = True
     return chosen
 
 
 def probed(batch: int, every: int) -> int:
-    """How many images of a batch tell what closed gates would change: one in so many, the first.
+    """Return how many images of a batch closed gates learn from: its first ``1/every``.
 
-    Processes that share a batch take every so-manieth image of it each, so that together they are
-    told by the same ones as one process that has it all.
+    Processes that share a batch interleave its images, so that together they probe the same ones
+    as one process with the whole batch.
     """
     return batch // every if batch % every == 0 else batch
 
@@ -40,9 +40,9 @@ class LiveUnits:
     """Hidden units of an MLP that are computed without the others, on the MLP's own weights.
 
     Attributes:
-        site: where the MLP is.
-        units: their indices.
-        shell: an MLP of that width without weights: every call brings them.
+        site: The block.
+        units: Their indices.
+        shell: An MLP of that width without weights, which come with every call.
     """
 
     site: BlockSite
@@ -51,8 +51,8 @@ class LiveUnits:
 
     @staticmethod
     def of(site: BlockSite, mlp: nn.Module, live: Tensor) -> LiveUnits | None:
-        """Of a mask [hidden] on the host; None where all are live, or the MLP keeps statistics of
-        its units.
+        """Build from a mask [hidden] on the host; None where all units are computed, or the MLP
+        keeps statistics of them.
         """
         parts = [mlp.get_submodule(name) for name in site.mlp_parts.inputs]
         if bool(live.all()) or any(list(part.buffers()) for part in parts):
@@ -64,37 +64,36 @@ class LiveUnits:
             return LiveUnits(site, units, narrow_mlp(site.mlp_parts, mlp, len(units)))
 
     def __call__(self, mlp: nn.Module, gates: Tensor, x: Tensor, *args: Any) -> Tensor:
-        """What the units answer, multiplied by gates [hidden]."""
+        """Compute the MLP of these units, multiplied by gates [hidden]."""
         y: Tensor = functional_call(self.shell, self.weights(mlp, gates), (x, *args))
         return y
 
-    def told(
-        self, mlp: nn.Module, gates: Tensor, answer: Tensor, x: Tensor, *args: Any, every: int
+    def with_gradient(
+        self, mlp: nn.Module, gates: Tensor, output: Tensor, x: Tensor, *args: Any, every: int
     ) -> Tensor:
-        """The answer as it is, which in its backward pass tells these units' gates, closed in this
-        step, what opening each would have changed.
+        """Return ``output``, whose backward pass gives these units' closed gates the gradient of
+        opening each.
 
-        They are told by one image in so many, for as many: no weight learns from closed units, so
-        that little else of them is computed.
+        It is estimated on one image in ``every``: no weight learns from closed units.
 
         Args:
-            mlp: whose units they are.
-            gates: [hidden], of which these are zero.
-            answer: [B, …] of the units that are open.
-            x: [B, …], the MLP's input.
-            args: the MLP's others.
-            every: how many images one stands for.
+            mlp: The MLP.
+            gates: [hidden], zero for these units.
+            output: [batch, …] of the open units.
+            x: [batch, …], the MLP's input.
+            args: Its other arguments.
+            every: Number of images that one stands for.
         """
         count = probed(len(x), every)
         shared = {name: weight.detach() for name, weight in self.shell.named_parameters()}
         own = self.weights(mlp, gates, frozen=True)
         few: Tensor = functional_call(self.shell, {**shared, **own}, (x[:count].detach(), *args))
         change = (len(x) / count) * (few - few.detach())
-        return torch.cat((answer[:count] + change, answer[count:]))
+        return torch.cat((output[:count] + change, output[count:]))
 
     def weights(self, mlp: nn.Module, gates: Tensor, frozen: bool = False) -> dict[str, Tensor]:
-        """Of the shell: the units' own, the output's columns multiplied by gates [hidden]; where
-        ``frozen``, the gates alone are to learn.
+        """Gather the shell's weights, the output's columns multiplied by gates [hidden]; where
+        ``frozen``, only the gates learn.
         """
         parts, hidden = self.site.mlp_parts, self.site.hidden
         rows = torch.cat([self.units + index * hidden for index in range(parts.copies)])

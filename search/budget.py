@@ -1,4 +1,4 @@
-"""Budgets: what was asked."""
+"""Budgets as they are requested."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from spvit_deploy.core.errors import BudgetError
-from spvit_deploy.core.plan import TokenKeep
 from spvit_deploy.lean.cost import CostTable, Unit, format_cost
 
 _COUNTS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
@@ -20,14 +19,14 @@ _AMOUNT = re.compile(r"\s*(\d+(?:\.\d+)?(?:e\d{1,2})?)\s*(%|[KMGT]|[munµ]?s)?\s
 
 @dataclass(frozen=True)
 class Place:
-    """Where a latency budget is to hold; None for whatever a table says.
+    """Where a latency budget holds; None for whatever a table has.
 
     Attributes:
-        runtime: as ``benchmark`` calls it.
+        runtime: By its name in ``benchmark``.
         precision: ``fp32``, …
-        batch: images a call.
-        threads: of the runtime.
-        device: such as ``cpu``.
+        batch: Images per inference.
+        threads: Of the runtime.
+        device: Such as ``cpu``.
     """
 
     runtime: str
@@ -39,15 +38,15 @@ class Place:
 
 @dataclass(frozen=True)
 class BudgetRequest:
-    """A budget, understood but not yet compared with a model.
+    """A budget, parsed but not yet compared with a model.
 
     Attributes:
-        text: as it was written.
-        unit: of the cost that is limited.
-        amount: in that unit; None for a share.
-        share: of the dense model's cost; None for an amount.
-        place: of a latency budget.
-        file: with the cost table of a latency budget; None to measure one.
+        text: As it was written.
+        unit: Of the cost that is limited.
+        amount: In that unit; None for a fraction.
+        share: Fraction of the dense model's cost; None for an amount.
+        place: Of a latency budget.
+        file: With the cost table of a latency budget; None to measure one.
     """
 
     text: str
@@ -58,14 +57,14 @@ class BudgetRequest:
     file: Path | None = None
 
     def target(self, table: CostTable, least: int = 0) -> int:
-        """The budget for the model of a table.
+        """Return the budget for the model of a table, in the table's unit.
 
         Args:
-            table: what its plans cost.
-            least: of the cheapest plan that a search gives, where that is more than the table's.
+            table: Cost of its plans.
+            least: Of the cheapest plan of a search, where that is more than the table's.
 
         Raises:
-            BudgetError: above the dense model, or below the smallest; says the range.
+            BudgetError: It is above the dense model, or below the smallest; names the range.
         """
         dense, least, unit = table.dense, max(least, table.least), self.unit
         target = round(dense * (self.share or 0)) if self.amount is None else self.amount
@@ -81,13 +80,13 @@ class BudgetRequest:
         return target
 
     def _meant(self) -> str:
-        """A share without its sign is an amount of next to nothing."""
+        """Suggest a percent sign where it seems to be missing."""
         bare = self.amount is not None and self.text.isdigit() and int(self.text) <= 100
         return f"; {self.text}% has its sign" if bare else ""
 
 
 def _told_apart(amounts: Sequence[int], unit: Unit) -> list[str]:
-    """Amounts in so many digits that different ones look different."""
+    """Format amounts with as many digits as make different ones look different."""
     for digits in range(3, 12):
         said = [format_cost(amount, unit, digits) for amount in amounts]
         if len(set(said)) == len(set(amounts)):
@@ -96,16 +95,16 @@ def _told_apart(amounts: Sequence[int], unit: Unit) -> list[str]:
 
 
 def parse_budget(text: str, on: str = "macs") -> BudgetRequest:
-    """``50%``, ``3.2G``; ``5M`` parameters; ``4ms@openvino``, ``70%@onnxruntime:latency.json``.
+    """Parse a budget such as ``50%``, ``3.2G``, ``4ms@openvino`` or ``70%@onnxruntime:FILE``.
 
     Args:
-        text: a share of the dense model's cost, or an amount; for a latency, where:
+        text: A percentage of the dense model's cost, or an amount; a latency with its place:
             ``@RUNTIME[,KEY=VALUE…][:FILE]`` with ``precision``, ``batch``, ``threads`` and
             ``device`` as keys, and a file with a cost table.
         on: ``macs`` or ``params``: what a budget without a runtime limits.
 
     Raises:
-        BudgetError: neither.
+        BudgetError: It is neither.
     """
     number, at, where = text.partition("@")
     match = _AMOUNT.fullmatch(number)
@@ -125,29 +124,15 @@ def parse_budget(text: str, on: str = "macs") -> BudgetRequest:
     return BudgetRequest(text, "params" if on == "params" else "MACs", amount, share)
 
 
-def require_no_merges(asked: BudgetRequest, token_keep: Sequence[TokenKeep]) -> None:
-    """Refuse a latency budget for a model that merges its tokens: its blocks are not timed so.
-
-    Raises:
-        BudgetError: so.
-    """
-    if asked.unit == "ns" and token_keep:
-        raise BudgetError(
-            f"Budget {asked.text} goes by times of blocks with all tokens; --token-keep merges "
-            "some.",
-            "Ask for a budget in MACs or parameters.",
-        )
-
-
 def with_base(text: str, base: Path) -> str:
-    """The budget with its file, if it names one, counted from a folder."""
+    """Make the path of the budget's file, if it names one, relative to a folder."""
     number, at, where = text.partition("@")
     spec, colon, file = where.partition(":")
     return f"{number}@{spec}:{base / file}" if at and colon and file else text
 
 
 def _parse_place(text: str, where: str) -> tuple[Place, Path | None]:
-    """``openvino,precision=bf16,batch=8:latency.json``."""
+    """Parse ``openvino,precision=bf16,batch=8:latency.json``."""
     spec, colon, file = where.partition(":")
     runtime, *settings = [part.strip() for part in spec.split(",")]
     pairs = [part.partition("=") for part in settings]
@@ -179,7 +164,7 @@ def _counts(text: str) -> bool:
 
 
 def too_small(table: CostTable, target: int, least: int, of_what: str) -> BudgetError:
-    """A refusal of less than the least there is."""
+    """Build the error of a budget below the least there is."""
     asked, found = (format_cost(amount, table.unit) for amount in (target, least))
     return BudgetError(
         f"A budget of {asked} is below the {found} of {of_what}.",
@@ -188,7 +173,7 @@ def too_small(table: CostTable, target: int, least: int, of_what: str) -> Budget
 
 
 def nearest(table: CostTable, target: int, found: int) -> BudgetError:
-    """A refusal of what no plan comes near enough to."""
+    """Build the error of a budget that no plan comes near enough to."""
     asked, cost = (format_cost(amount, table.unit) for amount in (target, found))
     return BudgetError(
         f"The nearest plan to {asked} costs {cost}.", "Ask for a little more or less."

@@ -1,23 +1,23 @@
-"""What a search is to meet: a budget, and the cost of everything in its unit."""
+"""The target of a search: a budget, and the cost of every choice in its unit."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from spvit_deploy.core.errors import BudgetError
 from spvit_deploy.families.timm_models import input_size
-from spvit_deploy.lean.cost import CostTable, Unit, cost_table, count_cost
-from spvit_deploy.lean.parameter_table import parameter_table
-from spvit_deploy.lean.token_merging import without_merges
-from spvit_deploy.search.budget import BudgetRequest, require_no_merges
+from spvit_deploy.lean.cost import CostTable, Unit
+from spvit_deploy.lean.parameter_table import cost_table, parameter_table
+from spvit_deploy.search.budget import BudgetRequest
+from spvit_deploy.search.candidates.token_merging import require_no_merges, with_saved_macs
 from spvit_deploy.search.projection import least_cost
 from spvit_deploy.search.supernet import Supernet
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A cost table of times, and where they were taken."""
+    """A cost table of latencies, and where they were measured."""
 
     table: CostTable
     on: str
@@ -28,10 +28,10 @@ class Target:
     """A budget of one model.
 
     Attributes:
-        asked: the budget.
-        table: what plans cost.
-        amount: what they may cost.
-        attend: blocks one of which keeps its attention.
+        asked: The request.
+        table: Cost of every choice.
+        amount: Bound of a plan's cost.
+        attend: Blocks one of which keeps attention.
     """
 
     asked: BudgetRequest
@@ -41,7 +41,7 @@ class Target:
 
 
 def target_of(supernet: Supernet, asked: BudgetRequest, measured: Measured | None = None) -> Target:
-    """As :func:`targets_of`, of one budget."""
+    """Compare one budget with a model; see :func:`targets_of`."""
     return targets_of(supernet, [asked], measured)[0]
 
 
@@ -51,12 +51,12 @@ def targets_of(
     """Compare budgets with a model.
 
     Args:
-        supernet: the model, with the candidates of the search.
-        asked: budgets of one unit.
-        measured: the times that latency budgets need.
+        supernet: The model, with the candidates of the search.
+        asked: Budgets of one unit.
+        measured: The latencies that a latency budget needs.
 
     Raises:
-        BudgetError: above the dense model, or below the smallest plan.
+        BudgetError: A budget is above the dense model, or below the smallest plan.
     """
     table = _table(supernet, asked[0], measured)
     attend = supernet.blocks_to_attend()
@@ -65,28 +65,25 @@ def targets_of(
 
 
 def _table(supernet: Supernet, asked: BudgetRequest, measured: Measured | None) -> CostTable:
-    """What the budget is counted in."""
     if asked.unit != "ns":
         return cost_table_of(supernet, asked.unit)
     if measured is None:
-        raise BudgetError(f"Budget {asked.text} needs a table of measured times.")
+        raise BudgetError(f"Budget {asked.text} needs a table of measured latencies.")
     require_no_merges(asked, supernet.token_keep)
     return measured.table
 
 
 def cost_table_of(supernet: Supernet, unit: Unit = "MACs") -> CostTable:
-    """MACs or parameters of every choice; the wrapped blocks are counted as dense."""
+    """Count MACs or parameters of every choice, on the dense model inside the supernet."""
     kept = [(site.attn, site.mlp) for site in supernet.sites]
     originals = [(a.msa, m.inner) for a, m in zip(supernet.attentions, supernet.mlps, strict=True)]
+    model, sites, operations = supernet.model, supernet.sites, supernet.candidates.operations
     try:
-        for site, (attn, mlp) in zip(supernet.sites, originals, strict=True):
+        for site, (attn, mlp) in zip(sites, originals, strict=True):
             site.replace(attn, mlp)
         if unit == "params":
-            return parameter_table(supernet.model, supernet.sites)
-        size = input_size(supernet.model)
-        table = cost_table(supernet.model, supernet.sites, size)
-        with without_merges(supernet.model):
-            return replace(table, saved=count_cost(supernet.model, size).macs - table.most)
+            return parameter_table(model, sites, operations)
+        return with_saved_macs(cost_table(model, sites, input_size(model), operations), model)
     finally:
-        for site, (attn, mlp) in zip(supernet.sites, kept, strict=True):
+        for site, (attn, mlp) in zip(sites, kept, strict=True):
             site.replace(attn, mlp)

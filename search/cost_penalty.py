@@ -73,7 +73,7 @@ class _Curves:
     """Costs of blocks, one row each."""
 
     def __init__(self, sites: Sequence[SiteCost], dense: int, device: torch.device) -> None:
-        rows = [[site.attention[kind] for kind in AttentionKind] for site in sites]
+        rows = [list(site.attention.values()) for site in sites]
         costs = torch.tensor(rows, dtype=torch.float64) / dense
         curves = [torch.tensor(site.mlp, dtype=torch.float64) / dense for site in sites]
         self._heads = torch.tensor([site.head / dense for site in sites]).to(device)
@@ -99,7 +99,7 @@ def _none_after(attends: Tensor) -> Tensor:
 
 
 def _gate_shares(site: SiteCost, dense: int) -> list[float]:
-    costs = [site.attention[kind] for kind in AttentionKind]
+    costs = list(site.attention.values())
     least = _LEAST_SHARE * abs(costs[-1] - costs[0])
     steps = [after - before for before, after in pairwise(costs)]
     return [max(step, least) / dense if step else 0.0 for step in steps]

@@ -96,7 +96,7 @@ class ShrinkingGates(GateOptimizer):
         period: int,
         rising: int = 0,
     ) -> None:
-        free, heads = list(supernet.dilation_parameters()), list(supernet.head_parameters())
+        free, heads = (list(supernet.variant_parameters(priced)) for priced in (False, True))
         none = [torch.zeros_like(logit) for logit in free]
         logits = [*supernet.gate_parameters(), *heads, *free]
         super().__init__(logits, [*shares, *none], lr, beside=len(heads) + len(free))

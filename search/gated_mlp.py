@@ -1,4 +1,4 @@
-"""The part of a supernet that chooses among the hidden units of an MLP."""
+"""The MLP of a supernet's block: a gate per hidden unit."""
 
 from __future__ import annotations
 
@@ -14,11 +14,15 @@ from spvit_deploy.families.base import (
 )
 from spvit_deploy.lean.trim_mlps import gated_output
 from spvit_deploy.search.active_units import LiveUnits, filled
-from spvit_deploy.search.gated_attention import START_LOGIT
+from spvit_deploy.search.gates import START_LOGIT
 
 
 class GatedMlp(nn.Module):
-    """An MLP with one gate a hidden unit."""
+    """An MLP with a gate per hidden unit.
+
+    Attributes:
+        fixed: Gates [hidden] that take the place of the learned ones; None for none.
+    """
 
     def __init__(self, site: BlockSite) -> None:
         super().__init__()
@@ -27,20 +31,18 @@ class GatedMlp(nn.Module):
         self.unit_logits = nn.Parameter(torch.full((site.hidden,), START_LOGIT))
         self.register_buffer("fixed", None, persistent=False)
         self.fixed: Tensor | None
-        # Units that have settled closed, where the gates are and on the host.
+        # Units that have converged closed, on the device of the gates and on the host.
         self._shut: Tensor | None = None
         self._closed: Tensor | None = None
         self._live: LiveUnits | None = None
         self._drawn: tuple[Tensor, Tensor] | None = None
         self._compiled: Callable[..., Tensor] | None = None
         self._every = 1
-        # Statistics would be of what a probe sees, too.
+        # Buffers would hold statistics of probes, too.
         self._stateless = next(site.mlp.buffers(), None) is None
 
     def probe(self, every: int) -> None:
-        """Compute of the units what is open, and let one image in so many tell the others' gates
-        what opening them would change.
-        """
+        """Compute the open units only; closed gates learn from one image in ``every``."""
         self._every = every
 
     def compile_parts(self) -> None:
@@ -48,7 +50,7 @@ class GatedMlp(nn.Module):
         self._compiled = torch.compile(self._gated)
 
     def settle(self, sides: Tensor) -> None:
-        """Leave hidden units out of training whose side [hidden] is -1."""
+        """Leave out the hidden units whose side [hidden] is -1."""
         shut = sides < 0
         closed = shut.cpu()
         if self._closed is None or not torch.equal(closed, self._closed):
@@ -57,15 +59,20 @@ class GatedMlp(nn.Module):
             self._live = LiveUnits.of(self.site, self.inner, live)
 
     def set_drawn(self, gates: Tensor, is_open: Tensor) -> None:
-        """Hand over this step's sampled gates [hidden], and on the host which are open."""
+        """Set this step's sampled gates [hidden], and which are open on the host."""
         self._drawn = (gates, is_open)
 
     def forget(self) -> None:
-        """Let go of the sample, and of the graph behind it."""
+        """Release the sample, and the graph behind it."""
         self._drawn = None
 
     def forward(self, x: Tensor, *args: Any) -> Tensor:
-        """[B, N, C] → [B, N, C]; the other arguments are the MLP's own."""
+        """Compute the MLP, [batch, tokens, channels] → the same shape.
+
+        Args:
+            x: Tokens.
+            args: The MLP's own other arguments.
+        """
         if not self.site.hidden:
             whole: Tensor = self.inner(x, *args)
             return whole
@@ -77,7 +84,7 @@ class GatedMlp(nn.Module):
                 return self._probed(gates, is_open, x, args)
             if self._shut is not None:
                 gates = gates.masked_fill(self._shut, 0.0)
-            # Compiled code would be compiled anew for each width.
+            # Compiled code would be compiled again for each width.
             if self._live is not None and self._compiled is None:
                 return self._live(self.inner, gates, x, *args)
         else:
@@ -85,7 +92,7 @@ class GatedMlp(nn.Module):
         return (self._compiled or self._gated)(gates, x, *args)
 
     def _probed(self, gates: Tensor, is_open: Tensor, x: Tensor, args: tuple[Any, ...]) -> Tensor:
-        """The answer of the units that are open; some of the images tell the others' gates."""
+        """Compute the open units; some of the images give the other gates their gradient."""
         closed = torch.zeros_like(is_open) if self._closed is None else self._closed
         is_open = is_open & ~closed
         few = None if self._compiled else LiveUnits.of(self.site, self.inner, is_open)
@@ -93,14 +100,14 @@ class GatedMlp(nn.Module):
         if self._shut is not None:
             shut = shut.masked_fill(self._shut, 0.0)
         if few is None:
-            answer = (self._compiled or self._gated)(shut, x, *args)
+            output = (self._compiled or self._gated)(shut, x, *args)
         else:
-            answer = few(self.inner, shut, x, *args)
-        told = ~(is_open | closed)
-        rest = LiveUnits.of(self.site, self.inner, told) if bool(told.any()) else None
+            output = few(self.inner, shut, x, *args)
+        probed = ~(is_open | closed)
+        rest = LiveUnits.of(self.site, self.inner, probed) if bool(probed.any()) else None
         if rest is None:
-            return answer
-        return rest.told(self.inner, gates, answer, x, *args, every=self._every)
+            return output
+        return rest.with_gradient(self.inner, gates, output, x, *args, every=self._every)
 
     def _gated(self, gates: Tensor, x: Tensor, *args: Any) -> Tensor:
         weight = gated_output(self.site, self.inner, gates)

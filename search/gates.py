@@ -1,8 +1,7 @@
-"""Binary gates that learn (arXiv 2111.11802, section 3).
+"""Learned binary gates (arXiv 2111.11802, section 3).
 
-A gate has a logit z and is open with probability σ(κz), where κ rises from 1 in the course of a
-search. Training draws it and passes the gradient straight through; evaluation opens it at
-σ(z) > 0.5.
+A gate has a logit z and is open with probability σ(κz), where κ rises from 1 during a search.
+Training samples it with a straight-through gradient; evaluation opens it at σ(z) > 0.5.
 """
 
 from __future__ import annotations
@@ -18,16 +17,18 @@ from torch.autograd.function import FunctionCtx
 
 from spvit_deploy.core.errors import DivergedError
 
-# Shares of a search in which gates begin to sharpen, and have done so.
+# Logit of a gate before training, as in the published runs (θ).
+START_LOGIT = 1.5
+# Fractions of a search at which κ begins and ends to rise.
 _SHARPENING = (0.2, 0.9)
 
 
 def draw(logits: Tensor, chance: Tensor) -> Tensor:
-    """Straight-through Bernoulli sample.
+    """Draw straight-through Bernoulli samples.
 
     Args:
-        logits: z of any shape.
-        chance: uniform in [0, 1), of the same shape.
+        logits: z, of any shape.
+        chance: Uniform in [0, 1), of the same shape.
 
     Returns:
         Zeros and ones of that shape; their gradient goes to σ(z).
@@ -38,45 +39,45 @@ def draw(logits: Tensor, chance: Tensor) -> Tensor:
 
 
 def sharpness(done: float, final: float) -> float:
-    """κ of σ(κz) in the course of a search.
+    """Return the inverse temperature κ of σ(κz), annealed during a search.
 
-    Gates of which half are open half of the time cost what was asked, and are no plan: what decides
-    in the end would be which of them is open a little more often, and weights would never have seen
-    it. So draws get surer as the search goes on, and at last are nearly the plan.
+    Gates that are all open half of the time meet a budget on average, but no plan: weights never
+    ran with the gates that a projection would choose. With annealing, samples at the end are
+    nearly the plan.
 
     Args:
-        done: share of the search.
+        done: Fraction of the search that is done.
         final: κ at the end.
 
     Returns:
-        1 for a fifth of the search, then rising by the same factor from step to step, and ``final``
-        for the last tenth.
+        1 for a fifth of the search, then rising by the same factor per step, and ``final`` for
+        the last tenth.
     """
     begin, end = _SHARPENING
     return float(final ** min(1.0, max(0.0, (done - begin) / (end - begin))))
 
 
 def cumulative(gates: Tensor) -> Tensor:
-    """Gates of the 1×1 conv, the 3×3 conv and attention: each needs the cheaper ones open.
+    """Multiply each gate by those of all cheaper operations.
 
     Args:
-        gates: [..., 3].
+        gates: [..., operations − 1], in order of cost.
     """
-    # Not cumprod, whose backward pass asks the device whether a factor is zero, and waits for it.
+    # Not cumprod: its backward pass waits for the device to check for zeros.
     return torch.stack(list(accumulate(gates.unbind(-1), torch.mul)), dim=-1)
 
 
 def open_heads(logits: Tensor) -> Tensor:
-    """Zeros and ones for heads [H] in evaluation: an attention keeps at least the surest."""
+    """Return zeros and ones for heads [heads] in evaluation; the most probable is always open."""
     gates = (logits > 0).to(logits.dtype)
     gates[logits.argmax()] = 1
     return gates
 
 
 class ChooseBranch(torch.autograd.Function):
-    """Pass on the chosen branch, and tell each gate what opening it would have changed.
+    """Return the chosen branch; give each gate the gradient of opening it.
 
-    With cumulative gates c and branch outputs y₀ (skip) … y₃ (attention) the supernet computes
+    With cumulative gates c and branch outputs y₀ (skip) … y_n (attention) the supernet computes
     y = y₀ + Σ c_j (y_j − y_{j−1}), of which forward is the chosen branch. Backward gives c_j
     the product of the incoming gradient and y_j − y_{j−1}. The other branches get no gradient
     (their factor c_j − c_{j+1} is zero), so they are run without a graph.
@@ -86,9 +87,14 @@ class ChooseBranch(torch.autograd.Function):
     def forward(
         ctx: FunctionCtx, chosen: Tensor, gates: Tensor, first: int, *branches: Tensor
     ) -> Tensor:
-        """chosen [B, N, C], gates [3], up to four branches [B, N, C], cheapest first, of which
-        those before ``first`` are left out. Branches that were not chosen may be those of the
-        first images alone.
+        """Return the chosen branch [batch, tokens, channels].
+
+        Args:
+            ctx: Of autograd.
+            chosen: Its output.
+            gates: Cumulative gates.
+            first: Index of the first branch that is given.
+            branches: Outputs in order of cost; those not chosen may be of the first images only.
         """
         ctx.save_for_backward(*branches)
         ctx.gates, ctx.first = gates.shape[0], first  # type: ignore[attr-defined]
@@ -96,7 +102,7 @@ class ChooseBranch(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        """Gradients of the chosen branch and of the gates."""
+        """Return the gradients of the chosen branch and of the gates."""
         (grad,) = grads
         # Under autocast a branch is bfloat16 and its input is not; and sums of so many need more.
         wide = torch.promote_types(grad.dtype, torch.float32)
@@ -117,20 +123,21 @@ class ChooseBranch(torch.autograd.Function):
 
 
 class GateOptimizer:
-    """Momentum descent on gate logits, each gate judged by its gradient per MAC.
+    """Momentum descent on gate logits, by their gradient per MAC.
 
-    Adam would divide the differences between gates away, and an attention gate costs hundreds
-    of times what a hidden unit does. Per MAC, every gate meets the price 2λ(cost − target), so
-    those open that are worth their cost. One scale for all gates, the running root mean square
-    of the units' gradients, keeps steps independent of the loss's scale.
+    Adam would normalize the differences between gates away, and an attention gate costs hundreds
+    of times what a hidden unit does. Per MAC, all gates meet the same price of cost, so those
+    open that are worth it. One scale for all gates, the running root mean square of the units'
+    gradients, keeps steps independent of the loss's scale.
 
     Args:
-        parameters: logits, attention's [3] and units' [hidden].
-        macs: share of the dense cost that each of them decides, same shapes.
-        lr: step in logits at unit gradient.
-        momentum: weight of the past.
-        clip: longest normalized gradient.
-        beside: how many of the last parameters are not among the units that the scale is taken of.
+        parameters: Logits of attention [operations − 1] and units [hidden], alternating by block;
+            others behind.
+        macs: Fraction of the dense cost that each gate decides, of the same shapes.
+        lr: Step in logits at unit gradient.
+        momentum: Weight of the past.
+        clip: Bound of a normalized gradient.
+        beside: Number of other parameters at the end.
     """
 
     def __init__(
@@ -155,18 +162,18 @@ class GateOptimizer:
 
     @property
     def scale(self) -> float:
-        """Root mean square of the units' gradients per cost, lately; 0 before the first step."""
+        """Running root mean square of the units' gradients per cost; 0 before the first step."""
         if not self._steps:
             return 0.0
         return max((self._square / (1 - 0.9**self._steps)) ** 0.5, 1e-12)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a later run needs to go on as if it were this one; the logits are the model's."""
+        """Return the state for a checkpoint; the logits are the model's."""
         rows = [row.clone() for row in self._velocity.split(self._sizes)]
         return {"velocity": rows, "square": self._square, "steps": self._steps}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what :meth:`state_dict` gave."""
+        """Restore a state."""
         for own, saved in zip(self._velocity.split(self._sizes), state["velocity"], strict=True):
             own.copy_(saved)
         self._square, self._steps = float(state["square"]), int(state["steps"])
@@ -176,13 +183,13 @@ class GateOptimizer:
         """Move the logits along their gradients, and clear these.
 
         Raises:
-            DivergedError: a gradient is no longer a number.
+            DivergedError: A gradient is NaN or infinite.
         """
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
         flat = torch.cat([grad.flatten() for grad in grads])
         per_mac = torch.where(self._macs > 0, flat / self._macs, self._zero)
         rows = per_mac.split(self._sizes)
-        units = [row for row in rows[: self._scaling] if row.numel() > 3]
+        units = [row for row in rows[1 : self._scaling : 2] if row.numel()]
         square = float(torch.cat(units or rows).square().mean())
         if not math.isfinite(square):
             raise DivergedError(

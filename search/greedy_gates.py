@@ -1,4 +1,4 @@
-"""The gates of one block as items of a budget: in which order they come, and what each costs."""
+"""The gates of one block as items of a budget: their order, and what each costs."""
 
 from __future__ import annotations
 
@@ -11,59 +11,66 @@ from spvit_deploy.lean.cost import SiteCost
 from spvit_deploy.search.supernet import GateProbabilities
 from spvit_deploy.search.width_alignment import Choice
 
-GATES = 3
-# Items below zero: the attention gates are -1, -2 and -3, heads come after them.
-_FIRST_HEAD = -4
+# Hidden units are items by their own numbers, attention gates are -1, -2, …, and heads lie below.
+_FIRST_HEAD = -1_000
+# Probabilities are kept this far from 0 and 1, where logits are infinite.
+_LEAST_CHANCE = 1e-6
 
 
-def ranked_items(said: GateProbabilities) -> list[tuple[float, int]]:
-    """(probability, item): attention gates, each no surer than the last; heads, the surest first
-    and no surer than their attention; hidden units, which are their own numbers.
+def ranked_items(gates: GateProbabilities) -> list[tuple[float, int]]:
+    """List (probability, item): attention gates, none more probable than the one before; heads,
+    the most probable first and none more probable than attention; hidden units.
     """
     ranked, lowest = [], 1.0
-    for index, probability in enumerate(said.attention):
+    for index, probability in enumerate(gates.attention):
         lowest = min(lowest, probability)
         ranked.append((lowest, -1 - index))
-    ranked += [(min(lowest, said.heads[h]), _FIRST_HEAD - h) for h in _surest_first(said)]
-    return ranked + [(probability, index) for index, probability in enumerate(said.units)]
+    ranked += [(min(lowest, gates.heads[h]), _FIRST_HEAD - h) for h in _by_probability(gates)]
+    return ranked + [(probability, index) for index, probability in enumerate(gates.units)]
 
 
-def _surest_first(said: GateProbabilities) -> list[int]:
-    return sorted(range(len(said.heads)), key=lambda head: (-said.heads[head], head))
+def _by_probability(gates: GateProbabilities) -> list[int]:
+    return sorted(range(len(gates.heads)), key=lambda head: (-gates.heads[head], head))
 
 
-def choice_said(said: GateProbabilities) -> Choice:
-    """What the gates alone say."""
+def hard_choice(gates: GateProbabilities) -> Choice:
+    """Return the choice of the open gates, whatever it costs."""
     count = 0
-    while count < GATES and said.attention[count] > 0.5:
+    while count < len(gates.attention) and gates.attention[count] > 0.5:
         count += 1
-    keep = tuple(index for index, value in enumerate(said.units) if value > 0.5)
-    heads = {head for head, value in enumerate(said.heads) if value > 0.5}
-    return _choice(said, count, keep, heads | set(_surest_first(said)[:1]))
+    keep = tuple(index for index, value in enumerate(gates.units) if value > 0.5)
+    heads = {head for head, value in enumerate(gates.heads) if value > 0.5}
+    return _choice(gates, count, keep, heads | set(_by_probability(gates)[:1]))
 
 
-def _choice(said: GateProbabilities, gates: int, keep: tuple[int, ...], heads: set[int]) -> Choice:
-    kind = AttentionKind.of_gates(gates)
-    some = kind is AttentionKind.MSA and len(heads) < len(said.heads)
+def _choice(gates: GateProbabilities, count: int, keep: tuple[int, ...], heads: set[int]) -> Choice:
+    kind = gates.kinds[count]
+    some = kind is AttentionKind.MSA and len(heads) < len(gates.heads)
     return Choice(kind, keep, tuple(sorted(heads)) if some else None)
 
 
-def distance(old: Choice, new: Choice, said: GateProbabilities) -> int:
-    """Gates that differ; heads count where attention was kept and is."""
+def distance(old: Choice, new: Choice, gates: GateProbabilities) -> int:
+    """Count the gates that differ; heads count where both choices keep attention."""
     turned = len(set(old.keep) ^ set(new.keep))
     if old.kind is AttentionKind.MSA and new.kind is AttentionKind.MSA:
-        every = range(len(said.heads))
+        every = range(len(gates.heads))
         before, after = (set(every if c.heads is None else c.heads) for c in (old, new))
         turned += len(before ^ after)
-    return abs(old.kind.gates - new.kind.gates) + turned
+    low, high = _gates_between(old, new, gates)
+    return high - low + turned
 
 
-def against(old: Choice, new: Choice, said: GateProbabilities) -> float:
-    """How sure the gates were that differ: the sum of their logits."""
-    low, high = sorted((old.kind.gates, new.kind.gates))
-    turned = [*said.attention[low:high], *(said.units[i] for i in set(old.keep) ^ set(new.keep))]
-    bounded = (min(max(chance, 1e-6), 1 - 1e-6) for chance in turned)
+def against(old: Choice, new: Choice, gates: GateProbabilities) -> float:
+    """Sum the absolute logits of the gates that differ: how probable the old choice was."""
+    low, high = _gates_between(old, new, gates)
+    turned = [*gates.attention[low:high], *(gates.units[i] for i in set(old.keep) ^ set(new.keep))]
+    bounded = (min(max(chance, _LEAST_CHANCE), 1 - _LEAST_CHANCE) for chance in turned)
     return sum(abs(math.log(chance / (1 - chance))) for chance in bounded)
+
+
+def _gates_between(old: Choice, new: Choice, gates: GateProbabilities) -> tuple[int, int]:
+    low, high = sorted(gates.kinds.index(choice.kind) for choice in (old, new))
+    return low, high
 
 
 @dataclass(frozen=True)
@@ -71,30 +78,32 @@ class Start:
     """What of a block is open from the beginning.
 
     Attributes:
-        gates: of attention.
-        heads: that attention has once it is open, the surest; for blocks whose heads have gates.
+        gates: Number of attention gates.
+        heads: Number of heads that attention has once it is open, the most probable; for blocks
+            whose heads have gates.
     """
 
     gates: int = 0
     heads: int = 1
 
     @staticmethod
-    def of(choice: Choice, said: GateProbabilities) -> Start:
-        """What is open in a choice."""
-        if choice.kind is not AttentionKind.MSA or not said.heads:
-            return Start(choice.kind.gates)
-        return Start(GATES, len(choice.heads or said.heads))
+    def of(choice: Choice, gates: GateProbabilities) -> Start:
+        """Return what is open in a choice."""
+        count = gates.kinds.index(choice.kind)
+        if choice.kind is not AttentionKind.MSA or not gates.heads:
+            return Start(count)
+        return Start(count, len(choice.heads or gates.heads))
 
-    def next(self, said: GateProbabilities) -> Iterator[tuple[float, Start]]:
-        """The next gate, of attention or else of a head, and how sure it is."""
-        if self.gates < GATES:
-            yield min(said.attention[: self.gates + 1]), replace(self, gates=self.gates + 1)
-        elif self.heads < len(said.heads):
-            chance = said.heads[_surest_first(said)[self.heads]]
-            yield min(*said.attention, chance), replace(self, heads=self.heads + 1)
+    def next(self, gates: GateProbabilities) -> Iterator[tuple[float, Start]]:
+        """Yield the next gate, of attention or else of a head, with its probability."""
+        if self.gates < len(gates.attention):
+            yield min(gates.attention[: self.gates + 1]), replace(self, gates=self.gates + 1)
+        elif self.heads < len(gates.heads):
+            chance = gates.heads[_by_probability(gates)[self.heads]]
+            yield min(*gates.attention, chance), replace(self, heads=self.heads + 1)
 
     def with_all_of(self, other: Start) -> Start:
-        """What is open in either."""
+        """Return what is open in either."""
         return Start(max(self.gates, other.gates), max(self.heads, other.heads))
 
 
@@ -102,22 +111,22 @@ class OpenBlock:
     """A block whose gates are opened one after another, as long as they fit.
 
     Args:
-        site: what they cost.
-        said: their probabilities.
-        start: what is open from the beginning.
+        site: What they cost.
+        gates: Their probabilities.
+        start: What is open from the beginning.
     """
 
-    def __init__(self, site: SiteCost, said: GateProbabilities, start: Start) -> None:
-        self._site, self._said, self._gates = site, said, start.gates
+    def __init__(self, site: SiteCost, gates: GateProbabilities, start: Start) -> None:
+        self._site, self._gates, self._count = site, gates, start.gates
         self._units: set[int] = set()
-        self._heads = set(_surest_first(said)[: start.heads])
+        self._heads = set(_by_probability(gates)[: start.heads])
 
     def choice(self) -> Choice:
-        """What is open."""
-        return _choice(self._said, self._gates, tuple(sorted(self._units)), self._heads)
+        """Return what is open."""
+        return _choice(self._gates, self._count, tuple(sorted(self._units)), self._heads)
 
     def take(self, item: int, left: int) -> int:
-        """Open an item if that costs no more than ``left``; what it costs, or 0."""
+        """Open an item if that costs no more than ``left``; return what it costs, or 0."""
         if item >= 0:
             if item in self._units:
                 return 0
@@ -127,7 +136,7 @@ class OpenBlock:
                 self._units.add(item)
         elif item <= _FIRST_HEAD:
             head = _FIRST_HEAD - item
-            if self._gates < GATES or head in self._heads:
+            if self._count < len(self._gates.attention) or head in self._heads:
                 return 0
             price = self._site.head
             if price <= left:
@@ -137,19 +146,19 @@ class OpenBlock:
         return price if price <= left else 0
 
     def _take_gate(self, gate: int, left: int) -> int:
-        """None is opened where a cheaper one is closed.
+        """Open an attention gate, unless a cheaper one is closed.
 
-        Measured times need not ascend: where a convolution takes as long as attention, the gate to
-        it leads on to attention. Whole attention is what counts there, though it starts with one
-        head, and so perhaps below a convolution.
+        Measured latencies need not ascend: where a convolution takes as long as attention, the
+        gate to it leads on to attention. All of attention's heads count there, though it starts
+        with one, which may cost less than a convolution.
         """
-        if gate != self._gates:
+        if gate != self._count:
             return 0
-        costs = [self._site.attention[kind] for kind in AttentionKind]
-        best = min(range(gate + 1, len(costs)), key=lambda gates: (costs[gates], -gates))
-        heads = len(self._heads) or None
-        price = self._site.operation(AttentionKind.of_gates(best), heads) - costs[gate]
+        kinds = self._gates.kinds
+        costs = [self._site.attention[kind] for kind in kinds]
+        best = min(range(gate + 1, len(costs)), key=lambda count: (costs[count], -count))
+        price = self._site.operation(kinds[best], len(self._heads) or None) - costs[gate]
         if price > left:
             return 0
-        self._gates = best
+        self._count = best
         return price

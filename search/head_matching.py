@@ -1,9 +1,9 @@
-"""Head maps that start from what the dense model attends to.
+"""Head maps initialized from the dense model's attention.
 
 A position of a 3×3 kernel is a mix of heads (arXiv 2111.11802, section 3). A head that attends to
 the token one column to the right belongs there, as in the construction that makes attention a
-convolution (Cordonnier et al., arXiv 1911.03584). So the mix starts with each head's share of the
-attention that all heads pay to that offset, rather than at random.
+convolution (Cordonnier et al., arXiv 1911.03584). So the mix starts with each head's fraction of
+the attention that all heads pay to that offset, rather than at random.
 """
 
 from __future__ import annotations
@@ -21,29 +21,30 @@ from spvit_deploy.core.progress import progress_bar, warn
 from spvit_deploy.data.batches import Batches
 from spvit_deploy.families.attention import attention_spelled_out
 from spvit_deploy.lean.kernels import POSITIONS, logits_of_shares
-from spvit_deploy.search.gated_attention import UnifiedAttention
+from spvit_deploy.lean.operations.convolution import HEAD_LOGITS
+from spvit_deploy.search.gated_attention import GatedAttention
 from spvit_deploy.search.supernet import Supernet
 
 # Batches that attention is read on.
 BATCHES = 4
-# Of a head that does not attend to an offset: a share of zero has no gradient to come back by.
+# Fraction of a head that does not attend to an offset: zero would have no gradient.
 _LEAST = 1e-3
 
 
 @torch.no_grad()
 def match_head_maps(supernet: Supernet, batches: Batches, processes: Processes = ALONE) -> None:
-    """Set the head maps by the attention of the dense model that the supernet starts from.
+    """Set the head maps from the attention of the dense model that the supernet starts from.
 
-    Blocks whose attention cannot be read keep their maps, which is said.
+    Blocks whose attention cannot be read keep their maps, with a warning.
 
     Args:
-        supernet: before its first step, on the device of the batches; all its gates are open, so
+        supernet: Before its first step, on the device of the batches; all its gates are open, so
             that in evaluation it is the dense model.
-        batches: the first :data:`BATCHES` of their first epoch are used.
-        processes: that share them.
+        batches: The first :data:`BATCHES` of their first epoch are used.
+        processes: Those that share the batches.
     """
-    with_maps = [a for a in supernet.attentions if hasattr(a, "head_logits")]
-    totals = [torch.zeros_like(a.head_logits) for a in with_maps]
+    with_maps = [a for a in supernet.attentions if hasattr(a, HEAD_LOGITS)]
+    totals = [torch.zeros_like(a.get_parameter(HEAD_LOGITS)) for a in with_maps]
     training = supernet.training
     supernet.eval()
     with ExitStack() as stack, progress_bar("match heads", BATCHES) as bar:
@@ -59,7 +60,8 @@ def match_head_maps(supernet: Supernet, batches: Batches, processes: Processes =
         total.clamp_(min=0)  # heads that are mixed can pay less than nothing
         if total.any():
             shares = (total / total.sum(0).clamp(min=1e-12)).clamp(min=_LEAST)
-            attention.head_logits.copy_(logits_of_shares(shares, supernet.semantics))
+            logits = logits_of_shares(shares, supernet.semantics)
+            attention.get_parameter(HEAD_LOGITS).copy_(logits)
         else:
             unread.append(attention.site.path)
     if unread:
@@ -67,10 +69,10 @@ def match_head_maps(supernet: Supernet, batches: Batches, processes: Processes =
 
 
 @contextmanager
-def _reading(attention: UnifiedAttention, total: Tensor) -> Iterator[None]:
-    """Within this block what each head pays to each offset is added to ``total`` [H, 9].
+def _reading(attention: GatedAttention, total: Tensor) -> Iterator[None]:
+    """Add each head's attention to each offset to ``total`` [heads, 9] within a ``with`` block.
 
-    Attention is spelled out as products, whose probabilities pass through ``attn_drop`` in timm.
+    Attention is computed as plain products, whose probabilities pass through timm's ``attn_drop``.
     """
     msa: Any = attention.msa
     drop, grid = getattr(msa, "attn_drop", None), _grid_of(attention)
@@ -86,8 +88,8 @@ def _reading(attention: UnifiedAttention, total: Tensor) -> Iterator[None]:
         handle.remove()
 
 
-def _grid_of(attention: UnifiedAttention) -> tuple[int, int] | None:
-    """Rows and columns of the tokens that attend to each other: the image's, or a window's."""
+def _grid_of(attention: GatedAttention) -> tuple[int, int] | None:
+    """Return rows and columns of the tokens that attend to each other: an image or a window."""
     regroup = attention.site.regroup
     if regroup is None:
         return attention.site.grid
@@ -101,24 +103,24 @@ def _adder(total: Tensor, grid: tuple[int, int], prefix: int) -> Callable[..., N
 
     def add(_: nn.Module, args: tuple[Any, ...]) -> None:
         given = args[0]
-        # Keys that are reduced, or groups that are not known of, are of another size.
+        # Reduced keys and unknown groups have another size.
         if given.ndim < 3 or given.shape[-2:] != (tokens, tokens):
             return
         paid = given.reshape(-1, heads, tokens, tokens).sum(0)[:, prefix:, prefix:]
-        # Every head has the same pairs: their number does not matter to its share.
+        # Every head has the same pairs, so their number does not change its fraction.
         total.add_(torch.stack([paid[:, q, k].sum(1) for q, k in pairs], 1))
 
     return add
 
 
 def neighbours(grid: tuple[int, int]) -> Sequence[tuple[Tensor, Tensor]]:
-    """Tokens of a grid, and those at each position of a 3×3 kernel around them, row-major.
+    """List the tokens of a grid with their neighbours at each position of a 3×3 kernel, row-major.
 
     Args:
-        grid: rows and columns.
+        grid: Rows and columns.
 
     Returns:
-        (tokens, neighbours) [pairs] for each position; pairs beyond the border are left out.
+        (tokens, neighbours) [pairs] per position; pairs beyond the border are left out.
     """
     (rows, columns), at = grid, torch.arange(grid[0] * grid[1]).view(grid)
     found = []

@@ -1,27 +1,21 @@
-"""What a search writes down: its plan, and how that meets the budget."""
+"""The plan that a search writes, and how it meets the budget."""
 
 from __future__ import annotations
 
-from spvit_deploy.core.plan import Amount, AttentionKind, BlockPlan, Budget, PrunePlan
+from spvit_deploy.core.plan import Amount, AttentionKind, Budget, PrunePlan
 from spvit_deploy.lean.cost import CostTable
 from spvit_deploy.search.projection import Projection
 from spvit_deploy.search.supernet import Supernet
 
 
 def plan_of(supernet: Supernet, projection: Projection) -> PrunePlan:
-    """The plan that was chosen, its budget left open."""
+    """Build the plan of a projection; its budget is not set."""
     blocks = []
-    for branch, choice in zip(supernet.attentions, projection.choices, strict=True):
-        kind = branch.site.taken(choice.kind)
-        blocks.append(
-            BlockPlan(
-                path=branch.site.path,
-                attention=kind,
-                mlp_keep=choice.keep,
-                dilation=branch.dilation(kind),
-                heads_keep=choice.heads if kind is AttentionKind.MSA else None,
-            )
-        )
+    for attention, choice in zip(supernet.attentions, projection.choices, strict=True):
+        kind = supernet.candidates.operations.taken(attention.site, choice.kind)
+        heads = choice.heads if kind is AttentionKind.MSA else None
+        block = attention.plan(kind, choice.keep)
+        blocks.append(block.model_copy(update={"heads_keep": heads}))
     return PrunePlan(
         model=supernet.spec,
         blocks=tuple(blocks),
@@ -33,7 +27,15 @@ def plan_of(supernet: Supernet, projection: Projection) -> PrunePlan:
 def budget_met(
     plan: PrunePlan, asked: str, target: int, tables: tuple[CostTable, CostTable], on: str
 ) -> Budget:
-    """What was asked and met, in MACs and in the unit that was asked for; tables of both."""
+    """Compare a plan with its budget.
+
+    Args:
+        plan: The plan.
+        asked: The request as text.
+        target: The same in the unit of the second table.
+        tables: Costs in MACs, and in the requested unit.
+        on: Where latencies were measured.
+    """
     macs, table = tables
     amount = None
     if table.unit != "MACs":

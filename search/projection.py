@@ -1,6 +1,6 @@
-"""From gate probabilities to the plan that meets the budget.
+"""The projection of gate probabilities onto a budget: the most probable plan that meets it.
 
-Opens or closes first the gates that were least sure.
+It turns the least certain gates first.
 """
 
 from __future__ import annotations
@@ -17,29 +17,28 @@ from spvit_deploy.search.greedy_gates import (
     OpenBlock,
     Start,
     against,
-    choice_said,
     distance,
+    hard_choice,
     ranked_items,
 )
 from spvit_deploy.search.supernet import GateProbabilities
 from spvit_deploy.search.width_alignment import Choice, align_if_it_fits, cost_of
 
-# How far below the budget a plan may stay.
+# How far below the budget a plan may stay, as a fraction of it.
 TOLERANCE = 0.01
-CONVOLUTIONS = (AttentionKind.CONV1X1, AttentionKind.CONV3X3)
 
 
 @dataclass(frozen=True)
 class Projection:
-    """The plan that fits, and how far it lies from what the gates said.
+    """A plan that fits, and how far it is from the gates.
 
     Attributes:
-        choices: one a block.
-        cost: what they cost, in the unit of the table.
-        cost_before: what the gates alone would have cost.
-        flipped: gates that were turned to meet the budget.
-        step: what MLP widths are multiples of.
-        gates: how many there are.
+        choices: One per block.
+        cost: Their cost, in the unit of the table.
+        cost_before: What the open gates alone would have cost.
+        flipped: Number of gates that were turned to meet the budget.
+        step: MLP widths are multiples of this.
+        gates: Number of all gates.
     """
 
     choices: tuple[Choice, ...]
@@ -57,28 +56,28 @@ def project(
     step: int = 1,
     attend: Sequence[int] = (),
 ) -> Projection:
-    """The most probable plan that costs at most ``target``, and at least 99% of it.
+    """Find the most probable plan that costs at most ``target``, and at least 99% of it.
 
-    Gates are taken in order of probability, those of attention after the cheaper ones of their
-    block, and those of heads after their attention, as long as they fit. Attention gates come in
-    lumps; hidden units fill up the rest. An operation that costs no less than a later one is passed
-    over. Times may come in steps too coarse for 99%: of these the nearest below the target is
-    taken.
+    Gates are opened in order of probability, those of attention after the cheaper ones of their
+    block, and those of heads after their attention, as long as they fit. Attention gates cost
+    much at once; hidden units fill up the rest. An operation that costs no less than a later one
+    is passed over. Latencies may have steps too coarse for 99%; the nearest plan below the
+    target is taken then.
 
     Args:
-        probabilities: of the gates of each block.
-        table: what they cost.
-        target: in the unit of the table.
+        probabilities: Of the gates of each block.
+        table: Cost of every choice.
+        target: In the unit of the table.
         step: MLP widths become multiples of this, or of half of it and so on where the model
-            is too small to meet the budget so.
-        attend: blocks one of which must keep its attention, however improbable.
+            is too small to meet the budget otherwise.
+        attend: Blocks one of which must keep attention, however improbable.
 
     Raises:
-        BudgetError: no plan of this model costs that little.
+        BudgetError: No plan of this model costs that little.
     """
     costs = _with_one_attention(table, attend, probabilities)
     if costs and min(costs.values()) > target:
-        what = "this model with one attention, without which every image gets the same answer"
+        what = "this model with one attention, without which its output is constant"
         raise too_small(table, target, min(costs.values()), what)
     if table.least > target:
         raise too_small(table, target, table.least, "what is never trimmed")
@@ -93,14 +92,15 @@ def _ending_anywhere(
     step: int,
     attend: Sequence[int],
 ) -> Projection:
-    """As :func:`project`, whichever block has the last attention: what lies behind is cheaper, and
-    a convolution there, in a model whose answer is read off a token that only attention tells of
-    the image, is for nothing.
+    """As :func:`project`, for each block that may have the last attention: what lies behind costs
+    less, and where the head reads a token that only attention informs of the image, no operation
+    there has an effect.
     """
-    bare = (AttentionKind.MSA, *(CONVOLUTIONS if attend else ()))
+    kinds = probabilities[0].kinds
+    bare = (AttentionKind.MSA, *(kinds[1:-1] if attend else ()))
 
     def ending(last: int, *forced: int) -> Projection:
-        start = [Start(3 if block in forced else 0) for block in range(len(probabilities))]
+        start = _starts(probabilities, forced)
         costs = _ending(last, table, target, bare)
         return _meet(probabilities, costs, target, step, start, attend)
 
@@ -114,13 +114,13 @@ def _ending_anywhere(
         found = _nearest_to_gates(list(filter(None, plans)), probabilities, target)
     if found.cost > target:
         raise nearest(table, target, found.cost)
-    said = [choice_said(p) for p in probabilities]
+    said = [hard_choice(p) for p in probabilities]
     count = sum(len(p.attention) + len(p.units) + len(p.heads) for p in probabilities)
     return replace(found, cost_before=_cost(table, said), gates=count)
 
 
 def _if_any(ending: Callable[..., Projection], last: int) -> Projection | None:
-    """The plan with its last attention here; None where none costs so little."""
+    """Return the plan with its last attention here; None where none costs that little."""
     with suppress(BudgetError):
         return ending(last, last)
     return None
@@ -129,10 +129,10 @@ def _if_any(ending: Callable[..., Projection], last: int) -> Projection | None:
 def _nearest_to_gates(
     plans: Sequence[Projection], probabilities: Sequence[GateProbabilities], target: int
 ) -> Projection:
-    """Of plans that use the budget up, or else come near it, the one that goes least against what
-    the gates say.
+    """Return the plan that uses the budget up, or else is nearest to it, and of several the one
+    that differs least from the open gates.
     """
-    said = [choice_said(p) for p in probabilities]
+    said = [hard_choice(p) for p in probabilities]
 
     def key(plan: Projection) -> tuple[bool, float, float]:
         used = min(plan.cost, (1 - TOLERANCE) * target)
@@ -146,11 +146,13 @@ def _last(found: Projection) -> int:
 
 
 def _idle(found: Projection) -> bool:
-    return any(choice.kind in CONVOLUTIONS for choice in found.choices[_last(found) + 1 :])
+    """Whether an operation behind the last attention has no effect."""
+    behind = found.choices[_last(found) + 1 :]
+    return any(choice.kind is not AttentionKind.SKIP for choice in behind)
 
 
 def _first_that_fits(ending: Callable[[int], Projection], lasts: Sequence[int]) -> Projection:
-    """The plan of the earliest last attention that uses the budget up."""
+    """Return the plan of the earliest last attention that uses the budget up."""
     for last in lasts[:-1]:
         with suppress(BudgetError):
             return ending(last)
@@ -158,8 +160,8 @@ def _first_that_fits(ending: Callable[[int], Projection], lasts: Sequence[int]) 
 
 
 def _ending(last: int, table: CostTable, target: int, shut: Sequence[AttentionKind]) -> CostTable:
-    """The table of plans whose last attention is in this block; behind it these kinds are beyond
-    price.
+    """Return the table of plans whose last attention is in this block; the kinds ``shut`` behind
+    it cost more than any budget.
     """
     ending = table.ending(last)
     beyond = table.dense + target + 1
@@ -174,7 +176,7 @@ def _ending(last: int, table: CostTable, target: int, shut: Sequence[AttentionKi
 def least_cost(
     table: CostTable, attend: Sequence[int], probabilities: Sequence[GateProbabilities]
 ) -> int:
-    """Of the cheapest plan with attention in one of the blocks ``attend``, if there are any."""
+    """Return the cost of the cheapest plan with attention in one of ``attend``, if any."""
     costs = _with_one_attention(table, attend, probabilities)
     return min(costs.values(), default=table.least)
 
@@ -182,22 +184,24 @@ def least_cost(
 def _with_one_attention(
     table: CostTable, attend: Sequence[int], probabilities: Sequence[GateProbabilities]
 ) -> dict[int, int]:
-    """Cost of the model whose only attention is that of each of these blocks."""
-    count = len(table.sites)
-    return {
-        block: _bare(
-            table, [Start(3 if block == one else 0) for one in range(count)], probabilities
-        )
-        for block in attend
-    }
+    """Return the cost of the model whose only attention is that of each of these blocks."""
+    return {b: _bare(table, _starts(probabilities, [b]), probabilities) for b in attend}
+
+
+def _starts(probabilities: Sequence[GateProbabilities], forced: Sequence[int]) -> list[Start]:
+    """Open all attention gates of the blocks ``forced``, and none of the others."""
+    return [
+        Start(len(p.attention) if block in forced else 0) for block, p in enumerate(probabilities)
+    ]
 
 
 def _bare(
     table: CostTable, starts: Sequence[Start], probabilities: Sequence[GateProbabilities]
 ) -> int:
-    """Of blocks as they start, without hidden units."""
-    heads = [s.heads if p.heads else None for s, p in zip(starts, probabilities, strict=True)]
-    return table.of([AttentionKind.of_gates(s.gates) for s in starts], [0] * len(starts), heads)
+    """Return the cost of blocks as they start, without hidden units."""
+    pairs = list(zip(starts, probabilities, strict=True))
+    heads = [start.heads if p.heads else None for start, p in pairs]
+    return table.of([p.kinds[start.gates] for start, p in pairs], [0] * len(starts), heads)
 
 
 def _meet(
@@ -208,13 +212,12 @@ def _meet(
     start: list[Start],
     attend: Sequence[int],
 ) -> Projection:
-    """As :func:`project`, with this of each block open from the beginning."""
+    """As :func:`project`, with ``start`` open from the beginning."""
     found = _meet_at_all(probabilities, table, target, step, start)
     if not attend or any(found.choices[block].kind is AttentionKind.MSA for block in attend):
         return found
     best = max(attend, key=lambda block: min(probabilities[block].attention))
-    start = [Start(3 if block == best else 0) for block in range(len(probabilities))]
-    return _meet_at_all(probabilities, table, target, step, start)
+    return _meet_at_all(probabilities, table, target, step, _starts(probabilities, [best]))
 
 
 def _meet_at_all(
@@ -227,14 +230,14 @@ def _meet_at_all(
     """As :func:`_meet`, perhaps without attention."""
     forced: list[Start] | None = start
     found: list[Projection] = []
-    units, before = [p.units for p in probabilities], [choice_said(p) for p in probabilities]
+    units, before = [p.units for p in probabilities], [hard_choice(p) for p in probabilities]
     least = (1 - TOLERANCE) * target
     while forced is not None:
         exact = _fill(probabilities, table, target, forced)
-        choices, grain = align_if_it_fits(exact, units, table, target, step, least)
+        choices, width = align_if_it_fits(exact, units, table, target, step, least)
         flipped = sum(map(distance, before, choices, probabilities))
         spent = _cost(table, choices)
-        found.append(Projection(choices, spent, _cost(table, before), flipped, grain))
+        found.append(Projection(choices, spent, _cost(table, before), flipped, width))
         if spent >= least:
             return found[-1]
         forced = _force_one_more(exact, probabilities, table, target, forced)
@@ -247,10 +250,10 @@ def _meet_at_all(
 def _fill(
     probabilities: Sequence[GateProbabilities], table: CostTable, target: int, forced: list[Start]
 ) -> tuple[Choice, ...]:
-    """Open gates in order of probability while they fit, those of ``forced`` before all.
+    """Open gates in order of probability while they fit, those of ``forced`` first.
 
-    Where attention, with its first head or as times have it, costs less than the convolution that
-    it takes the place of, what did not fit before may.
+    Attention with one head, or by its latency, may cost less than the convolution that it
+    replaces; what did not fit before may fit then.
     """
     items = sorted(
         (-rank, block, order, index)
@@ -258,8 +261,8 @@ def _fill(
         for order, (rank, index) in enumerate(row)
     )
     blocks = [
-        OpenBlock(site, said, start)
-        for site, said, start in zip(table.sites, probabilities, forced, strict=True)
+        OpenBlock(site, gates, start)
+        for site, gates, start in zip(table.sites, probabilities, forced, strict=True)
     ]
     spent = _bare(table, forced, probabilities)
     refunded = True
@@ -279,8 +282,8 @@ def _force_one_more(
     target: int,
     forced: list[Start],
 ) -> list[Start] | None:
-    """Hidden units are all taken and the next attention, or a head of one, does not fit: let it
-    come before them.
+    """Open the most probable closed gate of attention, or of a head, before all hidden units; it
+    did not fit behind them.
     """
     now = [Start.of(choice, p) for choice, p in zip(choices, probabilities, strict=True)]
     closed = [

@@ -7,15 +7,14 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 from torch import Tensor, nn
 
-from spvit_deploy.core.errors import InputError
-from spvit_deploy.core.plan import ModelSpec, PrunePlan, parse_token_keep
+from spvit_deploy.core.plan import ModelSpec, PrunePlan, TokenMerges
 from spvit_deploy.core.progress import warn
 from spvit_deploy.data.batches import Batches
 from spvit_deploy.lean.cost import CostTable
-from spvit_deploy.search.budget import parse_budget
+from spvit_deploy.search.budget import BudgetRequest, parse_budget
 from spvit_deploy.search.budget_target import Measured, Target, cost_table_of, target_of
 from spvit_deploy.search.cost_penalty import RAMP, ExpectedCost, Penalty, Price
 from spvit_deploy.search.early_stopping import Settled
@@ -66,6 +65,7 @@ class SearchSettings(DistillSettings):
             they attend to in the dense model.
         dilated: let a 3×3 of neighbours at a distance of two compete with the plain one.
         head_gates: let attention lose whole heads.
+        candidates: Operations of other packages to choose from as well, by name.
         token_keep: ``0.7@3``: merge the grid's tokens after block 3 down to 70%; several with
             commas; None for none.
     """
@@ -84,15 +84,29 @@ class SearchSettings(DistillSettings):
     head_map: Literal["random", "matched"] = "random"
     dilated: bool = False
     head_gates: bool = False
-    token_keep: str | None = None
+    candidates: tuple[str, ...] = ()
+    token_keep: TokenMerges = ()
 
-    @field_validator("token_keep")
-    @classmethod
-    def _are_merges(cls, text: str | None) -> str | None:
-        try:
-            return ",".join(map(str, parse_token_keep(text))) or None
-        except InputError as error:
-            raise ValueError(f"{error.message} {error.hint}") from None
+    @property
+    def requested(self) -> BudgetRequest:
+        """The budget, parsed.
+
+        Raises:
+            BudgetError: It is malformed.
+        """
+        return parse_budget(self.budget, self.budget_on)
+
+    @property
+    def offered(self) -> tuple[str, ...]:
+        """Names of all candidates beside those that every search has."""
+        flags = {"dilated": self.dilated, "head_gates": self.head_gates}
+        return (*(name for name, on in flags.items() if on), *self.candidates)
+
+    @model_serializer(mode="wrap")
+    def _without_candidates(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out empty ``candidates``, so that runs from before this key can be resumed."""
+        written: dict[str, Any] = write(self)
+        return {k: v for k, v in written.items() if k != "candidates" or v}
 
 
 @dataclass(frozen=True)
@@ -126,7 +140,7 @@ class SearchLoss:
         self, supernet: Supernet, cost: ExpectedCost, price: Price | Penalty, task: LossFunction
     ) -> None:
         self._supernet, self._logits = supernet, list(supernet.gate_parameters())
-        self._heads = list(supernet.head_parameters())
+        self._heads = list(supernet.variant_parameters(priced=True))
         self._cost, self._task = cost, task
         self.price = price
 
@@ -150,9 +164,8 @@ def supernet_of(model: nn.Module, spec: ModelSpec, settings: SearchSettings) -> 
     return Supernet(
         model,
         spec,
-        dilated=settings.dilated,
-        head_gates=settings.head_gates,
-        token_keep=parse_token_keep(settings.token_keep),
+        candidates=settings.offered,
+        token_keep=settings.token_keep,
     )
 
 
@@ -187,10 +200,10 @@ def run_search(
         BudgetError: no plan meets the budget; said before training where it can be.
         JobError, DataError: as :func:`train`.
     """
-    goal = target_of(supernet, parse_budget(settings.budget, settings.budget_on), measured)
+    goal = target_of(supernet, settings.requested, measured)
     table, target = goal.table, goal.amount
     _say_what_does_nothing(settings, goal)
-    if settings.head_gates and next(iter(supernet.head_parameters()), None) is None:
+    if settings.head_gates and not supernet.priced_blocks():
         warn(f"no attention of {supernet.spec} can lose single heads: --head-gates does nothing.")
 
     share = target / table.dense
@@ -260,8 +273,8 @@ def _priced(
     task: LossFunction,
 ) -> tuple[SearchLoss, GateOptimizer]:
     """The loss of a search of so many steps, and what moves its gates."""
-    gated = [i for i, a in enumerate(supernet.attentions) if a.head_gate_logits is not None]
-    cost = ExpectedCost(table, supernet.attentions[0].gate_logits.device, gated)
+    device = supernet.attentions[0].gate_logits.device
+    cost = ExpectedCost(table, device, supernet.priced_blocks())
     share, controlled = target / table.dense, settings.budget_method == "lagrangian"
     gates = ShrinkingGates(
         supernet,
@@ -272,7 +285,7 @@ def _priced(
     )
     price: Price | Penalty = Penalty(share, settings.cost_weight)
     if controlled:
-        logits = list(supernet.gate_parameters()), list(supernet.head_parameters())
+        logits = list(supernet.gate_parameters()), list(supernet.variant_parameters(priced=True))
         price = Price(float(cost(*logits).detach()), share, steps, lambda: gates.scale)
     return SearchLoss(supernet, cost, price, task), gates
 

@@ -1,23 +1,20 @@
-"""The folder that a search writes: plan, supernet weights, and how they came about."""
+"""The folder that a search writes: plan, supernet weights and their history."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import safetensors.torch
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from spvit_deploy.core.errors import CorruptFileError, InputError, PlanError, first_line
-from spvit_deploy.core.files import sha256_file, write_bytes
+from spvit_deploy.core.files import sha256_file
 from spvit_deploy.core.output_folders import new_folder
-from spvit_deploy.core.plan import GATES_FILE, ModelSpec, PrunePlan, load_plan, save_plan
-from spvit_deploy.core.preprocessing import Preprocessing
-from spvit_deploy.core.records import StrictModel, check_files, read_record, write_record
+from spvit_deploy.core.plan import GATES_FILE, ModelSpec, PrunePlan, load_plan
+from spvit_deploy.core.records import check_files, read_record
 from spvit_deploy.families.base import (
     BlockSite,
 )
@@ -32,30 +29,36 @@ from spvit_deploy.families.timm_models import (
     load_weights,
     read_state_dict,
 )
-from spvit_deploy.lean.cost import cost_table, count_cost
-from spvit_deploy.lean.materialize import EXTRAS_PREFIX, check_plan, materialize_weights
-from spvit_deploy.lean.model_folder import SavedModel, tool_versions
-from spvit_deploy.lean.token_merging import insert_merges
+from spvit_deploy.lean.cost import count_cost
+from spvit_deploy.lean.materialize import check_plan, materialize_weights
+from spvit_deploy.lean.model_folder import FolderRecord, SavedModel, fill_folder
+from spvit_deploy.lean.operations.base import (
+    EXTRAS_PREFIX,
+)
+from spvit_deploy.lean.parameter_table import cost_table
+from spvit_deploy.search.candidates.registry import (
+    needed_by,
+    offered_in,
+)
+from spvit_deploy.search.candidates.token_merging import sites_with_merges
 from spvit_deploy.search.supernet import Supernet
 from spvit_deploy.search.width_alignment import Choice, align
 
 RECORD_FILE = "search.json"
 WEIGHTS_FILE = "supernet.safetensors"
-_APART = "Its gates and weights are of two models: put back the gates that it was written with."
+_APART = "Its gates and weights are of two models. Restore the gates that it was written with."
 
 
-class SearchRecord(StrictModel):
-    """``search.json``."""
+class SearchRecord(FolderRecord):
+    """``search.json``.
 
-    schema_version: Literal[1] = 1
+    Attributes:
+        candidates: Names of those that gates chose from beside skip, 1×1, 3×3 and attention; None
+            in files from before this key.
+    """
+
     kind: Literal["search"] = "search"
-    preprocessing: Preprocessing
-    class_names: tuple[str, ...] = ()
-    data: str = ""
-    sources: dict[str, str] = Field(default_factory=dict)
-    tools: dict[str, str] = Field(default_factory=dict)
-    files: dict[str, str] = Field(default_factory=dict)
-    history: tuple[dict[str, Any], ...] = ()
+    candidates: tuple[str, ...] | None = None
 
 
 @dataclass
@@ -63,9 +66,9 @@ class SavedSearch:
     """A search folder, read and checked.
 
     Attributes:
-        plan: the gates.
-        record: preprocessing, classes and history.
-        dense: supernet weights under timm's own names.
+        plan: The gates.
+        record: Preprocessing, classes and history.
+        dense: Supernet weights under timm's own names.
         extras: ``spvit.*``: head maps, BatchNorms, gate logits.
         digest: SHA-256 of ``search.json``.
     """
@@ -77,31 +80,28 @@ class SavedSearch:
     digest: str
 
     def dense_module(self) -> nn.Module:
-        """The timm model with the supernet's weights."""
+        """Build the timm model with the supernet's weights."""
         module = create_shell(self.plan.model)
         load_weights(module, self.dense, WEIGHTS_FILE, _APART)
         return module
 
     def supernet(self) -> Supernet:
-        """The supernet with its gates hard as planned, in evaluation mode."""
+        """Build the supernet with its gates fixed as planned, in evaluation mode."""
         module = create_model(self.plan.model)
         load_weights(module, self.dense, WEIGHTS_FILE, _APART)
-        dilated = any(key.endswith(".dilation_logit") for key in self.extras)
-        heads = any(key.endswith(".head_gate_logits") for key in self.extras)
-        net = Supernet(
-            module, self.plan.model, self.plan.semantics, dilated, heads, self.plan.token_keep
-        )
+        names, plan = self.record.candidates, self.plan
+        offered = offered_in(list(self.extras)) if names is None else names
+        net = Supernet(module, plan.model, plan.semantics, offered, plan.token_keep)
         net.load_extras(self.extras)
         net.fix(self.plan)
         return net.eval()
 
     def aligned_plan(self, step: int) -> PrunePlan:
-        """The plan at no higher cost, with MLP widths rounded to multiples of ``step``."""
+        """Round the plan's MLP widths to multiples of ``step``, at no higher cost."""
         if step <= 1:
             return self.plan
         module = create_empty(self.plan.model)
-        sites = find_sites(module, str(self.plan.model))
-        sites = insert_merges(module, sites, self.plan.token_keep)
+        sites = sites_with_merges(module, self.plan.model, self.plan.token_keep)
         table = cost_table(module, sites, input_size(module))
         units = [
             self.extras[f"{EXTRAS_PREFIX}{block.path}.unit_logits"].sigmoid().tolist()
@@ -126,27 +126,21 @@ def save_search(
     force: bool = False,
     beside: Sequence[Path] = (),
 ) -> None:
-    """Write a search folder, whole or not at all.
+    """Write a search folder atomically.
 
     Args:
-        supernet, plan, record: what was searched.
-        folder: to write.
-        force: replace an old one.
-        beside: files that are copied into it.
+        supernet, plan, record: What was searched.
+        folder: To write.
+        force: Replace an old one.
+        beside: Files that are copied into it.
 
     Raises:
-        OutputExistsError, StorageError: as :func:`new_folder`.
+        OutputExistsError, StorageError: As :func:`new_folder`.
     """
     with new_folder(folder, force) as staging:
         dense, extras = supernet.dense_and_extras()
-        tensors = {k: v.detach().cpu().contiguous() for k, v in {**dense, **extras}.items()}
-        write_bytes(staging / WEIGHTS_FILE, safetensors.torch.save(tensors, {"format": "pt"}))
-        save_plan(plan, staging)
-        for file in beside:
-            write_bytes(staging / file.name, file.read_bytes())
-        files = {name: sha256_file(staging / name) for name in (WEIGHTS_FILE, GATES_FILE)}
-        full = record.model_copy(update={"files": files, "tools": tool_versions()})
-        write_record(staging / RECORD_FILE, full.model_dump(mode="json"))
+        state = {**dense, **extras}
+        fill_folder(staging, record, RECORD_FILE, state, WEIGHTS_FILE, plan, beside)
 
 
 def is_search_folder(path: Path) -> bool:
@@ -158,14 +152,14 @@ def load_search(folder: Path) -> SavedSearch:
     """Read a search folder.
 
     Raises:
-        InputError: none.
-        CorruptFileError: a file is missing, truncated or changed.
-        PlanError: gates of an unknown version.
+        InputError: It is not a search folder.
+        CorruptFileError: A file is missing, truncated or changed.
+        PlanError: The gates have an unknown version.
     """
     if not is_search_folder(folder):
         raise InputError(
             f"{folder}: not a search folder (no {RECORD_FILE}).",
-            "`spvit-deploy inspect PATH` says what a path is.",
+            "`spvit-deploy inspect PATH` shows what a path is.",
         )
     try:
         record = SearchRecord.model_validate(read_record(folder / RECORD_FILE, kind="search"))
@@ -181,14 +175,14 @@ def load_search(folder: Path) -> SavedSearch:
 
 
 def materialize_search(saved: SavedSearch, align: int = 1) -> SavedModel:
-    """The lean model of a search folder.
+    """Build the lean model of a search folder.
 
     Args:
-        saved: what was searched.
+        saved: What was searched.
         align: MLP widths become multiples of this, chosen by gate probability.
 
     Raises:
-        PlanError, CheckpointError: as :func:`materialize_weights`.
+        PlanError, CheckpointError: As :func:`materialize_weights`.
     """
     plan = saved.aligned_plan(align)
     module = materialize_weights(saved.dense_module(), saved.extras, plan)
@@ -209,22 +203,22 @@ def materialize_search(saved: SavedSearch, align: int = 1) -> SavedModel:
 
 
 def materialize_plan(plan: PrunePlan, dense: SavedModel, digest: str, align: int = 1) -> SavedModel:
-    """A lean model from gates and a dense model that never was a supernet.
+    """Build a lean model from gates and a dense model that never was a supernet.
 
-    Convolutions start from a head map and BatchNorms that nobody trained: fine-tune the result.
+    Convolutions start from untrained head maps and BatchNorms: fine-tune the result.
 
     Args:
-        plan: gates, for the dense model's blocks; its model's name and size give way to these.
-        dense: the weights.
+        plan: Gates for the dense model's blocks; the model that it names gives way to this one.
+        dense: The weights.
         digest: SHA-256 of what they were loaded from.
-        align: as in :func:`materialize_search`.
+        align: As in :func:`materialize_search`.
 
     Raises:
-        PlanError: gates of another model.
+        PlanError: The gates are of another model.
     """
-    dilated = any(block.dilation > 1 for block in plan.blocks)
-    net = Supernet(dense.module, dense.spec, plan.semantics, dilated, token_keep=plan.token_keep)
-    check_plan(plan, net.sites)
+    offered = needed_by(plan.blocks)
+    net = Supernet(dense.module, dense.spec, plan.semantics, offered, plan.token_keep)
+    check_plan(plan, net.sites, net.candidates.operations)
     _check_same_blocks(plan, dense.spec, net.sites)
     plan = plan.model_copy(update={"model": dense.spec})
     weights, extras = net.dense_and_extras()
@@ -244,7 +238,7 @@ def materialize_plan(plan: PrunePlan, dense: SavedModel, digest: str, align: int
 
 
 def _check_same_blocks(plan: PrunePlan, spec: ModelSpec, sites: Sequence[BlockSite]) -> None:
-    """Gates fit a model whose blocks are those that they were searched for, whatever its name."""
+    """Refuse gates whose model has blocks of other sizes, whatever its name."""
     searched = find_sites(create_empty(plan.model), str(plan.model))
     check_plan(plan, searched)
     for old, new in zip(searched, sites, strict=True):

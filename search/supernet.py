@@ -1,20 +1,18 @@
 """The supernet: a timm model whose every block holds all candidate operations.
 
-Convolutions are read out of timm's own ``qkv`` and ``proj`` parameters, which stay the only
-copy. A step runs each block's sampled operation with gradients, and those others whose value
-a gate needs without.
+Candidates use timm's own parameters, which stay the only copy. A step runs each block's sampled
+operation with gradients, and those others whose output a gate needs without.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from spvit_deploy.core.errors import PlanError
 from spvit_deploy.core.plan import (
     AttentionKind,
     BlockPlan,
@@ -23,31 +21,40 @@ from spvit_deploy.core.plan import (
     Semantics,
     TokenKeep,
 )
-from spvit_deploy.families.registry import (
-    find_sites,
-)
 from spvit_deploy.families.timm_models import input_size
-from spvit_deploy.lean.input_dependence import sees_images
-from spvit_deploy.lean.materialize import EXTRAS_PREFIX, check_plan
-from spvit_deploy.lean.token_merging import insert_merges
-from spvit_deploy.search.gated_attention import UnifiedAttention
+from spvit_deploy.lean.input_dependence import depends_on_input
+from spvit_deploy.lean.materialize import check_plan
+from spvit_deploy.lean.operations.base import (
+    EXTRAS_PREFIX,
+)
+from spvit_deploy.search.candidates.base import (
+    Variant,
+)
+from spvit_deploy.search.candidates.registry import (
+    Candidates,
+    find_candidates,
+)
+from spvit_deploy.search.candidates.token_merging import sites_with_merges
+from spvit_deploy.search.gated_attention import GatedAttention
 from spvit_deploy.search.gated_mlp import GatedMlp
 from spvit_deploy.search.gates import draw
 
 
 @dataclass(frozen=True)
 class GateProbabilities:
-    """σ of one block's gates.
+    """Probabilities σ of one block's gates.
 
     Attributes:
-        attention: of the 1×1 conv, the 3×3 conv and attention, not yet cumulative.
-        units: one a hidden unit.
-        heads: one a head, where heads have gates.
+        attention: Of the gate to each operation but the first, not yet cumulative.
+        units: One per hidden unit.
+        heads: One per head, where heads have gates.
+        kinds: The operations, in order of cost.
     """
 
     attention: tuple[float, ...]
     units: tuple[float, ...]
     heads: tuple[float, ...] = ()
+    kinds: tuple[AttentionKind, ...] = tuple(AttentionKind)
 
 
 class Supernet(nn.Module):
@@ -57,15 +64,16 @@ class Supernet(nn.Module):
         sharpness: κ of σ(κz), with which gates are drawn.
 
     Args:
-        model: built by timm; its blocks are wrapped in place.
-        spec: how it was built.
-        semantics: how gates turn into operations.
-        dilated: whether a 3×3 comes in two forms.
-        head_gates: whether attention can lose heads, where its kind allows.
-        token_keep: merges of tokens.
+        model: Built by timm; its blocks are wrapped in place.
+        spec: How it was built.
+        semantics: How head maps become kernels.
+        candidates: What gates choose from beside skip, 1×1, 3×3 and attention, by name; see
+            :func:`find_candidates`.
+        token_keep: Merges of tokens.
 
     Raises:
-        ModelError: no family takes the model, or its tokens cannot be merged.
+        ModelError: No family takes the model, or its tokens cannot be merged.
+        InputError: A candidate is unknown.
     """
 
     def __init__(
@@ -73,19 +81,18 @@ class Supernet(nn.Module):
         model: nn.Module,
         spec: ModelSpec,
         semantics: Semantics | None = None,
-        dilated: bool = False,
-        head_gates: bool = False,
+        candidates: Sequence[str] = (),
         token_keep: Sequence[TokenKeep] = (),
     ) -> None:
         super().__init__()
         self.spec = spec
         self.semantics = semantics or Semantics()
+        self.candidates: Candidates = find_candidates(candidates)
         self.token_keep = tuple(token_keep)
-        self.sites = insert_merges(model, find_sites(model, str(spec)), self.token_keep)
+        sites = sites_with_merges(model, spec, self.token_keep)
+        self.sites = self.candidates.operations.offer(sites)
         self.model = model
-        self.attentions = [
-            UnifiedAttention(site, self.semantics, dilated, head_gates) for site in self.sites
-        ]
+        self.attentions = [GatedAttention(s, self.semantics, self.candidates) for s in self.sites]
         self.mlps = [GatedMlp(site) for site in self.sites]
         for site, attention, mlp in zip(self.sites, self.attentions, self.mlps, strict=True):
             site.replace(attention, mlp)
@@ -94,67 +101,60 @@ class Supernet(nn.Module):
         self._generator.manual_seed(torch.initial_seed() % 2**63)
 
     def forward(self, x: Tensor) -> Any:
-        """[B, C, H, W] → logits."""
+        """Compute logits of images [batch, channels, height, width]."""
         if self.training:
             self._draw()
         return self.model(x)
 
     def compile_parts(self) -> None:
-        """Compile what does not choose: which operations run changes from step to step."""
+        """Compile attentions and MLPs; which of them run changes from step to step."""
         for attention, mlp in zip(self.attentions, self.mlps, strict=True):
             attention.compile_parts()
             mlp.compile_parts()
 
     def probe(self, every: int) -> None:
-        """Compute in training what was drawn, and let one image in so many tell closed gates what
-        opening them would change; 1 for all images.
-        """
+        """Compute in training what was drawn; closed gates learn from one image in ``every``."""
         for attention, mlp in zip(self.attentions, self.mlps, strict=True):
             attention.probe(every)
             mlp.probe(every)
 
     def seed_draws(self, seed: int) -> None:
-        """What gates are drawn from hereafter: a generator of their own, so that several
-        processes draw alike while each drops what it likes.
+        """Seed the generator of gate samples, which is not torch's global one: several processes
+        then draw the same gates while their dropout differs.
         """
         self._generator.manual_seed(seed)
 
     def _draw(self) -> None:
-        """Sample every gate, with one transfer to the device and one to the host for all."""
-        rows: list[Tensor] = [attention.gate_logits for attention in self.attentions]
-        units: list[Tensor] = [mlp.unit_logits for mlp in self.mlps]
-        forms: list[Tensor] = list(self.dilation_parameters())
-        count, sizes = 3 * len(rows), [len(row) for row in units]
-        total = count + sum(sizes)
-        last = total + len(forms)
-        heads = sum(len(logits) for logits in self.head_parameters())
-        chance = torch.rand(last + heads, generator=self._generator).to(rows[0].device)
-        gates = draw(self.sharpness * torch.stack(rows), chance[:count].view(-1, 3))
-        drawn = draw(self.sharpness * torch.cat(units), chance[count:total]).split(sizes)
-        dilations = draw(torch.cat(forms), chance[total:last]) if forms else chance[total:last]
-        self._draw_heads(chance[last:])
-        host = torch.cat((gates.flatten(), dilations, *drawn)).detach().cpu()
-        few = len(host) - sum(sizes)
-        values, units_open = host[:few].tolist(), (host[few:] > 0.5).split(sizes)
-        dilated = iter(zip(dilations.split(1), values[count:], strict=True))
-        for index, attention in enumerate(self.attentions):
-            attention.set_drawn(gates[index], values[3 * index : 3 * index + 3])
-            self.mlps[index].set_drawn(drawn[index], units_open[index])
-            if attention.dilation_logit is not None:
-                attention.set_drawn_dilation(*next(dilated))
+        """Sample every gate, with one copy to the device and one to the host for all."""
+        variants = [*self._variants(priced=True), *self._variants(priced=False)]
+        sharp: list[Tensor] = [attention.gate_logits for attention in self.attentions]
+        sharp += [mlp.unit_logits for mlp in self.mlps]
+        sharp += self.variant_parameters(priced=True)
+        plain: list[Tensor] = list(self.variant_parameters(priced=False))
+        logits = torch.cat([self.sharpness * torch.cat(sharp), *plain])
+        chance = torch.rand(len(logits), generator=self._generator).to(logits.device)
+        sizes = [len(row) for row in (*sharp, *plain)]
+        drawn = draw(logits, chance)
+        gates, host = drawn.split(sizes), drawn.detach().cpu().split(sizes)
+        rows = iter(zip(gates, host, strict=True))
+        for attention in self.attentions:
+            own, values = next(rows)
+            attention.set_drawn(own, values.tolist())
+        for mlp in self.mlps:
+            own, values = next(rows)
+            mlp.set_drawn(own, values > 0.5)
+        for attention, variant in variants:
+            own, values = next(rows)
+            attention.set_drawn_variant(variant.name, own, values.tolist())
 
-    def _draw_heads(self, chance: Tensor) -> None:
-        gated = [a for a in self.attentions if a.head_gate_logits is not None]
-        if not gated:
-            return
-        logits: list[Tensor] = list(self.head_parameters())
-        drawn = draw(self.sharpness * torch.cat(logits), chance)
-        gates = drawn.split([len(row) for row in logits])
-        for attention, row in zip(gated, gates, strict=True):
-            attention.set_drawn_heads(row)
+    def _variants(self, priced: bool) -> Iterator[tuple[GatedAttention, Variant]]:
+        for variant in self.candidates.variants:
+            for attention in self.attentions:
+                if variant.priced == priced and variant in attention.variants:
+                    yield attention, variant
 
     def settle(self, attention: Sequence[Tensor], units: Sequence[Tensor]) -> None:
-        """Take gates as settled in training: sides [3] and [hidden] of each block, 1 for open, -1
+        """Fix gates in training: sides [operations − 1] and [hidden] of each block, 1 for open, -1
         for closed, 0 for free. What no free gate can reach is not computed.
         """
         for branch, sides in zip(self.attentions, attention, strict=True):
@@ -163,14 +163,15 @@ class Supernet(nn.Module):
             mlp.settle(sides)
 
     def blocks_to_attend(self) -> tuple[int, ...]:
-        """Blocks one of which must keep its attention for the answer to depend on the image;
-        none where it does so anyhow.
+        """Return the blocks one of which must keep attention for the output to depend on the image;
+        none where it does so anyway.
         """
-        kept = [attention.fixed for attention in self.attentions]
+        kept, most = [attention.fixed for attention in self.attentions], self.candidates.kinds[-2]
         try:
             for attention in self.attentions:
-                attention.fixed = attention.site.taken(AttentionKind.CONV3X3)
-            if sees_images(self.model, input_size(self.model)):
+                kind = self.candidates.operations.taken(attention.site, most)
+                attention.fixed = BlockPlan(path=attention.site.path, attention=kind, mlp_keep=())
+            if depends_on_input(self.model, input_size(self.model)):
                 return ()
         finally:
             for attention, fixed in zip(self.attentions, kept, strict=True):
@@ -178,87 +179,75 @@ class Supernet(nn.Module):
         return tuple(i for i, site in enumerate(self.sites) if AttentionKind.MSA in site.kinds)
 
     def gate_parameters(self) -> Iterable[nn.Parameter]:
-        """The logits that a search learns beside the weights."""
+        """Return the logits of attention and of hidden units, alternating, block by block."""
         for attention, mlp in zip(self.attentions, self.mlps, strict=True):
             yield attention.gate_logits
             yield mlp.unit_logits
 
-    def dilation_parameters(self) -> Iterable[nn.Parameter]:
-        """Logits [1] of the dilations, of the blocks that have a choice."""
-        return (a.dilation_logit for a in self.attentions if a.dilation_logit is not None)
+    def variant_parameters(self, priced: bool) -> Iterable[nn.Parameter]:
+        """Return the logits of variants that change the cost, or of those that do not."""
+        return (attention.logits(variant) for attention, variant in self._variants(priced))
 
-    def head_parameters(self) -> Iterable[nn.Parameter]:
-        """Logits [H] of the heads, of the blocks whose heads have gates."""
-        return (a.head_gate_logits for a in self.attentions if a.head_gate_logits is not None)
+    def priced_blocks(self) -> list[int]:
+        """Return the blocks whose attention has a variant that changes the cost."""
+        return [i for i, a in enumerate(self.attentions) if any(v.priced for v in a.variants)]
 
     def probabilities(self, sharpness: float = 1.0) -> list[GateProbabilities]:
-        """σ of all gates; of the sharpness of draws those that are sure are all alike."""
-        return [
-            GateProbabilities(
-                _sigmoid(attention.gate_logits, sharpness),
-                _sigmoid(mlp.unit_logits, sharpness),
-                _sigmoid(attention.head_gate_logits, sharpness),
-            )
-            for attention, mlp in zip(self.attentions, self.mlps, strict=True)
-        ]
+        """Return σ(κz) of all gates.
+
+        Args:
+            sharpness: κ; with that of the last draws, those far from zero are all alike.
+        """
+        found = []
+        for attention, mlp in zip(self.attentions, self.mlps, strict=True):
+            heads = [attention.logits(v) for v in attention.variants if v.priced]
+            rows = (attention.gate_logits, mlp.unit_logits, *heads)
+            chances = [_sigmoid(row, sharpness) for row in rows]
+            of_heads = chances[2] if heads else ()
+            found.append(GateProbabilities(chances[0], chances[1], of_heads, attention.kinds))
+        return found
 
     def metrics(self) -> dict[str, float]:
-        """Probability of each attention gate, and of the mean hidden unit, by block; and of a
-        dilated 3×3 and the mean head, where these are a choice.
+        """Return mean gate probabilities by block: of each operation, of hidden units and of
+        variants.
         """
         found = {}
-        for site, block in zip(self.sites, self.probabilities(self.sharpness), strict=True):
-            kinds = zip(tuple(AttentionKind)[1:], block.attention, strict=True)
-            found.update({f"gates/{site.path}/{kind.value}": value for kind, value in kinds})
-            if block.units:
-                found[f"gates/{site.path}/mlp"] = sum(block.units) / len(block.units)
-            if block.heads:
-                found[f"gates/{site.path}/heads"] = sum(block.heads) / len(block.heads)
-        for attention in self.attentions:
-            if attention.dilation_logit is not None:
-                (chance,) = _sigmoid(attention.dilation_logit)
-                found[f"gates/{attention.site.path}/dilation"] = chance
+        for attention, mlp in zip(self.attentions, self.mlps, strict=True):
+            path = f"gates/{attention.site.path}"
+            chances = _sigmoid(attention.gate_logits, self.sharpness)
+            kinds = zip(attention.kinds[1:], chances, strict=True)
+            found.update({f"{path}/{kind.value}": value for kind, value in kinds})
+            if len(mlp.unit_logits):
+                found[f"{path}/mlp"] = _mean(_sigmoid(mlp.unit_logits, self.sharpness))
+            for variant in attention.variants:
+                sharpness = self.sharpness if variant.priced else 1.0
+                row = _sigmoid(attention.logits(variant), sharpness)
+                found[f"{path}/{variant.name}"] = _mean(row)
         return found
 
     def hard_blocks(self) -> tuple[BlockPlan, ...]:
-        """What evaluation runs at the moment."""
+        """Return what evaluation runs at present."""
         return tuple(
-            BlockPlan(
-                path=site.path,
-                attention=attention.kind(),
-                dilation=attention.dilation(attention.kind()),
-                heads_keep=attention.heads_keep(attention.kind()),
-                mlp_keep=tuple((mlp.unit_logits > 0).nonzero().flatten().tolist()),
-            )
-            for site, attention, mlp in zip(self.sites, self.attentions, self.mlps, strict=True)
+            attention.plan(attention.kind(), _indices(mlp.unit_logits > 0))
+            for attention, mlp in zip(self.attentions, self.mlps, strict=True)
         )
 
     def fix(self, plan: PrunePlan) -> None:
-        """Make the gates hard as in ``plan``, for training and evaluation.
+        """Fix the gates as in ``plan``, in training and evaluation.
 
         Raises:
-            PlanError: the plan is for another model, or dilates what has one form alone.
+            PlanError: The plan is for another model, or means a variant without weights here.
         """
-        check_plan(plan, self.sites)
+        check_plan(plan, self.sites, self.candidates.operations)
         for attention, mlp, block in zip(self.attentions, self.mlps, plan.blocks, strict=True):
-            if block.dilation > 1 and attention.dilation_logit is None:
-                raise PlanError(
-                    f"The gates dilate the convolution of {block.path}; these weights have none.",
-                    "Search again with --dilated.",
-                )
-            attention.fixed, attention.fixed_dilation = block.attention, block.dilation
-            attention.fixed_heads = None
-            if block.heads_keep is not None:
-                attention.fixed_heads = attention.gate_logits.new_zeros(attention.site.heads)
-                attention.fixed_heads[list(block.heads_keep)] = 1
-            attention.forget()
+            attention.fix(block)
             mlp.forget()
             mask = torch.zeros_like(mlp.unit_logits.detach())
             mask[list(block.mlp_keep)] = 1
             mlp.fixed = mask
 
     def dense_and_extras(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Weights under timm's own names, and ``spvit.*``: head maps, BatchNorms, gate logits."""
+        """Return the weights under timm's names, and ``spvit.*``: head maps, BatchNorms, logits."""
         dense = dict(self.model.state_dict())
         extras = {}
         for site in self.sites:
@@ -274,7 +263,7 @@ class Supernet(nn.Module):
         return dense, extras
 
     def load_extras(self, extras: dict[str, Tensor]) -> None:
-        """Take over head maps, BatchNorms and gate logits."""
+        """Load head maps, BatchNorms and gate logits."""
         for site, attention, mlp in zip(self.sites, self.attentions, self.mlps, strict=True):
             prefix = f"{EXTRAS_PREFIX}{site.path}."
             own = {k[len(prefix) :]: v for k, v in extras.items() if k.startswith(prefix)}
@@ -283,7 +272,13 @@ class Supernet(nn.Module):
             attention.load_state_dict({**wanted, **own})
 
 
-def _sigmoid(logits: Tensor | None, sharpness: float = 1.0) -> tuple[float, ...]:
-    if logits is None:
-        return ()
+def _sigmoid(logits: Tensor, sharpness: float = 1.0) -> tuple[float, ...]:
     return tuple(torch.sigmoid(sharpness * logits.detach().float()).tolist())
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _indices(mask: Tensor) -> tuple[int, ...]:
+    return tuple(mask.nonzero().flatten().tolist())

@@ -1,4 +1,4 @@
-"""MLP widths on the grid that hardware likes."""
+"""MLP widths aligned to the hardware."""
 
 from __future__ import annotations
 
@@ -12,8 +12,12 @@ from spvit_deploy.lean.cost import CostTable
 
 @dataclass(frozen=True)
 class Choice:
-    """One block of a plan: open attention gates, and the hidden units and heads kept; heads are
-    None where attention keeps all, or is none.
+    """The choice for one block.
+
+    Attributes:
+        kind: Operation.
+        keep: Hidden units.
+        heads: Heads; None where attention keeps all, or there is none.
     """
 
     kind: AttentionKind
@@ -22,7 +26,7 @@ class Choice:
 
 
 def cost_of(table: CostTable, choices: Sequence[Choice], widths: Sequence[int]) -> int:
-    """Of these choices with MLPs of other widths."""
+    """Return the cost of choices with MLPs of other widths."""
     heads = [None if c.heads is None else len(c.heads) for c in choices]
     return table.of([c.kind for c in choices], widths, heads)
 
@@ -37,15 +41,14 @@ def align(
     """Round MLP widths to multiples of ``step``, chosen by gate probability.
 
     Every width is rounded down; then, while the target allows, the MLP whose next ``step``
-    units are the most probable gets them. A width that is not on the grid is left alone where
-    it is the whole MLP.
+    units are the most probable gets them. An MLP that keeps all units keeps its width.
 
     Args:
-        choices: operations and kept units of each block; operations and heads stay.
-        units: gate probability of each hidden unit, one row a block.
-        table: what units cost.
-        target: what the result must not cost more than.
-        step: such as 8.
+        choices: Of each block; operations and heads stay.
+        units: Gate probability of each hidden unit, one row per block.
+        table: Cost of units.
+        target: Bound of the result's cost.
+        step: Such as 8.
     """
     ranked = [_by_keep_then_probability(c.keep, row) for c, row in zip(choices, units, strict=True)]
     widths = [
@@ -83,7 +86,7 @@ def _by_keep_then_probability(keep: Sequence[int], row: Sequence[float]) -> list
 def _next_units(
     ranked: Sequence[int], row: Sequence[float], width: int, step: int
 ) -> tuple[float, int]:
-    """(minus the mean probability, number) of the units that would be added next."""
+    """Return (minus the mean probability, number) of the units to be added next."""
     more = ranked[width : width + step]
     return (-sum(row[i] for i in more) / max(1, len(more)), len(more))
 
@@ -96,7 +99,7 @@ def align_if_it_fits(
     step: int,
     least: float,
 ) -> tuple[tuple[Choice, ...], int]:
-    """As :func:`align`, with half of ``step`` and so on as long as less than ``least`` is used.
+    """Run :func:`align`, with half of ``step`` and so on while less than ``least`` is used.
 
     Returns:
         The choices, and what their widths are multiples of.

@@ -20,6 +20,7 @@ from spvit_deploy.search.projection import project
 from spvit_deploy.search.supernet import GateProbabilities
 from spvit_deploy.search.width_alignment import Choice, align
 
+KINDS = list(AttentionKind)
 COSTS = dict(zip(AttentionKind, (0, 300, 1500, 9000), strict=True))
 TABLE = CostTable(1000, tuple(SiteCost.linear(COSTS, 40, 500) for _ in range(4)))
 probability = st.floats(0.02, 0.98)
@@ -209,7 +210,7 @@ def test_projection_meets_budgets_of_measured_times(
     assert 0.99 * target <= projection.cost <= target
     assert AttentionKind.MSA in kinds or not attend
     for kind, site in zip(kinds[: last_attention(kinds)], table.sites, strict=False):
-        later = [k for k in AttentionKind if k.gates > kind.gates > 0]
+        later = [k for k in KINDS if KINDS.index(k) > KINDS.index(kind) > 0]
         assert all(site.attention[k] > site.attention[kind] for k in later)
 
 
@@ -237,7 +238,7 @@ def test_the_expected_cost_of_sure_gates_is_that_of_their_plan(
     kinds = [data.draw(st.sampled_from(AttentionKind)) for _ in widths]
     kept = [data.draw(st.integers(0, width)) for width in widths]
     cost = ExpectedCost(table, torch.device("cpu"))
-    gates = [torch.tensor([30.0 if i < k.gates else -30.0 for i in range(3)]) for k in kinds]
+    gates = [torch.tensor([30.0 if i < KINDS.index(k) else -30.0 for i in range(3)]) for k in kinds]
     units = [torch.tensor([30.0 if i < k else -30.0 for i in range(w)])
              for k, w in zip(kept, widths, strict=True)]  # fmt: skip
     logits = [row for pair in zip(gates, units, strict=True) for row in pair]

@@ -25,7 +25,7 @@ from PIL import Image
 from spvit_deploy.cli.main import main
 from spvit_deploy.core.plan import load_plan
 from spvit_deploy.core.records import read_record, write_record
-from spvit_deploy.lean.width_advice import off_the_grain
+from spvit_deploy.lean.width_advice import unaligned_widths
 from tests.calls import call, good, refused
 from tests.conftest import NAME, TINY, TINY_ARGS
 
@@ -140,7 +140,7 @@ def test_export_of_a_search_proves_both_links(work: Path, tmp_path: Path) -> Non
     assert "hard gates → lean: equal" in done.stdout
     assert "lean → onnx: equal" in done.stdout
     # The search tried multiples of eight: the model is too small for them.
-    assert off_the_grain(load_plan(work / "search"))
+    assert unaligned_widths(load_plan(work / "search"))
     assert "multiples" not in done.stderr
     assert "multiples" not in good("inspect", work / "search").stdout
 

@@ -22,6 +22,7 @@ from spvit_deploy.core.plan import (
 )
 from spvit_deploy.families.timm_models import create_model, input_size, preprocessing_of
 from spvit_deploy.lean.model_folder import load_saved
+from spvit_deploy.search.candidates.dilated import DilatedCandidate
 from spvit_deploy.search.search_folder import SearchRecord, load_search, save_search
 from spvit_deploy.search.supernet import Supernet
 from tests.calls import good, refused
@@ -40,7 +41,7 @@ SWIN = ModelSpec(
 
 def dilated_net(spec: ModelSpec, seed: int = 0) -> Supernet:
     torch.manual_seed(seed)
-    return shake(Supernet(create_model(spec), spec, dilated=True))
+    return shake(Supernet(create_model(spec), spec, candidates=["dilated"]))
 
 
 def with_dilations(plan: PrunePlan, dilations: list[int]) -> PrunePlan:
@@ -82,11 +83,11 @@ def test_the_gradient_of_a_dilation_is_the_difference_of_both_forms(
     x = torch.randn(2, 17, 24, dtype=torch.float64)
     direction = torch.randn_like(x)
     with torch.no_grad():
-        near, far = (attention._convolve(CONV3X3, x, dilation) for dilation in (1, 2))
+        near, far = (DilatedCandidate().form(attention, x, far) for far in (False, True))
     gate = torch.tensor([value], dtype=torch.float64, requires_grad=True)
     attention.training = True
     attention.set_drawn(torch.tensor(gates, dtype=torch.float64), [float(g) for g in gates])
-    attention.set_drawn_dilation(gate, value)
+    attention.set_drawn_variant("dilation", gate, [value])
     output = attention(x)
     (output * direction).sum().backward()
     if gates == [1, 1, 0]:

@@ -116,7 +116,7 @@ def test_a_model_is_loaded_once_and_spoken_of_once(
     written = [row["folder"] for row in rows if row["status"] == "written"]
     assert "torch-bf16" in written
     assert len(loads) == 1
-    assert done.stderr.count("2 of 3 MLP widths are no multiples of 8") == 1
+    assert done.stderr.count("2 of 3 MLP widths are not multiples of 8") == 1
 
 
 def test_what_has_no_place_beside_all_is_refused_first(tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ MSA = AttentionKind.MSA
 
 def gated_net(spec: ModelSpec, seed: int = 0) -> Supernet:
     torch.manual_seed(seed)
-    return shake(Supernet(create_model(spec), spec, head_gates=True))
+    return shake(Supernet(create_model(spec), spec, candidates=["head_gates"]))
 
 
 def with_heads(plan: PrunePlan, keep: list[tuple[int, ...] | None]) -> PrunePlan:
@@ -81,8 +81,8 @@ def test_heads_of_windows_take_their_position_bias_along() -> None:
 
 def test_attention_that_normalizes_over_its_heads_has_no_gates() -> None:
     spec = tiny_spec(scale_attn_norm=True)
-    net = Supernet(create_model(spec), spec, head_gates=True)
-    assert not list(net.head_parameters())
+    net = Supernet(create_model(spec), spec, candidates=["head_gates"])
+    assert not list(net.variant_parameters(priced=True))
     plan = with_heads(plan_for(spec, ["msa"] * 3, [8] * 3), [(0,), None, None])
     with pytest.raises(PlanError, match=r"blocks\.0, whose attention cannot lose any"):
         net.fix(plan)
@@ -97,7 +97,7 @@ def test_the_gradient_of_a_head_is_what_it_gives(value: float) -> None:
     gates = torch.tensor([1.0, value, 1.0], dtype=torch.float64, requires_grad=True)
     attention.training = True
     attention.set_drawn(torch.ones(3, dtype=torch.float64), [1.0, 1.0, 1.0])
-    attention.set_drawn_heads(gates)
+    attention.set_drawn_variant("heads", gates, gates.tolist())
     (attention(x) * direction).sum().backward()
     with torch.no_grad():
         without, alone = (

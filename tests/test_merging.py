@@ -139,7 +139,8 @@ def test_what_is_no_merge_is_refused(text: str, says: str) -> None:
 def test_merges_are_the_same_in_any_order() -> None:
     settings = SearchSettings(token_keep="0.70@6, 0.5@3")
     assert settings == SearchSettings(token_keep="0.5@3,0.7@6")
-    assert settings.token_keep == "0.5@3,0.7@6"
+    assert settings.token_keep == parse_token_keep("0.5@3,0.7@6")
+    assert settings.model_dump()["token_keep"] == "0.5@3,0.7@6"
 
 
 def test_models_whose_tokens_cannot_be_merged_are_refused() -> None:

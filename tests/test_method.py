@@ -16,10 +16,11 @@ from spvit_deploy.families.registry import (
     find_sites,
 )
 from spvit_deploy.families.timm_models import create_empty, create_model, input_size, load_weights
-from spvit_deploy.lean.cost import cost_table, count_cost
+from spvit_deploy.lean.cost import count_cost
 from spvit_deploy.lean.kernels import head_map
 from spvit_deploy.lean.materialize import materialize_weights
-from spvit_deploy.lean.width_advice import advice, off_the_grain
+from spvit_deploy.lean.parameter_table import cost_table
+from spvit_deploy.lean.width_advice import advice, unaligned_widths
 from spvit_deploy.search.budget_target import cost_table_of
 from spvit_deploy.search.gates import cumulative, draw
 from spvit_deploy.search.supernet import Supernet
@@ -267,18 +268,20 @@ def test_gates_of_another_model_and_out_of_range() -> None:
 
 
 @given(st.lists(st.integers(0, 96), min_size=1, max_size=6), st.sampled_from([2, 8, 16]))
-def test_widths_off_the_grain_are_named(widths: list[int], grain: int) -> None:
+def test_unaligned_widths_are_named(widths: list[int], alignment: int) -> None:
     blocks = tuple(
         BlockPlan(path=f"blocks.{i}", attention=AttentionKind.MSA, mlp_keep=tuple(range(width)))
         for i, width in enumerate(widths)
     )
     plan = PrunePlan(model=tiny_spec(), blocks=blocks)
-    assert [width for _, width in off_the_grain(plan, grain)] == [w for w in widths if w % grain]
-    off = any(width % grain for width in widths)
-    assert bool(advice(plan, grain=grain)) == off
-    asked = {"stage": "search", "settings": {"align": grain}}
+    assert [width for _, width in unaligned_widths(plan, alignment)] == [
+        w for w in widths if w % alignment
+    ]
+    off = any(width % alignment for width in widths)
+    assert bool(advice(plan, alignment=alignment)) == off
+    asked = {"stage": "search", "settings": {"align": alignment}}
     other = {"stage": "search", "settings": {"align": 1}}
-    assert not advice(plan, [asked, {"stage": "finetune", "settings": {}}], grain)
-    assert not advice(plan, [other, {"stage": "materialize", "align": 2 * grain}], grain)
-    assert ("materialize" in advice(plan, [other], grain)) == off
-    assert "materialize" not in advice(plan, [{"stage": "import", "config": "a.json"}], grain)
+    assert not advice(plan, [asked, {"stage": "finetune", "settings": {}}], alignment)
+    assert not advice(plan, [other, {"stage": "materialize", "align": 2 * alignment}], alignment)
+    assert ("materialize" in advice(plan, [other], alignment)) == off
+    assert "materialize" not in advice(plan, [{"stage": "import", "config": "a.json"}], alignment)

@@ -160,7 +160,8 @@ def test_a_folder_is_locked_once(tmp_path: Path) -> None:
 
 def test_who_waits_for_a_lock_gets_it_when_the_holder_is_killed(tmp_path: Path) -> None:
     code = (
-        "import sys, time\nfrom pathlib import Path\nfrom spvit_deploy.core.locks import lock_file\n"
+        "import sys, time\nfrom pathlib import Path\n"
+        "from spvit_deploy.core.locks import lock_file\n"
         "with lock_file(Path(sys.argv[1])):\n    print(flush=True)\n    time.sleep(60)\n"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "cache.lock")]

@@ -1,7 +1,7 @@
-"""Blocks of a model on their own, to be timed.
+"""Chains of one block, to be timed.
 
-A chain holds copies of a block, norms and additions included, because runtimes fuse across them,
-each with weights of its own, as in a model.
+A chain has copies of a block, norms and additions included because runtimes fuse across them, each
+with weights of its own, as in a model.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ _INACTIVE = ("Dropout", "DropPath", "Identity")
 
 @dataclass(frozen=True)
 class BlockCall:
-    """What a block is given in a run of its model, and what it gives.
+    """The arguments of a block in a run of its model.
 
     Attributes:
-        x: its first argument.
-        rest: its other arguments.
-        named: the same, by name.
-        series: whether what it gives can be given to it.
-        free: whether the first dimension of ``x``, and of nothing else, is the batch.
-        batch: images in that run.
+        x: Its first argument.
+        rest: Its other arguments.
+        named: Its keyword arguments.
+        series: Whether its output has the shape of ``x``.
+        free: Whether only the first dimension of ``x`` is the batch.
+        batch: Images in that run.
     """
 
     x: Tensor
@@ -48,7 +48,7 @@ class BlockCall:
 
     @property
     def size(self) -> tuple[int, int, int]:
-        """What a chain takes for one image, as (channels, height, width)."""
+        """The input of a chain for one image, as (channels, height, width)."""
         sizes = tuple(self.x.shape[1:])
         if self.free and len(sizes) == 3:
             return (sizes[0], sizes[1], sizes[2])
@@ -88,9 +88,9 @@ class Probe:
     """A block to time.
 
     Attributes:
-        block: with its choice made.
-        call: what it is given.
-        reads: how many tokens of what it gives are read, the first ones; None for all.
+        block: With its choice made.
+        call: Its arguments.
+        reads: Number of its first output tokens that are used; None for all.
     """
 
     block: nn.Module
@@ -98,12 +98,12 @@ class Probe:
     reads: int | None = None
 
     def chain(self) -> Chain:
-        """The chain of it, in evaluation mode."""
+        """Build its chain, in evaluation mode."""
         return Chain(self.block, self.call, self.reads).eval()
 
 
 def shaken_model(model: nn.Module) -> nn.Module:
-    """A copy without zeros and ones among its weights: an optimizer drops what adds nothing."""
+    """Copy a model with noise in its weights: optimizers drop zeros and ones."""
     return _shaken(model).eval()
 
 
@@ -116,7 +116,11 @@ def _shaken(module: nn.Module) -> nn.Module:
 
 
 def watch_blocks(model: nn.Module, sites: Sequence[BlockSite], batch: int) -> dict[str, BlockCall]:
-    """The call of every block: compared with those for one image more, to see what is batch."""
+    """Record the arguments of every block; those for one more image show what is the batch.
+
+    Raises:
+        ModelError: A block does not run on its own.
+    """
     few, more = _calls(model, sites, batch), _calls(model, sites, batch + 1)
     found = {}
     for site in sites:
@@ -164,13 +168,13 @@ def _tensors(rest: tuple[Any, ...], named: Mapping[str, Any]) -> list[Tensor]:
 
 
 def first_of(given: Any) -> Tensor:
-    """What a block gives, or the first of what it gives."""
+    """Return a block's output, or the first of several."""
     found: Tensor = given[0] if isinstance(given, (tuple, list)) else given
     return found
 
 
 def signature(probe: Probe) -> str:
-    """The same for blocks that compute the same but for their weights."""
+    """Return a hash that is equal for blocks that differ in their weights only."""
     call = probe.call
     shapes = [list(tensor.shape) for tensor in (call.x, *_tensors(call.rest, call.named))]
     others = [v for v in (*call.rest, *call.named.values()) if _is_plain(v)]

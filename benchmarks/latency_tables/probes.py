@@ -1,6 +1,7 @@
-"""What is timed to know what a model's choices cost: its blocks with each of them made.
+"""Small models whose latencies tell what each choice of a plan costs in a runtime.
 
-Blocks that compute the same are timed once.
+They are chains of a model's blocks with each choice made. Blocks that compute the same are timed
+once.
 """
 
 from __future__ import annotations
@@ -28,19 +29,22 @@ from spvit_deploy.families.registry import (
 )
 from spvit_deploy.families.timm_models import input_size
 from spvit_deploy.lean.materialize import shape_lean
+from spvit_deploy.lean.operations.registry import (
+    load_operations,
+)
 
 # Widths that are timed, beside none and the narrowest; a cost is linear between them.
 _SHARES = (1 / 8, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 1)
-_NARROWEST, _GRAIN = 8, 8
+_NARROWEST, _ALIGNMENT = 8, 8
 _HALF = 5
 
 
 @dataclass(frozen=True)
 class TailProbes:
-    """The probes of a block that only the tokens are needed of that the answer is read off.
+    """The probes of a block of which only the tokens that the head reads are computed.
 
     Attributes:
-        skip, msa: with an MLP of half its width.
+        skip, msa: Keys of the block with this operation, and an MLP of half its width.
         mlp: (width, key) with the cheapest operation.
     """
 
@@ -54,11 +58,11 @@ class SiteProbes:
     """The probes of one block, by key.
 
     Attributes:
-        path: of the block.
-        hidden: units of its MLP.
-        attention: with each operation, and an MLP of half its width.
+        path: Of the block.
+        hidden: Units of its MLP.
+        attention: With each operation, and an MLP of half its width.
         mlp: (width, key) with the cheapest operation.
-        tail: where tokens that nobody reads are not computed; None where all are.
+        tail: Where unused tokens are not computed; None where all are.
     """
 
     path: str
@@ -70,12 +74,12 @@ class SiteProbes:
 
 @dataclass(frozen=True)
 class Probes:
-    """What is timed to know a model's costs.
+    """All that is timed of a model.
 
     Attributes:
-        sites: of its blocks, in order.
-        blocks: by key.
-        anchors: whole models: ``dense``, with ``no MLP``, and the ``least``.
+        sites: Of its blocks, in order.
+        blocks: By key.
+        anchors: Whole models: ``dense``, with ``no MLP``, and the ``least``.
     """
 
     sites: tuple[SiteProbes, ...]
@@ -84,8 +88,10 @@ class Probes:
 
 
 def probe_widths(hidden: int) -> tuple[int, ...]:
-    """MLP widths that are timed, from none to all; some may be the same in a small MLP."""
-    wide = [max(_NARROWEST, round(hidden * share / _GRAIN) * _GRAIN) for share in _SHARES[:-1]]
+    """Return the MLP widths to time, from none to all; in a small MLP some are the same."""
+    wide = [
+        max(_NARROWEST, round(hidden * share / _ALIGNMENT) * _ALIGNMENT) for share in _SHARES[:-1]
+    ]
     return tuple(min(hidden, width) for width in (0, _NARROWEST, *wide, hidden))
 
 
@@ -94,18 +100,28 @@ class _Maker:
 
     def __init__(self, model: nn.Module, spec: ModelSpec, batch: int) -> None:
         self.model, self.spec = model, spec
-        self.sites = find_sites(model, str(spec))
+        self.operations = load_operations()
+        self.sites = self.operations.offer(find_sites(model, str(spec)))
         self.calls = watch_blocks(model, self.sites, batch)
         self.grids = [probe_widths(site.hidden) for site in self.sites]
         self.blocks: dict[str, Probe] = {}
 
     def lean(self, kind: AttentionKind, index: int) -> nn.Module:
-        """The model all of whose blocks make this choice of operation and width."""
-        widths = [grid[index] for grid in self.grids]
-        return _variant(self.model, self.spec, self.sites, kind, widths)
+        """Build the lean model all of whose blocks make this choice, as far as they can."""
+        blocks = tuple(
+            BlockPlan(
+                path=site.path,
+                attention=self.operations.taken(site, kind),
+                mlp_keep=tuple(range(grid[index])),
+            )
+            for site, grid in zip(self.sites, self.grids, strict=True)
+        )
+        lean = copy.deepcopy(self.model)
+        shape_lean(lean, PrunePlan(model=self.spec, blocks=blocks))
+        return lean.eval()
 
     def keys(self, lean: nn.Module, reads: int | None = None) -> list[str]:
-        """The probes of a model's blocks."""
+        """Return the keys of a model's blocks, new probes included."""
         found = []
         for site in self.sites:
             probe = Probe(lean.get_submodule(site.path), self.calls[site.path], reads)
@@ -115,7 +131,7 @@ class _Maker:
         return found
 
     def tails(self, reads: int | None) -> list[TailProbes | None]:
-        """Of every block, where the first ``reads`` tokens alone are read; None for all."""
+        """Return tail probes per block where only the first ``reads`` tokens are read."""
         if reads is None:
             return [None] * len(self.sites)
         none, half, whole = (
@@ -131,21 +147,21 @@ class _Maker:
 
 
 def make_probes(model: nn.Module, spec: ModelSpec, batch: int = 1, narrows: bool = True) -> Probes:
-    """The probes of a dense model.
+    """Build the probes of a dense model: a chain per kind of block and choice.
 
     Args:
-        model: left as it was.
-        spec: what it is.
-        batch: images a call.
-        narrows: whether an export leaves out tokens that nobody reads.
+        model: Dense; not changed.
+        spec: How it was built.
+        batch: Images per inference.
+        narrows: Whether an export leaves out unused tokens.
 
     Raises:
-        ModelError: no family takes the model, or its blocks do not run on their own.
+        ModelError: No family takes the model, or its blocks do not run on their own.
     """
     maker = _Maker(shaken_model(model), spec, batch)
     count = len(probe_widths(0))
     by_width = [maker.keys(maker.lean(AttentionKind.SKIP, index)) for index in range(count)]
-    by_kind = {kind: maker.keys(maker.lean(kind, _HALF)) for kind in AttentionKind}
+    by_kind = {kind: maker.keys(maker.lean(kind, _HALF)) for kind in maker.operations.kinds}
     tails = maker.tails(_tokens_read(maker.model, maker.sites) if narrows else None)
     found = tuple(
         SiteProbes(
@@ -166,7 +182,7 @@ def make_probes(model: nn.Module, spec: ModelSpec, batch: int = 1, narrows: bool
 
 
 def _tokens_read(model: nn.Module, sites: Sequence[BlockSite]) -> int | None:
-    """How many of the last block's tokens the answer depends on; None for more than the prefix."""
+    """Count the last block's tokens that the output depends on; None for more than the prefix."""
     given: list[Tensor] = []
     handle = sites[-1].block.register_forward_hook(lambda *call: given.append(first_of(call[-1])))
     try:
@@ -179,20 +195,3 @@ def _tokens_read(model: nn.Module, sites: Sequence[BlockSite]) -> int | None:
     (gradient,) = torch.autograd.grad(answer.square().sum(), given[0])
     read = int(gradient[0].abs().sum(1).nonzero().max()) + 1
     return read if read <= prefix else None
-
-
-def _variant(
-    model: nn.Module,
-    spec: ModelSpec,
-    sites: Sequence[BlockSite],
-    kind: AttentionKind,
-    widths: Sequence[int],
-) -> nn.Module:
-    """The lean model all of whose blocks make this choice, as far as they can."""
-    blocks = tuple(
-        BlockPlan(path=site.path, attention=site.taken(kind), mlp_keep=tuple(range(width)))
-        for site, width in zip(sites, widths, strict=True)
-    )
-    lean = copy.deepcopy(model)
-    shape_lean(lean, PrunePlan(model=spec, blocks=blocks))
-    return lean.eval()

@@ -157,15 +157,24 @@ class LatencyTable(StrictModel):
         same = all(getattr(self, key) == getattr(other, key) for key in keys)
         return same and same_host(self.host, other.host)
 
-    def costs(self, paths: Sequence[str]) -> CostTable:
-        """Nanoseconds of a call as a function of the plan, for blocks in this order.
+    def costs(
+        self, paths: Sequence[str], kinds: Sequence[AttentionKind] = tuple(AttentionKind)
+    ) -> CostTable:
+        """Build the cost table: nanoseconds per inference as a function of the plan.
 
         A block's cost is its operation's, over the cheapest, plus its MLP's, over none. In a whole
         model both differ from those in a chain of blocks by some percent (caches, memory): the
-        two sums are brought to what whole models differ by.
+        two sums are scaled to the differences of whole models.
+
+        Args:
+            paths: Blocks, in the order of the plan.
+            kinds: Operations, in order of cost.
+
+        Raises:
+            KeyError: An operation was not timed.
         """
         by_path = {path: shape for shape in self.shapes for path in shape.paths}
-        shapes = [by_path[path] for path in paths]
+        shapes = [_of_kinds(by_path[path], kinds) for path in paths]
         sites = tuple(_site(shape) for shape in shapes)
         tail = tuple(_tail_site(shape) for shape in shapes) if _all_have_tails(shapes) else ()
         raw = CostTable(0, sites, "ns", tail)
@@ -259,6 +268,10 @@ def _scaled(sites: Sequence[SiteCost], operations: float, mlps: float) -> tuple[
     )
 
 
+def _of_kinds(shape: ShapeTimes, kinds: Sequence[AttentionKind]) -> ShapeTimes:
+    return shape.model_copy(update={"attention": {kind: shape.attention[kind] for kind in kinds}})
+
+
 def _all_have_tails(shapes: Sequence[ShapeTimes]) -> bool:
     return all(shape.tail is not None for shape in shapes)
 
@@ -275,7 +288,7 @@ def _tail_site(shape: ShapeTimes) -> SiteCost:
     assert shape.tail is not None
     skip = shape.tail.mlp[0].time.seconds - shape.mlp[0].time.seconds
     msa = skip + max(0.0, shape.tail.msa.seconds - shape.tail.skip.seconds)
-    times = {kind: msa if kind is AttentionKind.MSA else skip for kind in AttentionKind}
+    times = {kind: msa if kind is AttentionKind.MSA else skip for kind in shape.attention}
     return SiteCost(_nanoseconds(times), _curve(shape.tail.mlp, shape.hidden))
 
 

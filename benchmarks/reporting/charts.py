@@ -19,6 +19,11 @@ KINDS = {
 }
 
 
+def look_of(kind: AttentionKind) -> tuple[str, str]:
+    """Return an operation's label and colour; those of other packages share a colour."""
+    return KINDS.get(kind, (kind.value, OTHER))
+
+
 def style(figure: Any, height: int, **layout: Any) -> Any:
     """The figure in the style of all."""
     figure.update_layout(
@@ -92,7 +97,8 @@ def plan_bars(plan: PrunePlan, hidden: Sequence[int]) -> Any:
     if hidden:
         figure.add_bar(name="dense MLP width", x=names, y=list(hidden), marker_color="#f1f5f9",
                        marker_line={"color": "#cbd5e1", "width": 1})  # fmt: skip
-    for kind, (label, shade) in KINDS.items():
+    for kind in dict.fromkeys((*KINDS, *(block.attention for block in plan.blocks))):
+        label, shade = look_of(kind)
         own = [block for block in plan.blocks if block.attention is kind]
         if own:
             figure.add_bar(

@@ -11,13 +11,20 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from spvit_deploy.benchmarks.reporting.charts import KINDS, LEAN, OTHER, style
+from spvit_deploy.benchmarks.reporting.charts import (
+    LEAN,
+    OTHER,
+    look_of,
+    style,
+)
 from spvit_deploy.core.errors import CorruptFileError, InputError, first_line
 from spvit_deploy.core.plan import AttentionKind
 
 LOG_FILE = "log.jsonl"
 _GATES = "gates/"
 _MLP = "mlp"
+# Gates beside those of operations.
+_INSIDE = (_MLP, "heads", "dilation")
 # Share of a block's row that the band of a whole MLP fills.
 _BAND = 0.84
 
@@ -131,11 +138,12 @@ def loss_and_cost(lines: Sequence[LogLine]) -> Any:
 def operations(lines: Sequence[LogLine]) -> Any:
     """Block × step, coloured by the operation that the open gates choose."""
     blocks = list(lines[0].gates)
-    kinds = list(AttentionKind)
-    cells = [[_open(line.gates.get(block, {})) for line in lines] for block in blocks]
-    shades = [KINDS[kind][1] for kind in kinds]
+    named = dict.fromkeys(name for gates in lines[0].gates.values() for name in gates)
+    kinds = [AttentionKind.SKIP, *(AttentionKind(n) for n in named if n not in _INSIDE)]
+    cells = [[_open(line.gates.get(block, {}), kinds) for line in lines] for block in blocks]
+    shades = [look_of(kind)[1] for kind in kinds]
     scale = [[(i + edge) / len(kinds), shade] for i, shade in enumerate(shades) for edge in (0, 1)]
-    labels = [KINDS[kind][0] for kind in kinds]
+    labels = [look_of(kind)[0] for kind in kinds]
     figure = go.Figure(
         go.Heatmap(
             x=[line.step for line in lines], y=blocks, z=cells, zmin=-0.5, zmax=len(kinds) - 0.5,
@@ -149,10 +157,10 @@ def operations(lines: Sequence[LogLine]) -> Any:
     return style(figure, 120 + 26 * len(blocks), xaxis_title="step")
 
 
-def _open(gates: dict[str, float]) -> int:
-    """How many of a block's gates are open: each needs those before it."""
+def _open(gates: dict[str, float], kinds: Sequence[AttentionKind]) -> int:
+    """Count the gates of a block that are open: each needs those before it."""
     count = 0
-    for kind in list(AttentionKind)[1:]:
+    for kind in kinds[1:]:
         if gates.get(kind.value, 0.0) <= 0.5:
             break
         count += 1

@@ -78,8 +78,10 @@ def build(root: Path) -> dict[Key, Callable[[], float]]:
             for form, precision, runtime in FORMS:
                 target = root / f"{size}-{kind}-{form}-{precision}"
                 if not target.exists():
-                    export_model(str(folder), target, format=form, precision=precision, data=data, calibration=32,
-                                 max_drop=None)  # fmt: skip
+                    export_model(
+                        str(folder), target, data=data, format=form, precision=precision,
+                        calibration=32, max_drop=None,
+                    )  # fmt: skip
                 calls[size, kind, runtime, precision] = open_session(target, runtime).prepare(image)
         calls[size, "dense", "onnxruntime", "timm"] = timm_call(root / f"{size}-dense", image)
     return calls

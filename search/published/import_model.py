@@ -1,4 +1,4 @@
-"""Import of what SPViT's authors publish: a plan, or with a checkpoint a lean model."""
+"""The import of SPViT's published models: a plan, or with a checkpoint a lean model."""
 
 from __future__ import annotations
 
@@ -17,27 +17,25 @@ from spvit_deploy.families.timm_models import (
 )
 from spvit_deploy.lean.materialize import shape_lean
 from spvit_deploy.lean.model_folder import SavedModel
+from spvit_deploy.search.authors_plan import complete_sizes, published_plan, units_of_weights
 from spvit_deploy.search.published.config import (
     AuthorsConfig,
-    complete_sizes,
     find_indicators,
-    published_plan,
     read_config,
     read_indicators,
-    units_of_weights,
 )
 from spvit_deploy.search.published.weights import lean_state
 
 
 def import_plan(config_path: Path, gates: Path | None) -> PrunePlan:
-    """The plan of a published config.
+    """Build the plan of a published config.
 
     Args:
         config_path: DeiT's JSON or Swin's YAML, of a fine-tuning run.
         gates: FFN indicator file; None for the one that the config names.
 
     Raises:
-        InputError: files that are missing, damaged, or of different models.
+        InputError: Files are missing, damaged, or of different models.
     """
     config = read_config(config_path)
     file = find_indicators(config_path, config, gates)
@@ -47,14 +45,14 @@ def import_plan(config_path: Path, gates: Path | None) -> PrunePlan:
 
 
 def import_lean(config_path: Path, gates: Path | None, checkpoint: Path) -> SavedModel:
-    """The lean model of a published checkpoint, fine-tuned or "optimized".
+    """Build the lean model of a published checkpoint, fine-tuned or "optimized".
 
     Args:
-        config_path, gates: as in :func:`import_plan`.
-        checkpoint: weights; what it says of sizes is taken where the config does not.
+        config_path, gates: As in :func:`import_plan`.
+        checkpoint: Weights; sizes that the config leaves open are read from it.
 
     Raises:
-        InputError: files that are missing, damaged, or of different models.
+        InputError: Files are missing, damaged, or of different models.
     """
     state = {k: _float32(v) for k, v in read_state_dict(checkpoint).items()}
     config = read_config(config_path)
@@ -62,7 +60,7 @@ def import_lean(config_path: Path, gates: Path | None, checkpoint: Path) -> Save
         return _assemble(config_path, config, gates, checkpoint, state)
     except (IndexError, KeyError, ValueError, RuntimeError, TypeError) as error:
         raise CheckpointError(
-            f"{checkpoint}: not laid out as the authors' checkpoints are ({first_line(error)}).",
+            f"{checkpoint}: not in the layout of the authors' checkpoints ({first_line(error)}).",
             "Check --checkpoint.",
         ) from error
 
@@ -80,13 +78,8 @@ def _assemble(
 ) -> SavedModel:
     config = complete_sizes(config, state, checkpoint)
     file = find_indicators(config_path, config, gates)
-    if file is not None:
-        units = read_indicators(file, list(config.kinds))
-    else:
-        units = units_of_weights(config, state)
-    sources = {"config": config_path, "checkpoint": checkpoint}
-    if file is not None:
-        sources["gates"] = file
+    units = read_indicators(file, list(config.kinds)) if file else units_of_weights(config, state)
+    sources = {"config": config_path, "checkpoint": checkpoint, **({"gates": file} if file else {})}
     plan = published_plan(config, units, sources)
     module = create_shell(plan.model)
     preprocessing = preprocessing_of(module)

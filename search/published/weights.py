@@ -1,4 +1,4 @@
-"""The checkpoints that SPViT's authors publish, as weights of a lean model.
+"""The weights of a lean model from a checkpoint that SPViT's authors publish.
 
 Fine-tuned checkpoints hold attention as ``qk``, ``v``, ``proj``, and a convolution still as
 ``v``, ``proj`` and ``head_probs`` with the BatchNorm of the chosen kernel; "optimized" ones hold
@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from spvit_deploy.core.errors import CheckpointError
 from spvit_deploy.core.plan import AttentionKind, BlockPlan, PrunePlan
 from spvit_deploy.lean.kernels import conv_weights
+from spvit_deploy.search.published.config import ONE_MODEL
 
 State = dict[str, Tensor]
-# What training leaves in a checkpoint and inference does not need.
+# Left in a checkpoint by training, and not needed for inference.
 _LEFTOVERS = re.compile(
     r"(thresholds?|assigned_indicator\w*|attn_mask|relative_position_index|relative_coords_table)$"
 )
@@ -27,16 +28,16 @@ _ATTENTION = re.compile(r"^(qkv|qk|q|k|v|proj|head_probs|bn_1x1|bn_3x3|bconv)\b"
 
 
 def lean_state(state: Mapping[str, Tensor], plan: PrunePlan, swin: bool, where: Path) -> State:
-    """Weights under the names of the lean model.
+    """Rename and mix weights into those of the lean model.
 
     Args:
-        state: the authors' checkpoint.
-        plan: its gates.
-        swin: names of Swin, whose downsampling timm counts to the next stage.
-        where: what to call the checkpoint in an error.
+        state: The authors' checkpoint.
+        plan: Its gates.
+        swin: Whether it is a Swin, whose downsampling belongs to the next stage in timm.
+        where: The checkpoint's name in errors.
 
     Raises:
-        CheckpointError: weights that the plan needs are missing.
+        CheckpointError: Weights that the plan needs are missing.
     """
     rest = {k: v for k, v in state.items() if not _LEFTOVERS.search(k)}
     ratio = float(plan.model.args.get("mlp_ratio", 4))
@@ -53,14 +54,14 @@ def lean_state(state: Mapping[str, Tensor], plan: PrunePlan, swin: bool, where: 
         raise CheckpointError(
             f"{where}: {block.path} is a {block.attention.value}, and its attention or MLP lacks "
             f"{error}.",
-            "Use config, gates and checkpoint of one model.",
+            ONE_MODEL,
         ) from None
     lean.update({(_swin_name(k) if swin else k): v for k, v in rest.items()})
     return lean
 
 
 def _take(state: State, prefix: str) -> State:
-    """Move what lies under a prefix out of ``state``."""
+    """Move the keys with a prefix out of ``state``."""
     keys = [key for key in state if key.startswith(prefix)]
     return {key.removeprefix(prefix): state.pop(key) for key in keys}
 
@@ -82,7 +83,7 @@ def _attention(state: State, block: BlockPlan, plan: PrunePlan) -> State:
         if "proj.weight" in state or "bconv.0.weight" in state:
             raise CheckpointError(
                 f"{block.path} is a skip by the config, and the checkpoint has an attention there.",
-                "Use config, gates and checkpoint of one model.",
+                ONE_MODEL,
             )
         return odd
     if "bconv.0.weight" in state:
@@ -101,7 +102,7 @@ def _msa(state: State) -> State:
 
 
 def _bias(state: State, name: str) -> Tensor:
-    """A bias; zeros where it was trained without one, as timm's model has one."""
+    """Return a bias; zeros where it was trained without one, because timm's model has one."""
     weight = state[f"{name}.weight"]
     return state.get(f"{name}.bias", weight.new_zeros(weight.shape[0]))
 
@@ -120,13 +121,8 @@ def _gathered(state: State, kind: AttentionKind, plan: PrunePlan) -> State:
     proj.load_state_dict({k: state[f"proj.{k}"] for k in proj.state_dict()})
     with torch.no_grad():
         weights = conv_weights(kind, state["head_probs"], plan.semantics, values, proj)
-    lean = {"conv.weight": weights.kernel, "proj.weight": weights.proj}
-    if weights.bias is not None:
-        lean["conv.bias"] = weights.bias
-    if weights.proj_bias is not None:
-        lean["proj.bias"] = weights.proj_bias.detach()
     size = "3x3" if kind is AttentionKind.CONV3X3 else "1x1"
-    return {**lean, **_norm(state, f"bn_{size}.")}
+    return {**weights.state_dict(), **_norm(state, f"bn_{size}.")}
 
 
 def _values(state: State) -> tuple[Tensor, Tensor]:
@@ -143,14 +139,14 @@ def _norm(state: State, prefix: str) -> State:
 
 
 def _mlp(state: State, block: BlockPlan, ratio: float) -> State:
-    """Hidden units as the plan keeps them, of weights that are trimmed already or not yet."""
+    """Return the hidden units that the plan keeps, of weights that may be trimmed already."""
     width, rows = len(block.mlp_keep), state["fc1.weight"].shape[0]
     whole = int(state["fc1.weight"].shape[1] * ratio)
     if rows not in (width, whole):
         raise CheckpointError(
             f"{block.path}: the checkpoint's MLP has {rows} hidden units, the gates keep {width} "
             f"of {whole}.",
-            "Use gates and checkpoint of one model.",
+            ONE_MODEL,
         )
     if width == 0:
         return {"bias": state["fc2.bias"]}

@@ -287,11 +287,11 @@ def take_adapters(_: click.Context, __: click.Parameter, value: str | None) -> s
     return str(LowRank.parse(value))
 
 
-def take_token_keep(_: click.Context, __: click.Parameter, value: str | None) -> str | None:
-    """``0.7@3,0.7@6``, in order."""
+def take_token_keep(_: click.Context, __: click.Parameter, value: str | None) -> Any:
+    """Parse ``0.7@3,0.7@6``."""
     from spvit_deploy.core.plan import parse_token_keep
 
-    return ",".join(map(str, parse_token_keep(value))) or None
+    return parse_token_keep(value)
 
 
 _DATA_KEYS = {

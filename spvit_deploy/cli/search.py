@@ -98,6 +98,13 @@ from spvit_deploy.runtimes.registry import PRECISIONS
     help="Let attention lose whole heads, each by a gate of its own.",
 )
 @click.option(
+    "--candidate",
+    "candidates",
+    multiple=True,
+    metavar="NAME",
+    help="Let an operation that an installed package adds compete as well; repeat it for several.",
+)
+@click.option(
     "--token-keep",
     metavar="SHARE@BLOCK,…",
     callback=take_token_keep,
@@ -136,7 +143,7 @@ def search(**options: Any) -> None:
     options["run"] = take_run(options)
     for key in ("budget_on", "budget_method", "allow_host", "cost_weight", "gate_lr", "sharpness",
                 "probe", "align", "stop_when_settled", "head_map", "dilated", "head_gates",
-                "token_keep"):  # fmt: skip
+                "candidates", "token_keep"):  # fmt: skip
         training[key] = options.pop(key)
     idle = ("teacher", "distillation", "distill_temperature")
     warn_if_idle(training["distill_weight"] > 0, idle, "for a --distill-weight above 0")

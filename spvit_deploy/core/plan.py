@@ -1,18 +1,21 @@
-"""What a search decides: one operation a block, and the hidden units that each MLP keeps.
+"""The plan of a search: one operation per block, and the hidden units that each MLP keeps.
 
-Written as ``gates.json``. Stands on pydantic alone, so that a plan can be read, checked and
-edited where there is no torch.
+Written as ``gates.json``. Needs pydantic only, so that a plan can be read, checked and edited
+without torch.
 """
 
 from __future__ import annotations
 
+import re
 from enum import Enum
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
+    BeforeValidator,
     Field,
+    PlainSerializer,
     SerializerFunctionWrapHandler,
     ValidationInfo,
     field_validator,
@@ -25,28 +28,48 @@ from spvit_deploy.core.records import StrictModel, read_record, record_digest, w
 
 SCHEMA_VERSION = 1
 GATES_FILE = "gates.json"
+_OPERATION = re.compile(r"[a-z][a-z0-9_]*")
 
 
 class AttentionKind(str, Enum):
-    """The operations that one set of attention weights holds, in order of cost."""
+    """The operation of a block's attention branch, by the name that stands in ``gates.json``.
+
+    The members are those of this package, in order of cost. Other packages add operations under
+    other names: ``AttentionKind("pooling")`` is one value too, the same object at every call.
+    """
 
     SKIP = "skip"
     CONV1X1 = "conv1x1"
     CONV3X3 = "conv3x3"
     MSA = "msa"
 
-    @property
-    def gates(self) -> int:
-        """How many of the three gates are open, the cheaper ones first (arXiv 2111.11802)."""
-        return list(AttentionKind).index(self)
+    @classmethod
+    def _missing_(cls, value: object) -> AttentionKind | None:
+        if not isinstance(value, str) or not _OPERATION.fullmatch(value):
+            return None
+        kind = str.__new__(cls, value)
+        kind._name_, kind._value_ = value.upper(), value
+        added = cls._value2member_map_.setdefault(value, kind)
+        assert isinstance(added, cls)
+        return added
 
-    @staticmethod
-    def of_gates(count: int) -> AttentionKind:
-        """The kind that ``count`` open gates stand for."""
-        return list(AttentionKind)[count]
+
+class _Record(StrictModel):
+    """A part of the file. Keys that came later are left out where they have their defaults, so that
+    the digests of older plans stay valid.
+    """
+
+    later: ClassVar[tuple[str, ...]] = ()
+
+    @model_serializer(mode="wrap")
+    def _without_defaults(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        written: dict[str, Any] = write(self)
+        fields = type(self).model_fields
+        plain = {key for key in self.later if getattr(self, key) == fields[key].default}
+        return {key: value for key, value in written.items() if key not in plain}
 
 
-class ModelSpec(StrictModel):
+class ModelSpec(_Record):
     """A timm model by name, and the arguments of ``timm.create_model`` that change its shape."""
 
     name: str
@@ -61,9 +84,11 @@ class BlockPlan(StrictModel):
     """One block: its operation, and the indices of the hidden units that its MLP keeps.
 
     Attributes:
-        dilation: of a 3×3 convolution: 2 for neighbours at a distance of two tokens.
-        heads_keep: of attention: indices of the heads that it keeps; None for all.
+        dilation: Of a 3×3 convolution; 2 for neighbours at a distance of two tokens.
+        heads_keep: Indices of the heads that attention keeps; None for all.
     """
+
+    later: ClassVar[tuple[str, ...]] = ("dilation", "heads_keep")
 
     path: str
     attention: AttentionKind
@@ -73,12 +98,12 @@ class BlockPlan(StrictModel):
 
     @property
     def heads(self) -> int | None:
-        """How many heads attention keeps; None for all."""
+        """Number of heads that attention keeps; None for all."""
         return None if self.heads_keep is None else len(self.heads_keep)
 
     @property
     def operation(self) -> str:
-        """What attention became, for people."""
+        """The operation with its dilation and heads, for tables."""
         heads = f", {self.heads} head{'s' if self.heads != 1 else ''}" if self.heads else ""
         return f"{self.attention.value}{heads}{', dilated' if self.dilation > 1 else ''}"
 
@@ -92,34 +117,21 @@ class BlockPlan(StrictModel):
         return keep
 
     @model_validator(mode="after")
-    def _dilation_of_a_3x3(self) -> BlockPlan:
+    def _fields_of_operations(self) -> BlockPlan:
         if self.dilation > 1 and self.attention is not AttentionKind.CONV3X3:
             raise ValueError("only a conv3x3 has a dilation")
-        return self
-
-    @model_validator(mode="after")
-    def _heads_of_attention(self) -> BlockPlan:
         if self.heads_keep is not None and self.attention is not AttentionKind.MSA:
             raise ValueError("only attention (msa) keeps heads")
         return self
 
-    @model_serializer(mode="wrap")
-    def _without_defaults(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """A block without a dilation, or with all heads, is written, and hashed, as it was before
-        there were any others.
-        """
-        written: dict[str, Any] = write(self)
-        plain = {"dilation": 1, "heads_keep": None}
-        return {k: v for k, v in written.items() if k not in plain or v != plain[k]}
 
-
-class TokenKeep(StrictModel):
-    """Tokens that are merged behind a block.
+class TokenKeep(_Record):
+    """One merge of tokens.
 
     Attributes:
-        after: index of the block, from 0.
-        share: of the grid's tokens that are left there, those to keep. No more than half of them
-            can go: each is merged with one of the other half.
+        after: Index of the block behind which tokens are merged, from 0.
+        share: Fraction of the grid tokens left there that are kept; at least half of them,
+            because each merged token joins one of the other half.
     """
 
     after: int = Field(ge=0)
@@ -130,13 +142,13 @@ class TokenKeep(StrictModel):
 
 
 def parse_token_keep(text: str | None) -> tuple[TokenKeep, ...]:
-    """``0.7@3`` or ``0.7@3,0.7@6``; None for no merges.
+    """Parse ``0.7@3`` or ``0.7@3,0.7@6``; None means no merges.
 
     Raises:
-        InputError: neither, or a block named twice.
+        InputError: The text is malformed, or names a block twice.
     """
     found = []
-    for part in (text or "").split(",") if text is not None else ():
+    for part in text.split(",") if text is not None else ():
         share, _, after = part.strip().partition("@")
         try:
             found.append(TokenKeep.model_validate({"after": after, "share": share}))
@@ -151,13 +163,30 @@ def parse_token_keep(text: str | None) -> tuple[TokenKeep, ...]:
     return tuple(sorted(found, key=lambda keep: keep.after))
 
 
-class Amount(StrictModel):
+def _read_token_keep(value: Any) -> Any:
+    try:
+        return parse_token_keep(value) if value is None or isinstance(value, str) else value
+    except InputError as error:
+        raise ValueError(str(error)) from None
+
+
+def _write_token_keep(keeps: tuple[TokenKeep, ...]) -> str | None:
+    return ",".join(map(str, keeps)) or None
+
+
+# Merges of tokens as a setting: written as text, carried as typed values.
+TokenMerges = Annotated[
+    tuple[TokenKeep, ...], BeforeValidator(_read_token_keep), PlainSerializer(_write_token_keep)
+]
+
+
+class Amount(_Record):
     """A budget in another unit than MACs.
 
     Attributes:
-        unit: ``params``, or ``ns`` of a call.
-        asked, met, dense: what was asked, what the plan costs and what the dense model does.
-        on: where times were measured: runtime, precision, batch and host.
+        unit: ``params``, or ``ns`` per inference.
+        asked, met, dense: Requested; of the plan; of the dense model.
+        on: Where latencies were measured: runtime, precision, batch and host.
     """
 
     unit: Literal["params", "ns"]
@@ -167,15 +196,17 @@ class Amount(StrictModel):
     on: str = ""
 
 
-class Budget(StrictModel):
-    """What was asked and what the plan costs, in MACs for one image.
+class Budget(_Record):
+    """The requested budget and the cost of the plan, in MACs per image.
 
     Attributes:
-        asked: as it was written.
-        asked_macs: None where another unit was asked for.
-        met_macs, dense_macs: of the plan and of the dense model.
-        amount: the same in the unit that was asked for, where it is not MACs.
+        asked: The request as text.
+        asked_macs: None where another unit was requested.
+        met_macs, dense_macs: Of the plan and of the dense model.
+        amount: The same in the requested unit, where that is not MACs.
     """
+
+    later = ("asked_macs", "amount")
 
     asked: str
     asked_macs: int | None = None
@@ -183,19 +214,13 @@ class Budget(StrictModel):
     dense_macs: int
     amount: Amount | None = None
 
-    @model_serializer(mode="wrap")
-    def _without_nothing(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """A budget in MACs is written, and hashed, as it was before there were others."""
-        written: dict[str, Any] = write(self)
-        return {key: value for key, value in written.items() if value is not None}
 
-
-class Semantics(StrictModel):
-    """How gates turn into operations; the published models differ in these.
+class Semantics(_Record):
+    """How head maps become kernels; the published models differ in this.
 
     Attributes:
         head_temperature: α of the softmax over heads.
-        kernel_order: where the columns of the head map lie on the kernel: ``row-major``;
+        kernel_order: Kernel position of each column of the head map: ``row-major``;
             ``column-major``, as in the published DeiT models; or ``centre-first``, as in the
             published Swin models: the centre, then the others column by column.
     """
@@ -204,8 +229,10 @@ class Semantics(StrictModel):
     kernel_order: Literal["row-major", "column-major", "centre-first"] = "row-major"
 
 
-class PrunePlan(StrictModel):
-    """All that is needed, beside dense or supernet weights, to build the lean model."""
+class PrunePlan(_Record):
+    """Everything but weights that is needed to build the lean model."""
+
+    later = ("token_keep",)
 
     schema_version: Literal[1] = 1
     kind: Literal["gates"] = "gates"
@@ -215,12 +242,6 @@ class PrunePlan(StrictModel):
     budget: Budget | None = None
     sources: dict[str, str] = Field(default_factory=dict)
     token_keep: tuple[TokenKeep, ...] = ()
-
-    @model_serializer(mode="wrap")
-    def _without_merges(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """A plan without any is written, and hashed, as it was before there were any."""
-        written: dict[str, Any] = write(self)
-        return {k: v for k, v in written.items() if k != "token_keep" or self.token_keep}
 
     @model_validator(mode="after")
     def _distinct_blocks(self) -> PrunePlan:
@@ -250,18 +271,22 @@ def load_plan(path: Path) -> PrunePlan:
     """Read and validate a plan.
 
     Args:
-        path: a ``gates.json``, or a folder that holds one.
+        path: A ``gates.json``, or a folder that holds one.
 
     Raises:
-        PlanError: an unknown schema version, or fields that do not make a plan.
-        CorruptFileError: not JSON, or changed since it was written.
+        PlanError: The schema version is unknown, or a field is invalid.
+        CorruptFileError: The file is not JSON, or was changed since it was written.
     """
     file = path / GATES_FILE if path.is_dir() else path
     return parse_plan(read_record(file, kind="gates"), str(file))
 
 
 def parse_plan(record: dict[str, Any], where: str) -> PrunePlan:
-    """Validate a record that was read from ``where``."""
+    """Validate a record that was read from the file ``where``.
+
+    Raises:
+        PlanError: The schema version is unknown, or a field is invalid.
+    """
     version = record.get("schema_version")
     if version != SCHEMA_VERSION:
         raise PlanError(
@@ -272,5 +297,5 @@ def parse_plan(record: dict[str, Any], where: str) -> PrunePlan:
         return PrunePlan.model_validate(record)
     except ValueError as error:
         raise PlanError(
-            f"{where}: {first_line(error)}.", "Search again, or mend the file."
+            f"{where}: {first_line(error)}.", "Search again, or fix the file."
         ) from None

@@ -124,11 +124,6 @@ class BlockSite:
         setattr(self.block, self.attn_name, attn)
         setattr(self.block, self.mlp_name, mlp)
 
-    def taken(self, kind: AttentionKind) -> AttentionKind:
-        """The kind that stands for ``kind`` in this block."""
-        cheaper = [k for k in self.kinds if k.gates <= kind.gates]
-        return cheaper[-1] if cheaper else self.kinds[0]
-
 
 @dataclass(frozen=True)
 class Refusal:

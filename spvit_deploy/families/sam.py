@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from spvit_deploy.core.plan import AttentionKind
 from spvit_deploy.families.base import BlockSite, Refusal
-from spvit_deploy.families.parts import standard_site
+from spvit_deploy.families.parts import WITHOUT_CONVS, standard_site
 from spvit_deploy.families.swin import Windows
 
 
@@ -67,5 +67,5 @@ class SamFamily:
         block: Any = model.get_submodule(site.path)
         if kind is not AttentionKind.MSA:
             block.window_size = 0
-        if kind in (AttentionKind.CONV1X1, AttentionKind.CONV3X3):
+        if kind not in WITHOUT_CONVS:
             block.attn = OnMap(block.attn)

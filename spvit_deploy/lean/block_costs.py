@@ -1,10 +1,9 @@
-"""What the branches of every block cost, dense or lean."""
+"""MACs of the branches of every block, dense or lean."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from spvit_deploy.core.errors import ModelError
 from spvit_deploy.core.plan import AttentionKind
@@ -16,15 +15,14 @@ from spvit_deploy.lean.cost import macs_by_module
 from spvit_deploy.lean.model_folder import SavedModel
 
 
-@dataclass(frozen=True)
-class BlockCost:
+class BlockCost(NamedTuple):
     """MACs of one block's branches.
 
     Attributes:
-        path: of the block in the model.
-        attention_path, mlp_path: of its branches.
-        kind: operation of the first.
-        attention_macs, mlp_macs: of one image.
+        path: Of the block in the model.
+        attention_path, mlp_path: Of its branches.
+        kind: Operation of the first.
+        attention_macs, mlp_macs: Per image.
     """
 
     path: str
@@ -35,13 +33,12 @@ class BlockCost:
     mlp_macs: int
 
     def row(self) -> tuple[str, str, str, str, int, int]:
-        """For a record."""
-        macs = self.attention_macs, self.mlp_macs
-        return self.path, self.attention_path, self.mlp_path, self.kind.value, *macs
+        """Return the values for a record."""
+        return (*self[:3], self.kind.value, *self[4:])
 
 
 def costs_of(saved: SavedModel) -> tuple[BlockCost, ...]:
-    """Count every block's branches where they run; none for a model whose blocks are not known."""
+    """Count every block's branches where they run; none for a model of no known family."""
     try:
         sites = find_sites(create_empty(saved.spec), str(saved.spec))
     except ModelError:
@@ -58,10 +55,10 @@ def costs_of(saved: SavedModel) -> tuple[BlockCost, ...]:
 
 
 def read_costs(rows: Iterable[Sequence[Any]]) -> tuple[BlockCost, ...]:
-    """What :meth:`BlockCost.row` wrote.
+    """Read the rows of :meth:`BlockCost.row`.
 
     Raises:
-        ValueError: something else.
+        ValueError: A row is malformed.
     """
     try:
         return tuple(

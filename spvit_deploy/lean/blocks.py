@@ -1,6 +1,7 @@
-"""Modules that stand where attention or an MLP was.
+"""Modules that replace attention or an MLP.
 
-All take and return tokens [B, N, C], and accept the mask arguments that timm's blocks pass on.
+All take and return tokens [batch, tokens, channels], and accept the mask arguments that timm's
+blocks pass on.
 """
 
 from __future__ import annotations
@@ -15,17 +16,17 @@ from spvit_deploy.core.plan import AttentionKind
 
 
 def to_grid(x: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Tokens [B, H·W, C] as an image [B, C, H, W]; a view, channels last in memory."""
+    """View tokens [B, H·W, C] as an image [B, C, H, W], channels last in memory."""
     return x.unflatten(1, grid).permute(0, 3, 1, 2)
 
 
 def to_tokens(x: Tensor) -> Tensor:
-    """An image [B, C, H, W] as tokens [B, H·W, C]."""
+    """View an image [B, C, H, W] as tokens [B, H·W, C]."""
     return x.permute(0, 2, 3, 1).flatten(1, 2)
 
 
 class Skip(nn.Module):
-    """Returns its input: the block computes x + norm1(x)."""
+    """The identity: the block computes x + norm1(x)."""
 
     def forward(self, x: Tensor, *_: Any, **__: Any) -> Tensor:
         """[B, N, C] → [B, N, C]."""
@@ -47,17 +48,17 @@ class PointwiseConv(nn.Conv2d):
 class ConvAttention(nn.Module):
     """Bottleneck convolution read out of attention: conv C→d, BatchNorm, ReLU, linear d→C.
 
-    Prefix tokens pass unchanged. A 1×1 convolution is computed where the tokens lie, as a matrix
-    product: to move them onto a grid and back costs more than it.
+    Prefix tokens pass unchanged. A 1×1 convolution is a matrix product on the tokens: to move them
+    onto a grid and back would cost more.
 
     Args:
         kind: CONV1X1 or CONV3X3.
         dim: channels C of a token.
         head_dim: channels d of a head, the width of the bottleneck.
-        grid: rows and columns of the grid tokens.
-        prefix: tokens before the grid ones.
-        bias: whether conv and linear have a bias.
-        dilation: tokens from one position of a 3×3 kernel to the next.
+        grid: Rows and columns of the grid tokens.
+        prefix: Number of tokens before the grid ones.
+        bias: Whether conv and linear have a bias.
+        dilation: Tokens from one position of a 3×3 kernel to the next.
     """
 
     def __init__(
@@ -104,15 +105,15 @@ class ConvAttention(nn.Module):
 
 
 class ConstantMlp(nn.Module):
-    """What is left of an MLP without hidden units: its output, the same for every token.
+    """An MLP without hidden units: its output is the same for every token.
 
-    In evaluation that is all it gives, to be broadcast: an export then neither makes a tensor of
-    its input's shape nor needs the norm before it.
+    In evaluation it returns that vector, to be broadcast: an export then has neither a tensor of
+    its input's shape nor the norm before it.
 
     Args:
         dim: channels C.
-        bias: whether the output is anything but zero.
-        channels_first: whether the MLP works on maps [B, C, H, W].
+        bias: Whether the output is not zero.
+        channels_first: Whether the MLP works on maps [B, C, H, W].
     """
 
     def __init__(self, dim: int, bias: bool = True, channels_first: bool = False) -> None:

@@ -1,12 +1,12 @@
 """MACs and parameters.
 
-Convention: one MAC is one multiply-add of a matrix product or convolution, for one image;
-papers on ViT, SPViT's among them, call this a FLOP. Zero padding counts like data. Left out,
-here as in the papers: :data:`OMITTED`.
+One MAC is one multiply-add of a matrix product or convolution, per image; papers on ViT, SPViT's
+included, call this a FLOP. Zero padding counts like data. Not counted, as in the papers:
+:data:`OMITTED`.
 
-Models are counted by torch's FlopCounterMode, which counts two operations a multiply-add, and
-nothing for a fused scaled_dot_product_attention on a CPU: so the count runs on a copy without
-data (device ``meta``) whose attention is spelled out as two matrix products.
+torch's FlopCounterMode counts two operations per multiply-add, and none for a fused
+scaled_dot_product_attention on a CPU. So models are counted on a copy without data (device
+``meta``) whose attention is two plain matrix products.
 """
 
 from __future__ import annotations
@@ -23,9 +23,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from spvit_deploy.core.errors import ModelError, first_line
 from spvit_deploy.core.plan import AttentionKind, PrunePlan
 from spvit_deploy.families.attention import spell_out_attention
-from spvit_deploy.families.base import (
-    BlockSite,
-)
 
 OMITTED = (
     "softmax", "LayerNorm", "BatchNorm (folded at export)", "activations", "bias and residual "
@@ -35,7 +32,7 @@ OMITTED = (
 
 @dataclass(frozen=True)
 class Cost:
-    """What one image costs, and how many parameters the model has."""
+    """MACs per image, and parameters of a model."""
 
     macs: int
     params: int
@@ -45,18 +42,22 @@ def count_cost(model: nn.Module, input_size: tuple[int, int, int]) -> Cost:
     """Count a model by running it on a copy without data.
 
     Args:
-        model: left as it was.
+        model: Not changed.
         input_size: (channels, height, width).
 
     Raises:
-        ModelError: the model does not run on images of this size.
+        ModelError: The model does not run on images of this size.
     """
     params = sum(parameter.numel() for parameter in model.parameters())
     return Cost(macs_by_module(model, input_size)[""], params)
 
 
 def macs_by_module(model: nn.Module, input_size: tuple[int, int, int]) -> dict[str, int]:
-    """MACs of every module by its path, those of the whole model under the empty one."""
+    """Count the MACs of every module by its path; the empty path is the whole model.
+
+    Raises:
+        ModelError: As :func:`count_cost`.
+    """
     shadow = copy.deepcopy(model).to("meta").eval().requires_grad_(False)
     spell_out_attention(shadow)
     try:
@@ -79,16 +80,16 @@ def macs_by_module(model: nn.Module, input_size: tuple[int, int, int]) -> dict[s
 
 @dataclass(frozen=True)
 class SiteCost:
-    """What one block's choices cost, in the unit of its table.
+    """The cost of one block's choices, in the unit of its table.
 
-    Of MACs, what an MLP costs beside its hidden units (a convolution before them, in FastViT)
-    counts as fixed, though it goes when no unit is left.
+    The MACs of an MLP beside its hidden units (a convolution before them, in FastViT) count as
+    fixed, though they disappear when no unit is left.
 
     Attributes:
-        attention: of each operation.
-        mlp: of 0, 1, … and all hidden units; nothing first, and never less than before.
-        heads: of attention, where it can lose some; 0 where it cannot.
-        head: what attention costs less without one of them.
+        attention: Of each operation, in the order of gates.
+        mlp: Of 0, 1, … and all hidden units; starts at 0 and never falls.
+        heads: Number of heads, where attention can lose some; else 0.
+        head: Cost of one head.
     """
 
     attention: dict[AttentionKind, int]
@@ -98,11 +99,11 @@ class SiteCost:
 
     @staticmethod
     def linear(attention: dict[AttentionKind, int], unit: int, hidden: int) -> SiteCost:
-        """A site each of whose hidden units costs the same."""
+        """Build the cost of a block whose hidden units all cost the same."""
         return SiteCost(attention, tuple(unit * width for width in range(hidden + 1)))
 
     def operation(self, kind: AttentionKind, heads: int | None = None) -> int:
-        """Of an operation; of attention with so many heads, or all of them."""
+        """Return the cost of an operation; of attention with this many heads, or with all."""
         cost = self.attention[kind]
         if heads is None or kind is not AttentionKind.MSA:
             return cost
@@ -110,12 +111,12 @@ class SiteCost:
 
     @property
     def hidden(self) -> int:
-        """Hidden units that can be kept."""
+        """Number of hidden units that can be kept."""
         return len(self.mlp) - 1
 
     @property
     def dense(self) -> int:
-        """With attention and all hidden units."""
+        """Cost with attention and all hidden units."""
         return self.attention[AttentionKind.MSA] + self.mlp[-1]
 
 
@@ -127,12 +128,12 @@ class CostTable:
     """The cost of a model as a function of its plan.
 
     Attributes:
-        fixed: of what every plan has.
-        sites: of the blocks, in order.
-        unit: MACs and nanoseconds of one call; parameters.
-        tail: of the blocks from the last attention on, where these differ: an export computes no
-            tokens there that nobody reads. Empty where they do not.
-        saved: what the dense model costs beyond the dearest plan, all of which merge tokens.
+        fixed: Of what every plan has.
+        sites: Of the blocks, in order.
+        unit: MACs per image, nanoseconds per inference, or parameters.
+        tail: Of the blocks from the last attention on, where an export computes no unused tokens;
+            empty where that makes no difference.
+        saved: Cost of the dense model beyond the most expensive plan, where plans merge tokens.
     """
 
     fixed: int
@@ -143,18 +144,18 @@ class CostTable:
 
     @property
     def dense(self) -> int:
-        """Of the dense model."""
+        """Cost of the dense model."""
         return self.most + self.saved
 
     @property
     def most(self) -> int:
-        """Of the dearest plan: all attention and hidden units."""
+        """Cost of the most expensive plan: all attention and hidden units."""
         count = len(self.sites)
         return self.of([AttentionKind.MSA] * count, [site.hidden for site in self.sites])
 
     @property
     def least(self) -> int:
-        """Of the cheapest plan."""
+        """Cost of the cheapest plan."""
         return min(
             self.fixed + sum(min(site.attention.values()) for site in sites)
             for sites in (self.sites, self.tail or self.sites)
@@ -166,7 +167,7 @@ class CostTable:
         widths: Sequence[int],
         heads: Sequence[int | None] | None = None,
     ) -> int:
-        """Of a plan with these operations, MLP widths and heads, None for all of these."""
+        """Return the cost of operations, MLP widths and heads by block; None for all heads."""
         sites = self.ending(last_attention(kinds)).sites
         kept = heads or [None] * len(sites)
         return self.fixed + sum(
@@ -175,8 +176,8 @@ class CostTable:
         )
 
     def ending(self, last: int) -> CostTable:
-        """The table of plans whose last attention is in this block, in which every choice costs the
-        same whatever the others are.
+        """Return the table of plans whose last attention is in this block; in it the cost of a
+        choice does not depend on the others.
         """
         if not self.tail:
             return self
@@ -184,14 +185,14 @@ class CostTable:
         return replace(self, sites=(*self.sites[:last], *self.tail[last:]), tail=())
 
     def of_plan(self, plan: PrunePlan) -> int:
-        """Of a plan."""
+        """Return the cost of a plan."""
         kinds = [block.attention for block in plan.blocks]
         widths = [len(block.mlp_keep) for block in plan.blocks]
         return self.of(kinds, widths, [block.heads for block in plan.blocks])
 
 
 def last_attention(kinds: Sequence[AttentionKind]) -> int:
-    """Index of the last block with attention; -1 where there is none."""
+    """Return the index of the last block with attention; -1 where there is none."""
     found = [index for index, kind in enumerate(kinds) if kind is AttentionKind.MSA]
     return found[-1] if found else -1
 
@@ -205,41 +206,8 @@ _SCALES: dict[Unit, tuple[tuple[float, str], ...]] = {
 
 
 def format_cost(amount: float, unit: Unit = "MACs", digits: int = 3) -> str:
-    """So many digits and a unit: ``3.21 GMACs``, ``5.7 M parameters``, ``4.02 ms``."""
+    """Format a cost with its unit: ``3.21 GMACs``, ``5.7 M parameters``, ``4.02 ms``."""
     for scale, name in _SCALES[unit]:
         if abs(amount) >= scale:
             return f"{amount / scale:.{digits}g} {name}"
     return f"0 {_SCALES[unit][-1][1]}"
-
-
-def cost_table(
-    model: nn.Module, sites: Sequence[BlockSite], input_size: tuple[int, int, int]
-) -> CostTable:
-    """The cost of every choice in a dense model.
-
-    Attention and MLPs are counted where they run; convolutions are C·d·k² + d·C for each token
-    of the grid.
-    """
-    counts = macs_by_module(model, input_size)
-    costs = tuple(_site_cost(site, counts) for site in sites)
-    return CostTable(counts[""] - sum(cost.dense for cost in costs), costs)
-
-
-def _site_cost(site: BlockSite, counts: dict[str, int]) -> SiteCost:
-    bottleneck = site.dim * site.head_dim
-    own = {
-        AttentionKind.SKIP: 0,
-        AttentionKind.CONV1X1: site.grid_tokens * 2 * bottleneck,
-        AttentionKind.CONV3X3: site.grid_tokens * 10 * bottleneck,
-        AttentionKind.MSA: counts.get(f"{site.path}.{site.attn_name}", 0),
-    }
-    parts = (*site.mlp_parts.inputs, site.mlp_parts.output)
-    mlp = sum(counts.get(f"{site.path}.{site.mlp_name}.{part}", 0) for part in parts)
-    cost = SiteCost.linear(
-        {kind: own[site.taken(kind)] for kind in AttentionKind},
-        mlp // site.hidden if site.hidden else 0,
-        site.hidden,
-    )
-    if not site.trims_heads:
-        return cost
-    return replace(cost, heads=site.heads, head=own[AttentionKind.MSA] // site.heads)

@@ -1,7 +1,7 @@
-"""Whether a model's answer depends on the image at all.
+"""Whether a model's output depends on its input.
 
-A class token is told of the patches by attention alone: a model that reads its answer off such a
-token, and has no attention left, gives every image the same answer.
+Only attention carries information from the patches to a class token: a model whose head reads that
+token, and that has no attention left, has a constant output.
 """
 
 from __future__ import annotations
@@ -11,25 +11,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-BLIND = (
-    "every image gets the same answer: this model reads it off a token that only attention lets "
-    "see the image, and no block has attention left"
+CONSTANT_OUTPUT = (
+    "the output does not depend on the image: the head reads a token that only attention connects "
+    "to the image, and no block has attention left"
 )
 
 
 @torch.no_grad()
-def sees_images(model: nn.Module, size: tuple[int, int, int]) -> bool:
-    """Whether two images of noise are told apart.
+def depends_on_input(model: nn.Module, size: tuple[int, int, int]) -> bool:
+    """Whether two images of noise have different outputs.
 
     Args:
-        model: in evaluation mode afterwards as before.
+        model: Left in its mode.
         size: (channels, height, width).
     """
     training = model.training
     device = next(model.parameters()).device
     model.eval()
     try:
-        # One at a time: the same numbers then come to the same bits.
+        # One at a time: equal inputs then give equal bits.
         seeds = (torch.Generator().manual_seed(seed) for seed in (0, 1))
         first, second = (
             _before_head(model, torch.randn(1, *size, generator=seed).to(device)) for seed in seeds
@@ -40,10 +40,10 @@ def sees_images(model: nn.Module, size: tuple[int, int, int]) -> bool:
 
 
 def _before_head(model: Any, images: Tensor) -> list[Tensor]:
-    """What the head is given, for a fresh head may be all zeros."""
+    """Return the input of the head; a new head may be all zeros."""
     inner = getattr(model, "model", model)
     if hasattr(inner, "forward_features") and hasattr(inner, "forward_head"):
-        answer = inner.forward_head(inner.forward_features(images), pre_logits=True)
+        output = inner.forward_head(inner.forward_features(images), pre_logits=True)
     else:
-        answer = model(images)
-    return list(answer) if isinstance(answer, (list, tuple)) else [answer]
+        output = model(images)
+    return list(output) if isinstance(output, (list, tuple)) else [output]

@@ -1,7 +1,7 @@
-"""How attention weights hold convolution kernels (arXiv 2111.11802, section 3).
+"""Convolution kernels as mixes of attention heads (arXiv 2111.11802, section 3).
 
-Each position of a 3×3 kernel is a convex mix of heads. The same functions serve the supernet,
-where they are differentiated, and materialize, where their results become weights.
+Each position of a 3×3 kernel is a convex combination of heads. The supernet differentiates these
+functions, and materialize takes their results as weights.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ class ConvWeights:
     """Weights of one bottleneck convolution.
 
     Attributes:
-        kernel: [d, C, k, k] with k of 1 or 3.
-        bias: [d], or None.
-        proj: [C, d].
-        proj_bias: [C], or None.
+        kernel: [head_dim, channels, k, k] with k of 1 or 3.
+        bias: [head_dim], or None.
+        proj: [channels, head_dim].
+        proj_bias: [channels], or None.
     """
 
     kernel: Tensor
@@ -39,16 +39,22 @@ class ConvWeights:
     proj: Tensor
     proj_bias: Tensor | None
 
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the weights under the names of :class:`ConvAttention`."""
+        named = {"conv.weight": self.kernel, "conv.bias": self.bias,
+                 "proj.weight": self.proj, "proj.bias": self.proj_bias}  # fmt: skip
+        return {name: tensor.detach() for name, tensor in named.items() if tensor is not None}
+
 
 def head_map(head_logits: Tensor, temperature: float) -> Tensor:
-    """Share of each head in each kernel position.
+    """Compute the weight of each head in each kernel position: a softmax over heads (eq. 4).
 
     Args:
-        head_logits: [H, 9].
-        temperature: α of the softmax over heads.
+        head_logits: [heads, 9].
+        temperature: α of the softmax.
 
     Returns:
-        P [H, 9]; columns sum to one.
+        P [heads, 9]; columns sum to one.
     """
     return torch.softmax(head_logits / temperature, dim=0)
 
@@ -56,15 +62,18 @@ def head_map(head_logits: Tensor, temperature: float) -> Tensor:
 def position_shares(
     kind: AttentionKind, head_logits: Tensor, semantics: Semantics
 ) -> tuple[Tensor, int]:
-    """Share of each head in each position of a kernel, row-major, and the kernel's side.
+    """Compute the weight of each head in each kernel position, row-major.
 
     Args:
-        kind: CONV1X1 (the centre alone) or CONV3X3.
-        head_logits: [H, 9], columns in the order that ``semantics`` says.
-        semantics: temperature and order.
+        kind: CONV1X1 (the centre only) or CONV3X3.
+        head_logits: [heads, 9], columns in the order of ``semantics``.
+        semantics: Temperature and order.
+
+    Returns:
+        Weights [heads, positions], and the side of the kernel.
     """
     share = head_map(head_logits, semantics.head_temperature)
-    # By slices: a list as index travels to the GPU, and the host waits for all that runs there.
+    # Slices: a list as index would be copied to the GPU, which waits for all that runs there.
     order = _COLUMNS[semantics.kernel_order]
     if kind is AttentionKind.CONV1X1:
         return share[:, order[CENTRE] : order[CENTRE] + 1], 1
@@ -73,14 +82,14 @@ def position_shares(
 
 
 def logits_of_shares(shares: Tensor, semantics: Semantics) -> Tensor:
-    """Logits whose 3×3 kernel has these shares: the way back of :func:`position_shares`.
+    """Invert :func:`position_shares` for a 3×3 kernel.
 
     Args:
-        shares: [H, 9], row-major and above 0; columns need not sum to one.
-        semantics: temperature and order.
+        shares: [heads, 9], row-major and above 0; columns need not sum to one.
+        semantics: Temperature and order.
 
     Returns:
-        [H, 9].
+        Head logits [heads, 9].
     """
     logits = torch.empty_like(shares)
     logits[:, _COLUMNS[semantics.kernel_order]] = semantics.head_temperature * shares.log()
@@ -94,14 +103,14 @@ def conv_weights(
     values: tuple[Tensor, Tensor | None],
     proj: torch.nn.Linear,
 ) -> ConvWeights:
-    """Read a convolution out of the value and output projections of attention.
+    """Mix attention's value and output projections into a convolution (eq. 5).
 
     Args:
         kind: CONV1X1 or CONV3X3.
-        head_logits: [H, 9].
-        semantics: temperature of the head map, and order of its columns.
-        values: weight [H·d, C] and bias [H·d] of the values.
-        proj: H·d → C.
+        head_logits: [heads, 9].
+        semantics: Temperature of the head map, and order of its columns.
+        values: Weight [heads·head_dim, channels] and bias [heads·head_dim] of the values.
+        proj: Output projection, heads·head_dim → channels.
     """
     heads = head_logits.shape[0]
     share, size = position_shares(kind, head_logits, semantics)

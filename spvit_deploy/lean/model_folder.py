@@ -1,21 +1,26 @@
-"""Folders of models that we trained: dense and lean.
+"""Folders of trained models, dense and lean.
 
-``config.json`` says what it is and names the hash of every other file; ``model.safetensors``
-holds the weights; a lean folder has its ``gates.json`` too. Nothing else is needed to load it.
+``config.json`` describes the model and has the hash of every other file; ``model.safetensors``
+has the weights; a lean folder has its ``gates.json`` too. Nothing else is needed to load it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import safetensors.torch
 import timm
 import torch
-from pydantic import Field
-from torch import nn
+from pydantic import (
+    Field,
+)
+from torch import (
+    Tensor,
+    nn,
+)
 
 from spvit_deploy._version import __version__
 from spvit_deploy.core.errors import CorruptFileError, InputError, first_line
@@ -36,12 +41,11 @@ CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 
 
-class ModelRecord(StrictModel):
-    """``config.json`` of a dense or lean folder."""
+class FolderRecord(StrictModel):
+    """What the records of model and search folders have in common."""
 
     schema_version: Literal[1] = 1
-    kind: Literal["dense", "lean"]
-    model: ModelSpec
+    kind: str
     preprocessing: Preprocessing
     class_names: tuple[str, ...] = ()
     data: str = ""
@@ -51,19 +55,29 @@ class ModelRecord(StrictModel):
     history: tuple[dict[str, Any], ...] = ()
 
 
+class ModelRecord(FolderRecord):
+    """``config.json`` of a dense or lean folder."""
+
+    kind: Literal["dense", "lean"]
+    model: ModelSpec
+
+
+Described = TypeVar("Described", bound=FolderRecord)
+
+
 @dataclass
 class SavedModel:
-    """A model with all that must travel with it.
+    """A model with everything that is saved with it.
 
     Attributes:
-        module: the network, in evaluation mode, on the CPU.
-        spec: the dense timm model that it is or came from.
-        preprocessing: how images become its input.
-        class_names: one a logit, or empty.
-        plan: what was kept of it, for a lean model.
-        data: the data it was trained on.
+        module: The network, in evaluation mode, on the CPU.
+        spec: The dense timm model that it is or was made from.
+        preprocessing: How images become its input.
+        class_names: One per logit, or empty.
+        plan: What was kept of it, for a lean model.
+        data: The data it was trained on.
         sources: SHA-256 of what it was made from.
-        history: settings and results of the stages behind it.
+        history: Settings and results of earlier stages.
     """
 
     module: nn.Module
@@ -77,50 +91,68 @@ class SavedModel:
 
     @property
     def kind(self) -> Literal["dense", "lean"]:
-        """What sort of folder it is saved as."""
+        """The kind of folder that it is saved as."""
         return "dense" if self.plan is None else "lean"
 
     @property
     def title(self) -> str:
-        """What to call it in a table."""
+        """Its name in tables."""
         return f"{self.spec.name} ({self.kind})"
 
 
 def save_model(
     saved: SavedModel, folder: Path, force: bool = False, beside: Sequence[Path] = ()
 ) -> ModelRecord:
-    """Write a model's folder, whole or not at all; files ``beside`` it are copied into it.
+    """Write a model's folder atomically; files ``beside`` it are copied into it.
 
     Raises:
-        OutputExistsError: it exists and ``force`` is not given.
-        StorageError: no space, or not writable.
+        OutputExistsError: It exists and ``force`` is not given.
+        StorageError: The disk is full or not writable.
     """
+    record = ModelRecord(
+        kind=saved.kind,
+        model=saved.spec,
+        preprocessing=saved.preprocessing,
+        class_names=saved.class_names,
+        data=saved.data,
+        sources=saved.sources,
+        history=saved.history,
+    )
     with new_folder(folder, force) as staging:
-        state = {k: v.detach().cpu().contiguous() for k, v in saved.module.state_dict().items()}
-        write_bytes(staging / WEIGHTS_FILE, safetensors.torch.save(state, {"format": "pt"}))
-        names = [WEIGHTS_FILE]
-        if saved.plan is not None:
-            save_plan(saved.plan, staging)
-            names.append(GATES_FILE)
-        for file in beside:
-            write_bytes(staging / file.name, file.read_bytes())
-        record = ModelRecord(
-            kind=saved.kind,
-            model=saved.spec,
-            preprocessing=saved.preprocessing,
-            class_names=saved.class_names,
-            data=saved.data,
-            sources=saved.sources,
-            tools=tool_versions(),
-            files={name: sha256_file(staging / name) for name in names},
-            history=saved.history,
-        )
-        write_record(staging / CONFIG_FILE, record.model_dump(mode="json"))
-    return record
+        state = saved.module.state_dict()
+        return fill_folder(staging, record, CONFIG_FILE, state, WEIGHTS_FILE, saved.plan, beside)
+
+
+def fill_folder(
+    staging: Path,
+    record: Described,
+    record_file: str,
+    state: Mapping[str, Tensor],
+    weights_file: str,
+    plan: PrunePlan | None,
+    beside: Sequence[Path],
+) -> Described:
+    """Write record, weights and plan of a model or search, and copy the files ``beside``.
+
+    Returns:
+        The record as written: with hashes and tool versions.
+    """
+    tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in state.items()}
+    write_bytes(staging / weights_file, safetensors.torch.save(tensors, {"format": "pt"}))
+    names = [weights_file]
+    if plan is not None:
+        save_plan(plan, staging)
+        names.append(GATES_FILE)
+    for file in beside:
+        write_bytes(staging / file.name, file.read_bytes())
+    files = {name: sha256_file(staging / name) for name in names}
+    full = record.model_copy(update={"files": files, "tools": tool_versions()})
+    write_record(staging / record_file, full.model_dump(mode="json"))
+    return full
 
 
 def tool_versions() -> dict[str, str]:
-    """Versions of what builds a model."""
+    """Return the versions of the packages that build a model."""
     return {"spvit-deploy": __version__, "torch": torch.__version__, "timm": timm.__version__}
 
 
@@ -128,13 +160,13 @@ def read_model_record(folder: Path) -> ModelRecord:
     """Read ``config.json`` and check the files that it names.
 
     Raises:
-        InputError: no dense or lean folder.
-        CorruptFileError: a file is missing, truncated or changed.
+        InputError: It is not a dense or lean folder.
+        CorruptFileError: A file is missing, truncated or changed.
     """
     if not (folder / CONFIG_FILE).is_file():
         raise InputError(
             f"{folder}: not a folder of a dense or lean model (no {CONFIG_FILE}).",
-            "`spvit-deploy inspect PATH` says what a path is.",
+            "`spvit-deploy inspect PATH` shows what a path is.",
         )
     record = read_record(folder / CONFIG_FILE)
     if record.get("kind") not in ("dense", "lean"):
@@ -151,10 +183,10 @@ def load_saved(folder: Path) -> SavedModel:
     """Load a dense or lean folder; the dense weights behind a lean one are not needed.
 
     Raises:
-        InputError: no such folder.
-        CorruptFileError: damaged files.
-        PlanError: gates that do not fit the model.
-        CheckpointError: weights that do not fit it.
+        InputError: There is no such folder.
+        CorruptFileError: A file is damaged.
+        PlanError: The gates do not fit the model.
+        CheckpointError: The weights do not fit it.
     """
     folder = Path(folder)
     record = read_model_record(folder)
@@ -183,10 +215,10 @@ def is_model_folder(path: Path) -> bool:
 
 
 def dense_saved(module: nn.Module, spec: ModelSpec) -> SavedModel:
-    """A timm model as it is, with what timm knows about its input."""
+    """Wrap a timm model with its preprocessing."""
     return SavedModel(module=module.eval(), spec=spec, preprocessing=preprocessing_of(module))
 
 
 def folder_digest(folder: Path) -> str:
-    """SHA-256 that names a folder: that of its record."""
+    """Return the SHA-256 of a folder's record, which identifies the folder."""
     return sha256_file(folder / CONFIG_FILE)

@@ -1,39 +1,85 @@
-"""Parameters of every choice: counted on modules without data, as a lean model would hold them."""
+"""Cost tables of a model: MACs and parameters of every choice of a plan."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import nn
 
-from spvit_deploy.core.plan import AttentionKind
+from spvit_deploy.core.plan import (
+    AttentionKind,
+    BlockPlan,
+)
 from spvit_deploy.families.base import (
     BlockSite,
 )
-from spvit_deploy.lean.cost import CostTable, SiteCost
-from spvit_deploy.lean.materialize import lean_attention
+from spvit_deploy.lean.cost import (
+    CostTable,
+    SiteCost,
+    macs_by_module,
+)
+from spvit_deploy.lean.operations.registry import (
+    OperationSet,
+    load_operations,
+)
 from spvit_deploy.lean.trim_mlps import lean_mlp
 
 
-def parameter_table(model: nn.Module, sites: Sequence[BlockSite]) -> CostTable:
-    """Parameters of a model as a function of its plan.
+def cost_table(
+    model: nn.Module,
+    sites: Sequence[BlockSite],
+    input_size: tuple[int, int, int],
+    operations: OperationSet | None = None,
+) -> CostTable:
+    """Count the MACs per image of every choice in a dense model.
 
     Args:
-        model: dense.
-        sites: its blocks.
+        model: Dense; attention and MLPs are counted where they run.
+        sites: Its blocks.
+        input_size: (channels, height, width).
+        operations: Those to count; None for all of this package and of installed ones.
     """
+    counts, known = macs_by_module(model, input_size), operations or load_operations()
+    costs = tuple(_site_macs(site, counts, known) for site in known.offer(sites))
+    return CostTable(counts[""] - sum(cost.dense for cost in costs), costs)
+
+
+def _site_macs(site: BlockSite, counts: dict[str, int], known: OperationSet) -> SiteCost:
+    dense = counts.get(f"{site.path}.{site.attn_name}", 0)
+    own = {one.kind: one.macs(site, dense) for one in known.chain}
+    parts = (*site.mlp_parts.inputs, site.mlp_parts.output)
+    mlp = sum(counts.get(f"{site.path}.{site.mlp_name}.{part}", 0) for part in parts)
+    cost = SiteCost.linear(
+        {kind: own[known.taken(site, kind)] for kind in known.kinds},
+        mlp // site.hidden if site.hidden else 0,
+        site.hidden,
+    )
+    return replace(cost, heads=site.heads, head=dense // site.heads) if site.trims_heads else cost
+
+
+def parameter_table(
+    model: nn.Module, sites: Sequence[BlockSite], operations: OperationSet | None = None
+) -> CostTable:
+    """Count the parameters of every choice in a dense model; arguments as :func:`cost_table`."""
+    known = operations or load_operations()
     with torch.device("meta"):
-        costs = tuple(_site_parameters(site) for site in sites)
+        costs = tuple(_site_parameters(site, known) for site in known.offer(sites))
     return CostTable(_count(model) - sum(cost.dense for cost in costs), costs, "params")
 
 
-def _site_parameters(site: BlockSite) -> SiteCost:
-    attention = {kind: _count(lean_attention(site, site.taken(kind))) for kind in AttentionKind}
+def _site_parameters(site: BlockSite, known: OperationSet) -> SiteCost:
+    def count(kind: AttentionKind, heads: tuple[int, ...] | None = None) -> int:
+        kind = known.taken(site, kind)
+        block = BlockPlan(path=site.path, attention=kind, mlp_keep=(), heads_keep=heads)
+        return _count(known.find(block).build(site, block))
+
+    attention = {kind: count(kind) for kind in known.kinds}
     heads, head = 0, 0
     if site.trims_heads:
-        one = _count(lean_attention(site, AttentionKind.MSA, heads=1))
-        heads, head = site.heads, (attention[AttentionKind.MSA] - one) // (site.heads - 1)
+        all_but_one = attention[AttentionKind.MSA] - count(AttentionKind.MSA, (0,))
+        heads, head = site.heads, all_but_one // (site.heads - 1)
     if not site.hidden:
         return SiteCost(attention, (0,), heads, head)
     # What an MLP without units has left is fixed; each unit adds the same.

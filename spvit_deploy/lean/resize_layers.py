@@ -1,4 +1,4 @@
-"""Layers with fewer channels: the same modules, of other shapes."""
+"""Layers with fewer channels: copies of modules in other shapes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 def shallow(module: Any) -> Any:
-    """A copy that shares sub-modules, parameters and buffers, and can be given others."""
+    """Copy a module; sub-modules, parameters and buffers are shared until they are replaced."""
     copied = copy.copy(module)
     for held in ("_modules", "_parameters", "_buffers"):
         setattr(copied, held, dict(getattr(module, held)))
@@ -18,7 +18,7 @@ def shallow(module: Any) -> Any:
 
 
 def with_outputs(part: Any, count: int) -> nn.Module:
-    """A layer with its first ``count`` output channels: linear, convolution or BatchNorm."""
+    """Copy the first ``count`` output channels of a linear, convolution or BatchNorm."""
     small = shallow(part)
     _resize(small, count)
     if isinstance(part, nn.Linear):
@@ -33,7 +33,7 @@ def with_outputs(part: Any, count: int) -> nn.Module:
 
 
 def with_inputs(part: Any, count: int) -> nn.Module:
-    """A layer with its first ``count`` input channels: linear or convolution."""
+    """Copy the first ``count`` input channels of a linear or convolution."""
     small = shallow(part)
     small.weight = nn.Parameter(_first(part.weight, (part.weight.shape[0], count)))
     setattr(small, "in_features" if isinstance(part, nn.Linear) else "in_channels", count)
@@ -51,7 +51,7 @@ def _resize(part: Any, count: int) -> None:
 
 @torch.no_grad()
 def _first(tensor: Tensor, sizes: tuple[int, ...]) -> Tensor:
-    """The first rows (and columns) of a tensor, copied to the device in force: perhaps ``meta``."""
+    """Copy the first rows (and columns) of a tensor to the default device, perhaps ``meta``."""
     part = tensor[tuple(slice(size) for size in sizes)]
     copied = torch.empty(part.shape, dtype=part.dtype)
     return copied if part.is_meta else copied.copy_(part)

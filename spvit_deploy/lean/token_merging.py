@@ -1,9 +1,8 @@
-"""Tokens that are alike become one (ToMe, arXiv 2210.09461): blocks behind compute fewer.
+"""Token merging (ToMe, arXiv 2210.09461): similar tokens become one between two blocks.
 
-Every second token of the grid goes to the one among the others that it is most like; of these pairs
-the most alike are merged, into a mean weighted by how many tokens each stands for. There is no grid
-behind a merge, so no convolution. All is written in matrix products, gathers and sorts, which every
-export has.
+Every second grid token is paired with the most similar one among the others; the most similar pairs
+are merged into a mean weighted by how many tokens each stands for. Behind a merge there is no grid,
+so no convolution. It uses matrix products, gathers and sorts only, which every runtime has.
 """
 
 from __future__ import annotations
@@ -21,24 +20,24 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from spvit_deploy.core.errors import ModelError
-from spvit_deploy.core.plan import AttentionKind, TokenKeep
+from spvit_deploy.core.plan import TokenKeep
 from spvit_deploy.families.base import (
     BlockSite,
 )
-
-_WITHOUT_GRID = (AttentionKind.SKIP, AttentionKind.MSA)
+from spvit_deploy.families.parts import WITHOUT_CONVS
 
 
 def merge_tokens(x: Tensor, size: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Merge the tokens that are most alike.
+    """Merge the most similar tokens.
 
     Args:
-        x: tokens [B, G, C].
-        size: how many tokens each stands for, [B, G, 1].
-        count: tokens to keep, from G/2 to G.
+        x: Tokens [batch, tokens, channels].
+        size: Number of image tokens that each stands for, [batch, tokens, 1].
+        count: Tokens to keep, from half of them to all.
 
     Returns:
-        Tokens [B, count, C], their sizes [B, count, 1], and where each of the G went [B, G].
+        Tokens [batch, count, channels], their sizes [batch, count, 1], and the index that each
+        of the given tokens has now [batch, tokens].
     """
     even = x[:, ::2]
     sources, targets = even.shape[1], x.shape[1] // 2
@@ -63,7 +62,7 @@ def _rows(x: Tensor, index: Tensor) -> Tensor:
 
 
 def _moved(order: Tensor, partner: Tensor, gone: int, targets: int) -> Tensor:
-    """Where each token went: those that stay come first, in order, the others behind them."""
+    """Return each token's new index: unmerged even tokens come first, the odd ones behind."""
     left = order.shape[1] - gone
     rank = order.topk(order.shape[1], dim=1, largest=False).indices  # the inverse permutation
     even = torch.where(rank < gone, partner + left, rank - gone)
@@ -110,7 +109,7 @@ class MergingBlocks(nn.Sequential):
         return x
 
     def set_grad_checkpointing(self, enable: bool) -> None:
-        """As timm's models have it."""
+        """Switch recomputation of blocks in the backward pass, as in timm's models."""
         self.checkpointing = enable
 
     def _block(self, block: nn.Module, x: Tensor) -> Tensor:
@@ -122,7 +121,7 @@ class MergingBlocks(nn.Sequential):
 
 
 def kept_tokens(tokens: int, share: float) -> int:
-    """How many tokens of a grid a merge keeps: no fewer than those that others can go to."""
+    """Return how many tokens of a grid a merge keeps: no fewer than others can be merged into."""
     return max(1, tokens // 2, round(share * tokens))
 
 
@@ -132,15 +131,15 @@ def insert_merges(
     """Put merges between the blocks of a model, in place.
 
     Args:
-        model: as timm builds it.
-        sites: its blocks.
-        keeps: the merges; none leave all as it is.
+        model: As timm builds it.
+        sites: Its blocks.
+        keeps: The merges; without any the model stays as it is.
 
     Returns:
-        The sites; behind a merge there is no convolution among their operations.
+        The sites; behind a merge their operations include no convolution.
 
     Raises:
-        ModelError: this model's tokens cannot be merged, or it has no such block.
+        ModelError: This model's tokens cannot be merged, or it has no such block.
     """
     behind = [keep.after for keep in keeps if keep.share < 1]
     if not behind:
@@ -162,7 +161,7 @@ def insert_merges(
 
 
 def _without_grid(site: BlockSite) -> BlockSite:
-    return replace(site, kinds=tuple(kind for kind in site.kinds if kind in _WITHOUT_GRID))
+    return replace(site, kinds=tuple(kind for kind in site.kinds if kind in WITHOUT_CONVS))
 
 
 def _require_plain(model: Any, sites: Sequence[BlockSite]) -> None:
@@ -177,7 +176,7 @@ def _require_plain(model: Any, sites: Sequence[BlockSite]) -> None:
 
 @contextmanager
 def without_merges(model: Any) -> Iterator[None]:
-    """Within this block a model merges no tokens."""
+    """Switch merges off within a ``with`` block."""
     blocks = getattr(model, "blocks", None)
     if not isinstance(blocks, MergingBlocks):
         yield

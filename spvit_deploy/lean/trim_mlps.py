@@ -19,9 +19,12 @@ from spvit_deploy.lean.resize_layers import shallow, with_inputs, with_outputs
 
 
 def gated_output(site: BlockSite, mlp: nn.Module, gates: Tensor) -> dict[str, Tensor]:
-    """The output layer's weight with its columns multiplied by gates [hidden].
+    """Multiply the output layer's columns by gates [hidden].
 
-    The same as multiplying the hidden units, and costs nothing per token.
+    This equals gating the hidden units, and costs nothing per token.
+
+    Returns:
+        The layer's weight by its name.
     """
     name = f"{site.mlp_parts.output}.weight"
     weight = mlp.get_parameter(name)
@@ -30,19 +33,19 @@ def gated_output(site: BlockSite, mlp: nn.Module, gates: Tensor) -> dict[str, Te
 
 
 def lean_mlp(site: BlockSite, width: int) -> nn.Module:
-    """An MLP of this width, its weights not set; the site's own where nothing is trimmed."""
+    """Build an MLP of this width, its weights not set; the site's own if nothing is trimmed."""
     if width == site.hidden:
         whole: nn.Module = site.mlp
         return whole
     parts = site.mlp_parts
     if width == 0:
-        speaks = any(name.endswith("bias") for name, _ in site.mlp.named_parameters())
-        return ConstantMlp(site.dim, speaks, _takes_maps(site))
+        biased = any(name.endswith("bias") for name, _ in site.mlp.named_parameters())
+        return ConstantMlp(site.dim, biased, _takes_maps(site))
     return narrow_mlp(parts, site.mlp, width)
 
 
 def narrow_mlp(parts: MlpParts, mlp: nn.Module, width: int) -> nn.Module:
-    """A copy of an MLP with its first hidden units; what is not trimmed is shared."""
+    """Copy an MLP with its first hidden units; what is not trimmed is shared."""
     trimmed = _own_containers(mlp, (*parts.inputs, parts.output))
     for name in parts.inputs:
         _put(trimmed, name, with_outputs(mlp.get_submodule(name), width * parts.copies))
@@ -55,7 +58,7 @@ def _takes_maps(site: BlockSite) -> bool:
 
 
 def _own_containers(mlp: nn.Module, names: Sequence[str]) -> nn.Module:
-    """A copy that shares every sub-module with the MLP but those that hold the named ones."""
+    """Copy an MLP, sharing all sub-modules but those that contain the named ones."""
     own = shallow(mlp)
     for holder in {name.rpartition(".")[0] for name in names} - {""}:
         _put(own, holder, shallow(mlp.get_submodule(holder)))
@@ -69,7 +72,7 @@ def _put(module: nn.Module, name: str, part: nn.Module) -> None:
 
 @torch.no_grad()
 def trim_mlp(site: BlockSite, keep: Sequence[int]) -> nn.Module:
-    """The MLP with these hidden units and their weights, sharing nothing with the site's."""
+    """Copy the MLP with these hidden units only."""
     if len(keep) == site.hidden:
         return copy.deepcopy(site.mlp)  # type: ignore[no-any-return]
     lean = copy.deepcopy(lean_mlp(site, len(keep)))
@@ -90,12 +93,12 @@ def trim_mlp(site: BlockSite, keep: Sequence[int]) -> nn.Module:
 
 
 def _constant(site: BlockSite) -> Tensor:
-    """What the MLP answers, in evaluation, when no hidden unit speaks."""
+    """Compute the output, in evaluation, when all hidden units are zero."""
     output: Any = getattr(site.mlp, site.mlp_parts.output, None)
     if isinstance(output, nn.Linear):
         return output.bias
     closed = gated_output(site, site.mlp, torch.zeros(site.hidden))
     frozen = copy.deepcopy(site.mlp).eval()
     shape = (1, site.dim, 1, 1) if _takes_maps(site) else (1, 1, site.dim)
-    answer: Tensor = functional_call(frozen, closed, (torch.zeros(shape),))
-    return answer.flatten()
+    output_of_zero: Tensor = functional_call(frozen, closed, (torch.zeros(shape),))
+    return output_of_zero.flatten()

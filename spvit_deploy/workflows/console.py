@@ -13,7 +13,7 @@ from rich.table import Table
 from spvit_deploy.benchmarks.evaluate import Evaluation
 from spvit_deploy.benchmarks.latency_tables.table import LatencyFile, LatencyTable
 from spvit_deploy.core.launcher import speaks
-from spvit_deploy.core.plan import AttentionKind, Budget, PrunePlan
+from spvit_deploy.core.plan import Budget, PrunePlan
 from spvit_deploy.core.progress import warn
 from spvit_deploy.export.record import AccuracyInfo, ExportRecord
 from spvit_deploy.lean.cost import Unit, count_cost, format_cost
@@ -120,7 +120,8 @@ def _latency(table: LatencyTable) -> None:
     """Milliseconds of blocks with each operation, and of their MLPs at each width."""
     out, whole = console(), table.anchors
     out.print(f"{table.model} in {table.place}")
-    rows = Table("blocks", *(kind.value for kind in AttentionKind), "hidden units", "ms each", "±")
+    kinds = (kind.value for kind in table.shapes[0].attention)
+    rows = Table("blocks", *kinds, "hidden units", "ms each", "±")
     for shape in table.shapes:
         times = [f"{1e3 * time.seconds:.3f}" for time in shape.attention.values()]
         spread = max(t.spread for t in (*shape.attention.values(), *(p.time for p in shape.mlp)))

@@ -26,7 +26,7 @@ from spvit_deploy.data.spec import (
 )
 from spvit_deploy.export.parity import ParityReport, compare, random_inputs, require
 from spvit_deploy.export.verification import module_runner
-from spvit_deploy.lean.input_dependence import BLIND, sees_images
+from spvit_deploy.lean.input_dependence import CONSTANT_OUTPUT, depends_on_input
 from spvit_deploy.lean.load_model import ModelRequest, load_model
 from spvit_deploy.lean.model_folder import SavedModel
 from spvit_deploy.lean.width_advice import advice
@@ -87,8 +87,10 @@ def _load(request: ModelRequest) -> tuple[SavedModel, str, tuple[ParityReport, .
 
 def warn_if_constant(saved: SavedModel) -> None:
     """Warn of a lean model whose output does not depend on its input."""
-    if saved.plan is not None and not sees_images(saved.module, saved.preprocessing.input_size):
-        warn(f"{BLIND}.")
+    if saved.plan is not None and not depends_on_input(
+        saved.module, saved.preprocessing.input_size
+    ):
+        warn(f"{CONSTANT_OUTPUT}.")
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The times that a search counts a latency budget in."""
+"""The latencies that a search needs for a latency budget."""
 
 from __future__ import annotations
 
@@ -32,43 +32,46 @@ from spvit_deploy.lean.cost import SiteCost
 from spvit_deploy.lean.model_folder import SavedModel
 from spvit_deploy.search.budget import BudgetRequest, Place
 from spvit_deploy.search.budget_target import Measured
+from spvit_deploy.search.candidates.registry import (
+    find_candidates,
+)
+from spvit_deploy.search.search import SearchSettings
 from spvit_deploy.training.run import Run
 from spvit_deploy.workflows.latency_profile import measure_table
 
 
 def times_of_run(
-    asked: BudgetRequest, dense: SavedModel, run: Run, device: torch.device, allow_host: bool
+    settings: SearchSettings, dense: SavedModel, run: Run, device: torch.device
 ) -> Measured | None:
-    """The times of a search: read from the budget's file, or measured.
+    """Read the latencies of a search from the budget's file, or measure them.
 
-    The first process finds them, for all, and keeps them beside the checkpoints: a search that goes
-    on counts in the times that it began with.
+    The first process does so for all and keeps them beside the checkpoints: a resumed search uses
+    the latencies that it began with.
 
     Args:
-        asked: the budget; nothing is needed for one that is not of latency.
-        dense: what is searched, on the CPU.
-        run: of the search.
-        device: that its processes compute on.
-        allow_host: take a table of another host.
+        settings: Of the search; None is returned for a budget that is not a latency.
+        dense: The model to search, on the CPU.
+        run: Of the search.
+        device: That its processes compute on.
 
     Raises:
-        InputError: no table in the file fits, or the runtime is not here.
-        JobError: a block cannot be exported.
+        InputError: No table in the file fits, or the runtime is not installed.
+        JobError: A block cannot be exported.
     """
+    asked = settings.requested
     if asked.place is None:
         return None
     sites = find_sites(dense.module, str(dense.spec))
     text = ""
     with first_alone(run.processes, device) as mine:
         if mine:
-            text = _first(asked, asked.place, dense, sites, run, allow_host).model_dump_json()
+            text = _first(asked, dense, sites, run, settings.allow_host).model_dump_json()
     table = LatencyTable.model_validate_json(run.processes.text_of_first(text, device))
-    return measured(table, sites)
+    return measured(table, sites, find_candidates(settings.offered).kinds)
 
 
 def _first(
     asked: BudgetRequest,
-    place: Place,
     dense: SavedModel,
     sites: Sequence[BlockSite],
     run: Run,
@@ -81,16 +84,37 @@ def _first(
     if asked.file is not None:
         table = read_table(asked, sites, dense.spec, allow_host)
     else:
-        table = measure_table(dense.module, dense.spec, place)
+        assert asked.place is not None
+        table = measure_table(dense.module, dense.spec, asked.place)
     save_latency(LatencyFile(tables=(table,)), kept)
     return table
 
 
-def measured(table: LatencyTable, sites: Sequence[BlockSite]) -> Measured:
-    """What a search is told of a table; fewer heads were not timed, and are taken to lie on a line
-    between none and all.
+def measured(
+    table: LatencyTable,
+    sites: Sequence[BlockSite],
+    kinds: Sequence[AttentionKind] = tuple(AttentionKind),
+) -> Measured:
+    """Build the cost table of a search from a latency table.
+
+    Fewer heads were not timed; their latency is interpolated between none and all.
+
+    Args:
+        table: Latencies.
+        sites: Blocks of the model.
+        kinds: Operations of the search, in order of cost.
+
+    Raises:
+        InputError: An operation was not timed.
     """
-    costs = table.costs([site.path for site in sites])
+    try:
+        costs = table.costs([site.path for site in sites], kinds)
+    except KeyError as error:
+        (kind,) = error.args
+        raise InputError(
+            f"The latencies of {table.place} have none of {kind.value}.",
+            "Measure again with `spvit-deploy profile`, which takes all installed operations.",
+        ) from None
     costs = replace(costs, sites=_with_heads(costs.sites, sites))
     return Measured(replace(costs, tail=_with_heads(costs.tail, sites)), table.place)
 

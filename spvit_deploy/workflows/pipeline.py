@@ -22,7 +22,6 @@ from spvit_deploy.core.plan import ModelSpec
 from spvit_deploy.core.progress import stderr_console, warn
 from spvit_deploy.core.records import read_record, write_record
 from spvit_deploy.data.sources import fingerprint
-from spvit_deploy.search.budget import parse_budget
 from spvit_deploy.training.finetune import FinetuneSettings
 from spvit_deploy.workflows import benchmark, report
 from spvit_deploy.workflows import console as show
@@ -156,7 +155,7 @@ def lean_stages(runner: Runner, recipe: Recipe, images: str, dense: Path) -> Pat
 
 def _profile(recipe: Recipe) -> list[Path]:
     """The file of times that the budget is read from, if it is."""
-    file = parse_budget(recipe.search.budget, recipe.search.budget_on).file
+    file = recipe.search.requested.file
     return [] if file is None else [file]
 
 

@@ -20,7 +20,7 @@ from spvit_deploy.data.spec import (
 from spvit_deploy.families.timm_models import create_model
 from spvit_deploy.runtimes.export_job import parse_batch
 from spvit_deploy.runtimes.registry import find_format, find_runtime, load_exporter
-from spvit_deploy.search.budget import parse_budget, with_base
+from spvit_deploy.search.budget import with_base
 from spvit_deploy.search.budget_target import target_of
 from spvit_deploy.search.search import SearchSettings, supernet_of
 from spvit_deploy.training.finetune import FinetuneSettings
@@ -204,7 +204,7 @@ def check_recipe(recipe: Recipe) -> None:
 
 
 def _check_budget(recipe: Recipe) -> None:
-    budget = parse_budget(recipe.search.budget, recipe.search.budget_on)
+    budget = recipe.search.requested
     measures = budget.place is not None and budget.file is None
     if budget.place is not None and measures:
         settings_of(budget.place)
@@ -215,5 +215,5 @@ def _check_budget(recipe: Recipe) -> None:
     times = None
     if budget.file is not None:
         table = read_table(budget, supernet.sites, spec, chosen.allow_host)
-        times = measured(table, supernet.sites)
+        times = measured(table, supernet.sites, supernet.candidates.kinds)
     target_of(supernet, budget, times)

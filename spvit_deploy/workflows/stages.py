@@ -17,7 +17,7 @@ from spvit_deploy.benchmarks.results import ResultsFile, Workload
 from spvit_deploy.core.distributed import Processes, first_alone, join
 from spvit_deploy.core.errors import DataError, InputError
 from spvit_deploy.core.output_folders import ensure_free, new_folder
-from spvit_deploy.core.plan import GATES_FILE, PrunePlan, load_plan, parse_token_keep, save_plan
+from spvit_deploy.core.plan import GATES_FILE, PrunePlan, load_plan, save_plan
 from spvit_deploy.core.preprocessing import Preprocessing
 from spvit_deploy.core.progress import warn
 from spvit_deploy.data.batches import (
@@ -30,7 +30,7 @@ from spvit_deploy.data.spec import (
 )
 from spvit_deploy.lean.load_model import ModelRequest, check_request, load_model
 from spvit_deploy.lean.model_folder import SavedModel, is_model_folder, load_saved, save_model
-from spvit_deploy.search.budget import parse_budget, require_no_merges
+from spvit_deploy.search.candidates.token_merging import require_no_merges
 from spvit_deploy.search.published.import_model import import_lean, import_plan
 from spvit_deploy.search.search import SearchResult, SearchSettings, run_search, supernet_of
 from spvit_deploy.search.search_folder import (
@@ -91,8 +91,8 @@ def search_gates(
     """
     target, upkeep = Path(output), run or RunSettings()
     chosen = (settings or SearchSettings()).model_copy(update={"budget": budget})
-    asked = parse_budget(budget, chosen.budget_on)
-    require_no_merges(asked, parse_token_keep(chosen.token_keep))
+    asked = chosen.requested
+    require_no_merges(asked, chosen.token_keep)
     begin_run(target, upkeep, force, reads=(model, checkpoint, asked.file, teacher))
     processes, where = join(device)
     torch.manual_seed(chosen.seed)
@@ -110,7 +110,7 @@ def search_gates(
     same = asked_of("search", saved.spec, digest, pretrained, batches, chosen)
     same["teacher"] = of_teacher or (teacher if chosen.distill_weight else None)
     with open_run(target, same, upkeep, processes, where) as opened:
-        times = times_of_run(asked, saved, opened, where, chosen.allow_host)
+        times = times_of_run(chosen, saved, opened, where)
         supernet = supernet_of(saved.module.to(where), saved.spec, chosen)
         result = run_search(supernet.to(where), batches, chosen, times, opened, taught)
         hashes = {"checkpoint": digest, "teacher": of_teacher}
@@ -158,6 +158,7 @@ def _search_record(
     }
     return SearchRecord(
         preprocessing=_whole(saved.preprocessing, batches),
+        candidates=settings.offered,
         class_names=batches.class_names or saved.class_names,
         data=batches.settings.spec,
         sources=result.plan.sources,

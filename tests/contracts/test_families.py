@@ -31,10 +31,10 @@ from spvit_deploy.families.timm_models import (
     input_size,
     preprocessing_of,
 )
-from spvit_deploy.lean.cost import cost_table, count_cost
+from spvit_deploy.lean.cost import count_cost
 from spvit_deploy.lean.materialize import materialize_weights
 from spvit_deploy.lean.model_folder import SavedModel, load_saved, save_model
-from spvit_deploy.lean.parameter_table import parameter_table
+from spvit_deploy.lean.parameter_table import cost_table, parameter_table
 from spvit_deploy.runtimes.onnxruntime.session import OnnxRuntimeSession
 from spvit_deploy.search.supernet import Supernet
 from tests.conftest import shake

@@ -9,7 +9,6 @@ from itertools import pairwise
 
 from spvit_deploy.core.errors import BudgetError
 from spvit_deploy.lean.model_folder import SavedModel
-from spvit_deploy.search.budget import parse_budget
 from spvit_deploy.search.budget_target import targets_of
 from spvit_deploy.search.projection import TOLERANCE, project
 from spvit_deploy.search.search import SearchSettings, supernet_of
@@ -67,7 +66,7 @@ def check_budgets(budgets: tuple[str, ...], saved: SavedModel, settings: SearchS
         BudgetError: so.
         ModelError: no family takes the model.
     """
-    asked = [parse_budget(budget, settings.budget_on) for budget in budgets]
+    asked = [settings.model_copy(update={"budget": one}).requested for one in budgets]
     supernet = supernet_of(saved.module, saved.spec, settings)
     targets = targets_of(supernet, asked)
     _require_apart(budgets, [target.amount for target in targets])

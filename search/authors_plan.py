@@ -1,0 +1,193 @@
+"""The plan of a published config: sizes, the timm model that has them, and kept hidden units."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from spvit_deploy.core.errors import CheckpointError, InputError
+from spvit_deploy.core.files import sha256_file
+from spvit_deploy.core.plan import BlockPlan, ModelSpec, PrunePlan
+from spvit_deploy.search.published.config import DEIT_SIZES, ONE_MODEL, AuthorsConfig
+
+_SWIN_NAMES = {
+    (96, (2, 2, 6, 2), (3, 6, 12, 24)): "swin_tiny_patch4_window7_224",
+    (96, (2, 2, 18, 2), (3, 6, 12, 24)): "swin_small_patch4_window7_224",
+    (128, (2, 2, 18, 2), (4, 8, 16, 32)): "swin_base_patch4_window7_224",
+}
+
+
+def units_of_weights(config: AuthorsConfig, state: dict[str, Tensor]) -> dict[str, list[bool]]:
+    """Number hidden units by the widths of trimmed MLPs, where no indicator file names them.
+
+    Raises:
+        CheckpointError: A block has no MLP.
+    """
+    units = {}
+    for path in config.kinds:
+        norm, first = (state.get(f"{path}.{name}.weight") for name in ("norm2", "mlp.fc1"))
+        if norm is None or first is None:
+            raise CheckpointError(f"The checkpoint has no MLP in {path}.", "Check --checkpoint.")
+        whole = int(norm.shape[0] * (config.sizes.get("mlp_ratio") or 4))
+        units[path] = [index < first.shape[0] for index in range(max(whole, first.shape[0]))]
+    return units
+
+
+def complete_sizes(config: AuthorsConfig, state: dict[str, Tensor], where: Path) -> AuthorsConfig:
+    """Read sizes that the config leaves open from the weights.
+
+    Args:
+        config: The config.
+        state: The checkpoint.
+        where: Its name in errors.
+
+    Raises:
+        CheckpointError: Config and weights have different sizes.
+    """
+    needed = ["patch_embed.proj.weight", *(["pos_embed"] if config.family == "deit" else [])]
+    missing = [key for key in needed if key not in state]
+    if missing:
+        raise CheckpointError(f"{where} lacks {missing[0]}.", "Check --checkpoint.")
+    if config.family == "swin":
+        found: dict[str, Any] = {
+            "embed_dim": state["patch_embed.proj.weight"].shape[0],
+            "in_chans": state["patch_embed.proj.weight"].shape[1],
+            "patch_size": state["patch_embed.proj.weight"].shape[2],
+        }
+        _check_windows(config, state, where)
+    else:
+        found = _deit_sizes(state)
+    head = state.get("head.weight")
+    found["num_classes"] = 0 if head is None else head.shape[0]
+    for name, value in found.items():
+        own = config.sizes.get(name)
+        if own is not None and value is not None and own != value:
+            raise CheckpointError(f"The config has {name} {own}, {where} {value}.", ONE_MODEL)
+    filled = {**config.sizes, **{k: v for k, v in found.items() if v is not None}}
+    return replace(config, sizes=filled)
+
+
+def _check_windows(config: AuthorsConfig, state: dict[str, Tensor], where: Path) -> None:
+    """Compare the masks of shifted windows, if any, with the size of the image."""
+    sizes = config.sizes
+    side, window = sizes["img_size"] // sizes["patch_size"], sizes["window_size"]
+    for key, mask in state.items():
+        found = re.match(r"layers\.(\d+)\..*attn_mask$", key)
+        count = (-(-(side >> int(found[1])) // window)) ** 2 if found else 0
+        if found and mask.shape[0] != count:
+            raise CheckpointError(
+                f"{where}: {key} is for {mask.shape[0]} windows; an image of "
+                f"{sizes['img_size']} has {count}.",
+                ONE_MODEL,
+            )
+
+
+def _deit_sizes(state: dict[str, Tensor]) -> dict[str, Any]:
+    patch = state["patch_embed.proj.weight"]
+    distilled = "dist_token" in state
+    grid = round((state["pos_embed"].shape[1] - 1 - distilled) ** 0.5)
+    depth = 1 + max(int(k.split(".")[1]) for k in state if k.startswith("blocks."))
+    heads = None
+    for key, tensor in state.items():
+        if key.endswith(".attn.head_probs"):
+            heads = tensor.shape[0]
+        if key.endswith(".attn.bconv.0.weight"):
+            heads = patch.shape[0] // tensor.shape[0]
+    return {
+        "embed_dim": patch.shape[0],
+        "in_chans": patch.shape[1],
+        "patch_size": patch.shape[2],
+        "img_size": grid * patch.shape[2],
+        "depth": depth,
+        "num_heads": heads,
+        "distilled": distilled,
+    }
+
+
+def published_plan(
+    config: AuthorsConfig,
+    units: dict[str, list[bool]] | None,
+    sources: dict[str, Path],
+) -> PrunePlan:
+    """Build the plan of a config and its indicators, for timm's model of these sizes.
+
+    Args:
+        config: With all sizes that are known.
+        units: Which hidden units are kept; None for all.
+        sources: Files whose hashes the plan records.
+
+    Raises:
+        InputError: A size is unknown, or the MLPs have several ratios.
+    """
+    spec, dims = _deit_spec(config, units) if config.family == "deit" else _swin_spec(config, units)
+    blocks = []
+    for (path, kind), dim in zip(config.kinds.items(), dims, strict=True):
+        kept = units[path] if units else [True] * int(dim * spec.args.get("mlp_ratio", 4))
+        keep = tuple(index for index, value in enumerate(kept) if value)
+        blocks.append(BlockPlan(path=path, attention=kind, mlp_keep=keep))
+    return PrunePlan(
+        model=spec,
+        blocks=tuple(blocks),
+        semantics=config.semantics,
+        sources={name: sha256_file(path) for name, path in sources.items()},
+    )
+
+
+def _ratio(dims: list[int], units: dict[str, list[bool]] | None, ratio: float | None) -> float:
+    if units is None:
+        return ratio or 4.0
+    ratios = {len(row) / dim for row, dim in zip(units.values(), dims, strict=True)}
+    if len(ratios) > 1:
+        raise InputError(
+            f"The FFN gates have several MLP ratios ({sorted(ratios)}).",
+            "Use the gates of this model.",
+        )
+    if ratio is not None and ratio not in ratios:
+        raise InputError(
+            f"The config has MLP_RATIO {ratio}, the FFN gates {ratios.pop()}.", ONE_MODEL
+        )
+    return ratios.pop()
+
+
+def _deit_spec(
+    config: AuthorsConfig, units: dict[str, list[bool]] | None
+) -> tuple[ModelSpec, list[int]]:
+    sizes = config.sizes
+    for name in ("embed_dim", "num_heads"):
+        if sizes[name] is None:
+            raise InputError(
+                f"Neither the config nor the checkpoint has {name}.", f"Add {name} to the config."
+            )
+    dims = [sizes["embed_dim"]] * sizes["depth"]
+    wanted = (sizes["embed_dim"], sizes["num_heads"])
+    size = next((s for s, known in DEIT_SIZES.items() if known == wanted), "tiny")
+    name = f"deit_{size}_{'distilled_' if sizes['distilled'] else ''}patch16_224"
+    default = {"img_size": 224, "patch_size": 16, "in_chans": 3, "depth": 12, "mlp_ratio": 4.0,
+               "embed_dim": DEIT_SIZES[size][0], "num_heads": DEIT_SIZES[size][1],
+               "num_classes": 1000}  # fmt: skip
+    asked = {**sizes, "mlp_ratio": _ratio(dims, units, None)}
+    return ModelSpec(name=name, args=_differing(asked, default)), dims
+
+
+def _swin_spec(
+    config: AuthorsConfig, units: dict[str, list[bool]] | None
+) -> tuple[ModelSpec, list[int]]:
+    sizes = config.sizes
+    depths, heads = sizes["depths"], sizes["num_heads"]
+    dims = [sizes["embed_dim"] << stage for stage, depth in enumerate(depths) for _ in range(depth)]
+    key = (sizes["embed_dim"], tuple(depths), tuple(heads))
+    name = _SWIN_NAMES.get(key, "swin_tiny_patch4_window7_224")
+    embed, known_depths, known_heads = next(k for k, v in _SWIN_NAMES.items() if v == name)
+    default = {"img_size": 224, "patch_size": 4, "in_chans": 3, "window_size": 7,
+               "mlp_ratio": 4.0, "num_classes": 1000, "embed_dim": embed,
+               "depths": list(known_depths), "num_heads": list(known_heads)}  # fmt: skip
+    asked = {**sizes, "mlp_ratio": _ratio(dims, units, sizes["mlp_ratio"])}
+    return ModelSpec(name=name, args=_differing(asked, default)), dims
+
+
+def _differing(asked: dict[str, Any], default: dict[str, Any]) -> dict[str, Any]:
+    return {k: asked[k] for k in default if asked.get(k) is not None and asked[k] != default[k]}

@@ -1,0 +1,80 @@
+"""The interface of an operation: all that a lean model and a cost table need of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from spvit_deploy.core.plan import AttentionKind, BlockPlan, Semantics
+from spvit_deploy.families.base import (
+    BlockSite,
+)
+
+# Of the keys of supernet weights that timm's model does not have: ``spvit.<block path>.<name>``.
+EXTRAS_PREFIX = "spvit."
+
+
+class Operation:
+    """An operation that a block's attention branch can become.
+
+    Its module takes and returns tokens [batch, tokens, channels] and accepts the mask arguments
+    that timm's blocks pass on. Every operation but attention leaves prefix tokens unchanged.
+
+    Attributes:
+        kind: Its name in plans.
+        after: The operation behind which it comes in the order of cost.
+        on_grid: Whether it needs the tokens of the whole image in row-major order: those of
+            windowed attention are then rearranged for it, and merged tokens rule it out.
+    """
+
+    kind: AttentionKind
+    after: AttentionKind = AttentionKind.SKIP
+    on_grid = False
+
+    def fits(self, site: BlockSite) -> bool:
+        """Whether the block can take this operation."""
+        return self.kind in site.kinds
+
+    def describes(self, block: BlockPlan) -> bool:
+        """Whether the plan of a block means this operation."""
+        return block.attention is self.kind
+
+    def check(self, site: BlockSite, block: BlockPlan) -> None:
+        """Compare a block's plan with the block.
+
+        Raises:
+            PlanError: The plan keeps parts that the block does not have.
+        """
+
+    def build(self, site: BlockSite, block: BlockPlan) -> nn.Module:
+        """Build the lean form in its final shape; its weights are not set.
+
+        Weights may be shared with the site's attention.
+        """
+        raise NotImplementedError
+
+    def materialize(
+        self, site: BlockSite, block: BlockPlan, extras: Mapping[str, Tensor], semantics: Semantics
+    ) -> nn.Module:
+        """Build the lean form with its weights, which share nothing with the site's attention.
+
+        Args:
+            site: Block of the dense model with trained weights.
+            block: Its plan.
+            extras: What the supernet learned for this block beside timm's weights, by name.
+            semantics: How head maps become kernels.
+
+        Raises:
+            KeyError: An extra that the operation needs is missing.
+        """
+        return self.build(site, block)
+
+    def macs(self, site: BlockSite, attention: int) -> int:
+        """Count the MACs per image.
+
+        Args:
+            site: The block.
+            attention: MACs of its dense attention.
+        """
+        raise NotImplementedError

@@ -1,0 +1,104 @@
+"""All operations: those of this package, and those of others.
+
+Another package adds one as an entry point of the group ``spvit_deploy.candidates``: a class
+with ``operation`` (an :class:`Operation`), ``attach`` and ``forward`` (the supernet form, see
+``search/candidates/base.py``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from spvit_deploy.core.errors import PlanError
+from spvit_deploy.core.plan import AttentionKind, BlockPlan
+from spvit_deploy.core.plugins import (
+    load_plugins,
+)
+from spvit_deploy.families.base import (
+    BlockSite,
+)
+from spvit_deploy.lean.operations.attention import FullAttention, SomeHeads
+from spvit_deploy.lean.operations.base import Operation
+from spvit_deploy.lean.operations.convolution import Conv1x1, Conv3x3, DilatedConv3x3
+from spvit_deploy.lean.operations.skip import SkipOperation
+
+ENTRY_POINTS = "spvit_deploy.candidates"
+
+
+@dataclass(frozen=True)
+class OperationSet:
+    """Operations that blocks can take.
+
+    Attributes:
+        chain: One of each kind, in order of cost: skip first, attention last.
+        variants: Forms of these with settings of their own: dilated, with some heads.
+    """
+
+    chain: tuple[Operation, ...]
+    variants: tuple[Operation, ...] = ()
+
+    @property
+    def kinds(self) -> tuple[AttentionKind, ...]:
+        """The kinds of the chain, in order of cost."""
+        return tuple(operation.kind for operation in self.chain)
+
+    def find(self, block: BlockPlan) -> Operation:
+        """Find the operation that a block's plan means.
+
+        Raises:
+            PlanError: Neither this package nor an installed one has it.
+        """
+        for operation in (*self.variants, *self.chain):
+            if operation.describes(block):
+                return operation
+        raise PlanError(
+            f"{block.path}: unknown operation '{block.attention.value}' (known: "
+            f"{', '.join(kind.value for kind in self.kinds)}).",
+            "Install the package that it comes from.",
+        )
+
+    def offer(self, sites: Sequence[BlockSite]) -> list[BlockSite]:
+        """Return the sites with all kinds of the chain that each can take."""
+        kinds = [tuple(o.kind for o in self.chain if o.fits(site)) for site in sites]
+        return [replace(site, kinds=own) for site, own in zip(sites, kinds, strict=True)]
+
+    def taken(self, site: BlockSite, kind: AttentionKind) -> AttentionKind:
+        """Return the kind that stands for ``kind`` in a block: itself, or the next cheaper one."""
+        cheaper = self.kinds[: self.kinds.index(kind) + 1]
+        return next((k for k in reversed(cheaper) if k in site.kinds), site.kinds[0])
+
+
+def own_operations() -> OperationSet:
+    """Return the operations of this package."""
+    chain = (SkipOperation(), Conv1x1(), Conv3x3(), FullAttention())
+    return OperationSet(chain, (DilatedConv3x3(), SomeHeads()))
+
+
+def load_operations() -> OperationSet:
+    """Return the operations of this package and of all installed ones.
+
+    Raises:
+        ModelError: A plug-in cannot be loaded.
+    """
+    own = own_operations()
+    return replace(own, chain=in_order([*own.chain, *(c.operation for c in load_candidates())]))
+
+
+def load_candidates() -> list[Any]:
+    """Load the candidates of other packages.
+
+    Raises:
+        ModelError: A plug-in cannot be loaded.
+    """
+    return [candidate() for candidate in load_plugins(ENTRY_POINTS)]
+
+
+def in_order(operations: Sequence[Operation]) -> tuple[Operation, ...]:
+    """Sort operations by cost: each behind the one that it names as ``after``."""
+    own = tuple(AttentionKind)
+    return tuple(
+        sorted(operations, key=lambda o: own.index(o.kind) if o.kind in own
+               else own.index(o.after) + 0.5)
+    )  # fmt: skip
