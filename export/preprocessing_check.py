@@ -129,7 +129,7 @@ def _resized(pixels: Array, wide: int, high: int) -> Array:
 
 def _by_timm(pictures: Array, prep: Preprocessing) -> Array:
     """[B, C, H, W] of timm's own transform, in shares of white."""
-    transform = ImageTransform(prep, augment=False, whole=False)
+    transform = ImageTransform(prep, augment=False, no_crop=False)
     return np.stack([transform(_image(picture)).numpy() for picture in pictures]) / 255
 
 

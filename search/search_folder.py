@@ -31,14 +31,8 @@ from spvit_deploy.core.plan import (
 )
 from spvit_deploy.core.preprocessing import Preprocessing
 from spvit_deploy.families import BlockSite, find_sites
-from spvit_deploy.families.timm_models import (
-    create_empty,
-    create_model,
-    create_shell,
-    input_size,
-    load_weights,
-    read_state_dict,
-)
+from spvit_deploy.families.checkpoints import load_weights, read_state_dict
+from spvit_deploy.families.timm_models import create_empty, create_model, create_shell, input_size
 from spvit_deploy.lean.cost import cost_table, count_cost
 from spvit_deploy.lean.materialize import EXTRAS_PREFIX, check_plan, materialize_weights
 from spvit_deploy.lean.model_folder import SavedModel, tool_versions

@@ -26,7 +26,7 @@ from spvit_deploy.core.plan import (
     Semantics,
     first_line,
 )
-from spvit_deploy.families.timm_models import read_state_dict
+from spvit_deploy.families.checkpoints import read_state_dict
 
 _DEIT_SIZES = {"tiny": (192, 3), "small": (384, 6), "base": (768, 12)}
 _SWIN_NAMES = {

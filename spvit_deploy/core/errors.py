@@ -18,6 +18,9 @@ SpvitError
 
 from __future__ import annotations
 
+# Characters of a third-party message that are shown: its beginning and end say what went wrong.
+_LONG = 300
+
 
 class SpvitError(Exception):
     """Base of all errors that a user can cause or meet.
@@ -91,3 +94,19 @@ class DivergedError(JobError):
 
 class StorageError(JobError):
     """The output cannot be written."""
+
+
+def first_line(error: Exception) -> str:
+    """Return an exception's message on one line, cut in its middle where it is long.
+
+    Of a pydantic error this is the first complaint, as ``field.path: message``; of an exception
+    without a message, its type's name. There is no period at the end.
+    """
+    errors = getattr(error, "errors", None)
+    details = errors() if callable(errors) else []
+    text = str(error)
+    if details:
+        where = ".".join(map(str, details[0]["loc"])) or "record"
+        text = f"{where}: {details[0]['msg'].removeprefix('Value error, ')}"
+    text = " ".join(text.split()).rstrip(". ") or type(error).__name__
+    return text if len(text) <= _LONG else f"{text[: _LONG // 2]} … {text[-_LONG // 2 :]}"

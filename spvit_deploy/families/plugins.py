@@ -1,4 +1,4 @@
-"""Families that other packages add, as entry points of the group ``spvit_deploy.families``."""
+"""Families from other packages: entry points of the group ``spvit_deploy.families``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ ENTRY_POINTS = "spvit_deploy.families"
 
 
 def load_plugins() -> list[Any]:
-    """The family classes of installed plug-ins; importing them registers their models with timm.
+    """Import the family classes of installed plug-ins, which registers their models with timm.
 
     Raises:
         ModelError: a plug-in cannot be loaded.
@@ -26,5 +26,5 @@ def _load(point: EntryPoint) -> Any:
         raise ModelError(
             f"The plug-in '{point.name}' ({point.value}) cannot be loaded: "
             f"{type(error).__name__}: {error}.",
-            "Mend the package that it is in, or uninstall it.",
+            "Fix the package that it is in, or uninstall it.",
         ) from error

@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from spvit_deploy.core.errors import ModelError
 from spvit_deploy.core.plan import AttentionKind, PrunePlan
 from spvit_deploy.families import BlockSite
-from spvit_deploy.families.attention import spell_out_attention
+from spvit_deploy.families.attention import disable_fused_attention
 
 OMITTED = (
     "softmax", "LayerNorm", "BatchNorm (folded at export)", "activations", "bias and residual "
@@ -56,7 +56,7 @@ def count_cost(model: nn.Module, input_size: tuple[int, int, int]) -> Cost:
 def macs_by_module(model: nn.Module, input_size: tuple[int, int, int]) -> dict[str, int]:
     """MACs of every module by its path, those of the whole model under the empty one."""
     shadow = copy.deepcopy(model).to("meta").eval().requires_grad_(False)
-    spell_out_attention(shadow)
+    disable_fused_attention(shadow)
     try:
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             shadow(torch.empty(1, *input_size, device="meta"))

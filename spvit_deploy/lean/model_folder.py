@@ -36,12 +36,8 @@ from spvit_deploy.core.plan import (
     save_plan,
 )
 from spvit_deploy.core.preprocessing import Preprocessing
-from spvit_deploy.families.timm_models import (
-    create_shell,
-    load_weights,
-    preprocessing_of,
-    read_state_dict,
-)
+from spvit_deploy.families.checkpoints import load_weights, read_state_dict
+from spvit_deploy.families.timm_models import create_shell, preprocessing_of
 from spvit_deploy.lean.materialize import shape_lean
 
 CONFIG_FILE = "config.json"

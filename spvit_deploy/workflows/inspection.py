@@ -31,7 +31,8 @@ from spvit_deploy.export.parity import ParityReport
 from spvit_deploy.export.record import RECORD_FILE as EXPORT_FILE
 from spvit_deploy.export.record import ExportRecord, TensorInfo, load_export
 from spvit_deploy.families import BlockSite, inspect_family
-from spvit_deploy.families.timm_models import create_empty, input_size, read_state_dict
+from spvit_deploy.families.checkpoints import read_state_dict
+from spvit_deploy.families.timm_models import create_empty, input_size
 from spvit_deploy.lean.cost import count_cost
 from spvit_deploy.lean.materialize import plan_costs
 from spvit_deploy.lean.model_folder import CONFIG_FILE, folder_digest, load_saved

@@ -21,7 +21,7 @@ from spvit_deploy.core.errors import InputError, JobError
 from spvit_deploy.core.files import write_bytes
 from spvit_deploy.core.log_filters import quiet
 from spvit_deploy.export.formats import Graph, Written
-from spvit_deploy.families.attention import spell_out_attention
+from spvit_deploy.families.attention import disable_fused_attention
 from spvit_deploy.lean.blocks import ConvAttention
 from spvit_deploy.lean.named_outputs import Answers
 from spvit_deploy.runtimes.onnx.int8 import quantize
@@ -45,7 +45,7 @@ def prepare(module: Answers, fused: bool = False) -> Answers:
     """
     ready = copy.deepcopy(module).cpu().eval()
     if not fused:
-        spell_out_attention(ready)
+        disable_fused_attention(ready)
     part: Any
     for part in ready.modules():
         if isinstance(part, ConvAttention) and isinstance(part.bn, _BATCH_NORMS):
