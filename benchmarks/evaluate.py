@@ -10,14 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
+from spvit_deploy.accuracy import count_correct
 from spvit_deploy.benchmarks.classifier import Classifier, open_classifier
 from spvit_deploy.core.errors import DataError
 from spvit_deploy.core.progress import progress_bar
 from spvit_deploy.data.batches import open_batches
-from spvit_deploy.data.raw_images import open_pictures
-from spvit_deploy.data.spec import (
-    DataSettings,
-)
+from spvit_deploy.data.raw_images import open_raw_images
+from spvit_deploy.data.spec import DataSettings
 from spvit_deploy.runtimes.base import Array
 
 
@@ -91,7 +90,7 @@ def _scored(
     """How many batches there are; and what is given, the scores and the labels of each."""
     prep, classes = opened.preprocessing, opened.artefact.class_names
     if opened.takes_pictures:
-        pictures = open_pictures(data, prep, classes)
+        pictures = open_raw_images(data, prep, classes)
         count = -(-limit // data.batch_size) if limit else len(pictures)
         return count, (
             (batch, np.stack(opened.scores_of_pictures(batch)), labels)
@@ -109,6 +108,4 @@ def _right(scores: Array, labels: Array) -> Array:
             f"An image has class {int(labels.max())}; the model has {scores.shape[1]} outputs.",
             "Use the data that the model was trained for.",
         )
-    best = np.argsort(-scores, axis=1)[:, :5]
-    hits = best == labels[:, None]
-    return np.array([hits[:, 0].sum(), hits.any(axis=1).sum()])
+    return np.array([count_correct(scores, labels), count_correct(scores, labels, top=5)])

@@ -66,7 +66,7 @@ def _whole(session: Any, pictures: Array) -> Timed:
 
 def _with_preprocessing(session: Session, given: Array, prep: Preprocessing) -> Timed:
     pictures = [Image.fromarray(picture) for picture in given]
-    transform = ImageTransform(prep, augment=False, whole=False)
+    transform = ImageTransform(prep, augment=False, no_crop=False)
 
     def call() -> float:
         start = time.perf_counter_ns()

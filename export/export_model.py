@@ -8,24 +8,14 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from spvit_deploy._version import __version__
-from spvit_deploy.core.files import (
-    sha256_file,
-)
-from spvit_deploy.core.output_folders import (
-    new_folder,
-)
+from spvit_deploy.core.files import sha256_file
+from spvit_deploy.core.output_folders import new_folder
 from spvit_deploy.core.progress import Bar, progress_bar
-from spvit_deploy.core.records import (
-    write_record,
-)
+from spvit_deploy.core.records import write_record
 from spvit_deploy.export.parity import ParityReport
 from spvit_deploy.export.record import RECORD_FILE, AccuracyInfo, ExportRecord, TensorInfo
 from spvit_deploy.export.trace import converts_graph, trace_job
-from spvit_deploy.export.verification import (
-    Written,
-    measure_speedup,
-    verify,
-)
+from spvit_deploy.export.verification import Written, measure_speedup, verify
 from spvit_deploy.lean.block_costs import costs_of
 from spvit_deploy.lean.cost import count_cost
 from spvit_deploy.lean.named_outputs import NamedOutputs

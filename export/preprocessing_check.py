@@ -123,7 +123,7 @@ def _resized(pixels: Array, wide: int, high: int) -> Array:
 
 def _by_timm(images: Array, prep: Preprocessing) -> Array:
     """[B, C, H, W] of timm's own transform, in fractions of white."""
-    transform = ImageTransform(prep, augment=False, whole=False)
+    transform = ImageTransform(prep, augment=False, no_crop=False)
     return np.stack([transform(_image(image)).numpy() for image in images]) / 255
 
 

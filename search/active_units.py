@@ -9,9 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from spvit_deploy.families.base import (
-    BlockSite,
-)
+from spvit_deploy.families.base import BlockSite
 from spvit_deploy.lean.trim_mlps import narrow_mlp
 
 # Alignment of widths: GPUs may take twice as long for others.

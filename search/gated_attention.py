@@ -9,25 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from spvit_deploy.core.plan import (
-    AttentionKind,
-    BlockPlan,
-    Semantics,
-)
-from spvit_deploy.families.base import (
-    BlockSite,
-)
-from spvit_deploy.lean.operations.attention import (
-    gated_heads,
-)
+from spvit_deploy.core.plan import AttentionKind, BlockPlan, Semantics
+from spvit_deploy.families.base import BlockSite
+from spvit_deploy.lean.operations.attention import gated_heads
 from spvit_deploy.search.active_units import probed
-from spvit_deploy.search.candidates.base import (
-    Candidate,
-    Variant,
-)
-from spvit_deploy.search.candidates.registry import (
-    Candidates,
-)
+from spvit_deploy.search.candidates.base import Candidate, Variant
+from spvit_deploy.search.candidates.registry import Candidates
 from spvit_deploy.search.gates import START_LOGIT, ChooseBranch, cumulative
 
 

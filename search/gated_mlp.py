@@ -9,9 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from spvit_deploy.families.base import (
-    BlockSite,
-)
+from spvit_deploy.families.base import BlockSite
 from spvit_deploy.lean.trim_mlps import gated_output
 from spvit_deploy.search.active_units import LiveUnits, filled
 from spvit_deploy.search.gates import START_LOGIT

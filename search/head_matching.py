@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from spvit_deploy.core.distributed import ALONE, Processes
 from spvit_deploy.core.progress import progress_bar, warn
 from spvit_deploy.data.batches import Batches
-from spvit_deploy.families.attention import attention_spelled_out
+from spvit_deploy.families.attention import unfused_attention
 from spvit_deploy.lean.kernels import POSITIONS, logits_of_shares
 from spvit_deploy.lean.operations.convolution import HEAD_LOGITS
 from spvit_deploy.search.gated_attention import GatedAttention
@@ -82,7 +82,7 @@ def _reading(attention: GatedAttention, total: Tensor) -> Iterator[None]:
     prefix = 0 if attention.site.regroup else attention.site.prefix
     handle = drop.register_forward_pre_hook(_adder(total, grid, prefix))
     try:
-        with attention_spelled_out(msa):
+        with unfused_attention(msa):
             yield
     finally:
         handle.remove()

@@ -25,14 +25,9 @@ from spvit_deploy.search.plan_builder import budget_met, plan_of
 from spvit_deploy.search.projection import Projection, project
 from spvit_deploy.search.supernet import Supernet
 from spvit_deploy.training.distillation import DistillationLoss, DistillSettings
-from spvit_deploy.training.loop import (
-    GateTraining,
-    train,
-)
+from spvit_deploy.training.loop import GateTraining, train
 from spvit_deploy.training.malloc_trim import Trimming
-from spvit_deploy.training.optimizer import (
-    LossFunction,
-)
+from spvit_deploy.training.optimizer import LossFunction
 from spvit_deploy.training.run import Run
 
 # How far a gate's logit can move in one search: from 1.5 to firmly closed and back.

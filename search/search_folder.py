@@ -15,31 +15,16 @@ from spvit_deploy.core.files import sha256_file
 from spvit_deploy.core.output_folders import new_folder
 from spvit_deploy.core.plan import GATES_FILE, ModelSpec, PrunePlan, load_plan
 from spvit_deploy.core.records import check_files, read_record
-from spvit_deploy.families.base import (
-    BlockSite,
-)
-from spvit_deploy.families.registry import (
-    find_sites,
-)
-from spvit_deploy.families.timm_models import (
-    create_empty,
-    create_model,
-    create_shell,
-    input_size,
-    load_weights,
-    read_state_dict,
-)
+from spvit_deploy.families.base import BlockSite
+from spvit_deploy.families.checkpoints import load_weights, read_state_dict
+from spvit_deploy.families.registry import find_sites
+from spvit_deploy.families.timm_models import create_empty, create_model, create_shell, input_size
 from spvit_deploy.lean.cost import count_cost
 from spvit_deploy.lean.materialize import check_plan, materialize_weights
 from spvit_deploy.lean.model_folder import FolderRecord, SavedModel, fill_folder
-from spvit_deploy.lean.operations.base import (
-    EXTRAS_PREFIX,
-)
+from spvit_deploy.lean.operations.base import EXTRAS_PREFIX
 from spvit_deploy.lean.parameter_table import cost_table
-from spvit_deploy.search.candidates.registry import (
-    needed_by,
-    offered_in,
-)
+from spvit_deploy.search.candidates.registry import needed_by, offered_in
 from spvit_deploy.search.candidates.token_merging import sites_with_merges
 from spvit_deploy.search.supernet import Supernet
 from spvit_deploy.search.width_alignment import Choice, align

@@ -24,16 +24,9 @@ from spvit_deploy.core.plan import (
 from spvit_deploy.families.timm_models import input_size
 from spvit_deploy.lean.input_dependence import depends_on_input
 from spvit_deploy.lean.materialize import check_plan
-from spvit_deploy.lean.operations.base import (
-    EXTRAS_PREFIX,
-)
-from spvit_deploy.search.candidates.base import (
-    Variant,
-)
-from spvit_deploy.search.candidates.registry import (
-    Candidates,
-    find_candidates,
-)
+from spvit_deploy.lean.operations.base import EXTRAS_PREFIX
+from spvit_deploy.search.candidates.base import Variant
+from spvit_deploy.search.candidates.registry import Candidates, find_candidates
 from spvit_deploy.search.candidates.token_merging import sites_with_merges
 from spvit_deploy.search.gated_attention import GatedAttention
 from spvit_deploy.search.gated_mlp import GatedMlp

@@ -10,13 +10,8 @@ from typing import TYPE_CHECKING, Any
 from spvit_deploy._version import __version__
 
 if TYPE_CHECKING:
-    from spvit_deploy.workflows.export import (
-        export_model,
-    )
-    from spvit_deploy.workflows.latency_profile import (
-        merge_latencies,
-        profile_latency,
-    )
+    from spvit_deploy.workflows.export import export_model
+    from spvit_deploy.workflows.latency_profile import merge_latencies, profile_latency
     from spvit_deploy.workflows.stages import (
         benchmark,
         evaluate,

@@ -70,7 +70,8 @@ def dense_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def make_lean(tmp_path: Path) -> Callable[..., tuple[SavedModel, Path]]:
     """Makes a lean folder with the given operations and widths."""
-    from spvit_deploy.families.timm_models import create_empty, load_weights, preprocessing_of
+    from spvit_deploy.families.checkpoints import load_weights
+    from spvit_deploy.families.timm_models import create_empty, preprocessing_of
     from spvit_deploy.lean.materialize import materialize_weights
 
     def make(kinds: list[str], widths: list[int], **args: Any) -> tuple[SavedModel, Path]:

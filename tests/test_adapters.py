@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from spvit_deploy.core.errors import InputError, JobError, ModelError
-from spvit_deploy.families.timm_models import create_model, read_state_dict
+from spvit_deploy.families.checkpoints import read_state_dict
+from spvit_deploy.families.timm_models import create_model
 from spvit_deploy.lean.model_folder import SavedModel, load_saved
 from spvit_deploy.training.loop import _Loop
 from spvit_deploy.training.lora import LowRank, adapted

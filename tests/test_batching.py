@@ -1,16 +1,17 @@
-"""Any number of images through a model that takes some batches alone."""
+"""Running any number of images through a model that only takes some batch sizes."""
 
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spvit_deploy.runtimes.batching import Array, in_batches
 
 
+@settings(deadline=None)
 @given(st.integers(1, 20), st.integers(1, 6), st.none() | st.integers(0, 6))
-def test_every_answer_comes_once_and_every_batch_fits(
+def test_every_image_runs_once_and_every_batch_fits(
     count: int, smallest: int, more: int | None
 ) -> None:
     largest = None if more is None else smallest + more

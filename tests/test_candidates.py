@@ -17,18 +17,11 @@ from spvit_deploy.benchmarks.latency_tables.probes import make_probes
 from spvit_deploy.benchmarks.latency_tables.table import LatencyFile, save_latency
 from spvit_deploy.core.errors import InputError, PlanError
 from spvit_deploy.core.plan import AttentionKind, BlockPlan, ModelSpec, PrunePlan, load_plan
-from spvit_deploy.core.records import (
-    read_record,
-    write_record,
-)
+from spvit_deploy.core.records import read_record, write_record
 from spvit_deploy.families.timm_models import create_model, input_size, preprocessing_of
 from spvit_deploy.lean.model_folder import load_saved, save_model
-from spvit_deploy.lean.operations.registry import (
-    load_operations,
-)
-from spvit_deploy.search.candidates.registry import (
-    find_candidates,
-)
+from spvit_deploy.lean.operations.registry import load_operations
+from spvit_deploy.search.candidates.registry import find_candidates
 from spvit_deploy.search.gates import cumulative
 from spvit_deploy.search.search_folder import (
     SearchRecord,

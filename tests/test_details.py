@@ -23,9 +23,7 @@ from spvit_deploy.lean.cost import count_cost
 from spvit_deploy.lean.model_folder import SavedModel, load_saved
 from spvit_deploy.runtimes.base import LayerTime
 from spvit_deploy.runtimes.registry import open_session
-from spvit_deploy.workflows.export import (
-    export_model,
-)
+from spvit_deploy.workflows.export import export_model
 from tests.test_compare import measured
 
 Make = Callable[..., tuple[SavedModel, Path]]

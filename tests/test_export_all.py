@@ -125,8 +125,8 @@ def test_what_has_no_place_beside_all_is_refused_first(tmp_path: Path) -> None:
     refused(*every, "--format", "onnx", says="--format chooses one. Leave one out.")
     refused(*every, "--batch", "many", says="Batch 'many'")
     refused(*every, "--feature-layers", "1", says="Add --output features")
-    refused(*every, "--data", "folder/nowhere", says="no folder")
-    refused("export", "vit_tinny", "--all", "-o", out, says="knows no model 'vit_tinny'")
+    refused(*every, "--data", "folder/nowhere", says="not a folder")
+    refused("export", "vit_tinny", "--all", "-o", out, says="has no model 'vit_tinny'")
     assert not out.exists()
 
 

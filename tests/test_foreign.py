@@ -1,4 +1,4 @@
-"""ONNX files that others wrote: accepted, with what can be said of them."""
+"""ONNX files of third parties: inspected, benchmarked and evaluated."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.calls import good, refused
 def classifier(
     path: Path, shape: list[int | str], kind: int = TensorProto.FLOAT, output: str = "y"
 ) -> Path:
-    """Mean of every channel, then ten scores."""
+    """Write a classifier: mean of each channel, then ten scores."""
     rng = np.random.default_rng(0)
     dtype = helper.tensor_dtype_to_np_dtype(kind)
     weight = numpy_helper.from_array(rng.standard_normal((3, 10)).astype(dtype), "w")
@@ -55,7 +55,7 @@ def test_what_takes_no_images_of_one_size_is_refused(tmp_path: Path) -> None:
             says="takes x tensor")  # fmt: skip
 
 
-def test_a_provider_that_is_not_here_is_named(tmp_path: Path) -> None:
+def test_a_missing_provider_is_named(tmp_path: Path) -> None:
     file = classifier(tmp_path / "theirs.onnx", ["n", 3, 8, 8])
     bench = ["benchmark", file, "--runtime", "onnxruntime", "-o", tmp_path / "r.json"]
     refused(*bench, "--device", "tensorrt", says="Install onnxruntime-gpu")

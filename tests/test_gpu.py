@@ -22,9 +22,7 @@ from spvit_deploy.lean.model_folder import SavedModel
 from spvit_deploy.runtimes.registry import open_session
 from spvit_deploy.runtimes.tensorrt.engine_record import find_engines
 from spvit_deploy.search.supernet import Supernet
-from spvit_deploy.workflows.export import (
-    export_model,
-)
+from spvit_deploy.workflows.export import export_model
 from tests.conftest import NAME, TINY_ARGS, tiny_spec
 
 pytestmark = [

@@ -335,7 +335,7 @@ def test_profile_refuses_wrong_calls(tmp_path: Path, dense_folder: Path) -> None
     out = ["-o", tmp_path / "latency.json"]
     refused("profile", dense_folder, "--runtime", "abacus", *out, says="unknown")
     refused("profile", dense_folder, "--precision", "bf16", *out, says="is written in")
-    refused("profile", "no_such_model", *out, says="knows no model")
+    refused("profile", "no_such_model", *out, says="has no model")
     refused("profile", "--merge", tmp_path / "none.json", *out, says="No such file")
     (tmp_path / "latency.json").write_text("mine")
     refused("profile", dense_folder, *out, says="exists")

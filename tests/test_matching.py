@@ -13,13 +13,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from spvit_deploy.core.plan import AttentionKind, ModelSpec, Semantics
-from spvit_deploy.data.batches import (
-    Batches,
-)
-from spvit_deploy.data.spec import (
-    DataSettings,
-    Source,
-)
+from spvit_deploy.data.batches import Batches
+from spvit_deploy.data.spec import DataSettings, Source
 from spvit_deploy.families.timm_models import create_model, input_size, preprocessing_of
 from spvit_deploy.lean.kernels import logits_of_shares, position_shares
 from spvit_deploy.search.head_matching import match_head_maps, neighbours

@@ -12,10 +12,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from spvit_deploy.core.errors import ModelError, PlanError
 from spvit_deploy.core.plan import AttentionKind, BlockPlan, ModelSpec, PrunePlan
-from spvit_deploy.families.registry import (
-    find_sites,
-)
-from spvit_deploy.families.timm_models import create_empty, create_model, input_size, load_weights
+from spvit_deploy.families.checkpoints import load_weights
+from spvit_deploy.families.registry import find_sites
+from spvit_deploy.families.timm_models import create_empty, create_model, input_size
 from spvit_deploy.lean.cost import count_cost
 from spvit_deploy.lean.kernels import head_map
 from spvit_deploy.lean.materialize import materialize_weights

@@ -1,4 +1,4 @@
-"""A family from outside: installed as another package, found through its entry point."""
+"""A third-party family: installed as another package, found through its entry point."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ARGS[ARGS.index("depths=2")] = "depths=(2,2)"
 
 
 def install(name: str, value: str, folder: Path) -> dict[str, str]:
-    """An environment in which the package is installed, as pip leaves it."""
+    """Return an environment in which the package is installed, as pip would do it."""
     info = folder / f"{name}-0.1.dist-info"
     info.mkdir(parents=True)
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 0.1\n")
@@ -37,7 +37,7 @@ def good(env: dict[str, str], *args: object) -> str:
     return done.stdout
 
 
-def test_a_plugin_goes_the_whole_way(tmp_path: Path) -> None:
+def test_a_plugin_runs_through_the_pipeline(tmp_path: Path) -> None:
     env = install("dilateformer", "dilate_plugin:DilateFamily", tmp_path / "site")
     facts = json.loads(good(env, "inspect", "dilateformer_tiny", *ARGS, "--json"))
     assert facts["family"] == "dilateformer"

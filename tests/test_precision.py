@@ -149,9 +149,7 @@ def test_low_precisions_are_judged_on_named_data(
 
 def test_validation_images_are_spread_over_the_classes(dense: Path) -> None:
     from spvit_deploy.data.batches import open_batches
-    from spvit_deploy.data.spec import (
-        DataSettings,
-    )
+    from spvit_deploy.data.spec import DataSettings
     from spvit_deploy.lean.model_folder import load_saved
 
     prep = load_saved(dense).preprocessing

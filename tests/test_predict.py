@@ -1,4 +1,4 @@
-"""`predict`: classes of single images, however they come."""
+"""`predict`: classes of images from files, folders and pipes."""
 
 from __future__ import annotations
 
@@ -16,9 +16,7 @@ from PIL import Image
 import spvit_deploy
 from spvit_deploy.cli.main import main
 from spvit_deploy.lean.model_folder import SavedModel, load_saved
-from spvit_deploy.workflows.export import (
-    export_model,
-)
+from spvit_deploy.workflows.export import export_model
 from tests.calls import refused
 
 Make = Callable[..., tuple[SavedModel, Path]]
@@ -47,7 +45,7 @@ def predicted(*args: object, stdin: bytes | None = None, code: int = 0) -> Resul
 
 
 def expected(folder: Path, image: Image.Image) -> torch.Tensor:
-    """Probabilities by timm's own transform."""
+    """Compute probabilities [classes] with timm's own transform."""
     from timm.data import create_transform
 
     saved = load_saved(folder)
@@ -143,7 +141,7 @@ def test_photographs_are_turned_upright_and_of_animations_the_first_picture_coun
     )
 
 
-def test_unreadable_images_are_said_and_the_others_answered(
+def test_unreadable_images_are_reported_and_the_others_classified(
     lean: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     good = _saved(photo(0), tmp_path)
@@ -153,7 +151,7 @@ def test_unreadable_images_are_said_and_the_others_answered(
     result = predicted(lean, cut, good, text, "--json", code=1)
     found = said(result)
     assert "cut.png cannot be read" in str(found[str(cut)])
-    assert "it is no image" in str(found[str(text)])
+    assert "not an image" in str(found[str(text)])
     assert len(found[str(good)]) > 1
     assert result.stderr.endswith("2 of 3 images could not be read. Mend or remove them.\n")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)

@@ -23,7 +23,7 @@ from timm.data import create_transform
 import spvit_deploy
 from spvit_deploy.core.errors import InputError
 from spvit_deploy.core.preprocessing import Preprocessing
-from spvit_deploy.data.pixels import to_pictures, to_pixels
+from spvit_deploy.data.pixels import to_pixels, to_raw_images
 from spvit_deploy.lean.model_folder import SavedModel, load_saved, save_model
 from spvit_deploy.runtimes.model_input import read_intake
 from spvit_deploy.runtimes.onnx import preprocessing_graph
@@ -149,7 +149,7 @@ def test_images_in_the_middle_of_pictures_come_out_as_they_were() -> None:
     for mode in ("center", "squash", "border"):
         prep = prep_of((32, 24), crop_pct=0.8, crop_mode=mode)
         images = np.random.default_rng(0).normal(0, 0.5, (2, 3, 32, 24)).astype(np.float32)
-        for image, picture in zip(images, to_pictures(images, prep), strict=True):
+        for image, picture in zip(images, to_raw_images(images, prep), strict=True):
             again = prepared_by("onnxruntime", prep)(picture)
             assert np.array_equal(to_pixels(again[None], prep), to_pixels(image[None], prep))
 

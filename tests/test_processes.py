@@ -21,7 +21,7 @@ from PIL import Image
 
 from spvit_deploy.benchmarks.latency_tables.table import LatencyFile, save_latency
 from spvit_deploy.core.errors import JobError
-from spvit_deploy.families.timm_models import read_state_dict
+from spvit_deploy.families.checkpoints import read_state_dict
 from spvit_deploy.lean.model_folder import SavedModel
 from spvit_deploy.training.loop import _Loop
 from tests.calls import call, good, refused

@@ -13,9 +13,7 @@ from pathlib import Path
 import pytest
 
 from spvit_deploy.core.plan import PrunePlan
-from spvit_deploy.families.registry import (
-    find_sites,
-)
+from spvit_deploy.families.registry import find_sites
 from spvit_deploy.families.timm_models import create_empty
 from spvit_deploy.lean.materialize import plan_costs
 from spvit_deploy.search.published.import_model import import_plan

@@ -14,9 +14,7 @@ from hypothesis import strategies as st
 from spvit_deploy.benchmarks.evaluate import evaluate_artefact
 from spvit_deploy.core.records import read_record
 from spvit_deploy.core.units import parse_duration
-from spvit_deploy.data.spec import (
-    DataSettings,
-)
+from spvit_deploy.data.spec import DataSettings
 from spvit_deploy.runtimes.registry import artifact_kind
 from spvit_deploy.workflows.recommend.candidates import thread_counts
 from spvit_deploy.workflows.recommend.record import RECORD_FILE, Recommendation, Tried

@@ -24,9 +24,7 @@ from spvit_deploy.benchmarks.results import (
 )
 from spvit_deploy.benchmarks.schema import SCHEMA_FILE, results_schema
 from spvit_deploy.core.records import write_record
-from spvit_deploy.workflows.export import (
-    export_model,
-)
+from spvit_deploy.workflows.export import export_model
 from tests.calls import good, refused
 from tests.test_compare import measured, written
 

@@ -16,15 +16,9 @@ from PIL import Image
 
 from spvit_deploy.core.errors import JobError
 from spvit_deploy.core.preprocessing import Preprocessing
-from spvit_deploy.data.batches import (
-    Batches,
-    open_batches,
-)
-from spvit_deploy.data.sampling import Share
-from spvit_deploy.data.spec import (
-    DataSettings,
-    Source,
-)
+from spvit_deploy.data.batches import Batches, open_batches
+from spvit_deploy.data.sampling import Rank
+from spvit_deploy.data.spec import DataSettings, Source
 from spvit_deploy.data.timm_dataset import StreamedImages
 from spvit_deploy.training.finetune import FinetuneSettings
 from spvit_deploy.training.loop import _Loop
@@ -301,10 +295,10 @@ def photos(root: Path) -> str:
     return f"folder/{root}"
 
 
-def taken(spec: str, augment: str, workers: int, epoch: int, skip: int, share: Share) -> Any:
-    batch = 6 // share.count
+def taken(spec: str, augment: str, workers: int, epoch: int, skip: int, rank: Rank) -> Any:
+    batch = 6 // rank.world_size
     settings = DataSettings(spec=spec, batch_size=batch, augment=augment, workers=workers)
-    batches = open_batches(settings, GREY, train=True, seed=3, share=share)
+    batches = open_batches(settings, GREY, train=True, seed=3, rank=rank)
     return list(batches.epoch(epoch, skip))
 
 
@@ -312,7 +306,7 @@ def taken(spec: str, augment: str, workers: int, epoch: int, skip: int, share: S
 def test_an_epoch_goes_on_in_its_middle_and_is_shared(
     augment: str, workers: int, tmp_path: Path
 ) -> None:
-    spec, whole = photos(tmp_path), Share()
+    spec, whole = photos(tmp_path), Rank()
     full = taken(spec, augment, 0, 1, 0, whole)
     other = taken(spec, augment, 0, 2, 0, whole)
     assert not torch.equal(full[0][0], other[0][0])
@@ -324,7 +318,7 @@ def test_an_epoch_goes_on_in_its_middle_and_is_shared(
     for (images, labels), (again, same) in zip(full[2:], rest, strict=True):
         assert torch.equal(images, again)
         assert torch.equal(labels, same)
-    halves = [taken(spec, augment, workers, 1, 0, Share(index, 2)) for index in range(2)]
+    halves = [taken(spec, augment, workers, 1, 0, Rank(index, 2)) for index in range(2)]
     for index, (images, labels) in enumerate(full):
         for half, parts in enumerate(halves):
             assert torch.equal(parts[index][0], images[half::2])
@@ -337,11 +331,13 @@ def test_images_that_are_done_are_not_loaded_again(
     from spvit_deploy.data import batches as data
 
     loaded: list[Any] = []
-    get = data.Prepared.__getitem__
+    get = data.PreparedImages.__getitem__
     monkeypatch.setattr(
-        data.Prepared, "__getitem__", lambda self, key: (loaded.append(key), get(self, key))[1]
+        data.PreparedImages,
+        "__getitem__",
+        lambda self, key: (loaded.append(key), get(self, key))[1],
     )
-    taken(photos(tmp_path), "timm", 0, 0, 2, Share())
+    taken(photos(tmp_path), "timm", 0, 0, 2, Rank())
     assert len([key for key in loaded if isinstance(key, tuple)]) == 6
 
 

@@ -16,9 +16,7 @@ from spvit_deploy.benchmarks.mlperf.max_rate import highest_rate
 from spvit_deploy.benchmarks.results import Workload, load_results
 from spvit_deploy.benchmarks.statistics import early_stopping
 from spvit_deploy.core.errors import InputError
-from spvit_deploy.workflows.export import (
-    export_model,
-)
+from spvit_deploy.workflows.export import export_model
 from tests.calls import call, good, refused
 
 

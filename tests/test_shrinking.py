@@ -12,9 +12,7 @@ from torch import Tensor
 
 from spvit_deploy.core.plan import ModelSpec
 from spvit_deploy.data.batches import open_batches
-from spvit_deploy.data.spec import (
-    DataSettings,
-)
+from spvit_deploy.data.spec import DataSettings
 from spvit_deploy.families.timm_models import create_model, input_size, preprocessing_of
 from spvit_deploy.search.active_units import filled
 from spvit_deploy.search.gate_freezing import Shrinking

@@ -7,12 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spvit_deploy.benchmarks.result_records import (
-    Round,
-)
-from spvit_deploy.benchmarks.results import (
-    BenchmarkResult,
-)
+from spvit_deploy.benchmarks.result_records import Round
+from spvit_deploy.benchmarks.results import BenchmarkResult
 from spvit_deploy.benchmarks.speedups import ratio_of
 from spvit_deploy.benchmarks.statistics import (
     early_stopping,

@@ -1,4 +1,4 @@
-"""Shards of WebDataset and rows of `datasets`: found, read once an epoch each, and gone on with."""
+"""WebDataset shards and rows of `datasets`: found, read once per epoch, and resumed."""
 
 from __future__ import annotations
 
@@ -13,21 +13,17 @@ from typing import Any
 import datasets
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from spvit_deploy.core.errors import DataError
 from spvit_deploy.core.preprocessing import Preprocessing
-from spvit_deploy.data.batches import (
-    open_batches,
-)
-from spvit_deploy.data.encoded_image import Encoded
-from spvit_deploy.data.sampling import Share, generator_of, shuffled
+from spvit_deploy.data.batches import open_batches
+from spvit_deploy.data.encoded_image import EncodedImage
+from spvit_deploy.data.sampling import Rank, seeded_generator, shuffle_indices
 from spvit_deploy.data.sources import DigitImages, open_source
-from spvit_deploy.data.spec import (
-    DataSettings,
-)
+from spvit_deploy.data.spec import DataSettings
 from tests.calls import good, refused
 from tests.conftest import NAME, TINY_ARGS
 from tests.test_cli import run_apart
@@ -41,7 +37,7 @@ Members = list[tuple[str, bytes]]
 
 
 def png(index: int) -> bytes:
-    """An image that is no other."""
+    """Encode an image with a grey level of its own."""
     stream = io.BytesIO()
     Image.new("L", (8, 8), 4 * index).save(stream, "PNG")
     return stream.getvalue()
@@ -100,16 +96,16 @@ def data(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def epoch(spec: str, number: int = 0, skip: int = 0, share: Share | None = None, **options: Any):  # type: ignore[no-untyped-def]
+def epoch(spec: str, number: int = 0, skip: int = 0, rank: Rank | None = None, **options: Any):  # type: ignore[no-untyped-def]
     asked = {"augment": "timm", "workers": 0, **options}
-    share = share or Share()
-    settings = DataSettings(spec=spec, batch_size=10 // share.count, **asked)
-    batches = open_batches(settings, GREY, train=True, seed=3, share=share)
+    rank = rank or Rank()
+    settings = DataSettings(spec=spec, batch_size=10 // rank.world_size, **asked)
+    batches = open_batches(settings, GREY, train=True, seed=3, rank=rank)
     return list(batches.epoch(number, skip))
 
 
 def seen(batches: list[tuple[torch.Tensor, torch.Tensor]]) -> Counter[int]:
-    """Images by their grey."""
+    """Count images by their grey level."""
     greys = [(images[:, 0, 4, 4] * 0.5 + 0.5) * 255 / 4 for images, _ in batches]
     return Counter(torch.cat(greys).round().int().tolist())
 
@@ -127,7 +123,7 @@ def test_an_epoch_has_each_image_once_however_it_is_shared(kind: str, data: Path
     assert any(not torch.equal(a[1], b[1]) for a, b in zip(whole, epoch(spec, 2), strict=True))
     again = epoch(spec, 1, workers=2)
     rest = epoch(spec, 1, skip=2)
-    halves = [epoch(spec, 1, share=Share(index, 2)) for index in range(2)]
+    halves = [epoch(spec, 1, rank=Rank(index, 2)) for index in range(2)]
     for index, (images, labels) in enumerate(whole):
         assert torch.equal(again[index][0], images)
         assert torch.equal(again[index][1], labels)
@@ -140,9 +136,11 @@ def test_an_epoch_has_each_image_once_however_it_is_shared(kind: str, data: Path
 def test_a_stream_is_passed_over_without_decoding(
     data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    decoded: list[Encoded] = []
-    decode = Encoded.decode
-    monkeypatch.setattr(Encoded, "decode", lambda self: (decoded.append(self), decode(self))[1])
+    decoded: list[EncodedImage] = []
+    decode = EncodedImage.decode
+    monkeypatch.setattr(
+        EncodedImage, "decode", lambda self: (decoded.append(self), decode(self))[1]
+    )
     epoch(f"hfids/{data / 'rows'}", 0, skip=3)
     assert len(decoded) == 20
 
@@ -173,15 +171,16 @@ def test_the_obvious_spellings_find_the_same_shards(tmp_path: Path) -> None:
     assert open_source(DataSettings(spec=f"wds/{some}"), True).size == 34
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.integers(1, 400), min_size=1, max_size=30), st.integers(0, 3), st.integers(1, 60)
 )
 def test_parts_are_shuffled_near_each_other(parts: list[int], seed: int, window: int) -> None:
     size = sum(parts)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("spvit_deploy.data.sampling.WINDOW", window)
-        order = shuffled(size, parts, generator_of(seed))
-        assert torch.equal(order, shuffled(size, parts, generator_of(seed)))
+        patch.setattr("spvit_deploy.data.sampling.SHUFFLE_WINDOW", window)
+        order = shuffle_indices(size, parts, seeded_generator(seed))
+        assert torch.equal(order, shuffle_indices(size, parts, seeded_generator(seed)))
     assert sorted(order.tolist()) == list(range(size))
     if size <= window:
         return
@@ -194,11 +193,11 @@ def test_parts_are_shuffled_near_each_other(parts: list[int], seed: int, window:
     ("harm", "says"),
     [
         ("missing", "train-001.tar is missing; 1 of 3 shards are"),
-        ("not a tar", "train-001.tar cannot be read: it is no uncompressed tar file"),
-        ("cut", "train-001.tar is cut short"),
+        ("not a tar", "train-001.tar cannot be read: not an uncompressed tar file"),
+        ("cut", "train-001.tar is truncated"),
         ("changed", "train-001.tar cannot be read: the file is damaged after"),
         ("no label", "train-001.tar: sample 17 has no label. Put its class number into KEY.cls"),
-        ("word", "train-001.tar: sample 17: its label, 'cat', is no class number"),
+        ("word", "train-001.tar: sample 17: label 'cat' is not a class number"),
         ("no image", "train-001.tar: sample 17 has no image, but cls"),
         ("class", "has 8 classes ("),
     ],
@@ -229,8 +228,9 @@ def test_shards_that_are_wrong_are_refused_at_the_start(
     assert not list(tmp_path.glob("out*"))
 
 
+@settings(deadline=None)
 @given(st.integers(0, 10**9))
-def test_a_shard_that_is_cut_anywhere_is_refused(place: int) -> None:
+def test_a_truncated_shard_is_refused(place: int) -> None:
     import tempfile
 
     with tempfile.TemporaryDirectory() as folder:
@@ -242,7 +242,7 @@ def test_a_shard_that_is_cut_anywhere_is_refused(place: int) -> None:
             open_source(DataSettings(spec=f"wds/{folder}"), True)
 
 
-def test_an_image_that_is_damaged_ends_a_training_that_goes_on_when_it_is_mended(
+def test_a_damaged_image_ends_a_training_that_resumes_when_it_is_fixed(
     tmp_path: Path,
 ) -> None:
     folder = write_shards(tmp_path / "wds")
@@ -251,13 +251,13 @@ def test_an_image_that_is_damaged_ends_a_training_that_goes_on_when_it_is_mended
             f"wds/{folder}", "--batch-size", 5, "--augment", "timm", "--checkpoint-every", 1,
             "--device", "cpu"]  # fmt: skip
     good(*tune, "--workers", 0, "-o", tmp_path / "whole")
-    order = shuffled(IMAGES, (17, 17, 16), generator_of(0, 0)).tolist()
+    order = shuffle_indices(IMAGES, (17, 17, 16), seeded_generator(0, 0)).tolist()
     late = next(number for number in order[25:] if 17 <= number < 34)
     shard, content = folder / "train-001.tar", (folder / "train-001.tar").read_bytes()
     broken = [(n, b"no image" if n == f"{late}.png" else c) for n, c in members(range(17, 34))]
     write_shard(shard, broken)
     refused(*tune, "--workers", 2, "-o", tmp_path / "out", code=1,
-            says=f"{shard}: sample {late} cannot be read: it is no image.")  # fmt: skip
+            says=f"{shard}: sample {late} cannot be read: not an image.")  # fmt: skip
     assert list((tmp_path / "out.checkpoints").glob("step-*"))
     shard.write_bytes(content)
     good(*tune, "--workers", 0, "-o", tmp_path / "out", "--resume")
@@ -293,9 +293,7 @@ def digits(root: Path) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["wds/wds", "hfids/rows"])
-def test_a_training_on_data_at_scale_killed_in_its_middle_goes_on(
-    kind: str, tmp_path: Path
-) -> None:
+def test_a_killed_training_on_data_at_scale_resumes(kind: str, tmp_path: Path) -> None:
     digits(tmp_path)
     tune = ["finetune", NAME, *TINY_ARGS, "--data", kind, "--data-dir", tmp_path, "--epochs", 2,
             "--batch-size", 128, "--augment", "timm", "--workers", int(kind == "wds/wds"),
@@ -330,10 +328,10 @@ def test_files_of_rows_that_are_wrong_are_named_in_one_line(
     harm: str, kind: str, data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     file = data / "rows" / "train-00001-of-00002.parquet"
-    says = f"{file} is cut short or damaged. Fetch it once more"
+    says = f"{file} is truncated or damaged. Download or create it again"
     if harm == "missing":
         file.unlink()
-        says = f"{file} is missing; 1 of 2 files are. Fetch what is missing"
+        says = f"{file} is missing; 1 of 2 files are. Download what is missing"
     else:
         file.write_bytes(file.read_bytes()[:-100])
     refused("finetune", NAME, *TINY_ARGS, "--model-arg", "num_classes=2",

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from spvit_deploy.core.plan import AttentionKind
-from spvit_deploy.families.timm_models import read_state_dict
+from spvit_deploy.families.checkpoints import read_state_dict
 from spvit_deploy.lean.model_folder import SavedModel
 from spvit_deploy.search import early_stopping
 from spvit_deploy.search.early_stopping import Settled

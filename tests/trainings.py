@@ -44,9 +44,7 @@ def finetune(model: Path, output: Path) -> None:
     """A quick training on digits, with a teacher: 4 epochs of 5 steps."""
     import torch
 
-    from spvit_deploy.data.spec import (
-        DataSettings,
-    )
+    from spvit_deploy.data.spec import DataSettings
     from spvit_deploy.training.finetune import FinetuneSettings
     from spvit_deploy.training.run import RunSettings
     from spvit_deploy.workflows.stages import finetune as train

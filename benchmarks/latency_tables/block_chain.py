@@ -16,9 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from spvit_deploy.core.errors import ModelError
-from spvit_deploy.families.base import (
-    BlockSite,
-)
+from spvit_deploy.families.base import BlockSite
 from spvit_deploy.families.timm_models import input_size
 
 # Copies in a chain: more than the caches next to a core hold, of all but the smallest models.

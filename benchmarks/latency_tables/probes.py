@@ -21,17 +21,11 @@ from spvit_deploy.benchmarks.latency_tables.block_chain import (
     watch_blocks,
 )
 from spvit_deploy.core.plan import AttentionKind, BlockPlan, ModelSpec, PrunePlan
-from spvit_deploy.families.base import (
-    BlockSite,
-)
-from spvit_deploy.families.registry import (
-    find_sites,
-)
+from spvit_deploy.families.base import BlockSite
+from spvit_deploy.families.registry import find_sites
 from spvit_deploy.families.timm_models import input_size
 from spvit_deploy.lean.materialize import shape_lean
-from spvit_deploy.lean.operations.registry import (
-    load_operations,
-)
+from spvit_deploy.lean.operations.registry import load_operations
 
 # Widths that are timed, beside none and the narrowest; a cost is linear between them.
 _SHARES = (1 / 8, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 1)

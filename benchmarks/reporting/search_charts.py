@@ -11,12 +11,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from spvit_deploy.benchmarks.reporting.charts import (
-    LEAN,
-    OTHER,
-    look_of,
-    style,
-)
+from spvit_deploy.benchmarks.reporting.charts import LEAN, OTHER, look_of, style
 from spvit_deploy.core.errors import CorruptFileError, InputError, first_line
 from spvit_deploy.core.plan import AttentionKind
 

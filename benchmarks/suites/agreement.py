@@ -26,9 +26,7 @@ from spvit_deploy.benchmarks.host import read_host
 from spvit_deploy.benchmarks.results import load_results
 from spvit_deploy.benchmarks.suites.pages import replace_table
 from spvit_deploy.benchmarks.suites.published import DEIT_S, build_dense, build_lean
-from spvit_deploy.workflows.export import (
-    export_model,
-)
+from spvit_deploy.workflows.export import export_model
 
 RESULTS = Path(__file__).parent / "results" / "agreement.json"
 PAGE = Path(__file__).parents[2] / "docs" / "benchmark.md"

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from spvit_deploy.benchmarks.host import read_host
 from spvit_deploy.benchmarks.suites.quality_peers import prune
@@ -28,23 +27,12 @@ from spvit_deploy.lean.cost import count_cost
 from spvit_deploy.lean.model_folder import SavedModel, dense_saved
 from spvit_deploy.search.search import run_search
 from spvit_deploy.search.supernet import Supernet
-from spvit_deploy.training.finetune import FinetuneSettings, finetune_model
+from spvit_deploy.training.finetune import FinetuneSettings, finetune_model, top1
 from spvit_deploy.workflows.demo import demo_recipe
 from spvit_deploy.workflows.recipe import Recipe
 
 RESULTS = Path(__file__).parent / "results" / "digits_accuracy.json"
 CPU = torch.device("cpu")
-
-
-def accuracy(module: nn.Module, batches: Batches) -> float:
-    """Top-1 in percent."""
-    right = total = 0
-    module.eval()
-    with torch.inference_mode():
-        for images, labels in batches:
-            right += int((module(images).argmax(1) == labels).sum())
-            total += len(labels)
-    return 100 * right / total
 
 
 def ours(dense: SavedModel, recipe: Recipe, batches: Batches) -> SavedModel:
@@ -79,13 +67,13 @@ def one_seed(seed: int) -> dict[str, float]:
     held_out = open_batches(recipe.data, dense.preprocessing, False)
     dense = finetune_model(dense, train, recipe.train or FinetuneSettings(), None, CPU)
     size = dense.preprocessing.input_size
-    found = {"dense": accuracy(dense.module, held_out)}
+    found: dict[str, float] = {"dense": top1(dense.module, held_out)}
     found["dense_macs"] = count_cost(dense.module, size).macs
     lean = ours(dense, recipe, train)
-    found["lean"] = accuracy(lean.module, held_out)
+    found["lean"] = top1(lean.module, held_out)
     found["lean_macs"] = count_cost(lean.module, size).macs
     peer = theirs(dense, recipe, train, int(found["lean_macs"]))
-    found["torch_pruning"] = accuracy(peer.module, held_out)
+    found["torch_pruning"] = top1(peer.module, held_out)
     found["torch_pruning_macs"] = count_cost(peer.module, size).macs
     print(seed, found, flush=True)
     return found

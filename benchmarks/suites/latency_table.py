@@ -31,12 +31,8 @@ from spvit_deploy.benchmarks.reporting.charts import LEAN, OTHER, style
 from spvit_deploy.benchmarks.suites.pictures import write_picture
 from spvit_deploy.core.plan import AttentionKind, BlockPlan, ModelSpec, PrunePlan
 from spvit_deploy.export.trace import write_unverified
-from spvit_deploy.families.base import (
-    BlockSite,
-)
-from spvit_deploy.families.registry import (
-    find_sites,
-)
+from spvit_deploy.families.base import BlockSite
+from spvit_deploy.families.registry import find_sites
 from spvit_deploy.families.timm_models import create_model, input_size
 from spvit_deploy.lean.materialize import shape_lean
 from spvit_deploy.search.budget import Place

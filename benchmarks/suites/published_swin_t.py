@@ -24,9 +24,7 @@ from spvit_deploy.benchmarks.statistics import median_ratio
 from spvit_deploy.benchmarks.suites.published import SWIN_T, build_dense, build_lean, in_turns
 from spvit_deploy.lean.cost import count_cost
 from spvit_deploy.lean.model_folder import load_saved
-from spvit_deploy.workflows.export import (
-    export_model,
-)
+from spvit_deploy.workflows.export import export_model
 
 RESULTS = Path(__file__).parent / "results" / "published_swin_t.json"
 BURST, PAUSE = 0.6, 0.4

@@ -32,21 +32,14 @@ import torch
 
 from spvit_deploy.benchmarks.host import read_host
 from spvit_deploy.benchmarks.latency_tables.table import LATENCY_FILE, load_latency
-from spvit_deploy.benchmarks.suites.quality_methods import (
-    METHODS,
-    Shape,
-    by_latency,
-    from_scratch,
-)
+from spvit_deploy.benchmarks.suites.quality_methods import METHODS, Shape, by_latency, from_scratch
 from spvit_deploy.benchmarks.suites.quality_pages import write_pages
 from spvit_deploy.benchmarks.suites.quality_setting import Method, Setting
 from spvit_deploy.benchmarks.suites.search_cost import MODEL
 from spvit_deploy.core.plan import AttentionKind
 from spvit_deploy.core.records import write_record
 from spvit_deploy.data.batches import Batches, open_batches
-from spvit_deploy.data.spec import (
-    DataSettings,
-)
+from spvit_deploy.data.spec import DataSettings
 from spvit_deploy.families.timm_models import create_model, preprocessing_of
 from spvit_deploy.lean.cost import count_cost
 from spvit_deploy.lean.model_folder import SavedModel, dense_saved, load_saved, save_model

@@ -10,14 +10,9 @@ from typing import Any
 import torch
 import torch_pruning
 
-from spvit_deploy.benchmarks.suites.quality_setting import (
-    Setting,
-    finetuned,
-    lean_of,
-    supernet_of,
-)
+from spvit_deploy.benchmarks.suites.quality_setting import Setting, finetuned, lean_of, supernet_of
 from spvit_deploy.core.plan import AttentionKind, BlockPlan, PrunePlan
-from spvit_deploy.families.attention import spell_out_attention
+from spvit_deploy.families.attention import disable_fused_attention
 from spvit_deploy.lean.cost import count_cost
 from spvit_deploy.lean.model_folder import SavedModel
 from spvit_deploy.search.budget_target import cost_table_of
@@ -72,7 +67,7 @@ def torch_pruned(at: Setting) -> SavedModel:
 
 def prune(module: Any, size: tuple[int, int, int], ratio: float) -> None:
     """Torch-Pruning's recipe for timm's ViT: magnitudes of groups, heads counted."""
-    spell_out_attention(module)
+    disable_fused_attention(module)
     heads = {block.attn.qkv: block.attn.num_heads for block in module.blocks}
     pruner = torch_pruning.pruner.BasePruner(
         module,

@@ -12,7 +12,8 @@ from torch import nn
 
 from spvit_deploy.core.plan import PrunePlan
 from spvit_deploy.data.batches import Batches
-from spvit_deploy.families.timm_models import create_empty, load_weights
+from spvit_deploy.families.checkpoints import load_weights
+from spvit_deploy.families.timm_models import create_empty
 from spvit_deploy.lean.cost import count_cost
 from spvit_deploy.lean.materialize import materialize_weights
 from spvit_deploy.lean.model_folder import SavedModel

@@ -30,17 +30,11 @@ from spvit_deploy.benchmarks.suites.published import (
     build_lean,
     in_turns,
 )
-from spvit_deploy.data.sources import (
-    DigitImages,
-)
-from spvit_deploy.data.spec import (
-    DataSettings,
-)
+from spvit_deploy.data.sources import DigitImages
+from spvit_deploy.data.spec import DataSettings
 from spvit_deploy.lean.model_folder import load_saved
 from spvit_deploy.runtimes.registry import open_session
-from spvit_deploy.workflows.export import (
-    export_model,
-)
+from spvit_deploy.workflows.export import export_model
 
 RESULTS = Path(__file__).parent / "results" / "runtimes_deit.json"
 BURST, PAUSE = 0.5, 0.3

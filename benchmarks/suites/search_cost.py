@@ -29,9 +29,7 @@ from torch.nn import functional
 from spvit_deploy.benchmarks.host import read_host
 from spvit_deploy.core.plan import ModelSpec
 from spvit_deploy.data.batches import Batches, open_batches
-from spvit_deploy.data.spec import (
-    DataSettings,
-)
+from spvit_deploy.data.spec import DataSettings
 from spvit_deploy.families.timm_models import create_model, preprocessing_of
 from spvit_deploy.lean.model_folder import load_saved
 from spvit_deploy.search.search import SearchSettings, run_search

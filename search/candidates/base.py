@@ -11,9 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from torch import Tensor
 
 from spvit_deploy.core.plan import BlockPlan
-from spvit_deploy.lean.operations.base import (
-    Operation,
-)
+from spvit_deploy.lean.operations.base import Operation
 
 if TYPE_CHECKING:
     from spvit_deploy.search.gated_attention import GatedAttention

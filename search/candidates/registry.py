@@ -9,11 +9,7 @@ from typing import TYPE_CHECKING
 
 from spvit_deploy.core.errors import InputError
 from spvit_deploy.core.plan import AttentionKind, BlockPlan
-from spvit_deploy.lean.operations.registry import (
-    OperationSet,
-    in_order,
-    load_candidates,
-)
+from spvit_deploy.lean.operations.registry import OperationSet, in_order, load_candidates
 from spvit_deploy.search.candidates.attention import AttentionCandidate
 from spvit_deploy.search.candidates.base import Candidate, Variant
 from spvit_deploy.search.candidates.conv1x1 import Conv1x1Candidate

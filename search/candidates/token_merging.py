@@ -13,12 +13,8 @@ from torch import nn
 
 from spvit_deploy.core.errors import BudgetError
 from spvit_deploy.core.plan import ModelSpec, TokenKeep
-from spvit_deploy.families.base import (
-    BlockSite,
-)
-from spvit_deploy.families.registry import (
-    find_sites,
-)
+from spvit_deploy.families.base import BlockSite
+from spvit_deploy.families.registry import find_sites
 from spvit_deploy.families.timm_models import input_size
 from spvit_deploy.lean.cost import CostTable, count_cost
 from spvit_deploy.lean.token_merging import insert_merges, without_merges

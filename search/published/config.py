@@ -18,7 +18,7 @@ from torch import Tensor
 
 from spvit_deploy.core.errors import CheckpointError, InputError, PlanError, first_line
 from spvit_deploy.core.plan import AttentionKind, Semantics
-from spvit_deploy.families.timm_models import read_state_dict
+from spvit_deploy.families.checkpoints import read_state_dict
 
 ONE_MODEL = "Use config, gates and checkpoint of one model."
 # Channels and heads of DeiT's sizes.

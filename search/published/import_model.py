@@ -9,12 +9,8 @@ from torch import Tensor
 
 from spvit_deploy.core.errors import CheckpointError, first_line
 from spvit_deploy.core.plan import PrunePlan
-from spvit_deploy.families.timm_models import (
-    create_shell,
-    load_weights,
-    preprocessing_of,
-    read_state_dict,
-)
+from spvit_deploy.families.checkpoints import load_weights, read_state_dict
+from spvit_deploy.families.timm_models import create_shell, preprocessing_of
 from spvit_deploy.lean.materialize import shape_lean
 from spvit_deploy.lean.model_folder import SavedModel
 from spvit_deploy.search.authors_plan import complete_sizes, published_plan, units_of_weights

@@ -16,9 +16,7 @@ from spvit_deploy.runtimes.info import distinct_options
 from spvit_deploy.runtimes.registry import formats
 
 if TYPE_CHECKING:
-    from spvit_deploy.data.spec import (
-        DataSettings,
-    )
+    from spvit_deploy.data.spec import DataSettings
     from spvit_deploy.lean.load_model import ModelRequest
     from spvit_deploy.runtimes.export_job import ExportSettings
     from spvit_deploy.runtimes.info import ExportOption, FormatInfo
@@ -307,9 +305,7 @@ _TRAIN_KEYS = (
 
 def take_data(options: dict[str, Any]) -> DataSettings:
     """Take the data options out of a command's options."""
-    from spvit_deploy.data.spec import (
-        DataSettings,
-    )
+    from spvit_deploy.data.spec import DataSettings
 
     found = {field: options.pop(key) for key, field in _DATA_KEYS.items() if key in options}
     return DataSettings(**found)

@@ -18,8 +18,7 @@ from torch import Tensor, distributed
 from spvit_deploy.core.device import pick_device
 from spvit_deploy.core.errors import DataError, JobError, RuntimeMissingError, first_line
 from spvit_deploy.core.launcher import launched
-from spvit_deploy.data.sampling import ALONE as WHOLE
-from spvit_deploy.data.sampling import Share
+from spvit_deploy.data.sampling import SINGLE_PROCESS, Rank
 
 
 @dataclass(frozen=True)
@@ -27,20 +26,20 @@ class Processes:
     """What a process can do with the others of its job; alone, nothing.
 
     Attributes:
-        share: which it is, and how many there are.
+        rank: which it is, and how many there are.
     """
 
-    share: Share = WHOLE
+    rank: Rank = SINGLE_PROCESS
 
     @property
     def several(self) -> bool:
         """Whether there are others."""
-        return self.share.count > 1
+        return self.rank.world_size > 1
 
     @property
     def first(self) -> bool:
         """Whether it is the one that prints and writes for all."""
-        return self.share.index == 0
+        return self.rank.index == 0
 
     def sum(self, tensor: Tensor) -> Tensor:
         """The tensor's sum over all processes, in place."""
@@ -98,7 +97,7 @@ def join(device: str) -> tuple[Processes, torch.device]:
             "Leave the launcher out, or choose --device cpu.",
         )
     state = _state(where)
-    return Processes(Share(state.process_index, state.num_processes)), where
+    return Processes(Rank(state.process_index, state.num_processes)), where
 
 
 def _own_gpu(device: str) -> torch.device:

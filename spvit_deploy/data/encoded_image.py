@@ -12,32 +12,32 @@ from spvit_deploy.core.errors import DataError
 
 
 @dataclass(frozen=True)
-class Encoded:
+class EncodedImage:
     """An image that is not decoded yet.
 
     Attributes:
-        content: a JPEG, PNG or other file that PIL reads.
-        name: where it lies, for messages.
+        content: Bytes of a JPEG, PNG or other file that PIL reads.
+        name: Where it is stored, for messages.
     """
 
     content: bytes
     name: str
 
     def decode(self) -> Image.Image:
-        """The image.
+        """Decode the image.
 
         Raises:
-            DataError: it is none, or damaged.
+            DataError: it is not an image, or damaged.
         """
         try:
             with warnings.catch_warnings():
-                # Half way to what PIL refuses: large photographs.
+                # PIL warns at half the size that it refuses; large photographs are that large.
                 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
                 with Image.open(io.BytesIO(self.content)) as image:
                     image.load()
                     return image
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            said = "it is no image" if isinstance(error, UnidentifiedImageError) else error
+            reason = "not an image" if isinstance(error, UnidentifiedImageError) else error
             raise DataError(
-                f"{self.name} cannot be read: {said}.", "Mend or replace it in its place."
+                f"{self.name} cannot be read: {reason}.", "Fix or replace it."
             ) from None

@@ -1,6 +1,6 @@
-"""Images in the rows of `datasets`: tables of the hub, of Parquet files, or of folders of images.
+"""Images in rows of `datasets`: datasets of the hub, Parquet files, or folders of images.
 
-``hfds/…`` has each row at hand; ``hfids/…`` streams them, and never needs room for a copy.
+``hfds/…`` gives random access to all rows; ``hfids/…`` streams them, without a copy on disk.
 """
 
 from __future__ import annotations
@@ -15,26 +15,28 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
-from spvit_deploy.core.errors import DataError
+from spvit_deploy.core.errors import DataError, first_line
 from spvit_deploy.core.progress import progress_bar
-from spvit_deploy.data.encoded_image import Encoded
-from spvit_deploy.data.parquet_check import require_all_parts, require_readable
-from spvit_deploy.data.sampling import mix
+from spvit_deploy.data.encoded_image import EncodedImage
+from spvit_deploy.data.parquet_check import require_all_files, require_readable
+from spvit_deploy.data.sampling import derive_seed
 
 # Formats that `datasets` reads by their name, out of a folder.
 _FORMATS = ("imagefolder", "parquet", "arrow", "webdataset")
-# Images that a stream is shuffled among, beside its files.
-BUFFER = 2048
+# Rows of a stream that are shuffled among each other, beside the order of its files.
+SHUFFLE_BUFFER = 2048
+# Rows whose labels are read at once, to be counted.
+_COUNTED_ROWS = 1000
 Rows = tuple[Any, list[str]]
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Where a row has its image and its class.
+    """The columns that hold image and class.
 
     Attributes:
-        image, label: names.
-        class_names: one a class, or empty.
+        image, label: Names of the columns.
+        class_names: Name of each class, or empty.
     """
 
     image: str
@@ -42,47 +44,78 @@ class Columns:
     class_names: tuple[str, ...]
 
 
-class RowImages(Dataset[tuple[Any, int]]):
-    """Rows at hand."""
+class _Rows:
+    """Rows of `datasets` with encoded images.
+
+    Args:
+        rows: The dataset.
+        columns: Its columns of image and class.
+        where: Name of the data in messages.
+    """
 
     def __init__(self, rows: Any, columns: Columns, where: str) -> None:
-        self._rows, self._columns, self._where = _raw(rows, columns), columns, where
+        import datasets
+
+        rows = rows.select_columns([columns.image, columns.label])
+        self._rows = rows.cast_column(columns.image, datasets.Image(decode=False))
+        self._columns, self._where = columns, where
+
+    def count(self) -> tuple[int, int]:
+        """Return the number of images, and one more than the largest label; only reads labels.
+
+        Raises:
+            DataError: a row has no valid label, or cannot be read.
+        """
+        total = classes = 0
+        labels = self._rows.select_columns([self._columns.label])
+        with data_errors(self._where), progress_bar("counting the images") as bar:
+            for batch in labels.iter(_COUNTED_ROWS):
+                for label in batch[self._columns.label]:
+                    classes = max(classes, 1 + _label(label, f"{self._where}: row {total}"))
+                    total += 1
+                bar.advance(len(batch[self._columns.label]))
+        return total, classes
+
+    def _sample(self, row: Any, name: str) -> tuple[EncodedImage, int]:
+        image = row[self._columns.image] or {}
+        path, content = image.get("path"), image.get("bytes")
+        if content is None and path:
+            name = path
+            try:
+                content = Path(path).read_bytes()
+            except OSError as error:
+                raise DataError(f"{path}: {error.strerror}.", "Restore the file.") from None
+        elif content is not None:
+            name = f"{name}: {path or ''}".removesuffix(": ")
+        if not content:
+            raise DataError(f"{name} has no image.", "Add one, or remove the row.")
+        return EncodedImage(content, name), _label(row[self._columns.label], name)
+
+
+class RowImages(_Rows, Dataset[tuple[Any, int]]):
+    """Images of rows with random access."""
 
     def __len__(self) -> int:
         return len(self._rows)
 
-    @property
-    def classes(self) -> int:
-        """One more than the largest label; reads the labels alone.
-
-        Raises:
-            DataError: a label is none.
-        """
-        labels = self._rows[self._columns.label]
-        named = ((label, f"{self._where}: row {index}") for index, label in enumerate(labels))
-        return 1 + max((_label(*pair) for pair in named), default=0)
-
     def __getitem__(self, index: int) -> tuple[Any, int]:
-        """Image and label.
+        """Return image and label.
 
         Raises:
             DataError: naming the row.
         """
         name = f"{self._where}: row {index}"
-        with readable(name):
+        with data_errors(name):
             row = self._rows[int(index)]
-        encoded, label = _sample(row, self._columns, name)
+        encoded, label = self._sample(row, name)
         return encoded.decode(), label
 
 
-class StreamedRows:
-    """Rows that come one after the other."""
+class StreamedRows(_Rows):
+    """Images of rows that are streamed."""
 
-    def __init__(self, rows: Any, columns: Columns, where: str) -> None:
-        self._rows, self._columns, self._where = _raw(rows, columns), columns, where
-
-    def epoch(self, seed: int | None, number: int) -> Iterator[tuple[Encoded, int]]:
-        """All images of an epoch; in another order for each seed and number, or as they come.
+    def epoch(self, seed: int | None, number: int) -> Iterator[tuple[EncodedImage, int]]:
+        """Yield the samples of an epoch, shuffled by seed and number; in order for no seed.
 
         Raises:
             DataError: naming the file, or the dataset.
@@ -91,55 +124,50 @@ class StreamedRows:
         if seed is not None:
             # One file at a time: later versions fill the buffer from ten by threads, which take
             # seconds to end where a stream is left before its end.
-            one = "max_buffer_input_shards" in inspect.signature(rows.shuffle).parameters
-            more = {"max_buffer_input_shards": 1} if one else {}
-            rows = rows.shuffle(seed=mix(seed, number), buffer_size=BUFFER, **more)
-        with readable(self._where):
+            single = "max_buffer_input_shards" in inspect.signature(rows.shuffle).parameters
+            options = {"max_buffer_input_shards": 1} if single else {}
+            shuffle_seed = derive_seed(seed, number)
+            rows = rows.shuffle(seed=shuffle_seed, buffer_size=SHUFFLE_BUFFER, **options)
+        with data_errors(self._where):
             for row in rows:
-                yield _sample(row, self._columns, self._where)
-
-    def count(self) -> tuple[int, int]:
-        """Number of images, and one more than the largest label; reads the labels alone."""
-        total = largest = 0
-        with readable(self._where), progress_bar("counting the images of the stream") as bar:
-            for row in self._rows.select_columns([self._columns.label]):
-                name = f"{self._where}: row {total}"
-                largest = max(largest, 1 + _label(row[self._columns.label], name))
-                total += 1
-                bar.advance()
-        return total, largest
+                yield self._sample(row, self._where)
 
 
 @contextmanager
-def readable(where: str) -> Iterator[None]:
-    """What `datasets` and pyarrow raise, in one line.
+def data_errors(where: str) -> Iterator[None]:
+    """Turn what `datasets` and pyarrow raise within this block into one line.
 
     Raises:
-        DataError: so.
+        DataError: with the library's message.
     """
     try:
         yield
-    except (DataError, KeyboardInterrupt, MemoryError, GeneratorExit):
+    except (DataError, MemoryError):
         raise
     except Exception as error:
-        text = " ".join(f"{error} {error.__cause__ or ''}".split())[:200].rstrip(". ")
+        causes = [e for e in (error, error.__cause__) if isinstance(e, Exception)]
+        text = " ".join(map(first_line, causes))
         hint = "Check --data, --data-dir, --train-split and --val-split."
-        raise DataError(f"{where}: {text or type(error).__name__}.", hint) from error
+        raise DataError(f"{where}: {text}.", hint) from error
 
 
 def load_rows(name: str, root: str | None, split: str, streams: bool, where: str) -> Rows:
-    """Rows of a split, and the names of all splits.
+    """Open a split.
 
     Args:
-        name: a folder of files or one that was saved by ``save_to_disk``; a format with its folder
-            in ``root``; or a dataset of the hub, kept in ``root``.
-        root: see ``name``.
-        split: of it.
-        streams: whether rows are read as they are needed.
-        where: what to call the data.
+        name: A folder of files, or one written by ``save_to_disk``; a format, with its folder in
+            ``root``; or a dataset of the hub, cached in ``root``.
+        root: See ``name``.
+        split: Name of the split, as the library takes it.
+        streams: Whether rows are streamed.
+        where: Name of the data in messages.
+
+    Returns:
+        The dataset, and the names of all splits.
 
     Raises:
         DataError: a file is missing or damaged.
+        Exception: whatever `datasets` raises; see :func:`data_errors`.
     """
     import datasets
 
@@ -155,31 +183,32 @@ def load_rows(name: str, root: str | None, split: str, streams: bool, where: str
             rows = rows[split]
         return rows.to_iterable_dataset() if streams else rows, known
     if name in _FORMATS and root and not path.exists():
-        return _of_files(datasets.load_dataset_builder(name, data_dir=root), split, streams, where)
-    here = str(path) if path.exists() else name
-    cache = {} if path.exists() or root is None else {"cache_dir": root}
-    return _of_files(datasets.load_dataset_builder(here, **cache), split, streams, where)
+        builder = datasets.load_dataset_builder(name, data_dir=root)
+    else:
+        cache = {} if path.exists() or root is None else {"cache_dir": root}
+        builder = datasets.load_dataset_builder(str(path) if path.exists() else name, **cache)
+    return _load_files(builder, split, streams, where)
 
 
-def _of_files(builder: Any, split: str, streams: bool, where: str) -> Rows:
-    """What ``load_dataset`` does, with a look at the files in between."""
+def _load_files(builder: Any, split: str, streams: bool, where: str) -> Rows:
+    """Do what ``load_dataset`` does, with a check of the files in between."""
     files = {str(name): paths for name, paths in (builder.config.data_files or {}).items()}
-    asked = [path for name in re.findall(r"\w+", split) for path in files.get(name, ())]
-    require_all_parts(asked, where)
+    requested = [path for name in re.findall(r"\w+", split) for path in files.get(name, ())]
+    require_all_files(requested, where)
     if streams:
-        require_readable(asked, where)
+        require_readable(requested, where)
         return builder.as_streaming_dataset(split=split), list(files)
-    # All splits are copied, whichever is asked for.
+    # The library copies all splits, whichever is requested.
     require_readable([path for paths in files.values() for path in paths], where)
     builder.download_and_prepare()
     return builder.as_dataset(split=split), [str(name) for name in builder.info.splits]
 
 
-def columns_of(rows: Any, where: str) -> Columns:
-    """The columns of image and class.
+def find_columns(rows: Any, where: str) -> Columns:
+    """Find the columns of image and class by their types and usual names.
 
     Raises:
-        DataError: there is no image, or no class, or more than one that could be it.
+        DataError: there is no image, no class, or more than one that could be the class.
     """
     import datasets
 
@@ -196,32 +225,9 @@ def columns_of(rows: Any, where: str) -> Columns:
     return Columns(images[0], labels[0], tuple(getattr(features[labels[0]], "names", None) or ()))
 
 
-def _raw(rows: Any, columns: Columns) -> Any:
-    import datasets
-
-    rows = rows.select_columns([columns.image, columns.label])
-    return rows.cast_column(columns.image, datasets.Image(decode=False))
-
-
-def _sample(row: Any, columns: Columns, name: str) -> tuple[Encoded, int]:
-    image = row[columns.image] or {}
-    path, content = image.get("path"), image.get("bytes")
-    if content is None and path:
-        name = path
-        try:
-            content = Path(path).read_bytes()
-        except OSError as error:
-            raise DataError(f"{path}: {error.strerror}.", "Put it back in its place.") from None
-    elif content is not None:
-        name = f"{name}: {path or ''}".removesuffix(": ")
-    if not content:
-        raise DataError(f"{name} has no image.", "Give it one, or remove it.")
-    return Encoded(content, name), _label(row[columns.label], name)
-
-
 def _label(label: Any, name: str) -> int:
     if not isinstance(label, int) or label < 0:
         raise DataError(
-            f"{name}: its label, {label!r}, is no class number.", "Give it one, or remove it."
+            f"{name}: label {label!r} is not a class number.", "Correct it, or remove the row."
         )
     return label

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -13,32 +12,31 @@ from spvit_deploy.data.spec import (
     DataSettings,
     Source,
     hold_out,
-    name_of,
     require_splits,
 )
-from spvit_deploy.data.timm_dataset import create, source_of
+from spvit_deploy.data.timm_dataset import open_timm, timm_source
 
 
-def folder_source(settings: DataSettings, train: bool, strict: bool) -> Source:
-    """One split of a folder, or a fixed part of all where it has none.
+def open_folder(settings: DataSettings, train: bool, strict: bool) -> Source:
+    """Open one split of a folder, or a fixed part of all images where it has no splits.
 
     Raises:
-        DataError: no folder, or one whose classes cannot be told.
+        DataError: the folder is missing, or its classes are ambiguous.
     """
     top = folder_root(settings)
     require_splits(settings, lambda name: _is_split(top / name))
-    chosen = _split_folder(top, train, settings)
-    other = _split_folder(top, not train, settings)
-    one = chosen or other
-    if one is not None and not (chosen and other):
-        _check_alone(settings, one)
-    whole = source_of(create(settings, "", str(one or top), "", train, strict))
-    _check_classes(settings, whole.images.reader)
-    return whole if chosen and other else hold_out(whole, train)
+    chosen = _split_folder(top, settings, train)
+    other = _split_folder(top, settings, not train)
+    single = chosen or other
+    if single is not None and not (chosen and other):
+        _check_single_split(settings, single)
+    source = timm_source(open_timm(settings, "", str(single or top), "", train, strict))
+    _check_classes(settings, source.images.reader)
+    return source if chosen and other else hold_out(source, train)
 
 
-def _check_alone(settings: DataSettings, split: Path) -> None:
-    """Refuse a split beside which classes lie: it is more likely one of them."""
+def _check_single_split(settings: DataSettings, split: Path) -> None:
+    """Refuse a split beside folders that are not splits: it is more likely a class like them."""
     splits = (settings.train_split, settings.val_split, *TRAIN_NAMES, *VAL_NAMES)
     others = sorted(
         entry.name
@@ -47,46 +45,45 @@ def _check_alone(settings: DataSettings, split: Path) -> None:
     )
     if others:
         raise DataError(
-            f"{name_of(settings)}: {split.name} holds folders, as a split does, and beside it lies "
+            f"{settings.options}: {split.name} holds folders, as a split does, and beside it lies "
             f"{others[0]}, as classes do.",
             f"Name {split} if that is the split; a class holds its images directly.",
         )
 
 
 def _check_classes(settings: DataSettings, reader: Any) -> None:
-    """Refuse images above or below the folder of their class; timm takes that around each."""
+    """Refuse images above or below the folders of classes, which timm gives odd classes."""
     root = Path(reader.root)
-    for folder in dict.fromkeys(os.path.dirname(path) for path, _ in reader.samples):
-        if Path(folder).parent != root:
+    for folder in dict.fromkeys(Path(path).parent for path, _ in reader.samples):
+        if folder.parent != root:
             raise DataError(
-                f"{name_of(settings)}: the images in {folder} do not lie in the folder of a class.",
+                f"{settings.options}: the images in {folder} do not lie in the folder of a class.",
                 f"Each folder of {root} is a class, and holds its images directly.",
             )
 
 
 def folder_root(settings: DataSettings) -> Path:
-    """The folder that the data are read from.
+    """Return the folder that the data are read from.
 
     Raises:
-        DataError: it is not there.
+        DataError: it does not exist.
     """
     path = Path(settings.spec)
     if settings.spec.partition("/")[0] == "folder" and not path.is_dir():
         path = Path(settings.spec.partition("/")[2])
-    top = Path(settings.root, path) if settings.root else path
+    top = Path(settings.root or "", path)
     if not top.is_dir():
-        raise DataError(f"{name_of(settings)}: {top} is no folder.", "Check --data and --data-dir.")
+        raise DataError(
+            f"{settings.options}: {top} is not a folder.", "Check --data and --data-dir."
+        )
     return top
 
 
-def _split_folder(top: Path, train: bool, settings: DataSettings) -> Path | None:
-    asked = settings.train_split if train else settings.val_split
-    for name in (asked, *(TRAIN_NAMES if train else VAL_NAMES)):
-        if _is_split(top / name):
-            return top / name
-    return None
+def _split_folder(top: Path, settings: DataSettings, train: bool) -> Path | None:
+    names = (settings.split(train), *(TRAIN_NAMES if train else VAL_NAMES))
+    return next((top / name for name in names if _is_split(top / name)), None)
 
 
 def _is_split(folder: Path) -> bool:
-    """A class may be called train as well; a split holds the folders of its classes."""
+    """Tell a split from a class of the same name: it holds the folders of its classes."""
     return folder.is_dir() and any(entry.is_dir() for entry in folder.iterdir())

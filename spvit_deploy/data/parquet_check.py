@@ -1,6 +1,6 @@
-"""Files of rows that are missing, cut short or damaged at their end: named before any work.
+"""Checks for files of rows that are missing, truncated or damaged, before any work.
 
-What `datasets` raises of one names no file, and of one that is missing nothing is said.
+The errors of `datasets` do not name a damaged file, and a missing one raises none.
 """
 
 from __future__ import annotations
@@ -11,22 +11,21 @@ from pathlib import Path
 
 from spvit_deploy.core.errors import DataError
 
-_MEND = "Fetch it once more, or make it again."
-# Some writers put a hash of the content behind the numbers.
+# Some writers append a hash of the content to the numbers.
 _NUMBERED = re.compile(
     r"(?P<start>.*)-(?P<number>\d{5})-of-(?P<total>\d{5})(?:-\w+)?(?P<end>\.(parquet|arrow|tar))"
 )
 
 
-def require_all_parts(files: Iterable[str], where: str) -> None:
+def require_all_files(files: Iterable[str], where: str) -> None:
     """Refuse ``x-00000-of-00003.parquet`` without the others.
 
     Args:
-        files: of one split.
-        where: what to call the data.
+        files: Paths of one split.
+        where: Name of the data in messages.
 
     Raises:
-        DataError: naming the first that is missing.
+        DataError: naming the first missing file.
     """
     groups: dict[tuple[str, str], dict[int, re.Match[str]]] = {}
     for file in files:
@@ -37,16 +36,16 @@ def require_all_parts(files: Iterable[str], where: str) -> None:
     for (start, total), parts in groups.items():
         missing = [number for number in range(int(total)) if number not in parts]
         if missing:
-            one = next(iter(parts.values()))
-            path = f"{start}-{missing[0]:05d}-of-{total}{one['end']}"
+            end = next(iter(parts.values()))["end"]
             raise DataError(
-                f"{where}: {path} is missing; {len(missing)} of {int(total)} files are.",
-                "Fetch what is missing, or rename those that are there.",
+                f"{where}: {start}-{missing[0]:05d}-of-{total}{end} is missing; {len(missing)} of "
+                f"{int(total)} files are.",
+                "Download what is missing, or rename the others.",
             )
 
 
 def require_readable(files: Iterable[str], where: str) -> None:
-    """Refuse Parquet files of this host whose ends, which tell what they hold, cannot be read.
+    """Refuse local Parquet files whose footers, which describe their content, cannot be read.
 
     Raises:
         DataError: naming the first.
@@ -58,6 +57,6 @@ def require_readable(files: Iterable[str], where: str) -> None:
             try:
                 parquet.read_metadata(file)
             except (OSError, ValueError) as error:
-                why = getattr(error, "strerror", None)
-                said = f"{file}: {why}" if why else f"{file} is cut short or damaged"
-                raise DataError(f"{where}: {said}.", _MEND) from None
+                reason = getattr(error, "strerror", None)
+                text = f"{file}: {reason}" if reason else f"{file} is truncated or damaged"
+                raise DataError(f"{where}: {text}.", "Download or create it again.") from None

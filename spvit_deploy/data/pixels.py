@@ -1,4 +1,4 @@
-"""Between normalized images and the bytes that cameras and decoders give."""
+"""Conversion between normalized images and the bytes of cameras and decoders."""
 
 from __future__ import annotations
 
@@ -13,37 +13,51 @@ from spvit_deploy.core.preprocessing import Preprocessing
 Array = NDArray[Any]
 
 
+def _mean_std(prep: Preprocessing) -> tuple[Array, Array]:
+    """Return mean and deviation of pixels from 0 to 1, each float32 [channels, 1, 1]."""
+    mean, std = (np.asarray(part, np.float32).reshape(-1, 1, 1) for part in (prep.mean, prep.std))
+    return mean, std
+
+
 def to_pixels(images: Array, prep: Preprocessing) -> Array:
-    """Normalized [B, C, H, W] float32 → uint8 [B, H, W, C], cut at black and white.
+    """Convert normalized images to bytes, clipped at black and white.
 
     Exact for images that were bytes before they were normalized.
+
+    Args:
+        images: float32 [batch, channels, height, width].
+        prep: Mean and deviation.
+
+    Returns:
+        uint8 [batch, height, width, channels].
     """
-    mean, std = (np.asarray(part, np.float32).reshape(-1, 1, 1) for part in (prep.mean, prep.std))
+    mean, std = _mean_std(prep)
     levels = np.clip(np.rint((images * std + mean) * 255), 0, 255).astype(np.uint8)
     return np.ascontiguousarray(levels.transpose(0, 2, 3, 1))
 
 
 def from_pixels(pixels: Array, prep: Preprocessing) -> Array:
-    """uint8 [B, H, W, C] → normalized [B, C, H, W] float32."""
-    mean, std = (np.asarray(part, np.float32).reshape(-1, 1, 1) for part in (prep.mean, prep.std))
+    """Normalize uint8 [batch, height, width, channels] to float32 [batch, channels, h, w]."""
+    mean, std = _mean_std(prep)
     levels = pixels.transpose(0, 3, 1, 2).astype(np.float32) / 255
     return np.ascontiguousarray((levels - mean) / std)
 
 
 def resized_size(prep: Preprocessing) -> tuple[int, int]:
-    """(height, width) that pictures are resized to before the model's size is cut out of them."""
-    high, wide = (math.floor(side / prep.crop_pct) for side in prep.input_size[1:])
-    return high, wide
+    """Return (height, width) of raw images after resizing, before the crop to the model's size."""
+    height, width = (math.floor(side / prep.crop_pct) for side in prep.input_size[1:])
+    return height, width
 
 
-def to_pictures(images: Array, prep: Preprocessing) -> Array:
-    """As :func:`to_pixels`, in the middle of pictures of :func:`resized_size`: the preprocessing
-    makes just these images of them.
+def to_raw_images(images: Array, prep: Preprocessing) -> Array:
+    """Make raw images that the model's preprocessing turns into these normalized images.
+
+    As :func:`to_pixels`, with borders up to :func:`resized_size` that the crop removes.
     """
     pixels = to_pixels(images, prep)
     margins = [(0, 0)]
     for new, old in zip(resized_size(prep), pixels.shape[1:3], strict=True):
-        # As Python rounds, and torchvision with it: halves to the even one.
+        # Rounded half to even, as torchvision's crop does.
         before = round((new - old) / 2)
         margins.append((before, new - old - before))
     return np.ascontiguousarray(np.pad(pixels, [*margins, (0, 0)], mode="edge"))

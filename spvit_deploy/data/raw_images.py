@@ -1,8 +1,7 @@
-"""Pictures as they come, each of its own size, for models that prepare them themselves."""
+"""Images as their files hold them, each of its own size, for models that prepare them."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -10,56 +9,41 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
 
-from spvit_deploy.core.errors import DataError
 from spvit_deploy.core.preprocessing import Preprocessing
-from spvit_deploy.data.batches import check_classes, index_of, unreadable
+from spvit_deploy.data.batches import check_classes, class_indices
 from spvit_deploy.data.pixels import Array
-from spvit_deploy.data.sampling import generator_of
 from spvit_deploy.data.sources import open_source
 from spvit_deploy.data.spec import DataSettings, Source
-from spvit_deploy.data.transforms import PictureTransform, Prepared
+from spvit_deploy.data.transforms import PreparedImages, RawImageTransform, load_batches
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """Batches of the validation split, in order, as often as it is iterated.
+class RawImages:
+    """Batches of raw images of the validation split, in order; can be iterated repeatedly.
 
-    Yields (pictures, each uint8 [C, H, W] of its own size; labels [B] int64, as the model counts).
+    Yields (images, each uint8 [channels, height, width] of its own size; labels [batch] int64, as
+    the model numbers its classes).
     """
 
     source: Source
     settings: DataSettings
-    prep: Preprocessing
+    channels: int
     classes: tuple[str, ...]
 
     def __len__(self) -> int:
-        """Number of batches; 0 where the data do not say."""
+        """Return the number of batches; 0 where the data do not say."""
         return -(-(self.source.size or 0) // self.settings.batch_size)
 
     def __iter__(self) -> Iterator[tuple[list[Array], Array]]:
-        images = Prepared(self.source, self.prep, False, PictureTransform(self.prep.input_size[0]))
-        index = index_of(self.source.class_names, self.classes or self.source.class_names)
-        loader: DataLoader[Any] = DataLoader(
-            images,
-            batch_sampler=self._order(),  # type: ignore[arg-type]
-            collate_fn=_as_they_are,
-            num_workers=min(self.settings.workers, os.cpu_count() or 1),
-            # Without one the loader would draw from the generator that everything draws from.
-            generator=generator_of(0),
-        )
-        try:
-            for batch in loader:
-                if isinstance(batch, DataError):
-                    raise batch
-                labels = torch.tensor([label for _, label in batch])
-                labels = labels if index is None else index[labels]
-                yield [picture.numpy() for picture, _ in batch], labels.numpy().astype(np.int64)
-        except (OSError, RuntimeError) as error:
-            raise unreadable(self.settings, error) from error
+        images = PreparedImages(self.source, RawImageTransform(self.channels))
+        index = class_indices(self.source.class_names, self.classes or self.source.class_names)
+        for batch in load_batches(images, self._keys(), self.settings, collate=_unchanged):
+            labels = torch.tensor([label for _, label in batch])
+            labels = labels if index is None else index[labels]
+            yield [image.numpy() for image, _ in batch], labels.numpy().astype(np.int64)
 
-    def _order(self) -> Iterator[list[Any]]:
+    def _keys(self) -> Iterator[list[Any]]:
         keys: Iterator[Any] = iter(range(self.source.size or 0))
         if self.source.streams:
             keys = ((0, sample) for sample in self.source.images.epoch(None, 0))
@@ -67,23 +51,23 @@ class Pictures:
             yield batch
 
 
-def _as_they_are(samples: Any) -> Any:
+def _unchanged(samples: Any) -> Any:
     return samples
 
 
-def open_pictures(
+def open_raw_images(
     settings: DataSettings, prep: Preprocessing, classes: Sequence[str] = ()
-) -> Pictures:
-    """Open the validation split.
+) -> RawImages:
+    """Open the validation split without preparing its images.
 
     Args:
-        settings: which data.
-        prep: the model's preprocessing, of which its channels are taken.
-        classes: class names of the model; data with names of their own must agree.
+        settings: Which data.
+        prep: The model's preprocessing, of which only the number of channels is used.
+        classes: Class names of the model; data with class names must agree.
 
     Raises:
         DataError: as :func:`~spvit_deploy.data.batches.open_batches`.
     """
     source = open_source(settings, False, strict=True)
     check_classes(settings, source, classes)
-    return Pictures(source, settings, prep, tuple(classes))
+    return RawImages(source, settings, prep.input_size[0], tuple(classes))

@@ -1,7 +1,7 @@
-"""Which image comes when, and what is drawn for it: functions of seed, epoch and place.
+"""Order of images and seeds of random draws, as functions of seed, epoch and position.
 
-Nothing here remembers anything, so that a training that was cut short goes on with the very
-images and draws that it would have had, and several processes share the batches of one.
+Nothing here has state: a training that was interrupted continues with the images and draws that it
+would have had, and several processes divide the batches of one among them.
 """
 
 from __future__ import annotations
@@ -18,37 +18,37 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Share:
-    """What one of several processes takes: every ``count``-th image of a batch.
+class Rank:
+    """One of the processes of a distributed training; it takes every n-th image of a batch.
 
     Attributes:
-        index: which process, from 0.
-        count: how many there are.
+        index: Which process, from 0.
+        world_size: Number of processes n.
     """
 
     index: int = 0
-    count: int = 1
+    world_size: int = 1
 
 
-ALONE = Share()
-# Images that are shuffled among each other, of data that lie in parts; as many as timm takes.
-WINDOW = 8192
+SINGLE_PROCESS = Rank()
+# Images of sharded data that are shuffled among each other; timm's window has the same size.
+SHUFFLE_WINDOW = 8192
 
 
-def mix(*numbers: int) -> int:
-    """One seed of 63 bits from several numbers; seeds of neighbours have nothing in common."""
+def derive_seed(*numbers: int) -> int:
+    """Hash several numbers to one seed of 63 bits; seeds of close numbers are unrelated."""
     return int.from_bytes(blake2b(repr(numbers).encode(), digest_size=8).digest(), "big") >> 1
 
 
-def generator_of(*numbers: int) -> torch.Generator:
-    """A CPU generator with the seed ``mix(*numbers)``."""
-    return torch.Generator().manual_seed(mix(*numbers))
+def seeded_generator(*numbers: int) -> torch.Generator:
+    """Create a CPU generator with the seed ``derive_seed(*numbers)``."""
+    return torch.Generator().manual_seed(derive_seed(*numbers))
 
 
 @contextmanager
-def drawing_from(*numbers: int) -> Iterator[None]:
-    """Let all that is drawn in this block, by whatever library, come from these numbers."""
-    seed = mix(*numbers)
+def seeded(*numbers: int) -> Iterator[None]:
+    """Seed random, numpy and torch within this block, and restore their states after it."""
+    seed = derive_seed(*numbers)
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     random.seed(seed)
     np.random.seed(seed % 2**32)
@@ -61,58 +61,57 @@ def drawing_from(*numbers: int) -> Iterator[None]:
         torch.set_rng_state(states[2])
 
 
-def shuffled(size: int, parts: Sequence[int], generator: torch.Generator) -> Tensor:
-    """The numbers up to ``size``, in an order that is drawn.
+def shuffle_indices(size: int, shard_sizes: Sequence[int], generator: torch.Generator) -> Tensor:
+    """Shuffle the numbers from 0 to ``size`` - 1, [size] int64.
 
     Args:
-        size: how many.
-        parts: how many of them lie together each time, as in a shard. They are drawn first, and
-            then the order within every :data:`WINDOW`, so that a disk finds images near each other.
-        generator: draws.
+        size: Number of images.
+        shard_sizes: Number of consecutive images in each shard; empty for data without shards.
+            Shards are shuffled first, and then the images within every :data:`SHUFFLE_WINDOW`,
+            so that a disk reads images near each other.
+        generator: Source of randomness.
     """
-    if size <= WINDOW or not parts:
+    if size <= SHUFFLE_WINDOW or not shard_sizes:
         return torch.randperm(size, generator=generator)
-    spans = torch.arange(size).split(list(parts))
-    turns = torch.randperm(len(spans), generator=generator).tolist()
-    windows = torch.cat([spans[turn] for turn in turns]).split(WINDOW)
+    shards = torch.arange(size).split(list(shard_sizes))
+    turns = torch.randperm(len(shards), generator=generator).tolist()
+    windows = torch.cat([shards[turn] for turn in turns]).split(SHUFFLE_WINDOW)
     draws = (torch.randperm(len(window), generator=generator) for window in windows)
     return torch.cat([window[draw] for window, draw in zip(windows, draws, strict=True)])
 
 
 @dataclass(frozen=True)
-class TrainOrder:
-    """The batches of an epoch, as (seed of its draws, index) of every image of one process.
+class TrainSampler:
+    """Batches of one epoch for one process, as (seed of the augmentation, index) of each image.
 
     Attributes:
-        size: number of images.
-        batch: images a step, of all processes together.
-        seed: of order and draws.
-        epoch: which epoch, from 0.
-        skip: steps of it that are done.
-        share: the part of each batch that is this process's.
-        parts: numbers of images that lie together; see :func:`shuffled`.
+        size: Number of images.
+        global_batch: Images per step, of all processes together.
+        seed: Seed of order and augmentation.
+        epoch: Which epoch, from 0.
+        skip: Steps of the epoch that are done.
+        rank: The process.
+        shard_sizes: See :func:`shuffle_indices`.
     """
 
     size: int
-    batch: int
+    global_batch: int
     seed: int
     epoch: int
     skip: int = 0
-    share: Share = ALONE
-    parts: tuple[int, ...] = ()
+    rank: Rank = SINGLE_PROCESS
+    shard_sizes: tuple[int, ...] = ()
 
     def __len__(self) -> int:
-        return max(1, self.size // self.batch) - self.skip
+        return max(1, self.size // self.global_batch) - self.skip
 
     def indices(self) -> Iterator[Tensor]:
-        """Indices of the images of each batch; an incomplete batch is left out, unless it is
-        the only one.
-        """
-        order = shuffled(self.size, self.parts, generator_of(self.seed, self.epoch))
-        for step in range(self.skip, self.skip + len(self)):
-            batch = order[step * self.batch : (step + 1) * self.batch]
-            yield batch[self.share.index :: self.share.count]
+        """Yield the indices of each batch; an incomplete one only if there is no other."""
+        generator = seeded_generator(self.seed, self.epoch)
+        batches = shuffle_indices(self.size, self.shard_sizes, generator).split(self.global_batch)
+        for batch in batches[self.skip : self.skip + len(self)]:
+            yield batch[self.rank.index :: self.rank.world_size]
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         for indices in self.indices():
-            yield [(mix(self.seed, self.epoch, index), index) for index in indices.tolist()]
+            yield [(derive_seed(self.seed, self.epoch, index), index) for index in indices.tolist()]

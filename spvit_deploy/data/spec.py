@@ -1,4 +1,4 @@
-"""Which images are asked for, and what is found of them."""
+"""The settings that name a dataset, and the source of images that it opens to."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.utils.data import Subset
 from spvit_deploy.core.errors import DataError
 from spvit_deploy.core.records import StrictModel
 
-_HOLD_OUT = 0.2
+_HOLD_OUT_FRACTION = 0.2
 TRAIN_NAMES = ("train", "training")
 VAL_NAMES = ("val", "valid", "validation", "eval", "test")
 
@@ -24,14 +24,14 @@ class DataSettings(StrictModel):
     Attributes:
         spec: ``digits``, or a timm dataset name: ``folder/PATH``, ``torch/fashion_mnist``,
             ``hfds/…``, ``hfids/…``, ``wds/…``.
-        root: folder that the spec is looked up in.
-        train_split: name of the split to train on.
-        val_split: name of the split to evaluate on.
-        batch_size: images a step.
-        workers: loading processes; none for data that fit in memory.
+        root: Folder that the spec is relative to.
+        train_split: Name of the split to train on.
+        val_split: Name of the split to evaluate on.
+        batch_size: Images per step.
+        workers: Loading processes; none are started for data that fit in memory.
         augment: ``none``; ``shift``, random translations; ``timm``, random crops, flips and
-            colour; ``auto``, which takes ``shift`` where data fit in memory and else ``timm``.
-        download: let torchvision or the hub download what is missing.
+            colour; ``auto``, which is ``shift`` for data that fit in memory and else ``timm``.
+        download: Let torchvision or the hub download what is missing.
     """
 
     spec: str
@@ -45,8 +45,17 @@ class DataSettings(StrictModel):
 
     @staticmethod
     def of(data: DataSettings | str) -> DataSettings:
-        """Settings as they are, or those of a spec."""
+        """Return settings unchanged, or those of a spec."""
         return data if isinstance(data, DataSettings) else DataSettings(spec=data)
+
+    @property
+    def options(self) -> str:
+        """The data as named on the command line, for messages."""
+        return f"--data {self.spec}" + (f" --data-dir {self.root}" if self.root else "")
+
+    def split(self, train: bool) -> str:
+        """Return the name of the split to train on, or to evaluate on."""
+        return self.train_split if train else self.val_split
 
 
 @dataclass(frozen=True)
@@ -54,37 +63,34 @@ class Source:
     """Images of one split.
 
     Attributes:
-        images: gives (image, class index) of each number, the image of PIL or encoded; or streams
-            them, by ``epoch(seed, number)``.
-        class_names: one a class, or empty when the data do not say.
-        whole: whether images show their object in full, so that cropping would cut it.
-        size: number of images, or None when they stream and do not say.
-        parts: numbers of images that lie together, in order; empty where any is read as quickly.
-        class_count: how many classes there are, where they have no names.
-        identity: what stays the same when damage is mended; empty where files say it.
-        streams: whether images come in an order of their own.
-        largest: tells the name of an image of the last class; None where it is not known.
+        images: Maps an index to (image, label), the image of PIL or an ``EncodedImage``; or a
+            stream of them, by ``epoch(seed, number)``: in an order that depends on both, or in
+            that of the data where the seed is None.
+        class_names: Name of each class, or empty where the data do not say.
+        no_crop: Whether images show their object in full, so that a crop would cut it off.
+        size: Number of images, or None for a stream of unknown size.
+        shard_sizes: Number of consecutive images in each shard; empty where random access is fast.
+        class_count: Number of classes where they have no names.
+        identity: Text that identifies the data, and stays the same when damage is fixed; empty
+            where the fingerprint of the files does.
+        streams: Whether images come in an order of the stream.
+        largest_label: Returns the name of an image with the largest label; None where unknown.
     """
 
     images: Any
     class_names: tuple[str, ...]
-    whole: bool
+    no_crop: bool
     size: int | None
-    parts: tuple[int, ...] = ()
+    shard_sizes: tuple[int, ...] = ()
     class_count: int = 0
     identity: str = ""
     streams: bool = False
-    largest: Callable[[], str] | None = None
+    largest_label: Callable[[], str] | None = None
 
     @property
     def classes(self) -> int:
-        """How many classes there are, or 0 where that is not known."""
+        """Number of classes, or 0 where unknown."""
         return len(self.class_names) or self.class_count
-
-
-def name_of(settings: DataSettings) -> str:
-    """The data, as they were named on the command line."""
-    return f"--data {settings.spec}" + (f" --data-dir {settings.root}" if settings.root else "")
 
 
 def require_splits(
@@ -92,33 +98,34 @@ def require_splits(
     has: Callable[[str], object],
     names: Sequence[str] = (*TRAIN_NAMES, *VAL_NAMES),
 ) -> None:
-    """Refuse splits that were asked for and are not there; of the defaults the nearest is taken.
+    """Refuse splits that do not exist, other than the default ones.
 
-    Both are looked at, whichever is opened: the other may be needed at the end of long work.
+    Both are checked, whichever is opened: the other may only be needed at the end of long work.
 
     Args:
-        settings: what was asked.
-        has: whether there is a split of a name.
-        names: to tell of, as far as there are splits of them.
+        settings: Which data.
+        has: Tells whether a split of a name exists.
+        names: Splits that the message lists, as far as they exist.
 
     Raises:
-        DataError: naming these.
+        DataError: naming the splits that exist.
     """
     for field in ("train_split", "val_split"):
-        asked = getattr(settings, field)
-        if asked != DataSettings.model_fields[field].default and not has(asked):
-            there, option = [name for name in names if has(name)], f"--{field.replace('_', '-')}"
-            known = f"; there are {', '.join(there)}." if there else ", nor any of a usual name."
+        requested = getattr(settings, field)
+        if requested != DataSettings.model_fields[field].default and not has(requested):
+            existing, option = [name for name in names if has(name)], f"--{field.replace('_', '-')}"
+            known = f"; there are {', '.join(existing)}." if existing else ", nor any usual one."
             raise DataError(
-                f"{name_of(settings)} has no split '{asked}' for {option}{known}",
-                f"Name one of these, or leave {option} out." if there else f"Leave {option} out.",
-            )
+                f"{settings.options} has no split '{requested}' for {option}{known}",
+                f"Name one of these, or leave {option} out." if existing
+                else f"Leave {option} out.",
+            )  # fmt: skip
 
 
 def hold_out(source: Source, train: bool) -> Source:
-    """A fixed fifth for evaluation, where data have no split of their own."""
+    """Return a fixed random fifth of the images for evaluation, or the others for training."""
     order = list(range(source.size or 0))
     random.Random(0).shuffle(order)
-    cut = max(1, int(len(order) * _HOLD_OUT)) if order else 0
+    cut = max(1, int(len(order) * _HOLD_OUT_FRACTION)) if order else 0
     part: Sequence[int] = sorted(order[cut:] if train else order[:cut])
-    return replace(source, images=Subset(source.images, part), size=len(part), parts=())
+    return replace(source, images=Subset(source.images, part), size=len(part), shard_sizes=())

@@ -1,4 +1,4 @@
-"""Images that timm's readers give."""
+"""Images of timm's dataset readers."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ from torch.utils.data import Dataset, IterableDataset
 
 from spvit_deploy.core.errors import DataError, first_line
 from spvit_deploy.core.progress import warn
-from spvit_deploy.data.spec import DataSettings, Source, name_of
+from spvit_deploy.data.encoded_image import EncodedImage
+from spvit_deploy.data.spec import DataSettings, Source
 
-# Unreadable images one after another, at which a training gives up.
-_IN_A_ROW = 10
+# Consecutive unreadable images after which a training gives up.
+_MAX_SKIPPED = 10
 
 
 class NamedImages(Dataset[tuple[Image.Image, int]]):
-    """Files of a timm dataset, decoded, of which an unreadable one is named.
+    """Decoded images of a timm dataset; messages name those that cannot be read.
 
     Args:
-        images: timm's.
-        strict: refuse unreadable images; else the next one is taken, with a warning, which is well
-            in training, and a wrong figure in an evaluation.
+        images: timm's dataset.
+        strict: Refuse unreadable images. Otherwise the next one is taken, with a warning, which
+            is harmless in training, and would falsify an evaluation.
     """
 
     def __init__(self, images: ImageDataset, strict: bool) -> None:
@@ -34,47 +35,52 @@ class NamedImages(Dataset[tuple[Image.Image, int]]):
         return len(self.reader)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        for step in range(_IN_A_ROW):
-            at = (index + step) % len(self.reader)
+        """Return image and label.
+
+        Raises:
+            DataError: the image, or too many after it, cannot be read.
+        """
+        for step in range(_MAX_SKIPPED):
+            place = (index + step) % len(self.reader)
             try:
-                return self._decoded(at)
+                return self._decoded(place)
             except DataError as error:
                 if self._strict:
                     raise
                 warn(f"{error.message} It is passed over.")
-        raise DataError(f"{_IN_A_ROW} images in a row cannot be read.", "Mend or remove them.")
+        raise DataError(f"{_MAX_SKIPPED} consecutive images cannot be read.", "Fix or remove them.")
 
     def _decoded(self, index: int) -> tuple[Image.Image, int]:
         file, label, *_ = self.reader[index]
+        name = self.reader.filename(index)
         try:
-            with file, Image.open(file) as image:
-                image.load()
-                return image, int(label)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            name = self.reader.filename(index)
-            raise DataError(f"{name} cannot be read: {error}.", "Remove or mend it.") from None
+            with file:
+                content = file.read()
+        except OSError as error:
+            raise DataError(f"{name} cannot be read: {error}.", "Fix or replace it.") from None
+        return EncodedImage(content, name).decode(), int(label)
 
 
 class StreamedImages:
-    """Images that come in an order of their reader's own, each process's part of them."""
+    """Stream of a timm reader, in an order of its own, which divides itself among processes."""
 
     def __init__(self, images: Any) -> None:
         self._images = images
 
     def epoch(self, seed: int | None, number: int) -> Iterator[tuple[Any, int]]:
-        """All images of an epoch."""
+        """Yield all samples of an epoch; the reader knows no seed."""
         if hasattr(self._images, "set_epoch"):
             self._images.set_epoch(number)
         yield from self._images
 
 
-def create(
+def open_timm(
     settings: DataSettings, name: str, root: str | None, split: str, train: bool, strict: bool
 ) -> Dataset[Any]:
-    """What timm reads by a name.
+    """Open a dataset by timm's name of it, which is empty for a folder.
 
     Raises:
-        DataError: timm's words for it.
+        DataError: with timm's own message.
     """
     try:
         dataset: Dataset[Any] = create_dataset(
@@ -88,18 +94,18 @@ def create(
             input_img_mode="RGB" if name else None,
         )
         return NamedImages(dataset, strict) if isinstance(dataset, ImageDataset) else dataset
-    except (KeyboardInterrupt, MemoryError):
+    except MemoryError:
         raise
     except Exception as error:
         where, hint = "", "Check --data and --data-dir."
-        if name:  # of timm, not a folder
+        if name:
             where = f", split '{split}'"
             hint = "Check --data-dir; --data-download lets torchvision or the hub fetch it."
-        raise DataError(f"{name_of(settings)}{where}: {first_line(error)}.", hint) from error
+        raise DataError(f"{settings.options}{where}: {first_line(error)}.", hint) from error
 
 
-def source_of(images: Any) -> Source:
-    """What is known of timm's images."""
+def timm_source(images: Any) -> Source:
+    """Return a dataset of timm with its class names and size."""
     reader = getattr(images, "reader", images)
     mapping = getattr(reader, "class_to_idx", None) or {}
     names = tuple(str(name) for name in sorted(mapping, key=mapping.__getitem__))

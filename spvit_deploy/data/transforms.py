@@ -1,9 +1,9 @@
-"""Single images as a model wants them, in the processes that load them."""
+"""Preparation of single images for a model, in the processes that load them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,56 +11,85 @@ import torch
 from PIL import Image
 from timm.data import create_transform
 from torch import Tensor
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset, default_collate
 
-from spvit_deploy.core.errors import DataError
+from spvit_deploy.core.errors import DataError, first_line
 from spvit_deploy.core.preprocessing import Preprocessing
-from spvit_deploy.data.encoded_image import Encoded
-from spvit_deploy.data.sampling import drawing_from
-from spvit_deploy.data.spec import Source
+from spvit_deploy.data.encoded_image import EncodedImage
+from spvit_deploy.data.sampling import seeded, seeded_generator
+from spvit_deploy.data.spec import DataSettings, Source
 
 
-@dataclass(frozen=True)
-class _ToChannels:
-    """A PIL image or uint8 tensor as uint8 [channels, H, W]; grey is repeated."""
+class RawImageTransform:
+    """Converts an image of PIL to a uint8 tensor [channels, height, width] of its own size."""
 
-    channels: int
+    def __init__(self, channels: int) -> None:
+        self._channels = channels
+        self._mode = "L" if channels == 1 else "RGB"
 
-    def __call__(self, image: Any) -> Tensor:
+    def __call__(self, image: Image.Image) -> Tensor:
+        """Convert an image.
+
+        Raises:
+            DataError: its pixels are floating-point numbers.
+        """
+        return self._to_channels(_to_bytes(image, self._mode))
+
+    def _to_channels(self, image: Any) -> Tensor:
+        """Convert an image of PIL or a uint8 tensor; grey is repeated or averaged."""
         if isinstance(image, Image.Image):
-            image = (
-                torch.from_numpy(np.array(image)).reshape(*image.size[::-1], -1).permute(2, 0, 1)
-            )
-        if image.shape[0] != self.channels:
+            pixels = torch.from_numpy(np.array(image))
+            image = pixels.reshape(*image.size[::-1], -1).permute(2, 0, 1)
+        if image.shape[0] != self._channels:
             image = image.float().mean(0, keepdim=True).round().to(torch.uint8)
-            image = image.expand(self.channels, -1, -1)
+            image = image.expand(self._channels, -1, -1)
         return image.contiguous()
 
 
-class Prepared(Dataset[tuple[Tensor, int]]):
-    """Images of a source as uint8 tensors of the model's size, or by another ``prepare``."""
+class ImageTransform(RawImageTransform):
+    """Converts an image of PIL to a uint8 tensor [channels, height, width] of the model's size.
 
-    def __init__(
-        self,
-        source: Source,
-        prep: Preprocessing,
-        augment: bool,
-        prepare: Callable[[Image.Image], Tensor] | None = None,
-    ) -> None:
-        # A stream's images come with the keys: its reader stays where batches are put together.
+    With ``no_crop`` the full image is resized, rather than its center.
+    """
+
+    def __init__(self, prep: Preprocessing, augment: bool, no_crop: bool) -> None:
+        super().__init__(prep.input_size[0])
+        self._resize = create_transform(
+            input_size=prep.input_size,
+            is_training=augment,
+            interpolation=prep.interpolation,
+            crop_pct=1.0 if no_crop else prep.crop_pct,
+            crop_mode=prep.crop_mode,
+            normalize=False,
+        )
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """Resize, crop and convert an image.
+
+        Raises:
+            DataError: its pixels are floating-point numbers.
+        """
+        return self._to_channels(self._resize(_to_bytes(image, self._mode)))
+
+
+class PreparedImages(Dataset[tuple[Tensor, int]]):
+    """Transformed images of a source, with their labels."""
+
+    def __init__(self, source: Source, transform: Callable[[Image.Image], Tensor]) -> None:
+        # A stream's images are passed as keys: its reader stays in the main process.
         self._images: Any = None if source.streams else source.images
-        self._prepare = prepare or ImageTransform(prep, augment, source.whole)
+        self._transform = transform
 
     def __getitem__(self, key: int | tuple[int, Any]) -> tuple[Tensor, int]:
-        """The image with this index; or (seed of its augmentation, index or sample)."""
+        """Return the image of an index, or of (seed of its augmentation, index or sample)."""
         if isinstance(key, int):
             return self._prepared(self._images[key])
         seed, which = key
-        with drawing_from(seed):
+        with seeded(seed):
             return self[which] if isinstance(which, int) else self._prepared(which)
 
     def __getitems__(self, keys: Sequence[Any]) -> list[tuple[Tensor, int]] | DataError:
-        """The images of a batch; an error is handed on, which a loading process would garble."""
+        """Return a batch, or its error: raised in a loading process, it would lose its type."""
         try:
             return [self[key] for key in keys]
         except DataError as error:
@@ -68,63 +97,71 @@ class Prepared(Dataset[tuple[Tensor, int]]):
 
     def _prepared(self, sample: tuple[Any, Any]) -> tuple[Tensor, int]:
         image, label = sample
-        return self._prepare(image.decode() if isinstance(image, Encoded) else image), int(label)
+        decoded = image.decode() if isinstance(image, EncodedImage) else image
+        return self._transform(decoded), int(label)
 
 
-class Picked:
-    """Those of a stream whose places are named."""
+class StreamSubset:
+    """The samples of a stream at given positions."""
 
-    def __init__(self, stream: Any, places: Sequence[int]) -> None:
-        self._stream, self._places = stream, frozenset(places)
+    def __init__(self, stream: Any, positions: Sequence[int]) -> None:
+        self._stream, self._positions = stream, frozenset(positions)
 
     def epoch(self, seed: int | None, number: int) -> Iterator[Any]:
-        """What is left of an epoch."""
+        """Yield the samples of an epoch; see :class:`Source`."""
         samples = enumerate(self._stream.epoch(seed, number))
-        return (sample for place, sample in samples if place in self._places)
+        return (sample for position, sample in samples if position in self._positions)
 
 
-def collated(samples: Any) -> Any:
-    """A batch, or the error that came instead of it."""
+def collate(samples: Any) -> Any:
+    """Stack the samples of a batch, or pass on the error in its place."""
     return samples if isinstance(samples, DataError) else default_collate(samples)
 
 
-class ImageTransform:
-    """An image as a uint8 tensor [C, H, W] of the model's size; loading processes are sent it."""
+def load_batches(
+    images: PreparedImages,
+    batches: Iterable[Sequence[Any]],
+    settings: DataSettings,
+    collate: Callable[[Any], Any] = collate,
+    pin_memory: bool = False,
+) -> Iterator[Any]:
+    """Load batches, each given by the keys of its images, in ``settings.workers`` processes.
 
-    def __init__(self, prep: Preprocessing, augment: bool, whole: bool) -> None:
-        channels = prep.input_size[0]
-        self._mode = "L" if channels == 1 else "RGB"
-        self._to_channels = _ToChannels(channels)
-        self._resize = create_transform(
-            input_size=prep.input_size,
-            is_training=augment,
-            interpolation=prep.interpolation,
-            crop_pct=1.0 if whole else prep.crop_pct,
-            crop_mode=prep.crop_mode,
-            normalize=False,
-        )
-
-    def __call__(self, image: Image.Image) -> Tensor:
-        return self._to_channels(self._resize(_of_bytes(image, self._mode)))
-
-
-class PictureTransform:
-    """An image as a uint8 tensor [C, H, W] of its own size."""
-
-    def __init__(self, channels: int) -> None:
-        self._mode = "L" if channels == 1 else "RGB"
-        self._to_channels = _ToChannels(channels)
-
-    def __call__(self, image: Image.Image) -> Tensor:
-        return self._to_channels(_of_bytes(image, self._mode))
+    Raises:
+        DataError: an image cannot be read.
+    """
+    loader: DataLoader[Any] = DataLoader(
+        images,
+        batch_sampler=batches,  # type: ignore[arg-type]
+        collate_fn=collate,
+        num_workers=min(settings.workers, os.cpu_count() or 1),
+        # Without it the loader would advance the global generator, which models draw from.
+        generator=seeded_generator(0),
+        pin_memory=pin_memory,
+    )
+    try:
+        for batch in loader:
+            if isinstance(batch, DataError):
+                raise batch
+            yield batch
+    except (OSError, RuntimeError) as error:
+        raise DataError(
+            f"--data {settings.spec} cannot be read: {first_line(error)}.",
+            "Remove or fix the images.",
+        ) from error
 
 
-def _of_bytes(image: Image.Image, mode: str) -> Image.Image:
+def _to_bytes(image: Image.Image, mode: str) -> Image.Image:
+    """Convert an image to 8 bits per channel.
+
+    Raises:
+        DataError: its pixels are floating-point numbers.
+    """
     if image.mode == "F":
         raise DataError(
-            "An image has floating-point pixels, whose range is not known.",
+            "An image has floating-point pixels, whose range is unknown.",
             "Save it with 8 or 16 bits.",
         )
-    if image.mode.startswith("I"):  # 16 bits, which PIL would cut off at 255
+    if image.mode.startswith("I"):  # 16 bits, which PIL would clip at 255
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     return image.convert(mode)

@@ -1,4 +1,4 @@
-"""Which timm models can be searched, and where their blocks are. One file a family."""
+"""Which timm models can be searched, and where their blocks are. One file per model family."""
 
 from spvit_deploy.families.base import BlockSite, Family, Refusal
 from spvit_deploy.families.parts import standard_site

@@ -1,4 +1,4 @@
-"""timm's attention modules, fused or spelled out as products."""
+"""Switching between fused and unfused attention in timm's modules."""
 
 from __future__ import annotations
 
@@ -10,8 +10,12 @@ import torch
 from torch import nn
 
 
-def spell_out_attention(module: nn.Module) -> list[Any]:
-    """Have the attention within a module computed as products; returns what was fused before."""
+def disable_fused_attention(module: nn.Module) -> list[Any]:
+    """Compute attention as separate matrix products, in place.
+
+    Returns:
+        The attention modules that were fused before.
+    """
     fused = [part for part in module.modules() if getattr(part, "fused_attn", False)]
     for part in fused:
         part.fused_attn = False  # type: ignore[assignment]
@@ -19,9 +23,9 @@ def spell_out_attention(module: nn.Module) -> list[Any]:
 
 
 @contextmanager
-def attention_spelled_out(module: nn.Module) -> Iterator[None]:
-    """Attention is computed as products within this block, and as before after it."""
-    fused = spell_out_attention(module)
+def unfused_attention(module: nn.Module) -> Iterator[None]:
+    """Compute attention as separate matrix products within this block, and as before after it."""
+    fused = disable_fused_attention(module)
     try:
         yield
     finally:
@@ -29,14 +33,14 @@ def attention_spelled_out(module: nn.Module) -> Iterator[None]:
             part.fused_attn = True
 
 
-def trained_attention(
+def training_attention(
     module: nn.Module, amp: bool, device: torch.device
 ) -> AbstractContextManager[None]:
-    """Attention is computed in the way that trains fastest within this block.
+    """Compute attention in the form that trains fastest within this block.
 
-    On a CPU in bfloat16 that is spelled out: torch's fused kernel has a slow backward pass there,
-    three times the step of a ViT of few channels.
+    On a CPU in bfloat16 that is the unfused one: torch's fused kernel has a slow backward pass
+    there, three times the step of a ViT of few channels.
     """
     if amp and device.type == "cpu":
-        return attention_spelled_out(module)
+        return unfused_attention(module)
     return nullcontext()

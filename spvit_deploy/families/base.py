@@ -1,11 +1,12 @@
-"""What a family says about a model.
+"""The interface of a model family: which models belong to it, and where their blocks are.
 
 A family is written once for a class of models, in this package or in another one (entry point
-``spvit_deploy.families``): it says which models are its own, and where their blocks are.
+``spvit_deploy.families``).
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -19,43 +20,49 @@ Values = Callable[[Any], tuple[Tensor, Tensor | None]]
 
 
 class Regroup(Protocol):
-    """How the tokens that an attention is given lie on the image, where it is not given all."""
+    """Conversion between windows of tokens, as an attention takes them, and the whole image."""
 
     def merge(self, groups: Tensor) -> Tensor:
-        """Tokens as attention takes them → those of the whole image [B, H·W, C]."""
+        """Convert windows, in the shape that attention takes, to tokens [batch, H·W, C]."""
 
     def split(self, tokens: Tensor) -> Tensor:
-        """The way back."""
+        """Convert tokens [batch, H·W, C] to windows; the inverse of :meth:`merge`."""
 
 
 def value_weights(attn: Any) -> tuple[Tensor, Tensor | None]:
-    """Weight [H·d, C] and bias [H·d] of the values, as timm's attentions hold them.
+    """Read the value projection of an attention of timm.
 
-    They are the last third of ``qkv`` (with a bias of their own in ``v_bias`` or not), a linear
-    ``v_proj`` or ``v``, or the last half of ``kv``.
+    It is a linear ``v_proj`` or ``v``, the last third of ``qkv`` (with its bias there or in
+    ``v_bias``), or the last half of ``kv``.
+
+    Returns:
+        Weight [heads · head_dim, channels], and bias [heads · head_dim] or None.
+
+    Raises:
+        AttributeError: the attention has none of these layers.
     """
     for name in ("v_proj", "v"):
-        alone = getattr(attn, name, None)
-        if isinstance(alone, nn.Linear):
-            return alone.weight, alone.bias
-    fused, parts = getattr(attn, "qkv", None), 3
+        separate = getattr(attn, name, None)
+        if isinstance(separate, nn.Linear):
+            return separate.weight, separate.bias
+    fused, chunks = getattr(attn, "qkv", None), 3
     if not isinstance(fused, nn.Linear):
-        fused, parts = attn.kv, 2
+        fused, chunks = attn.kv, 2
     bias = getattr(attn, "v_bias", None)
     if fused.bias is not None:
-        bias = fused.bias.chunk(parts)[-1]
-    return fused.weight.chunk(parts)[-1], bias
+        bias = fused.bias.chunk(chunks)[-1]
+    return fused.weight.chunk(chunks)[-1], bias
 
 
 @dataclass(frozen=True)
 class MlpParts:
-    """Where the hidden units of an MLP are.
+    """The layers of an MLP that hold its hidden units.
 
     Attributes:
-        inputs: sub-modules whose output channels are the hidden units: linear layers, pointwise
+        inputs: Sub-modules whose output channels are the hidden units: linear layers, pointwise
             or depthwise convolutions, BatchNorms.
-        output: sub-module whose input channels are the hidden units.
-        copies: how often the units are repeated along the channels of ``inputs``: 2 for a gated
+        output: Sub-module whose input channels are the hidden units.
+        copies: How often the units are repeated along the channels of ``inputs``: 2 for a gated
             MLP with one fused input layer.
     """
 
@@ -69,22 +76,23 @@ class BlockSite:
     """One transformer block of a model, and the sizes that its candidate operations need.
 
     Attributes:
-        path: name of the block in the model, such as ``blocks.3``.
-        block: the block; its attention and MLP are replaced by surgery.
-        dim: channels C of a token.
-        heads: attention heads H.
-        head_dim: channels d of a head's values.
-        hidden: hidden units of the MLP that can be trimmed; 0 where none can.
-        grid: rows and columns of the image's tokens, prefix aside.
-        prefix: tokens before the grid ones (class, distillation, registers).
-        regroup: how attention's windows make up the image; None where it is given whole images.
-        kinds: operations that the block can take, in order of cost. A kind that is not among
+        path: Name of the block in the model, such as ``blocks.3``.
+        block: The block, whose attention and MLP are replaced in place.
+        dim: Channels C of a token.
+        heads: Number of attention heads H.
+        head_dim: Channels d of a head's values.
+        hidden: Hidden units of the MLP that can be trimmed; 0 where none can.
+        grid: Rows and columns of the image's tokens, without prefix tokens.
+        prefix: Tokens before the grid ones (class, distillation, registers).
+        regroup: Conversion of attention's windows to the image; None for global attention.
+        kinds: Operations that the block can take, in order of cost. A kind that is not among
             them falls back to the next cheaper one that is, and failing that to the cheapest.
-        attn_name, mlp_name: of the branches in the block.
-        mlp_parts: where the MLP's hidden units are.
-        values: reads the value projection out of the attention.
-        exposed: attributes of the attention that its block reads.
-        trims_heads: whether attention can lose whole heads: rows of ``qkv``, columns of ``proj``.
+        attn_name: Name of the attention branch in the block.
+        mlp_name: Name of the MLP branch in the block.
+        mlp_parts: The layers that hold the MLP's hidden units.
+        values: Reads the value projection out of the attention.
+        exposed: Attributes of the attention that its block reads.
+        trims_heads: Whether attention can lose whole heads: rows of ``qkv``, columns of ``proj``.
     """
 
     path: str
@@ -116,36 +124,45 @@ class BlockSite:
 
     @property
     def grid_tokens(self) -> int:
-        """Tokens of the image, prefix aside."""
+        """Number of tokens of the image, without prefix tokens."""
         return self.grid[0] * self.grid[1]
 
     def replace(self, attn: nn.Module, mlp: nn.Module) -> None:
-        """Put other branches into the block."""
+        """Replace both branches of the block in place."""
         setattr(self.block, self.attn_name, attn)
         setattr(self.block, self.mlp_name, mlp)
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why a family does not take a model that belongs to it."""
+    """Why a family does not support a model that belongs to it, and what to do about it."""
 
     reason: str
     hint: str = ""
 
 
-class Family(Protocol):
-    """One kind of model."""
+class Family(ABC):
+    """One family of models. A plug-in may subclass it, or write a class of the same interface.
+
+    Attributes:
+        name: Name of the family in messages and tables.
+        classes: Exact classes of its models; a subclass of one may change the forward pass.
+    """
 
     name: str
+    classes: tuple[type[nn.Module], ...] = ()
 
     def matches(self, model: nn.Module) -> bool:
-        """Whether the model belongs to this family."""
+        """Tell whether the model belongs to this family."""
+        return type(model) in self.classes
 
     def refusal(self, model: nn.Module) -> Refusal | None:
-        """Why the model cannot be taken, or None."""
+        """Return why the model is not supported, or None."""
+        return None
 
+    @abstractmethod
     def sites(self, model: nn.Module) -> list[BlockSite]:
-        """The blocks, in order. Only called when there is no refusal."""
+        """Return the blocks in order. Only called when there is no refusal."""
 
-    def settle(self, model: nn.Module, site: BlockSite, kind: AttentionKind) -> None:
-        """Take out of a lean model what a block needs no longer now that it has this kind."""
+    def settle(self, model: nn.Module, site: BlockSite, kind: AttentionKind) -> None:  # noqa: B027
+        """Remove from a lean model what the block does not need with this kind of attention."""

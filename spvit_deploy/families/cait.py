@@ -7,33 +7,19 @@ from typing import Any
 from timm.models.cait import Cait
 from torch import nn
 
-from spvit_deploy.core.plan import AttentionKind
-from spvit_deploy.families.base import BlockSite, Refusal
-from spvit_deploy.families.parts import ATTENTION_ONLY, standard_site
+from spvit_deploy.families.base import BlockSite, Family
+from spvit_deploy.families.parts import ATTENTION_ONLY, numbered_sites
 
 
-class CaitFamily:
-    """CaiT. Class attention turns many tokens into one, so nothing can stand in for it."""
+class CaitFamily(Family):
+    """CaiT. Class attention turns many tokens into one, so nothing can replace it."""
 
     name = "cait"
-
-    def matches(self, model: nn.Module) -> bool:
-        """Exactly timm's own class."""
-        return type(model) is Cait
-
-    def refusal(self, model: nn.Module) -> Refusal | None:
-        """None: all are taken."""
-        return None
+    classes = (Cait,)
 
     def sites(self, model: nn.Module) -> list[BlockSite]:
-        """The blocks in order, class attention last."""
+        """Return the blocks in order, those of class attention last."""
         net: Any = model
-        grid = net.patch_embed.grid_size
-        patches = [standard_site(f"blocks.{i}", b, grid) for i, b in enumerate(net.blocks)]
-        return patches + [
-            standard_site(f"blocks_token_only.{i}", block, grid, kinds=ATTENTION_ONLY)
-            for i, block in enumerate(net.blocks_token_only)
-        ]
-
-    def settle(self, model: nn.Module, site: BlockSite, kind: AttentionKind) -> None:
-        """Nothing: the blocks have nothing beside their branches."""
+        grid, last = net.patch_embed.grid_size, net.blocks_token_only
+        patches = numbered_sites("blocks", net.blocks, grid)
+        return patches + numbered_sites("blocks_token_only", last, grid, kinds=ATTENTION_ONLY)

@@ -8,13 +8,16 @@ from typing import Any
 from timm.models.efficientformer import EfficientFormer
 from torch import Tensor, nn
 
-from spvit_deploy.core.plan import AttentionKind
-from spvit_deploy.families.base import BlockSite, Refusal
+from spvit_deploy.families.base import BlockSite, Family
 from spvit_deploy.families.parts import ATTENTION_ONLY, mlp_parts, standard_site
 
 
 def head_values(attn: Any) -> tuple[Tensor, Tensor | None]:
-    """Values of an attention whose ``qkv`` lies head by head: queries, keys, then wider values."""
+    """Read the values of a ``qkv`` ordered by head: queries, keys, then wider values of each.
+
+    Returns:
+        Weight [heads · value_dim, channels], and bias [heads · value_dim] or None.
+    """
     skip = 2 * attn.key_dim
     weight = attn.qkv.weight.unflatten(0, (attn.num_heads, -1))[:, skip:].flatten(0, 1)
     bias = attn.qkv.bias
@@ -23,32 +26,21 @@ def head_values(attn: Any) -> tuple[Tensor, Tensor | None]:
     return weight, bias
 
 
-class EfficientFormerFamily:
-    """EfficientFormer. Pooling costs next to nothing and stays; MLPs are trimmed everywhere."""
+class EfficientFormerFamily(Family):
+    """EfficientFormer. Pooling is cheap and stays; MLPs are trimmed in all blocks."""
 
     name = "efficientformer"
-
-    def matches(self, model: nn.Module) -> bool:
-        """Exactly timm's own class."""
-        return type(model) is EfficientFormer
-
-    def refusal(self, model: nn.Module) -> Refusal | None:
-        """None: all are taken."""
-        return None
+    classes = (EfficientFormer,)
 
     def sites(self, model: nn.Module) -> list[BlockSite]:
-        """The blocks in order."""
+        """Return the blocks in order."""
         net: Any = model
-        sites = []
-        for stage, layer in enumerate(net.stages):
-            for index, block in enumerate(layer.blocks):
-                path = f"stages.{stage}.blocks.{index}"
-                if hasattr(block, "token_mixer"):
-                    sites.append(_site(path, block))
-        return sites
-
-    def settle(self, model: nn.Module, site: BlockSite, kind: AttentionKind) -> None:
-        """Nothing: the blocks have nothing beside their branches."""
+        return [
+            _site(f"stages.{stage}.blocks.{index}", block)
+            for stage, layer in enumerate(net.stages)
+            for index, block in enumerate(layer.blocks)
+            if hasattr(block, "token_mixer")
+        ]
 
 
 def _site(path: str, block: Any) -> BlockSite:

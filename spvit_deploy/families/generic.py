@@ -1,7 +1,7 @@
-"""Any other model of attention and MLP in blocks: what can be told by running it once.
+"""Any other model of attention and MLP in blocks: supports what one run of the model shows.
 
-Nothing is known of where the tokens lie, so no convolution stands for an attention; but it can be
-skipped where it gives back what it is given, and MLPs of a known make are trimmed.
+The layout of the tokens is unknown, so no convolution can replace an attention; but it can be
+skipped where its output has the shape of its input, and MLPs of a known class are trimmed.
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from spvit_deploy.core.errors import first_line
-from spvit_deploy.core.plan import AttentionKind
-from spvit_deploy.families.base import BlockSite, MlpParts, Refusal
+from spvit_deploy.families.base import BlockSite, Family, MlpParts, Refusal
 from spvit_deploy.families.parts import ATTENTION_ONLY, WITHOUT_CONVS, mlp_parts
 from spvit_deploy.families.timm_models import input_size
 
@@ -28,24 +27,26 @@ _BRANCHES = (
 
 
 @dataclass(frozen=True)
-class _Seen:
-    """What a module was given and what it gave, in one run of the model."""
+class _CallShapes:
+    """Shapes of the first input and of the output of one call of a module."""
 
-    taken: torch.Size
-    given: torch.Size
+    input: torch.Size
+    output: torch.Size
 
 
-class GenericFamily:
-    """Models that no other family knows. Asked last."""
+class GenericFamily(Family):
+    """Models that no other family knows; must be tried last."""
 
     name = "generic"
 
     def matches(self, model: nn.Module) -> bool:
-        """Whether there is a block with an attention and an MLP."""
-        return any(_attends(block.get_submodule(names[0])) for _, block, names in _blocks(model))
+        """Tell whether there is a block with an attention and an MLP."""
+        return any(
+            _is_attention(block.get_submodule(names[0])) for _, block, names in _blocks(model)
+        )
 
     def refusal(self, model: nn.Module) -> Refusal | None:
-        """Why this model cannot be taken, or None."""
+        """Return why this model is not supported, or None."""
         try:
             sites = self.sites(model)
         except (RuntimeError, TypeError, ValueError, AttributeError, AssertionError) as error:
@@ -60,17 +61,19 @@ class GenericFamily:
         return None
 
     def sites(self, model: nn.Module) -> list[BlockSite]:
-        """The blocks in order, each with what it was seen to allow."""
+        """Return the blocks in order, each with the operations that a run of the model allows.
+
+        Raises:
+            RuntimeError: the model does not run on its own input size; or another error that its
+                forward pass raises.
+        """
         shadow = copy.deepcopy(model).to("meta").eval().requires_grad_(False)
         found = list(_blocks(shadow))
-        seen = _watch(shadow, [part for _, block, names in found for part in _parts(block, names)])
-        guesses = [_site(path, block, names, seen) for path, block, names in found]
-        sites = [site for site in guesses if site is not None]
-        sites = _confirmed(shadow, sites)
+        branches = [part for _, block, names in found for part in _branches(block, names)]
+        calls = _record_calls(shadow, branches)
+        guesses = [_site(path, block, names, calls) for path, block, names in found]
+        sites = _confirmed(shadow, [site for site in guesses if site is not None])
         return [replace(site, block=model.get_submodule(site.path)) for site in sites]
-
-    def settle(self, model: nn.Module, site: BlockSite, kind: AttentionKind) -> None:
-        """Nothing: what else there is in a block is not known."""
 
 
 def _blocks(model: nn.Module) -> Iterator[tuple[str, nn.Module, tuple[str, str]]]:
@@ -82,8 +85,8 @@ def _blocks(model: nn.Module) -> Iterator[tuple[str, nn.Module, tuple[str, str]]
                 break
 
 
-def _attends(mixer: nn.Module) -> bool:
-    """Whether it is an attention; token mixers of other kinds stay as they are."""
+def _is_attention(mixer: nn.Module) -> bool:
+    """Tell whether a token mixer is an attention; mixers of other kinds stay as they are."""
     names = {name.rpartition(".")[2] for name, _ in mixer.named_modules()}
     named = any(part in type(mixer).__name__ for part in ("Attention", "Attn"))
     return named or not names.isdisjoint(_QUERIES)
@@ -93,26 +96,26 @@ def _has_weights(module: nn.Module) -> bool:
     return next(module.parameters(), None) is not None
 
 
-def _parts(block: nn.Module, names: tuple[str, str]) -> list[nn.Module]:
+def _branches(block: nn.Module, names: tuple[str, str]) -> list[nn.Module]:
     return [block.get_submodule(name) for name in names]
 
 
-def _watch(model: nn.Module, parts: Sequence[nn.Module]) -> dict[int, list[_Seen]]:
-    """Run the model once; what each part saw, by its id."""
-    seen: dict[int, list[_Seen]] = {}
+def _record_calls(model: nn.Module, parts: Sequence[nn.Module]) -> dict[int, list[_CallShapes]]:
+    """Run the model once and return the shapes of the calls of each part, by its id."""
+    calls: dict[int, list[_CallShapes]] = {}
 
-    def note(part: nn.Module, args: tuple[Any, ...], given: Any) -> None:
-        plain = bool(args) and isinstance(args[0], Tensor) and isinstance(given, Tensor)
-        shapes = (args[0].shape, given.shape) if plain else (torch.Size(), torch.Size([0]))
-        seen.setdefault(id(part), []).append(_Seen(*shapes))
+    def record(part: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        plain = bool(args) and isinstance(args[0], Tensor) and isinstance(output, Tensor)
+        shapes = (args[0].shape, output.shape) if plain else (torch.Size(), torch.Size([0]))
+        calls.setdefault(id(part), []).append(_CallShapes(*shapes))
 
-    handles = [part.register_forward_hook(note) for part in parts]
+    handles = [part.register_forward_hook(record) for part in parts]
     try:
         _run(model)
     finally:
         for handle in handles:
             handle.remove()
-    return seen
+    return calls
 
 
 def _run(model: nn.Module) -> Any:
@@ -121,30 +124,31 @@ def _run(model: nn.Module) -> Any:
 
 
 def _site(
-    path: str, block: nn.Module, names: tuple[str, str], seen: dict[int, list[_Seen]]
+    path: str, block: nn.Module, names: tuple[str, str], calls: dict[int, list[_CallShapes]]
 ) -> BlockSite | None:
-    """The site of a block whose branches run once each, or None."""
+    """Build the site of a block whose branches run once each; None for any other block."""
     attn: Any
     mlp: Any
-    attn, mlp = _parts(block, names)
-    runs, mlp_runs = seen.get(id(attn), []), seen.get(id(mlp), [])
-    if len(runs) != 1 or len(mlp_runs) != 1:
+    attn, mlp = _branches(block, names)
+    attn_calls, mlp_calls = calls.get(id(attn), []), calls.get(id(mlp), [])
+    if len(attn_calls) != 1 or len(mlp_calls) != 1:
         return None
     hidden, parts = mlp_parts(mlp)
-    skippable = _attends(attn) and runs[0].taken == runs[0].given
-    if mlp_runs[0].taken != mlp_runs[0].given:
+    output = attn_calls[0].output
+    skippable = _is_attention(attn) and attn_calls[0].input == output
+    if mlp_calls[0].input != mlp_calls[0].output:
         hidden, parts = 0, MlpParts()
-    channels = mlp.get_submodule(parts.output).weight.shape[0] if hidden else runs[0].given[-1]
+    channels = int(mlp.get_submodule(parts.output).weight.shape[0] if hidden else output[-1])
     heads = getattr(attn, "num_heads", 1)
     heads = heads if isinstance(heads, int) and heads > 0 else 1
     return BlockSite(
         path=path,
         block=block,
-        dim=int(channels),
+        dim=channels,
         heads=heads,
-        head_dim=int(channels) // heads,
+        head_dim=channels // heads,
         hidden=hidden,
-        grid=(1, runs[0].given[:-1].numel()),
+        grid=(1, output[:-1].numel()),
         kinds=WITHOUT_CONVS if skippable else ATTENTION_ONLY,
         attn_name=names[0],
         mlp_name=names[1],
@@ -153,31 +157,31 @@ def _site(
 
 
 def _confirmed(shadow: nn.Module, sites: list[BlockSite]) -> list[BlockSite]:
-    """The sites with skips and trimmed MLPs only if the model runs with all of them."""
-    if not _runs_with(shadow, sites, skips=True):
+    """Withdraw skips, or trimmed MLPs, from all sites if the model does not run with them."""
+    if not _runs_without(shadow, [(s, s.attn_name) for s in sites if len(s.kinds) > 1]):
         sites = [replace(site, kinds=ATTENTION_ONLY) for site in sites]
-    if not _runs_with(shadow, sites, skips=False):
+    if not _runs_without(shadow, [(s, s.mlp_name) for s in sites if s.hidden]):
         sites = [replace(site, hidden=0, mlp_parts=MlpParts()) for site in sites]
     return sites
 
 
-def _runs_with(shadow: nn.Module, sites: list[BlockSite], skips: bool) -> bool:
-    """Whether the model runs without these attentions, or without the MLPs."""
-    name = "attn_name" if skips else "mlp_name"
-    chosen = [site for site in sites if (len(site.kinds) > 1 if skips else site.hidden)]
-    originals = [site.block.get_submodule(getattr(site, name)) for site in chosen]
+def _runs_without(shadow: nn.Module, branches: list[tuple[BlockSite, str]]) -> bool:
+    """Tell whether the model runs with these branches of its blocks replaced by the identity."""
+    originals = [site.block.get_submodule(name) for site, name in branches]
     try:
-        for site in chosen:
-            setattr(site.block, getattr(site, name), _Through())
+        for site, name in branches:
+            setattr(site.block, name, _Identity())
         _run(shadow)
     except (RuntimeError, TypeError, ValueError, AttributeError):
         return False
     finally:
-        for site, original in zip(chosen, originals, strict=True):
-            setattr(site.block, getattr(site, name), original)
+        for (site, name), original in zip(branches, originals, strict=True):
+            setattr(site.block, name, original)
     return True
 
 
-class _Through(nn.Module):
+class _Identity(nn.Module):
+    """An identity that ignores further arguments, as ``nn.Identity`` does not."""
+
     def forward(self, x: Tensor, *_: Any, **__: Any) -> Tensor:
         return x

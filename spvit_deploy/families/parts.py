@@ -1,7 +1,8 @@
-"""Reads sites off timm's blocks: sizes, the operations that an attention can become, MLPs."""
+"""Reading of timm's blocks: sizes, possible replacements of the attention, layers of the MLP."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,14 +20,14 @@ ATTENTION_ONLY = (AttentionKind.MSA,)
 
 
 @dataclass(frozen=True)
-class _Make:
-    """An MLP of timm's: where hidden units may be, those that are absent left out.
+class _MlpLayout:
+    """Layers of one of timm's MLP classes; layers that an instance does not have are ignored.
 
     Attributes:
-        inputs: sub-modules whose output channels are the hidden units.
-        outputs: sub-modules one of which takes them in.
-        aside: sub-modules with weights that see the tokens' own channels alone.
-        copies: as in :class:`MlpParts`.
+        inputs: Sub-modules whose output channels are the hidden units.
+        outputs: Sub-modules of which one takes the hidden units as input.
+        aside: Sub-modules with weights that only act on the tokens' own channels.
+        copies: As in :class:`MlpParts`.
     """
 
     inputs: tuple[str, ...] = ("fc1",)
@@ -35,49 +36,52 @@ class _Make:
     copies: int = 1
 
 
-_FUSED_GATED = _Make(copies=2)
-_MAKES = {
-    "Mlp": _Make(),
-    "SwiGLU": _Make(("fc1_g", "fc1_x")),
+_FUSED_GATED = _MlpLayout(copies=2)
+_MLP_LAYOUTS = {
+    "Mlp": _MlpLayout(),
+    "SwiGLU": _MlpLayout(("fc1_g", "fc1_x")),
     "GluMlp": _FUSED_GATED,
     "SwiGLUPacked": _FUSED_GATED,
-    "MlpWithDepthwiseConv": _Make(("fc1", "dwconv")),
-    "NormMlp": _Make(aside=("norm",)),
-    "GeGluMlp": _Make(("w0", "w1"), ("w2",), ("norm",)),
-    "Gemma4GatedMlp": _Make(("gate_proj.linear", "up_proj.linear"), ("down_proj.linear",)),
-    "ConvMlp": _Make(aside=("conv",)),
-    "ConvMlpWithNorm": _Make(
+    "MlpWithDepthwiseConv": _MlpLayout(("fc1", "dwconv")),
+    "NormMlp": _MlpLayout(aside=("norm",)),
+    "GeGluMlp": _MlpLayout(("w0", "w1"), ("w2",), ("norm",)),
+    "Gemma4GatedMlp": _MlpLayout(("gate_proj.linear", "up_proj.linear"), ("down_proj.linear",)),
+    "ConvMlp": _MlpLayout(aside=("conv",)),
+    "ConvMlpWithNorm": _MlpLayout(
         ("fc1", "norm1", "fc1.conv", "fc1.bn", "mid.conv", "mid.bn"),
         ("fc2", "fc2.conv"),
         ("norm2", "fc2.bn"),
     ),
-    "LevitMlp": _Make(("ln1.linear", "ln1.bn"), ("ln2.linear",), ("ln2.bn",)),
-    "SpatialMlp": _Make(("conv1",), ("conv3",)),
+    "LevitMlp": _MlpLayout(("ln1.linear", "ln1.bn"), ("ln2.linear",), ("ln2.bn",)),
+    "SpatialMlp": _MlpLayout(("conv1",), ("conv3",)),
 }
 _RESIZABLE = (nn.Linear, nn.Conv2d, _BatchNorm)
 
 
 def mlp_parts(mlp: nn.Module) -> tuple[int, MlpParts]:
-    """How many hidden units can be trimmed, and where they are.
+    """Find the hidden units of an MLP that can be trimmed.
 
-    An MLP that normalizes over its hidden units, or is of an unknown kind, has none: what is
-    left would be normalized otherwise.
+    An MLP of an unknown class has none, and neither has one that normalizes over its hidden
+    units: the remaining units would be normalized differently.
+
+    Returns:
+        The number of hidden units, 0 where none can be trimmed, and the layers that hold them.
     """
-    make = _MAKES.get(type(mlp).__name__, _Make((), ()))
+    layout = _MLP_LAYOUTS.get(type(mlp).__name__, _MlpLayout((), ()))
     plain = {name for name, part in mlp.named_modules() if isinstance(part, _RESIZABLE)}
-    inputs = tuple(name for name in make.inputs if name in plain)
-    outputs = [name for name in make.outputs if name in plain]
+    inputs = tuple(name for name in layout.inputs if name in plain)
+    outputs = [name for name in layout.outputs if name in plain]
     norm = getattr(mlp, "norm", None)
-    normed = not (norm is None or isinstance(norm, nn.Identity) or "norm" in make.aside)
+    normed = not (norm is None or isinstance(norm, nn.Identity) or "norm" in layout.aside)
     if normed or not inputs or not outputs:
         return 0, MlpParts()
-    told = (*inputs, outputs[0], *make.aside)
+    listed = (*inputs, outputs[0], *layout.aside)
     for name, parameter in mlp.named_parameters():
         scalar = parameter.numel() == 1  # of a learned activation
-        if not scalar and not any(name.startswith(f"{part}.") for part in told):
+        if not scalar and not any(name.startswith(f"{part}.") for part in listed):
             return 0, MlpParts()
     output: Any = mlp.get_submodule(outputs[0])
-    return int(output.weight.shape[1]), MlpParts(inputs, outputs[0], make.copies)
+    return int(output.weight.shape[1]), MlpParts(inputs, outputs[0], layout.copies)
 
 
 def standard_site(
@@ -89,17 +93,22 @@ def standard_site(
     values: Values = value_weights,
     attn_name: str = "attn",
 ) -> BlockSite:
-    """A site of a block whose branches are called as timm calls them.
+    """Build the site of a block whose branches are called as timm calls them.
 
-    Convolutions are left out where they cannot be read: values of another number of heads than
-    the projection takes (grouped queries), or an output that is gated.
+    Convolutions are left out where they cannot be derived: values of another number of heads
+    than the projection takes (grouped queries), or a gated output.
+
+    Arguments are the fields of :class:`BlockSite` that cannot be read off the block.
+
+    Raises:
+        AttributeError: the block has no ``mlp`` or ``attn_name``, or that no ``proj`` or heads.
     """
     attn = block.get_submodule(attn_name)
     hidden, parts = mlp_parts(block.mlp)
     heads = int(getattr(attn, "num_heads", None) or attn.heads)
     weight, _ = values(attn)
-    readable = weight.shape[0] == attn.proj.in_features and getattr(attn, "gate", None) is None
-    if not readable:
+    derivable = weight.shape[0] == attn.proj.in_features and getattr(attn, "gate", None) is None
+    if not derivable:
         kinds = tuple(kind for kind in kinds if kind in WITHOUT_CONVS)
     return BlockSite(
         path=path,
@@ -118,14 +127,28 @@ def standard_site(
     )
 
 
+def numbered_sites(
+    path: str,
+    blocks: Iterable[nn.Module],
+    grid: tuple[int, int],
+    prefix: int = 0,
+    kinds: tuple[AttentionKind, ...] = ALL_KINDS,
+) -> list[BlockSite]:
+    """Build the sites of blocks named ``path.0``, ``path.1``, …; see :func:`standard_site`."""
+    return [
+        standard_site(f"{path}.{index}", block, grid, prefix, kinds)
+        for index, block in enumerate(blocks)
+    ]
+
+
 def _trims_heads(attn: Any) -> bool:
-    """Whether nothing but ``qkv`` and ``proj`` knows of the heads, and the bias of a window; a norm
-    or a gate over all of them does.
+    """Tell whether heads only appear in ``qkv``, ``proj`` and the bias of a window, and not in a
+    norm or a gate over all of them.
     """
     if type(attn) is WindowAttention:
         return bool(attn.num_heads > 1)
-    # Older versions of timm take the channels of a token for those of all heads.
+    # Older versions of timm assume that all heads together have as many channels as a token.
     if type(attn) is not Attention or not hasattr(attn, "attn_dim"):
         return False
-    alone = isinstance(attn.norm, nn.Identity) and getattr(attn, "gate", None) is None
-    return alone and bool(attn.num_heads > 1)
+    independent = isinstance(attn.norm, nn.Identity) and getattr(attn, "gate", None) is None
+    return independent and bool(attn.num_heads > 1)

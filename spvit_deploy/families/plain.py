@@ -10,39 +10,36 @@ from timm.models.pit import PoolingVisionTransformer
 from timm.models.tnt import TNT
 from torch import nn
 
-from spvit_deploy.core.plan import AttentionKind
-from spvit_deploy.families.base import BlockSite, Refusal
+from spvit_deploy.families.base import BlockSite, Family, Refusal
 from spvit_deploy.families.generic import GenericFamily
 from spvit_deploy.families.parts import standard_site
 from spvit_deploy.families.timm_models import input_size
 
 
-class PlainFamily:
-    """Global attention on tokens whose number says the grid. In TNT the outer attention."""
+class PlainFamily(Family):
+    """Global attention on tokens whose number implies the grid. In TNT the outer attention."""
 
     name = "plain"
+    classes = (ConVit, PoolingVisionTransformer, TNT)
 
     def matches(self, model: nn.Module) -> bool:
-        """Exactly timm's own classes."""
-        known = type(model) in (ConVit, PoolingVisionTransformer, TNT)
-        return known or type(model).__name__ == "NaFlexVit"  # not in every timm that we take
+        """Tell whether the model is of one of the classes, or timm's NaFlexVit."""
+        # Not every supported version of timm has NaFlexVit to import.
+        return super().matches(model) or type(model).__name__ == "NaFlexVit"
 
     def refusal(self, model: nn.Module) -> Refusal | None:
-        """Why this model cannot be taken, or None."""
+        """Return why this model is not supported, or None."""
         return GenericFamily().refusal(model)
 
     def sites(self, model: nn.Module) -> list[BlockSite]:
-        """The blocks in order, as the generic family sees them, with their grids."""
-        size, most = input_size(model), int(getattr(model, "num_prefix_tokens", 0))
-        return [_on_grid(site, size, most) for site in GenericFamily().sites(model)]
-
-    def settle(self, model: nn.Module, site: BlockSite, kind: AttentionKind) -> None:
-        """Nothing: the blocks have nothing beside their branches."""
+        """Return the blocks in order, as the generic family finds them, with their grids."""
+        size, prefix = input_size(model), int(getattr(model, "num_prefix_tokens", 0))
+        return [_on_grid(site, size, prefix) for site in GenericFamily().sites(model)]
 
 
-def _on_grid(site: BlockSite, size: tuple[int, int, int], most: int) -> BlockSite:
-    """The site with all operations where its grid is beyond doubt."""
-    for prefix in (most, 0, 1, 2):
+def _on_grid(site: BlockSite, size: tuple[int, int, int], prefix_tokens: int) -> BlockSite:
+    """Return the site with all operations where the number of tokens implies its grid."""
+    for prefix in (prefix_tokens, 0, 1, 2):
         grid = _grid(site.grid_tokens - prefix, size)
         if grid is not None:
             found = standard_site(site.path, site.block, grid, prefix, attn_name=site.attn_name)
@@ -51,7 +48,7 @@ def _on_grid(site: BlockSite, size: tuple[int, int, int], most: int) -> BlockSit
 
 
 def _grid(tokens: int, size: tuple[int, int, int]) -> tuple[int, int] | None:
-    """Rows and columns of this number of tokens, in the image's proportions."""
+    """Return rows and columns of this number of tokens in the image's proportions, or None."""
     _, height, width = size
     rows = isqrt(max(0, tokens) * height // width)
     columns = tokens // rows if rows else 0

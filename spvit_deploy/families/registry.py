@@ -1,8 +1,8 @@
-"""The families, and the questions that the rest of the package asks them."""
+"""The known families, and lookup of the one that a model belongs to."""
 
 from __future__ import annotations
 
-import importlib
+from pkgutil import resolve_name
 
 from torch import nn
 
@@ -11,54 +11,61 @@ from spvit_deploy.core.plugins import load_plugins
 from spvit_deploy.families.base import BlockSite, Family, Refusal
 from spvit_deploy.families.generic import GenericFamily
 
-_OWN = {
-    "vit": "vit:VitFamily",
-    "swin": "swin:SwinFamily",
-    "beit": "beit:BeitFamily",
-    "cait": "cait:CaitFamily",
-    "pyramid": "pyramid:PyramidFamily",
-    "hiera": "hiera:HieraFamily",
-    "efficientformer": "efficientformer:EfficientFormerFamily",
-    "sam": "sam:SamFamily",
-    "plain": "plain:PlainFamily",
-}
+_BUILT_IN = (
+    "vit:VitFamily",
+    "swin:SwinFamily",
+    "beit:BeitFamily",
+    "cait:CaitFamily",
+    "pyramid:PyramidFamily",
+    "hiera:HieraFamily",
+    "efficientformer:EfficientFormerFamily",
+    "sam:SamFamily",
+    "plain:PlainFamily",
+)
 
 
 def families() -> list[Family]:
-    """Our own families, those that other packages register as entry points, and the generic one.
+    """Return the built-in families, those of installed plug-ins, and last the generic one.
 
     Raises:
         InputError: a plug-in cannot be loaded.
     """
-    found: list[Family] = []
-    for where in _OWN.values():
-        module, _, name = where.partition(":")
-        found.append(getattr(importlib.import_module(f"spvit_deploy.families.{module}"), name)())
-    found += [family() for family in load_plugins("spvit_deploy.families")]
-    return [*found, GenericFamily()]
+    built_in = [resolve_name(f"spvit_deploy.families.{place}") for place in _BUILT_IN]
+    return [
+        family() for family in (*built_in, *load_plugins("spvit_deploy.families"), GenericFamily)
+    ]
 
 
 def inspect_family(model: nn.Module) -> tuple[Family | None, Refusal | None]:
-    """The family that takes the model, or the reason why none does."""
+    """Find the family of a model, and the reason why the model is not supported.
+
+    Returns:
+        The first family that the model belongs to, or None; and a refusal, or None where the
+        model is supported.
+
+    Raises:
+        ModelError: a plug-in cannot be loaded.
+    """
     known = families()
     for family in known:
         if family.matches(model):
             return family, family.refusal(model)
     kinds = ", ".join(family.name for family in known)
     return None, Refusal(
-        f"no family takes a {type(model).__name__} (families: {kinds})", _why_not(model)
+        f"no family takes a {type(model).__name__} (families: {kinds})", _unsupported_hint(model)
     )
 
 
 def find_family(model: nn.Module, name: str) -> Family:
-    """The family that takes a model.
+    """Return the family that supports a model.
 
     Args:
-        model: a timm model.
-        name: what to call it in an error.
+        model: A timm model.
+        name: Name of the model in error messages.
 
     Raises:
-        ModelError: none does; the message says why.
+        ModelError: no family supports it, for the reason in the message; or a plug-in cannot be
+            loaded.
     """
     family, refusal = inspect_family(model)
     if refusal is not None or family is None:
@@ -71,11 +78,11 @@ def find_family(model: nn.Module, name: str) -> Family:
 
 
 def find_sites(model: nn.Module, name: str) -> list[BlockSite]:
-    """The searchable blocks of a model; arguments and errors as :func:`find_family`."""
+    """Return the searchable blocks of a model; arguments and errors as :func:`find_family`."""
     return find_family(model, name).sites(model)
 
 
-def _why_not(model: nn.Module) -> str:
+def _unsupported_hint(model: nn.Module) -> str:
     kinds = {type(module).__name__ for module in model.modules()}
     if any("Parallel" in kind for kind in kinds):
         return "Its blocks run attention and MLP in parallel."

@@ -1,6 +1,6 @@
 """timm's VisionTransformerSAM: attention on maps, in windows or over the whole image.
 
-A convolution acts on the whole map: its block needs no window partition, and no more does a skip.
+A convolution or skip acts on the whole map, so its block needs no window partition.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from timm.models.vision_transformer_sam import VisionTransformerSAM
 from torch import Tensor, nn
 
 from spvit_deploy.core.plan import AttentionKind
-from spvit_deploy.families.base import BlockSite, Refusal
+from spvit_deploy.families.base import BlockSite, Family
 from spvit_deploy.families.parts import WITHOUT_CONVS, standard_site
 from spvit_deploy.families.swin import Windows
 
@@ -21,38 +21,31 @@ class _MapWindows(Windows):
     """Windows [B·n, rows, columns, C] of a map; the whole map is one window."""
 
     def split(self, tokens: Tensor) -> Tensor:
-        """Tokens [B, H·W, C] → windows."""
+        """Convert tokens [B, H·W, C] to windows [B·n, rows, columns, C]."""
         return super().split(tokens).unflatten(1, self.window)
 
 
 class OnMap(nn.Module):
-    """A module on tokens, given a map."""
+    """Adapter that applies a module for tokens to a map."""
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
         self.inner = inner
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, H, W, C] → [B, H, W, C]."""
+        """Compute [B, H, W, C] from [B, H, W, C]."""
         mixed: Tensor = self.inner(x.flatten(1, 2))
         return mixed.reshape(x.shape)
 
 
-class SamFamily:
-    """The image encoder of SAM."""
+class SamFamily(Family):
+    """The image encoder of SAM, for images of the size that it is built for."""
 
     name = "sam"
-
-    def matches(self, model: nn.Module) -> bool:
-        """Exactly timm's own class."""
-        return type(model) is VisionTransformerSAM
-
-    def refusal(self, model: nn.Module) -> Refusal | None:
-        """None: all are taken, for images of the size that they are built for."""
-        return None
+    classes = (VisionTransformerSAM,)
 
     def sites(self, model: nn.Module) -> list[BlockSite]:
-        """The blocks in order."""
+        """Return the blocks in order."""
         net: Any = model
         grid = tuple(net.patch_embed.grid_size)
         sites = []
@@ -63,7 +56,7 @@ class SamFamily:
         return sites
 
     def settle(self, model: nn.Module, site: BlockSite, kind: AttentionKind) -> None:
-        """Drop the window partition where there is no attention."""
+        """Remove the window partition where there is no attention."""
         block: Any = model.get_submodule(site.path)
         if kind is not AttentionKind.MSA:
             block.window_size = 0

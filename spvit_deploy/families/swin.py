@@ -1,7 +1,7 @@
 """timm's SwinTransformer, v1 and v2: attention in (shifted) windows.
 
 A convolution acts on the whole image, as in the fine-tuned models that SPViT's authors publish:
-its block needs no partition and no roll, and no more does a skip.
+its block needs no partition and no roll, and neither does a skip.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from spvit_deploy.core.plan import AttentionKind
-from spvit_deploy.families.base import BlockSite, Refusal
+from spvit_deploy.families.base import BlockSite, Family, Refusal
 from spvit_deploy.families.parts import standard_site
 
 
 @dataclass(frozen=True)
 class Windows:
-    """(Shifted) windows of an image, padded to whole ones.
+    """(Shifted) windows of an image, which is padded to a multiple of the window.
 
     Attributes:
-        image: rows and columns.
-        window: rows and columns of a window.
-        shift: by how much the image is rolled up and left beforehand.
+        image: Rows and columns of tokens.
+        window: Rows and columns of a window.
+        shift: Rows and columns by which the image is rolled up and left beforehand.
     """
 
     image: tuple[int, int]
@@ -39,7 +39,7 @@ class Windows:
         return rows, columns
 
     def merge(self, groups: Tensor) -> Tensor:
-        """Windows [B·n, rows·columns, C] → tokens [B, H·W, C]."""
+        """Convert windows [B·n, rows·columns, C] to tokens [B, H·W, C]."""
         (height, width), window = self._padded, self.window
         x = groups.reshape(-1, height // window[0], width // window[1], *window, groups.shape[-1])
         x = x.permute(0, 1, 3, 2, 4, 5).reshape(-1, height, width, groups.shape[-1])
@@ -47,7 +47,7 @@ class Windows:
         return x.roll(self.shift, dims=(1, 2)).flatten(1, 2)
 
     def split(self, tokens: Tensor) -> Tensor:
-        """Tokens [B, H·W, C] → windows [B·n, rows·columns, C]."""
+        """Convert tokens [B, H·W, C] to windows [B·n, rows·columns, C]."""
         x = tokens.unflatten(1, self.image).roll([-by for by in self.shift], dims=(1, 2))
         (height, width), (rows, columns) = self._padded, self.image
         x = functional.pad(x, (0, 0, 0, width - columns, 0, height - rows))
@@ -59,8 +59,8 @@ class WholeBlock(nn.Module):
     """A Swin block whose attention became a convolution or a skip: no window, no roll.
 
     Args:
-        block: timm's block, whose norms and branches are taken over under their names.
-        post_norm: whether norms follow the branches (v2) or go before them.
+        block: timm's block, whose norms and branches keep their names.
+        post_norm: Whether norms follow the branches (v2) or precede them.
     """
 
     def __init__(self, block: Any, post_norm: bool) -> None:
@@ -70,7 +70,7 @@ class WholeBlock(nn.Module):
         self.post_norm = post_norm
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, H, W, C] → [B, H, W, C]."""
+        """Compute [B, H, W, C] from [B, H, W, C]."""
         shape = x.shape
         x = x.flatten(1, 2)
         if self.post_norm:
@@ -82,17 +82,14 @@ class WholeBlock(nn.Module):
         return x.reshape(shape)
 
 
-class SwinFamily:
+class SwinFamily(Family):
     """Swin v1 and v2."""
 
     name = "swin"
-
-    def matches(self, model: nn.Module) -> bool:
-        """Exactly timm's own classes."""
-        return type(model) in (SwinTransformer, SwinTransformerV2)
+    classes = (SwinTransformer, SwinTransformerV2)
 
     def refusal(self, model: nn.Module) -> Refusal | None:
-        """Why this Swin cannot be taken, or None."""
+        """Return why this Swin is not supported, or None."""
         net: Any = model
         blocks = [block for stage in net.layers for block in stage.blocks]
         if any(getattr(block, "dynamic_mask", False) for block in blocks):
@@ -103,7 +100,7 @@ class SwinFamily:
         return None
 
     def sites(self, model: nn.Module) -> list[BlockSite]:
-        """The blocks in order."""
+        """Return the blocks in order."""
         net: Any = model
         sites = []
         for stage, layer in enumerate(net.layers):
@@ -115,7 +112,7 @@ class SwinFamily:
         return sites
 
     def settle(self, model: nn.Module, site: BlockSite, kind: AttentionKind) -> None:
-        """Drop window partition, roll and mask where there is no attention."""
+        """Remove window partition, roll and mask where there is no attention."""
         if kind is not AttentionKind.MSA:
             parent, _, name = site.path.rpartition(".")
             block = model.get_submodule(site.path)

@@ -11,8 +11,7 @@ from timm.models.vision_transformer import VisionTransformer
 from timm.models.vision_transformer_relpos import VisionTransformerRelPos
 from torch import nn
 
-from spvit_deploy.core.plan import AttentionKind
-from spvit_deploy.families.base import ALL_KINDS, BlockSite, Refusal
+from spvit_deploy.families.base import ALL_KINDS, BlockSite, Family, Refusal
 from spvit_deploy.families.parts import WITHOUT_CONVS, standard_site
 
 _BLOCKS = ("Block", "ResPostBlock", "RelPosBlock", "ResPostRelPosBlock")
@@ -24,25 +23,18 @@ _BLOCK_REASONS = {
 }
 
 
-class VitFamily:
+class VitFamily(Family):
     """Plain ViT: blocks of multi-head attention over the whole image, and an MLP."""
 
     name = "vit"
-
-    def matches(self, model: nn.Module) -> bool:
-        """Exactly timm's own classes: a subclass may change the forward pass."""
-        return type(model) in (
-            VisionTransformer,
-            VisionTransformerDistilled,
-            VisionTransformerRelPos,
-        )
+    classes = (VisionTransformer, VisionTransformerDistilled, VisionTransformerRelPos)
 
     def refusal(self, model: nn.Module) -> Refusal | None:
-        """Why this ViT cannot be taken, or None."""
+        """Return why this ViT is not supported, or None."""
         return fixed_grid_refusal(model) or _blocks_refusal(model)
 
     def sites(self, model: nn.Module) -> list[BlockSite]:
-        """The blocks in order."""
+        """Return the blocks in order."""
         net: Any = model
         grid, prefix = net.patch_embed.grid_size, int(net.num_prefix_tokens)
         sites = []
@@ -51,12 +43,9 @@ class VitFamily:
             sites.append(standard_site(f"blocks.{index}", block, grid, prefix, kinds))
         return sites
 
-    def settle(self, model: nn.Module, site: BlockSite, kind: AttentionKind) -> None:
-        """Nothing: the blocks have nothing beside their branches."""
-
 
 def fixed_grid_refusal(model: Any) -> Refusal | None:
-    """Why the grid of a model with ``patch_embed`` is not known, or None."""
+    """Return why a model with ``patch_embed`` has no fixed token grid, or None."""
     dynamic = getattr(model, "dynamic_img_size", False)
     if dynamic or not getattr(model.patch_embed, "strict_img_size", True):
         name = "dynamic_img_size" if dynamic else "strict_img_size"

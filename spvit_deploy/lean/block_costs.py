@@ -7,9 +7,7 @@ from typing import Any, NamedTuple
 
 from spvit_deploy.core.errors import ModelError
 from spvit_deploy.core.plan import AttentionKind
-from spvit_deploy.families.registry import (
-    find_sites,
-)
+from spvit_deploy.families.registry import find_sites
 from spvit_deploy.families.timm_models import create_empty
 from spvit_deploy.lean.cost import macs_by_module
 from spvit_deploy.lean.model_folder import SavedModel

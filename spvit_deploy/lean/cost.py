@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from spvit_deploy.core.errors import ModelError, first_line
 from spvit_deploy.core.plan import AttentionKind, PrunePlan
-from spvit_deploy.families.attention import spell_out_attention
+from spvit_deploy.families.attention import disable_fused_attention
 
 OMITTED = (
     "softmax", "LayerNorm", "BatchNorm (folded at export)", "activations", "bias and residual "
@@ -59,7 +59,7 @@ def macs_by_module(model: nn.Module, input_size: tuple[int, int, int]) -> dict[s
         ModelError: As :func:`count_cost`.
     """
     shadow = copy.deepcopy(model).to("meta").eval().requires_grad_(False)
-    spell_out_attention(shadow)
+    disable_fused_attention(shadow)
     try:
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             shadow(torch.empty(1, *input_size, device="meta"))

@@ -1,4 +1,4 @@
-"""From what a user names (a folder, a checkpoint, a timm model) to a model."""
+"""Loading of the model that a user names: a folder, a checkpoint or a timm model."""
 
 from __future__ import annotations
 
@@ -6,18 +6,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from spvit_deploy.core.errors import CheckpointError, InputError
 from spvit_deploy.core.files import sha256_file
 from spvit_deploy.core.plan import ModelSpec
 from spvit_deploy.core.progress import progress_bar
-from spvit_deploy.families.timm_models import (
-    create_model,
-    load_weights,
-    read_state_dict,
-    require_known,
-)
+from spvit_deploy.families.checkpoints import load_weights, read_state_dict
+from spvit_deploy.families.timm_models import create_model, require_known
 from spvit_deploy.lean.model_folder import (
     SavedModel,
     dense_saved,
@@ -32,10 +26,10 @@ class ModelRequest:
     """A model as a user names it.
 
     Attributes:
-        name: a dense or lean folder, or a timm model name.
-        args: arguments of ``timm.create_model`` (with a timm name).
-        checkpoint: a dense folder or a file of weights (with a timm name).
-        pretrained: timm's pretrained weights (with a timm name).
+        name: A dense or lean folder, or a timm model name.
+        args: Arguments of ``timm.create_model`` (with a timm name).
+        checkpoint: A dense folder or a file of weights (with a timm name).
+        pretrained: Whether to load timm's pretrained weights (with a timm name).
     """
 
     name: str
@@ -47,16 +41,17 @@ class ModelRequest:
     def of(
         model: str, args: dict[str, Any] | None, checkpoint: str | Path | None, pretrained: bool
     ) -> ModelRequest:
-        """What the arguments of a stage ask for."""
+        """Build the request from the arguments of a stage."""
         weights = Path(checkpoint) if checkpoint is not None else None
         return ModelRequest(str(model), dict(args or {}), weights, pretrained)
 
 
 def check_request(request: ModelRequest) -> None:
-    """Refuse a model that is none, before anything is loaded.
+    """Refuse an unknown model, before anything is loaded.
 
     Raises:
-        InputError: neither a model folder nor a timm name.
+        InputError: the name is neither a model folder nor a timm name, or options do not apply.
+        ModelError: timm and the plug-ins have no model of this name.
     """
     path = Path(request.name)
     if is_model_folder(path):
@@ -70,7 +65,7 @@ def check_request(request: ModelRequest) -> None:
     if path.exists():
         raise InputError(
             f"{path}: neither a dense nor a lean folder, nor a timm model name.",
-            "`spvit-deploy inspect PATH` says what it is; weights go to --checkpoint.",
+            "`spvit-deploy inspect PATH` says what it is; give weights by --checkpoint.",
         )
     if request.name.endswith("/") or request.name.count("/") > 1 or request.name.startswith("."):
         raise InputError(f"{path}: no such folder.", "Check the path.")
@@ -78,18 +73,18 @@ def check_request(request: ModelRequest) -> None:
 
 
 def load_model(request: ModelRequest, num_classes: int | None = None) -> tuple[SavedModel, str]:
-    """Load or build what was asked for.
+    """Load or build the requested model.
 
     Args:
-        request: see :class:`ModelRequest`.
-        num_classes: outputs of a model that is built by name, where ``args`` do not say.
+        request: The model; see :class:`ModelRequest`.
+        num_classes: Outputs of a model that is built by name, unless ``args`` say.
 
     Returns:
         The model, and the SHA-256 of what it was loaded from (empty for a fresh one).
 
     Raises:
-        InputError: ModelError, CheckpointError and others, as :func:`load_saved` and
-            :func:`create_model` raise them.
+        InputError: or a subclass, as :func:`load_saved`, :func:`create_model` and
+            :func:`load_weights` raise it.
     """
     check_request(request)
     path = Path(request.name)
@@ -101,7 +96,11 @@ def load_model(request: ModelRequest, num_classes: int | None = None) -> tuple[S
     if num_classes is not None:
         args.setdefault("num_classes", num_classes)
     spec = ModelSpec(name=request.name, args=args)
-    module = _created(spec, request.pretrained)
+    if request.pretrained:
+        with progress_bar(f"weights of {spec.name}"):
+            module = create_model(spec, pretrained=True)
+    else:
+        module = create_model(spec)
     digest = ""
     if request.checkpoint is not None:
         load_weights(module, read_state_dict(request.checkpoint), str(request.checkpoint))
@@ -109,20 +108,13 @@ def load_model(request: ModelRequest, num_classes: int | None = None) -> tuple[S
     return dense_saved(module, spec), digest
 
 
-def _created(spec: ModelSpec, pretrained: bool) -> nn.Module:
-    if not pretrained:
-        return create_model(spec)
-    with progress_bar(f"weights of {spec.name}"):
-        return create_model(spec, pretrained=True)
-
-
 def _from_dense_folder(request: ModelRequest, folder: Path) -> tuple[SavedModel, str]:
     saved = load_saved(folder)
     if saved.kind != "dense":
-        raise CheckpointError(f"{folder} is a lean folder; dense weights were expected.")
+        raise CheckpointError(f"{folder} is a lean folder; expected a dense one.")
     if saved.spec.name != request.name:
         raise CheckpointError(
-            f"{folder} holds {saved.spec.name}; --model {request.name} was asked for.",
+            f"{folder} holds {saved.spec.name}; requested was --model {request.name}.",
             "Name the model that the folder holds.",
         )
     if request.args:

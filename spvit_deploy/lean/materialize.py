@@ -11,21 +11,12 @@ from torch import Tensor, nn
 
 from spvit_deploy.core.errors import CheckpointError, PlanError
 from spvit_deploy.core.plan import PrunePlan
-from spvit_deploy.families.base import (
-    BlockSite,
-)
-from spvit_deploy.families.registry import (
-    find_family,
-)
+from spvit_deploy.families.base import BlockSite
+from spvit_deploy.families.registry import find_family
 from spvit_deploy.families.timm_models import create_empty, input_size
 from spvit_deploy.lean.cost import Cost, count_cost
-from spvit_deploy.lean.operations.base import (
-    EXTRAS_PREFIX,
-)
-from spvit_deploy.lean.operations.registry import (
-    OperationSet,
-    load_operations,
-)
+from spvit_deploy.lean.operations.base import EXTRAS_PREFIX
+from spvit_deploy.lean.operations.registry import OperationSet, load_operations
 from spvit_deploy.lean.token_merging import insert_merges
 from spvit_deploy.lean.trim_mlps import lean_mlp, trim_mlp
 

@@ -14,13 +14,8 @@ from typing import Any, Literal, TypeVar
 import safetensors.torch
 import timm
 import torch
-from pydantic import (
-    Field,
-)
-from torch import (
-    Tensor,
-    nn,
-)
+from pydantic import Field
+from torch import Tensor, nn
 
 from spvit_deploy._version import __version__
 from spvit_deploy.core.errors import CorruptFileError, InputError, first_line
@@ -29,12 +24,8 @@ from spvit_deploy.core.output_folders import new_folder
 from spvit_deploy.core.plan import GATES_FILE, ModelSpec, PrunePlan, load_plan, save_plan
 from spvit_deploy.core.preprocessing import Preprocessing
 from spvit_deploy.core.records import StrictModel, check_files, read_record, write_record
-from spvit_deploy.families.timm_models import (
-    create_shell,
-    load_weights,
-    preprocessing_of,
-    read_state_dict,
-)
+from spvit_deploy.families.checkpoints import load_weights, read_state_dict
+from spvit_deploy.families.timm_models import create_shell, preprocessing_of
 from spvit_deploy.lean.materialize import shape_lean
 
 CONFIG_FILE = "config.json"

@@ -8,22 +8,10 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from spvit_deploy.core.plan import (
-    AttentionKind,
-    BlockPlan,
-)
-from spvit_deploy.families.base import (
-    BlockSite,
-)
-from spvit_deploy.lean.cost import (
-    CostTable,
-    SiteCost,
-    macs_by_module,
-)
-from spvit_deploy.lean.operations.registry import (
-    OperationSet,
-    load_operations,
-)
+from spvit_deploy.core.plan import AttentionKind, BlockPlan
+from spvit_deploy.families.base import BlockSite
+from spvit_deploy.lean.cost import CostTable, SiteCost, macs_by_module
+from spvit_deploy.lean.operations.registry import OperationSet, load_operations
 from spvit_deploy.lean.trim_mlps import lean_mlp
 
 

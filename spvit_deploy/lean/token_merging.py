@@ -21,9 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from spvit_deploy.core.errors import ModelError
 from spvit_deploy.core.plan import TokenKeep
-from spvit_deploy.families.base import (
-    BlockSite,
-)
+from spvit_deploy.families.base import BlockSite
 from spvit_deploy.families.parts import WITHOUT_CONVS
 
 

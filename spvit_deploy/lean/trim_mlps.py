@@ -10,10 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from spvit_deploy.families.base import (
-    BlockSite,
-    MlpParts,
-)
+from spvit_deploy.families.base import BlockSite, MlpParts
 from spvit_deploy.lean.blocks import ConstantMlp
 from spvit_deploy.lean.resize_layers import shallow, with_inputs, with_outputs
 

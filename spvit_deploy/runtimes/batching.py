@@ -1,4 +1,4 @@
-"""Any number of images through a model that takes some batches alone."""
+"""Running any number of images through a model that only takes some batch sizes."""
 
 from __future__ import annotations
 
@@ -14,18 +14,23 @@ Array = NDArray[Any]
 def in_batches(
     run: Callable[[Array], Array], images: Array, smallest: int | None, largest: int | None
 ) -> Array:
-    """The answers to all images; a part that is too small is filled up with zeros.
+    """Run images in batches; a batch that is too small is padded with zeros.
 
     Args:
-        run: images [B, ...] → answers [B, ...].
-        images: at least one.
-        smallest, largest: batches that ``run`` takes, the same for a fixed one; None for any.
+        run: Computes outputs [batch, ...] of images [batch, ...].
+        images: At least one image, [images, ...].
+        smallest: Smallest batch that ``run`` takes; None for any.
+        largest: Largest batch that ``run`` takes, equal to ``smallest`` for a fixed one; None for
+            any.
+
+    Returns:
+        Outputs, [images, ...].
     """
     step, rows = largest or len(images), []
     for start in range(0, len(images), step):
         part = images[start : start + step]
-        short = max(0, (smallest or 1) - len(part))
-        padding = np.zeros((short, *part.shape[1:]), dtype=part.dtype)
+        missing = max(0, (smallest or 1) - len(part))
+        padding = np.zeros((missing, *part.shape[1:]), dtype=part.dtype)
         rows.append(run(np.concatenate([part, padding]))[: len(part)])
-    answers: Array = np.concatenate(rows)
-    return answers
+    outputs: Array = np.concatenate(rows)
+    return outputs

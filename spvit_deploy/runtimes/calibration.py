@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from spvit_deploy.accuracy import top1_accuracy
 from spvit_deploy.core.arrays import Array, OutputsRunner
 from spvit_deploy.core.errors import DataError
 
@@ -64,14 +65,7 @@ def top1(labelled: Labelled, runner: OutputsRunner) -> float:
     Raises:
         DataError: there are none.
     """
-    right = images = 0
-    for batch, labels in labelled():
-        scores = np.asarray(runner(batch)[0])
-        right += int((scores.argmax(1) == labels).sum())
-        images += len(labels)
-    if images == 0:
-        raise DataError("There are no validation images.", "Check --data and --val-split.")
-    return 100 * right / images
+    return top1_accuracy((np.asarray(runner(batch)[0]), labels) for batch, labels in labelled())
 
 
 def least_harm(

@@ -10,7 +10,7 @@ import numpy as np
 
 from spvit_deploy.core.errors import InputError
 from spvit_deploy.core.preprocessing import Preprocessing
-from spvit_deploy.data.pixels import to_pictures, to_pixels
+from spvit_deploy.data.pixels import to_pixels, to_raw_images
 from spvit_deploy.runtimes.base import Array, check_images
 
 # Of a file's metadata.
@@ -47,7 +47,7 @@ class Intake:
         checked = check_images(images, self.size, self.batch)
         if self.prep is None:
             return checked
-        return (to_pictures if self.any_size else to_pixels)(checked, self.prep)
+        return (to_raw_images if self.any_size else to_pixels)(checked, self.prep)
 
     def of_pictures(self, pictures: Array) -> Array:
         """uint8 [B, H, W, C] of any size.

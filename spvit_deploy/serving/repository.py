@@ -10,17 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from spvit_deploy.core.errors import InputError, OutputExistsError
-from spvit_deploy.core.files import (
-    write_bytes,
-)
-from spvit_deploy.core.output_folders import (
-    ensure_free,
-    move_into_place,
-    staging_folder,
-)
-from spvit_deploy.data.spec import (
-    DataSettings,
-)
+from spvit_deploy.core.files import write_bytes
+from spvit_deploy.core.output_folders import ensure_free, move_into_place, staging_folder
+from spvit_deploy.data.spec import DataSettings
 from spvit_deploy.export.export_model import run_export
 from spvit_deploy.export.record import ExportRecord
 from spvit_deploy.export.settings import check_settings

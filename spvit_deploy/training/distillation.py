@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from spvit_deploy.core.errors import ModelError
-from spvit_deploy.families.attention import trained_attention
+from spvit_deploy.families.attention import training_attention
 from spvit_deploy.lean.model_folder import SavedModel
 from spvit_deploy.training.optimizer import TrainSettings
 
@@ -50,7 +50,7 @@ class DistillationLoss:
         if self._teacher is None or not self._settings.distill_weight:
             return task
         amp = self._settings.amp
-        with torch.no_grad(), trained_attention(self._teacher, amp, images.device):
+        with torch.no_grad(), training_attention(self._teacher, amp, images.device):
             taught = self._teacher(images)
         weight = self._settings.distill_weight
         return (1 - weight) * task + weight * self._agreement(distilled, taught)

@@ -9,6 +9,7 @@ import torch
 from pydantic import field_validator
 from torch import nn
 
+from spvit_deploy.accuracy import count_correct
 from spvit_deploy.core.distributed import ALONE, Processes
 from spvit_deploy.core.errors import DataError, InputError
 from spvit_deploy.core.progress import progress_bar, stderr_console
@@ -86,7 +87,7 @@ def finetune_model(
         "loss": [round(epoch.loss, 5) for epoch in epochs],
     }
     prep = saved.preprocessing
-    if batches.whole:
+    if batches.no_crop:
         prep = prep.model_copy(update={"crop_pct": 1.0})
     return replace(
         saved,
@@ -113,7 +114,7 @@ def top1(module: nn.Module, batches: Batches, processes: Processes = ALONE) -> f
     counts = torch.zeros(2, device=next(module.parameters()).device)
     with progress_bar("validate", len(batches) or None) as bar:
         for batch, labels in batches:
-            counts[0] += (module(batch).argmax(1) == labels).sum()
+            counts[0] += count_correct(module(batch).cpu().numpy(), labels.cpu().numpy())
             counts[1] += len(labels)
             bar.advance()
     right, images = processes.sum(counts).tolist()

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from spvit_deploy.core.errors import DataError, DivergedError, JobError, StorageError
 from spvit_deploy.core.progress import Bar, progress_bar, warn
 from spvit_deploy.data.batches import Batches
-from spvit_deploy.data.sampling import mix
-from spvit_deploy.families.attention import trained_attention
+from spvit_deploy.data.sampling import derive_seed
+from spvit_deploy.families.attention import training_attention
 from spvit_deploy.search.cost_penalty import Penalty, Price
 from spvit_deploy.search.early_stopping import Settled
 from spvit_deploy.search.gates import GateOptimizer
@@ -102,7 +102,7 @@ def train(
             if settings.grad_checkpointing:
                 stack.enter_context(gradient_checkpointing(model))
             device = next(model.parameters()).device
-            stack.enter_context(trained_attention(model, settings.amp, device))
+            stack.enter_context(training_attention(model, settings.amp, device))
             loop = _Loop(model, batches, loss_function, settings, label, gates, run)
             history = loop.run()
     model.eval()
@@ -170,7 +170,7 @@ class _Loop:
     def _advance(self, images: Tensor, labels: Tensor) -> None:
         # What is drawn in a step follows from its number: nothing need be remembered of it.
         seed = self._settings.seed
-        torch.manual_seed(mix(seed, self._step, self._run.processes.share.index))
+        torch.manual_seed(derive_seed(seed, self._step, self._run.processes.rank.index))
         self._begin(self._step)
         self._step += 1
         self._done += 1
@@ -181,7 +181,7 @@ class _Loop:
 
     def _begin(self, step: int) -> None:
         if self._gates is not None:
-            self._gates.begin(step, mix(self._settings.seed, step))
+            self._gates.begin(step, derive_seed(self._settings.seed, step))
 
     def _look(self, bar: Bar) -> None:
         """Show, log and keep, where it is time."""

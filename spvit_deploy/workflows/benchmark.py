@@ -23,9 +23,7 @@ from spvit_deploy.benchmarks.results import (
 )
 from spvit_deploy.core.errors import InputError
 from spvit_deploy.core.output_folders import ensure_free
-from spvit_deploy.data.spec import (
-    DataSettings,
-)
+from spvit_deploy.data.spec import DataSettings
 
 _SECONDS, _LOADGEN_SECONDS = 2.0, 12.0
 _BATCHES = {"multi-stream": STREAMS, "offline": 16}

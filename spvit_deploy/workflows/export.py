@@ -7,12 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from spvit_deploy.core.output_folders import (
-    ensure_free,
-)
-from spvit_deploy.data.spec import (
-    DataSettings,
-)
+from spvit_deploy.core.output_folders import ensure_free
+from spvit_deploy.data.spec import DataSettings
 from spvit_deploy.export.export_model import run_export
 from spvit_deploy.export.record import ExportRecord
 from spvit_deploy.export.settings import check_settings

@@ -16,14 +16,8 @@ from sklearn.datasets import load_sample_images
 from spvit_deploy.core.arrays import Array
 from spvit_deploy.core.errors import DataError, InputError, SpvitError
 from spvit_deploy.core.progress import stderr_console, warn
-from spvit_deploy.data.batches import (
-    Batches,
-    open_batches,
-)
-from spvit_deploy.data.spec import (
-    DataSettings,
-    Source,
-)
+from spvit_deploy.data.batches import Batches, open_batches, open_in_order
+from spvit_deploy.data.spec import DataSettings, Source
 from spvit_deploy.export.parity import ParityReport, compare, random_inputs, require
 from spvit_deploy.export.verification import module_runner
 from spvit_deploy.lean.input_dependence import CONSTANT_OUTPUT, depends_on_input
@@ -168,10 +162,9 @@ class ExportImages:
     def _open(self, train: bool, limit: int | None = None) -> Batches:
         plain = self.data.model_copy(update={"augment": "none"})
         try:
-            return open_batches(
-                plain, self.saved.preprocessing, train, classes=self.saved.class_names,
-                limit=limit, in_order=True,
-            )  # fmt: skip
+            return open_in_order(
+                plain, self.saved.preprocessing, train, self.saved.class_names, limit
+            )
         except DataError as error:
             if not self.recorded:
                 raise

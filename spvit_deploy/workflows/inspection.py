@@ -9,9 +9,7 @@ from typing import Any
 from spvit_deploy.benchmarks.latency_tables.table import LatencyTable, load_latency
 from spvit_deploy.benchmarks.results import load_results
 from spvit_deploy.core.errors import InputError
-from spvit_deploy.core.files import (
-    sha256_file,
-)
+from spvit_deploy.core.files import sha256_file
 from spvit_deploy.core.plan import (
     GATES_FILE,
     AttentionKind,
@@ -20,19 +18,14 @@ from spvit_deploy.core.plan import (
     PrunePlan,
     load_plan,
 )
-from spvit_deploy.core.records import (
-    read_record,
-)
+from spvit_deploy.core.records import read_record
 from spvit_deploy.export.parity import ParityReport
 from spvit_deploy.export.record import RECORD_FILE as EXPORT_FILE
 from spvit_deploy.export.record import ExportRecord, TensorInfo, load_export
-from spvit_deploy.families.base import (
-    BlockSite,
-)
-from spvit_deploy.families.registry import (
-    inspect_family,
-)
-from spvit_deploy.families.timm_models import create_empty, input_size, read_state_dict
+from spvit_deploy.families.base import BlockSite
+from spvit_deploy.families.checkpoints import read_state_dict
+from spvit_deploy.families.registry import inspect_family
+from spvit_deploy.families.timm_models import create_empty, input_size
 from spvit_deploy.lean.cost import count_cost
 from spvit_deploy.lean.materialize import plan_costs
 from spvit_deploy.lean.model_folder import CONFIG_FILE, folder_digest, load_saved

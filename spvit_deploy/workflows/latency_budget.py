@@ -22,19 +22,13 @@ from spvit_deploy.core.distributed import first_alone
 from spvit_deploy.core.errors import InputError
 from spvit_deploy.core.plan import AttentionKind, ModelSpec
 from spvit_deploy.core.progress import warn
-from spvit_deploy.families.base import (
-    BlockSite,
-)
-from spvit_deploy.families.registry import (
-    find_sites,
-)
+from spvit_deploy.families.base import BlockSite
+from spvit_deploy.families.registry import find_sites
 from spvit_deploy.lean.cost import SiteCost
 from spvit_deploy.lean.model_folder import SavedModel
 from spvit_deploy.search.budget import BudgetRequest, Place
 from spvit_deploy.search.budget_target import Measured
-from spvit_deploy.search.candidates.registry import (
-    find_candidates,
-)
+from spvit_deploy.search.candidates.registry import find_candidates
 from spvit_deploy.search.search import SearchSettings
 from spvit_deploy.training.run import Run
 from spvit_deploy.workflows.latency_profile import measure_table

@@ -1,4 +1,4 @@
-"""What an artefact makes of images that lie in files, folders or a pipe."""
+"""Classification of images in files, folders or a pipe."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from torch import Tensor
 
 from spvit_deploy.benchmarks.classifier import Classifier, open_classifier
 from spvit_deploy.core.errors import DataError, InputError
-from spvit_deploy.data.encoded_image import Encoded
+from spvit_deploy.data.encoded_image import EncodedImage
 from spvit_deploy.data.pixels import Array, from_pixels
-from spvit_deploy.data.transforms import ImageTransform, PictureTransform
+from spvit_deploy.data.transforms import ImageTransform, RawImageTransform
 
-# Standard input, as a name among those of images.
+# Name that stands for standard input.
 PIPE = "-"
 
 
 @dataclass(frozen=True)
 class Guess:
-    """One class of an image.
+    """One of the most probable classes of an image.
 
     Attributes:
-        index: of the class.
-        label: its name, or None where the artefact knows none.
-        score: its probability, by softmax.
+        index: Index of the class.
+        label: Name of the class, or None where the artifact has no names.
+        score: Softmax probability, 0 to 1.
     """
 
     index: int
@@ -41,12 +41,12 @@ class Guess:
 
 @dataclass(frozen=True)
 class Prediction:
-    """The answer to one image.
+    """The classes of one image.
 
     Attributes:
-        image: where it lies.
-        guesses: the likeliest classes, likeliest first; none where there is an error.
-        error: why it could not be read, or None.
+        image: Path of the image, or ``standard input``.
+        guesses: The most probable classes, the most probable first; none where there is an error.
+        error: Why the image could not be read, or None.
     """
 
     image: str
@@ -55,7 +55,7 @@ class Prediction:
 
 
 def predict_images(
-    artefact: Path,
+    artifact: Path,
     images: Sequence[str],
     top: int = 5,
     batch: int = 16,
@@ -63,30 +63,34 @@ def predict_images(
     device: str = "auto",
     pipe: BinaryIO | None = None,
 ) -> Iterator[Prediction]:
-    """Classes of images, prepared as the model wants them; of an animation the first picture, and
-    photographs upright, as their EXIF data say.
+    """Classify images, prepared as the model requires.
+
+    Photographs are turned upright by their EXIF data; of an animation the first frame is taken.
 
     Args:
-        artefact: dense, lean or exported folder, or a bare file of one.
-        images: files; folders, with all that is below them; ``-`` for ``pipe``.
-        top: how many classes.
-        batch: images a call.
-        runtime: None for the artefact's own.
-        device: as :func:`open_session`.
-        pipe: one image, or names of images, one a line.
+        artifact: Dense, lean or exported folder, or a file of one.
+        images: Files; folders, which are searched recursively; ``-`` for ``pipe``.
+        top: Number of classes per image.
+        batch: Images per call of the model.
+        runtime: Name of the runtime; None for the artifact's own.
+        device: As :func:`open_session` takes it.
+        pipe: Holds one image, or names of images, one per line.
+
+    Yields:
+        The classes of each image in turn; or an error, where it cannot be read.
 
     Raises:
-        InputError: a file or folder that is not there, or an artefact without class scores.
+        InputError: a file or folder does not exist, or the artifact has no class scores.
     """
     named = list(_named(images, pipe))
-    with open_classifier(artefact, runtime, device) as opened:
-        prepare = _preparing(opened)
+    with open_classifier(artifact, runtime, device) as opened:
+        prepare = _transform(opened)
         rest = iter(named)
         while group := list(islice(rest, batch)):
-            yield from _answers(opened, [_prepared(one, prepare) for one in group], top)
+            yield from _predictions(opened, [_prepared(one, prepare) for one in group], top)
 
 
-def _named(images: Sequence[str], pipe: BinaryIO | None) -> Iterator[Encoded | Path]:
+def _named(images: Sequence[str], pipe: BinaryIO | None) -> Iterator[EncodedImage | Path]:
     for name in images:
         if name == PIPE and pipe is not None:
             yield from _piped(pipe.read())
@@ -101,7 +105,7 @@ def _named(images: Sequence[str], pipe: BinaryIO | None) -> Iterator[Encoded | P
 
 
 def _below(folder: Path) -> Iterator[Path]:
-    """Image files of a folder and its folders, in order of their names; hidden ones left out."""
+    """Yield image files of a folder, recursively and sorted by path, without hidden ones."""
     Image.init()
     suffixes = {suffix for suffix, kind in Image.EXTENSION.items() if kind in Image.OPEN}
     found = [
@@ -111,14 +115,14 @@ def _below(folder: Path) -> Iterator[Path]:
         if Path(name).suffix.lower() in suffixes and not name.startswith(".")
     ]
     if not found:
-        raise InputError(f"{folder} holds no images.", "Name files, or a folder with some.")
+        raise InputError(f"{folder} holds no images.", "Name files, or a folder with images.")
     yield from sorted(found)
 
 
-def _piped(content: bytes) -> Iterator[Encoded | Path]:
-    """An image, or lines with names of some."""
+def _piped(content: bytes) -> Iterator[EncodedImage | Path]:
+    """Yield the image that standard input holds, or the paths that it lists."""
     if _is_image(content):
-        yield Encoded(content, "standard input")
+        yield EncodedImage(content, "standard input")
         return
     try:
         lines = content.decode().splitlines()
@@ -127,13 +131,14 @@ def _piped(content: bytes) -> Iterator[Encoded | Path]:
     names = [line.strip() for line in lines if line.strip()]
     if not names:
         raise InputError(
-            "Standard input holds no image, and no names of images.", "Pipe one, or one a line."
+            "Standard input holds no image, and no names of images.",
+            "Pipe one image, or one name per line.",
         )
     yield from map(Path, names)
 
 
 def _is_image(content: bytes) -> bool:
-    """Whether it is one, damaged or not."""
+    """Tell whether the content is an image, damaged or not."""
     try:
         with Image.open(io.BytesIO(content)):
             return True
@@ -143,21 +148,21 @@ def _is_image(content: bytes) -> bool:
         return True
 
 
-def _preparing(opened: Classifier) -> Callable[[Image.Image], Tensor]:
-    """What an image goes through before the artefact, to be uint8 [C, H, W]."""
+def _transform(opened: Classifier) -> Callable[[Image.Image], Tensor]:
+    """Return the conversion of images to uint8 [channels, height, width] for the artifact."""
     prep = opened.preprocessing
     if opened.takes_pictures:
-        return PictureTransform(prep.input_size[0])
-    return ImageTransform(prep, augment=False, whole=False)
+        return RawImageTransform(prep.input_size[0])
+    return ImageTransform(prep, augment=False, no_crop=False)
 
 
 def _prepared(
-    one: Encoded | Path, prepare: Callable[[Image.Image], Tensor]
+    one: EncodedImage | Path, prepare: Callable[[Image.Image], Tensor]
 ) -> tuple[str, Array | str]:
-    """The name of an image, and its bytes [C, H, W]; or why it cannot be read."""
-    name = one.name if isinstance(one, Encoded) else str(one)
+    """Return the name of an image, and its pixels [channels, height, width] or an error message."""
+    name = one.name if isinstance(one, EncodedImage) else str(one)
     try:
-        encoded = one if isinstance(one, Encoded) else Encoded(one.read_bytes(), name)
+        encoded = one if isinstance(one, EncodedImage) else EncodedImage(one.read_bytes(), name)
         upright = ImageOps.exif_transpose(encoded.decode())
         return name, prepare(upright).numpy()
     except DataError as error:
@@ -166,7 +171,7 @@ def _prepared(
         return name, f"{name} cannot be read: {error.strerror or error}."
 
 
-def _answers(
+def _predictions(
     opened: Classifier, images: Sequence[tuple[str, Array | str]], top: int
 ) -> Iterator[Prediction]:
     good = [pixels for _, pixels in images if not isinstance(pixels, str)]

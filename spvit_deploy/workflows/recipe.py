@@ -14,9 +14,7 @@ from spvit_deploy.core.output_folders import ensure_free
 from spvit_deploy.core.plan import ModelSpec
 from spvit_deploy.core.records import StrictModel
 from spvit_deploy.core.units import interval_text
-from spvit_deploy.data.spec import (
-    DataSettings,
-)
+from spvit_deploy.data.spec import DataSettings
 from spvit_deploy.families.timm_models import create_model
 from spvit_deploy.runtimes.export_job import parse_batch
 from spvit_deploy.runtimes.registry import find_format, find_runtime, load_exporter

@@ -14,9 +14,7 @@ from spvit_deploy.core.files import write_bytes
 from spvit_deploy.core.output_folders import ensure_free
 from spvit_deploy.core.plan import PrunePlan, load_plan
 from spvit_deploy.core.progress import stderr_console
-from spvit_deploy.families.registry import (
-    find_sites,
-)
+from spvit_deploy.families.registry import find_sites
 from spvit_deploy.families.timm_models import create_empty
 
 _TITLE = "spvit-deploy report"

@@ -20,14 +20,9 @@ from spvit_deploy.core.output_folders import ensure_free, new_folder
 from spvit_deploy.core.plan import GATES_FILE, PrunePlan, load_plan, save_plan
 from spvit_deploy.core.preprocessing import Preprocessing
 from spvit_deploy.core.progress import warn
-from spvit_deploy.data.batches import (
-    Batches,
-    open_batches,
-)
+from spvit_deploy.data.batches import Batches, open_batches
 from spvit_deploy.data.sources import open_source
-from spvit_deploy.data.spec import (
-    DataSettings,
-)
+from spvit_deploy.data.spec import DataSettings
 from spvit_deploy.lean.load_model import ModelRequest, check_request, load_model
 from spvit_deploy.lean.model_folder import SavedModel, is_model_folder, load_saved, save_model
 from spvit_deploy.search.candidates.token_merging import require_no_merges
@@ -167,7 +162,7 @@ def _search_record(
 
 
 def _whole(prep: Preprocessing, batches: Batches) -> Preprocessing:
-    return prep.model_copy(update={"crop_pct": 1.0}) if batches.whole else prep
+    return prep.model_copy(update={"crop_pct": 1.0}) if batches.no_crop else prep
 
 
 def materialize(
@@ -336,7 +331,7 @@ def _validated(
     try:
         batches = open_batches(
             data, saved.preprocessing, False, device,
-            classes=saved.class_names, share=processes.share,
+            classes=saved.class_names, rank=processes.rank,
         )  # fmt: skip
     except DataError as error:
         warn(f"no accuracy was taken: {error.message}")
@@ -416,17 +411,18 @@ def _open(
 ) -> Batches:
     batches = open_batches(
         DataSettings.of(data), saved.preprocessing, True, device, seed, saved.class_names,
-        share=processes.share,
+        rank=processes.rank,
     )  # fmt: skip
-    if batches.size is not None and batches.size < processes.share.count:
+    if batches.size is not None and batches.size < processes.rank.world_size:
         raise DataError(
             f"--data {batches.settings.spec} has {batches.size} images for "
-            f"{processes.share.count} processes.",
+            f"{processes.rank.world_size} processes.",
             "Start fewer.",
         )
     outputs = getattr(saved.module, "num_classes", None)
     if outputs is not None and batches.classes > outputs:
-        odd = f" ({batches.largest()} is of class {batches.classes - 1})" if batches.largest else ""
+        largest = batches.largest_label
+        odd = f" ({largest()} is of class {batches.classes - 1})" if largest else ""
         raise DataError(
             f"--data {batches.settings.spec} has {batches.classes} classes{odd}; the model "
             f"has {outputs} outputs.",

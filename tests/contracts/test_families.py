@@ -1,7 +1,7 @@
-"""What every family must do. A new model adds a line to ``MODELS``.
+"""The contract of all families. A new model adds a line to ``MODELS``.
 
 The table of ``docs/families.md`` is made from the same list:
-``python -m tests.contracts.test_families`` rewrites it.
+``python -m tests.contracts.test_families`` updates it.
 """
 
 from __future__ import annotations
@@ -17,14 +17,8 @@ import torch
 
 from spvit_deploy.benchmarks.latency_tables.probes import make_probes
 from spvit_deploy.core.plan import AttentionKind, BlockPlan, ModelSpec, PrunePlan
-from spvit_deploy.families.base import (
-    BlockSite,
-)
-from spvit_deploy.families.registry import (
-    find_family,
-    find_sites,
-    inspect_family,
-)
+from spvit_deploy.families.base import BlockSite
+from spvit_deploy.families.registry import find_family, find_sites, inspect_family
 from spvit_deploy.families.timm_models import (
     create_empty,
     create_model,
@@ -47,7 +41,7 @@ PYRAMID = {"num_classes": 7, "depths": (2, 2, 2, 2), "embed_dims": (16, 32, 40, 
 
 @dataclass(frozen=True)
 class Case:
-    """A timm model built small, and what is expected of it."""
+    """A timm model built small, and the expected support of it."""
 
     name: str
     args: dict[str, Any] = field(default_factory=dict)
@@ -154,7 +148,7 @@ def spec_of(case: Case) -> ModelSpec:
 
 
 def what_it_takes(sites: list[BlockSite]) -> str:
-    """The words of the table."""
+    """Describe the sites as the table does."""
     most = max((site.kinds for site in sites), key=len)
     those = sum(site.kinds == most for site in sites)
     operations = {
@@ -168,7 +162,7 @@ def what_it_takes(sites: list[BlockSite]) -> str:
 
 
 def every_kind_plan(spec: ModelSpec, sites: list[BlockSite]) -> PrunePlan:
-    """Blocks take their kinds in turn; MLPs keep a third, none, or all of their units."""
+    """Plan the kinds in rotation; MLPs keep a third, none, or all of their units."""
     blocks = []
     for index, site in enumerate(sites):
         keep = [range(0, site.hidden, 3), range(0), range(site.hidden)][index % 3]
@@ -179,9 +173,7 @@ def every_kind_plan(spec: ModelSpec, sites: list[BlockSite]) -> PrunePlan:
 
 @TAKEN
 def test_plan_to_lean_to_onnx(case: Case, tmp_path: Path) -> None:
-    from spvit_deploy.workflows.export import (
-        export_model,
-    )
+    from spvit_deploy.workflows.export import export_model
 
     spec = spec_of(case)
     torch.manual_seed(0)
@@ -213,9 +205,9 @@ def test_plan_to_lean_to_onnx(case: Case, tmp_path: Path) -> None:
     np.testing.assert_allclose(session.run(images.numpy()), wanted.numpy(), atol=2e-3, rtol=1e-3)
 
 
-# One of each way to call a block: tokens, maps, windows, two streams, tokens beside a class token,
+# One model of each block interface: tokens, maps, windows, two streams, tokens and a class token,
 # blocks that change the size of what they are given.
-ALONE = (
+BLOCK_INTERFACES = (
     "vit_relpos_small_patch16_224", "eva02_tiny_patch14_224", "cait_xxs24_224",
     "swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256", "hiera_tiny_224", "pvt_v2_b0",
     "twins_svt_small", "tnt_s_legacy_patch16_224", "samvit_base_patch16", "mvitv2_tiny",
@@ -224,9 +216,9 @@ ALONE = (
 
 
 @pytest.mark.parametrize(
-    "case", [c for c in MODELS if c.name in ALONE and not c.refused], ids=label
+    "case", [c for c in MODELS if c.name in BLOCK_INTERFACES and not c.refused], ids=label
 )
-def test_blocks_run_alone_to_be_timed(case: Case) -> None:
+def test_single_blocks_run_to_be_timed(case: Case) -> None:
     model = create_model(spec_of(case))
     probes = make_probes(model.eval(), spec_of(case), batch=2)
     size = input_size(model)
@@ -275,9 +267,7 @@ def test_refusals_name_the_reason(case: Case) -> None:
 def test_pointwise_swin_blocks_have_no_windows(tmp_path: Path) -> None:
     import onnx
 
-    from spvit_deploy.workflows.export import (
-        export_model,
-    )
+    from spvit_deploy.workflows.export import export_model
 
     case = next(c for c in MODELS if c.name.startswith("swin_"))
     spec = spec_of(case)
@@ -309,7 +299,7 @@ def test_pointwise_swin_blocks_have_no_windows(tmp_path: Path) -> None:
 
 
 def table() -> str:
-    """The rows of ``docs/families.md``."""
+    """Build the table of ``docs/families.md``."""
     rows = ["| timm model | built with | what can be searched |", "| --- | --- | --- |"]
     for case in MODELS:
         if not timm.is_model(case.name.split(".")[0]):

@@ -15,9 +15,7 @@ from spvit_deploy.core.errors import InputError
 from spvit_deploy.lean.model_folder import load_saved
 from spvit_deploy.runtimes.base import Session
 from spvit_deploy.runtimes.registry import open_session, runtimes
-from spvit_deploy.workflows.export import (
-    export_model,
-)
+from spvit_deploy.workflows.export import export_model
 
 Maker = Callable[[Path, Path], Path]
 

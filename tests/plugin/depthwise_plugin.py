@@ -12,13 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from spvit_deploy.core.plan import AttentionKind, BlockPlan, Semantics
-from spvit_deploy.families.base import (
-    BlockSite,
-)
+from spvit_deploy.families.base import BlockSite
 from spvit_deploy.lean.blocks import to_grid, to_tokens
-from spvit_deploy.lean.operations.base import (
-    Operation,
-)
+from spvit_deploy.lean.operations.base import Operation
 
 
 class Depthwise(nn.Module):

@@ -16,14 +16,8 @@ from timm.models.vision_transformer import Attention
 from torch import Tensor, nn
 from torch.nn import functional
 
-from spvit_deploy.core.plan import AttentionKind
-from spvit_deploy.families.base import (
-    BlockSite,
-    Refusal,
-)
-from spvit_deploy.families.parts import (
-    standard_site,
-)
+from spvit_deploy.families.base import BlockSite, Family
+from spvit_deploy.families.parts import standard_site
 
 
 class DilatedAttention(nn.Module):
@@ -122,23 +116,13 @@ def dilateformer_tiny(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     return model
 
 
-class DilateFamily:
-    """Says where the blocks are; every one of them can take all four operations."""
+class DilateFamily(Family):
+    """DilateFormer; each of its blocks can take all four operations."""
 
     name = "dilateformer"
-
-    def matches(self, model: nn.Module) -> bool:
-        """Our own class."""
-        return isinstance(model, DilateFormer)
-
-    def refusal(self, model: nn.Module) -> Refusal | None:
-        """None: all are taken."""
-        return None
+    classes = (DilateFormer,)
 
     def sites(self, model: nn.Module) -> list[BlockSite]:
-        """The blocks in order."""
+        """Return the blocks in order."""
         blocks = [(n, m) for n, m in model.named_modules() if isinstance(m, Block)]
         return [standard_site(name, block, block.grid) for name, block in blocks]
-
-    def settle(self, model: nn.Module, site: BlockSite, kind: AttentionKind) -> None:
-        """Nothing: the blocks have nothing beside their branches."""

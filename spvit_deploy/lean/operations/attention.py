@@ -11,9 +11,7 @@ from torch import Tensor, nn
 
 from spvit_deploy.core.errors import PlanError
 from spvit_deploy.core.plan import AttentionKind, BlockPlan, Semantics
-from spvit_deploy.families.base import (
-    BlockSite,
-)
+from spvit_deploy.families.base import BlockSite
 from spvit_deploy.lean.operations.base import Operation
 from spvit_deploy.lean.resize_layers import shallow, with_inputs, with_outputs
 

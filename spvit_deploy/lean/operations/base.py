@@ -7,9 +7,7 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from spvit_deploy.core.plan import AttentionKind, BlockPlan, Semantics
-from spvit_deploy.families.base import (
-    BlockSite,
-)
+from spvit_deploy.families.base import BlockSite
 
 # Of the keys of supernet weights that timm's model does not have: ``spvit.<block path>.<name>``.
 EXTRAS_PREFIX = "spvit."

@@ -8,9 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from spvit_deploy.core.plan import AttentionKind, BlockPlan, Semantics
-from spvit_deploy.families.base import (
-    BlockSite,
-)
+from spvit_deploy.families.base import BlockSite
 from spvit_deploy.lean.blocks import ConvAttention
 from spvit_deploy.lean.kernels import conv_weights
 from spvit_deploy.lean.operations.base import Operation

@@ -13,12 +13,8 @@ from typing import Any
 
 from spvit_deploy.core.errors import PlanError
 from spvit_deploy.core.plan import AttentionKind, BlockPlan
-from spvit_deploy.core.plugins import (
-    load_plugins,
-)
-from spvit_deploy.families.base import (
-    BlockSite,
-)
+from spvit_deploy.core.plugins import load_plugins
+from spvit_deploy.families.base import BlockSite
 from spvit_deploy.lean.operations.attention import FullAttention, SomeHeads
 from spvit_deploy.lean.operations.base import Operation
 from spvit_deploy.lean.operations.convolution import Conv1x1, Conv3x3, DilatedConv3x3

@@ -5,9 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from spvit_deploy.core.plan import AttentionKind, BlockPlan
-from spvit_deploy.families.base import (
-    BlockSite,
-)
+from spvit_deploy.families.base import BlockSite
 from spvit_deploy.lean.blocks import Skip
 from spvit_deploy.lean.operations.base import Operation
 

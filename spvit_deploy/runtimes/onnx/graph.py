@@ -20,7 +20,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from spvit_deploy.core.errors import InputError, JobError, first_line
 from spvit_deploy.core.files import write_bytes
 from spvit_deploy.core.log_filters import quiet
-from spvit_deploy.families.attention import spell_out_attention
+from spvit_deploy.families.attention import disable_fused_attention
 from spvit_deploy.lean.blocks import ConvAttention
 from spvit_deploy.lean.named_outputs import NamedOutputs
 from spvit_deploy.runtimes.onnx.token_pruning import drop_unread_tokens
@@ -42,7 +42,7 @@ def prepare(module: NamedOutputs, fused: bool = False) -> NamedOutputs:
     """
     ready = copy.deepcopy(module).cpu().eval()
     if not fused:
-        spell_out_attention(ready)
+        disable_fused_attention(ready)
     part: Any
     for part in ready.modules():
         if isinstance(part, ConvAttention) and isinstance(part.bn, _BATCH_NORMS):

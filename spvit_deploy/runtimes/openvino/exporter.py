@@ -15,6 +15,7 @@ from xml.etree import ElementTree
 import numpy as np
 import openvino
 
+from spvit_deploy.accuracy import top1_accuracy
 from spvit_deploy.core.arrays import Array
 from spvit_deploy.core.errors import JobError, RuntimeMissingError, first_line
 from spvit_deploy.core.files import write_bytes
@@ -182,11 +183,9 @@ def _top1(calibration: Calibration, run: Callable[[Array], Array]) -> float:
 
 
 def _share(compiled: Any, pairs: Iterable[tuple[Array, Array]], batch: int) -> float:
-    request, right, count = compiled.create_infer_request(), 0, 0
-    for images, labels in pairs:
-        right += int((_in_parts(request, images, batch).argmax(1) == labels).sum())
-        count += len(labels)
-    return right / max(1, count)
+    request = compiled.create_infer_request()
+    scored = ((_in_parts(request, images, batch), labels) for images, labels in pairs)
+    return top1_accuracy(scored) / 100
 
 
 def _counting(total: int, note: Callable[[str], None]) -> Callable[[Array], Array]:

@@ -17,9 +17,7 @@ from spvit_deploy.core.errors import JobError
 from spvit_deploy.core.output_folders import ensure_free, new_folder
 from spvit_deploy.core.progress import Bar, progress_bar, warn
 from spvit_deploy.core.records import write_record
-from spvit_deploy.data.spec import (
-    DataSettings,
-)
+from spvit_deploy.data.spec import DataSettings
 from spvit_deploy.workflows.export_inputs import Original, open_original
 from spvit_deploy.workflows.recommend.candidates import Entrants, enter_all, thread_counts
 from spvit_deploy.workflows.recommend.record import RECORD_FILE, Recommendation, Tried
