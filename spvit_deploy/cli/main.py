@@ -46,7 +46,7 @@ from spvit_deploy.cli.serve import deploy, load, serve
 from spvit_deploy.cli.sweep import sweep
 from spvit_deploy.cli.triton_options import TRITON, take_triton, triton_options
 from spvit_deploy.core.errors import InputError
-from spvit_deploy.core.launcher import launched
+from spvit_deploy.core.launcher import world_size
 
 
 @click.group(cls=Main, context_settings={"help_option_names": ["-h", "--help"]})
@@ -66,9 +66,9 @@ def main(ctx: click.Context, verbose: bool, debug: bool) -> None:
 
     level = logging.DEBUG if debug else logging.INFO if verbose else logging.WARNING
     logging.basicConfig(level=level, format="%(name)s: %(message)s")
-    if launched() > 1 and ctx.invoked_subcommand not in ("search", "finetune"):
+    if world_size() > 1 and ctx.invoked_subcommand not in ("search", "finetune"):
         raise InputError(
-            f"{ctx.invoked_subcommand} is for one process; {launched()} were launched.",
+            f"{ctx.invoked_subcommand} is for one process; {world_size()} were launched.",
             "Call it without a launcher.",
         )
 
@@ -104,7 +104,8 @@ def main(ctx: click.Context, verbose: bool, debug: bool) -> None:
     type=Number(1),
     default=8.0,
     show_default=True,
-    help="How sure draws of gates become: σ(κz) with κ rising from 1 to this; 1 as published.",
+    help="Final inverse temperature of gate samples: σ(κz), κ annealed from 1 to this; 1 as "
+    "published.",
 )
 @click.option(
     "--probe",
@@ -124,8 +125,8 @@ def main(ctx: click.Context, verbose: bool, debug: bool) -> None:
     "--stop-when-settled",
     type=click.IntRange(1),
     metavar="N",
-    help="End after N epochs in a row in which no block changed its operation, and hardly a hidden "
-    "unit came or went.",
+    help="End when the plan has converged: for N epochs no block changed its operation, and hardly "
+    "a hidden unit was added or removed.",
 )
 @click.option(
     "--head-map",

@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from spvit_deploy.core.errors import JobError, SpvitError
-from spvit_deploy.core.launcher import rank, speaks
+from spvit_deploy.core.launcher import is_first_process, rank
 
 if TYPE_CHECKING:
+    from spvit_deploy.core.plan import TokenKeep
     from spvit_deploy.data.sources import DataSettings
     from spvit_deploy.export.formats import EngineFlags
+    from spvit_deploy.training.lora import LoraSettings
     from spvit_deploy.training.run import RunSettings
 
 Decorator = Callable[[Any], Any]
@@ -269,20 +271,20 @@ def take_layers(ctx: click.Context, param: click.Parameter, value: str | None) -
     return numbers
 
 
-def take_adapters(_: click.Context, __: click.Parameter, value: str | None) -> str | None:
-    """``lora:r=8`` with all that it leaves open."""
-    if value is None:
-        return None
-    from spvit_deploy.training.lora import LowRank
+def take_adapters(_: click.Context, __: click.Parameter, value: str | None) -> LoraSettings | None:
+    """Parse ``lora:r=8``."""
+    from spvit_deploy.training.lora import LoraSettings
 
-    return str(LowRank.parse(value))
+    return None if value is None else LoraSettings.parse(value)
 
 
-def take_token_keep(_: click.Context, __: click.Parameter, value: str | None) -> str | None:
-    """``0.7@3,0.7@6``, in order."""
+def take_token_keep(
+    _: click.Context, __: click.Parameter, value: str | None
+) -> tuple[TokenKeep, ...]:
+    """Parse ``0.7@3,0.7@6``."""
     from spvit_deploy.core.plan import parse_token_keep
 
-    return ",".join(map(str, parse_token_keep(value))) or None
+    return parse_token_keep(value)
 
 
 _DATA_KEYS = {
@@ -365,7 +367,7 @@ def _fail(ctx: click.Context, error: SpvitError, alone: bool = False) -> None:
     if ctx.params.get("debug"):
         raise error
     line = " ".join(f"{error.message} {error.hint}".split())
-    if speaks():
+    if is_first_process():
         click.echo(f"Error: {line}", err=True)
     elif alone or error.alone:
         click.echo(f"Error in process {rank()}: {line}", err=True)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from pydantic import BaseModel
+from pydantic import BaseModel, BeforeValidator
 
 from spvit_deploy.core.errors import CorruptFileError, InputError
 from spvit_deploy.core.files import read_record
@@ -47,3 +48,19 @@ def load_record(
         return model.model_validate(record)
     except ValueError as error:
         raise CorruptFileError(f"{path}: {first_line(error)}", f"{again}.") from None
+
+
+def parsed_by(parse: Callable[[str], Any]) -> BeforeValidator:
+    """Make the validator of a field that may be given as text.
+
+    Args:
+        parse: Turns the text into the field's type; may raise :class:`InputError`.
+    """
+
+    def validate(value: Any) -> Any:
+        try:
+            return parse(value) if isinstance(value, str) else value
+        except InputError as error:
+            raise ValueError(str(error)) from None
+
+    return BeforeValidator(validate)

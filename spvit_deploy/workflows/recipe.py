@@ -77,7 +77,8 @@ class Recipe(_Section):
     @field_validator("checkpoint_every")
     @classmethod
     def _is_interval(cls, text: str) -> str:
-        return RunSettings(checkpoint_every=text).checkpoint_every
+        RunSettings(checkpoint_every=text)
+        return text
 
     def run_settings(self) -> RunSettings:
         """How trainings are kept and followed; each goes on where it was cut short."""
