@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spvit_deploy.core.distributed import ALONE, Processes
+from spvit_deploy.core.distributed import SINGLE_PROCESS, Processes
 from spvit_deploy.core.progress import progress_bar, warn
 from spvit_deploy.data.batches import Batches
 from spvit_deploy.families.attention import unfused_attention
@@ -32,8 +32,10 @@ _LEAST = 1e-3
 
 
 @torch.no_grad()
-def match_head_maps(supernet: Supernet, batches: Batches, processes: Processes = ALONE) -> None:
-    """Set the head maps from the attention of the dense model that the supernet starts from.
+def match_head_maps(
+    supernet: Supernet, batches: Batches, processes: Processes = SINGLE_PROCESS
+) -> None:
+    """Set the head maps by the attention of the dense model that the supernet starts from.
 
     Blocks whose attention cannot be read keep their maps, with a warning.
 

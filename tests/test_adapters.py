@@ -24,7 +24,7 @@ from spvit_deploy.families.checkpoints import read_state_dict
 from spvit_deploy.families.timm_models import create_model
 from spvit_deploy.lean.model_folder import SavedModel, load_saved
 from spvit_deploy.training.loop import _Loop
-from spvit_deploy.training.lora import LowRank, adapted
+from spvit_deploy.training.lora import LoraSettings, lora_adapters
 from spvit_deploy.workflows.recipe import TEMPLATE, check_recipe, load_recipe
 from tests.calls import good, refused
 from tests.conftest import NAME, TINY_ARGS, tiny_spec
@@ -121,7 +121,7 @@ def test_merged_adapters_answer_as_they_did(kinds: list[str], make_lean: Lean) -
     model = make_lean(kinds, [40, 96, 16])[0].module.eval()
     names, images = list(model.state_dict()), torch.randn(4, *SIZE)
     plain = model(images)
-    with adapted(model, LowRank(r=3, alpha=9), SIZE, 0):
+    with lora_adapters(model, LoraSettings(r=3, alpha=9), SIZE, 0):
         assert torch.equal(model(images), plain)  # B is zero at first
         shaken(model)
         model.eval()
@@ -138,7 +138,7 @@ def test_layers_whose_weights_are_read_past_them_stay_frozen() -> None:
         "beit_base_patch16_224", img_size=16, patch_size=8, embed_dim=24, depth=2, num_heads=3
     ).eval()
     images = torch.randn(2, 3, 16, 16)
-    with adapted(model, LowRank(r=2, alpha=4), (3, 16, 16), 0) as counts:
+    with lora_adapters(model, LoraSettings(r=2, alpha=4), (3, 16, 16), 0) as counts:
         assert (counts.layers, counts.without) == (6, 2)
         assert "2 layers whose weights the model reads by itself stay frozen" in str(counts)
         model(images).sum().backward()
@@ -151,7 +151,7 @@ def test_layers_whose_weights_are_read_past_them_stay_frozen() -> None:
 def test_weights_that_two_layers_share_have_no_adapter() -> None:
     model = create_model(tiny_spec())
     model.blocks[1].mlp.fc1.weight = model.blocks[0].mlp.fc1.weight
-    with adapted(model, LowRank(r=2, alpha=4), SIZE, 0) as counts:
+    with lora_adapters(model, LoraSettings(r=2, alpha=4), SIZE, 0) as counts:
         assert counts.layers == 10
 
 
@@ -221,8 +221,8 @@ def test_two_processes_come_to_the_same(make_lean: Lean, tmp_path: Path) -> None
 @given(rank=st.integers(1, 999_999), alpha=st.integers(1, 999_999))
 def test_text_of_adapters(rank: int, alpha: int) -> None:
     text = f"lora:r={rank},alpha={alpha}"
-    assert str(LowRank.parse(text)) == text
-    assert LowRank.parse(f"lora:r={rank}").alpha == 2 * rank
+    assert str(LoraSettings.parse(text)) == text
+    assert LoraSettings.parse(f"lora:r={rank}").alpha == 2 * rank
 
 
 @pytest.mark.parametrize(
@@ -233,7 +233,7 @@ def test_text_of_adapters(rank: int, alpha: int) -> None:
 )  # fmt: skip
 def test_text_that_is_none(text: str) -> None:
     with pytest.raises(InputError, match=r"Write lora:r=8 or lora:r=8,alpha=16"):
-        LowRank.parse(text)
+        LoraSettings.parse(text)
 
 
 def test_wrong_calls(dense_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -251,7 +251,7 @@ def test_wrong_calls(dense_folder: Path, tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_model_without_such_layers() -> None:
     with (
         pytest.raises(ModelError, match="no layer that can have an adapter"),
-        adapted(nn.Sequential(nn.Conv2d(1, 4, 5)), LowRank(r=1, alpha=2), SIZE, 0),
+        lora_adapters(nn.Sequential(nn.Conv2d(1, 4, 5)), LoraSettings(r=1, alpha=2), SIZE, 0),
     ):
         pass
 
@@ -266,7 +266,7 @@ def test_recipes_take_the_same_text(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     file = tmp_path / "recipe.yaml"
     file.write_text(TEMPLATE.replace("# adapters: lora:r=8 ", "adapters: lora:r=8 "))
     recipe = load_recipe(file)
-    assert recipe.finetune.adapters == "lora:r=8,alpha=16"
+    assert str(recipe.finetune.adapters) == "lora:r=8,alpha=16"
     check_recipe(recipe)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     refused("run", file, says="pip install 'spvit-deploy[adapters]'")

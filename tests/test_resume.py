@@ -16,8 +16,8 @@ from PIL import Image
 
 from spvit_deploy.core.errors import JobError
 from spvit_deploy.core.preprocessing import Preprocessing
+from spvit_deploy.core.seeding import Rank
 from spvit_deploy.data.batches import Batches, open_batches
-from spvit_deploy.data.sampling import Rank
 from spvit_deploy.data.spec import DataSettings, Source
 from spvit_deploy.data.timm_dataset import StreamedImages
 from spvit_deploy.training.finetune import FinetuneSettings
@@ -130,6 +130,28 @@ def test_a_search_cut_after_its_last_step_logs_the_same_end(
     assert contents(tmp_path / "out", *names) == contents(tmp_path / "whole", *names)
 
 
+def test_a_checkpoint_of_an_older_version_is_resumed(tmp_path: Path) -> None:
+    """The files are those of a search that version 0.1.0 ran up to step 8 of 15."""
+    old = Path(__file__).parent / "data" / "search-cut.checkpoints"
+    shutil.copytree(old, tmp_path / "out.checkpoints")
+    tiny = {"img_size": 8, "patch_size": 4, "in_chans": 1, "embed_dim": 8, "depth": 2,
+            "num_heads": 2, "num_classes": 10}  # fmt: skip
+    args = [part for key, value in tiny.items() for part in ("--model-arg", f"{key}={value}")]
+    search = ["search", "--model", NAME, *args, "--data", "digits", "--batch-size", 256,
+              "--epochs", 3, "--budget", "50%", "--align", 1, "--stop-when-settled", 3,
+              "--checkpoint-every", 8]  # fmt: skip
+    result = good(*search, "-o", tmp_path / "out", "--resume")
+    assert "going on after step 8" in result.stderr
+    good(*search, "-o", tmp_path / "whole")
+    logs = [[json.loads(line) for line in (tmp_path / name / "log.jsonl").open()]
+            for name in ("out", "whole")]  # fmt: skip
+    assert [line["step"] for line in logs[0]] == [5, 10, 10, 15]
+    for line, other in zip(*logs, strict=True):
+        assert line == pytest.approx(other, abs=1e-3)  # another CPU may round differently
+    plans = [json.loads((tmp_path / name / "gates.json").read_bytes()) for name in ("out", "whole")]
+    assert plans[0]["blocks"] == plans[1]["blocks"]
+
+
 @pytest.fixture
 def cut_run(cut_once: Path, tmp_path: Path) -> Path:
     """Its output, which is not there yet, beside its checkpoints."""
@@ -170,7 +192,7 @@ def test_checkpoints_that_are_all_damaged_are_refused(harm: str, cut_run: Path) 
             (folder / "checkpoint.json").unlink()
         else:
             (folder / "checkpoint.json").write_text('{"kind": "checkpoint", "step": "x"}')
-    refused("search", *QUICK, "-o", cut_run, "--resume", says="is whole")
+    refused("search", *QUICK, "-o", cut_run, "--resume", says="is intact")
     assert not cut_run.exists()
 
 

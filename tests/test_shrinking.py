@@ -1,4 +1,4 @@
-"""What has settled leaves the search, and nothing else changes."""
+"""Gates that have converged are fixed and no longer computed, and nothing else changes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from spvit_deploy.data.batches import open_batches
 from spvit_deploy.data.spec import DataSettings
 from spvit_deploy.families.timm_models import create_model, input_size, preprocessing_of
 from spvit_deploy.search.active_units import filled
-from spvit_deploy.search.gate_freezing import Shrinking
+from spvit_deploy.search.gate_freezing import GateFreezer
 from spvit_deploy.search.gates import sharpness
 from spvit_deploy.search.search import SearchSettings, probe_of, run_search
 from spvit_deploy.search.supernet import Supernet
@@ -40,7 +40,7 @@ def net_of(spec: ModelSpec) -> Supernet:
     return Supernet(create_model(spec), spec).train()
 
 
-def settled(net: Supernet, seed: int) -> tuple[list[Tensor], list[Tensor]]:
+def fixed_gates(net: Supernet, seed: int) -> tuple[list[Tensor], list[Tensor]]:
     random = torch.Generator().manual_seed(seed)
     attention = [torch.tensor(SIDES[index % 4]) for index in range(len(net.sites))]
     units = [-(torch.rand(s.hidden, generator=random) < 0.5).int() for s in net.sites]
@@ -57,9 +57,11 @@ def step(net: Supernet, seed: int) -> Tensor:
 
 @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
 @pytest.mark.parametrize("seed", range(3))
-def test_a_shrunken_supernet_trains_as_one_whose_draws_are_sure(spec: ModelSpec, seed: int) -> None:
+def test_a_supernet_with_fixed_gates_trains_as_with_certain_samples(
+    spec: ModelSpec, seed: int
+) -> None:
     small, whole = net_of(spec), net_of(spec)
-    attention, units = settled(small, seed)
+    attention, units = fixed_gates(small, seed)
     small.settle(attention, units)
     for site, kinds, closed in zip(whole.sites, attention, units, strict=True):
         branch, mlp = site.attn, site.mlp
@@ -76,7 +78,7 @@ def test_a_shrunken_supernet_trains_as_one_whose_draws_are_sure(spec: ModelSpec,
 
 def test_closed_units_are_not_computed() -> None:
     net = net_of(tiny_spec())
-    attention, units = settled(net, 0)
+    attention, units = fixed_gates(net, 0)
     widths: list[int] = []
     net.settle(attention, units)
     handles = [
@@ -89,48 +91,48 @@ def test_closed_units_are_not_computed() -> None:
     assert handles
 
 
-def test_gates_settle_after_three_looks_that_agree() -> None:
+def test_gates_are_fixed_after_three_checks_that_agree() -> None:
     net = net_of(tiny_spec())
-    shrinking = Shrinking(net, 2)
+    freezer = GateFreezer(net, 2)
     logits = net.mlps[0].unit_logits.data
     logits[0], logits[1] = -3.5, -3.5
     for turn in range(6):
         if turn == 3:
             logits[1] = -2.0
-        shrinking.step()
-    logits[0] = 0.5  # what is settled stays so
-    shrinking.step()
-    shrinking.step()
+        freezer.step()
+    logits[0] = 0.5  # a fixed gate does not move
+    freezer.step()
+    freezer.step()
     assert logits[0] == -3.0
     live = net.mlps[0]._live
     assert live is not None
     assert live.units.tolist() == list(range(1, 96))
-    again = Shrinking(net_of(tiny_spec()), 2)
-    again.load_state_dict(shrinking.state_dict())
+    again = GateFreezer(net_of(tiny_spec()), 2)
+    again.load_state_dict(freezer.state_dict())
     assert again._supernet.mlps[0]._live is not None
 
 
-def test_surer_draws_settle_gates_nearer_to_zero() -> None:
+def test_sharper_samples_fix_gates_nearer_to_zero() -> None:
     net = net_of(tiny_spec())
     net.sharpness = 8.0
-    shrinking = Shrinking(net, 1)
+    freezer = GateFreezer(net, 1)
     net.mlps[0].unit_logits.data[:2] = torch.tensor([-0.4, -0.3])
     for _ in range(3):
-        shrinking.step()
+        freezer.step()
     live = net.mlps[0]._live
     assert live is not None
     assert live.units.tolist() == list(range(1, 96))
 
 
 @pytest.mark.parametrize("final", [1.0, 8.0])
-def test_draws_get_surer_from_one_to_the_last(final: float) -> None:
+def test_sharpness_rises_from_one_to_its_final_value(final: float) -> None:
     course = [sharpness(step / 100, final) for step in range(101)]
     assert course == sorted(course)
     assert course[:21] == [1.0] * 21
     assert course[90:] == [final] * 11
 
 
-def test_a_search_whose_draws_get_surer_ends_near_its_budget() -> None:
+def test_an_annealed_search_ends_near_its_budget() -> None:
     off = []
     for final in (1.0, 8.0):
         net = net_of(tiny_spec(num_classes=10))
@@ -144,21 +146,21 @@ def test_a_search_whose_draws_get_surer_ends_near_its_budget() -> None:
     assert off[1] < 0.05 < off[0]
 
 
-def test_no_attention_settles_open_while_the_price_of_cost_rises() -> None:
+def test_no_attention_is_fixed_open_while_the_price_of_cost_rises() -> None:
     net = net_of(tiny_spec())
-    shrinking = Shrinking(net, 1, rising=5)
+    freezer = GateFreezer(net, 1, rising=5)
     logits = net.attentions[0].gate_logits.data
     logits[:] = 3.5
     sides = []
     for _ in range(10):
-        shrinking.step()
-        sides.append(bool(shrinking._agreed[0].ge(3).all()))
+        freezer.step()
+        sides.append(bool(freezer._agreed[0].ge(3).all()))
     assert sides == [False] * 7 + [True] * 3
 
 
-def test_evaluation_answers_as_before() -> None:
+def test_evaluation_outputs_do_not_change() -> None:
     net = net_of(tiny_spec())
-    attention, units = settled(net, 1)
+    attention, units = fixed_gates(net, 1)
     for mlp, row in zip(net.mlps, units, strict=True):
         mlp.unit_logits.data[row < 0] = -3.5
     images = torch.randn(2, *input_size(net.model))
@@ -170,7 +172,7 @@ def test_evaluation_answers_as_before() -> None:
 
 @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
 @pytest.mark.parametrize("seed", range(3))
-def test_a_quarter_of_the_images_tells_closed_gates_the_same_where_all_are_like_it(
+def test_a_quarter_of_equal_images_gives_closed_gates_the_same_gradient(
     spec: ModelSpec, seed: int
 ) -> None:
     every, quarter = net_of(spec), net_of(spec)
@@ -216,5 +218,5 @@ def test_live_units_are_filled_up_to_a_width_that_is_fast(units: list[bool]) -> 
     assert int(more.sum()) == min(len(units), -(-int(live.sum()) // 8) * 8)
 
 
-def test_gates_are_told_by_all_images_where_a_gpu_computes() -> None:
+def test_gates_are_probed_with_all_images_on_a_gpu() -> None:
     assert [probe_of(torch.device(name)) for name in ("cpu", "cuda", "mps")] == [4, 1, 1]

@@ -15,7 +15,7 @@ from spvit_deploy.core.plan import AttentionKind
 from spvit_deploy.families.checkpoints import read_state_dict
 from spvit_deploy.lean.model_folder import SavedModel
 from spvit_deploy.search import early_stopping
-from spvit_deploy.search.early_stopping import Settled
+from spvit_deploy.search.early_stopping import EarlyStopping
 from spvit_deploy.search.width_alignment import Choice
 from tests.calls import good, refused
 from tests.conftest import NAME, TINY_ARGS
@@ -68,7 +68,7 @@ def test_less_memory_or_time_and_the_same_result(option: str, plain: Path, tmp_p
     require_alike(plain / "tuned", tmp_path / "tuned", 1e-4)
 
 
-def test_statistics_are_told_once_of_a_batch_that_is_computed_twice(
+def test_batch_norm_counts_a_batch_that_is_computed_twice_once(
     make_lean: Callable[..., tuple[SavedModel, Path]], tmp_path: Path
 ) -> None:
     _, lean = make_lean(["conv3x3", "conv1x1", "msa"], [40, 96, 16])
@@ -101,37 +101,32 @@ def test_bfloat16_comes_near(plain: Path, tmp_path: Path) -> None:
     assert losses[0] == pytest.approx(losses[1], abs=0.05)
 
 
-def plans(*steps: tuple[AttentionKind, Sequence[int]]) -> Callable[[], list[Choice]]:
-    rest = iter(steps)
-
-    def choose() -> list[Choice]:
-        kind, keep = next(rest)
-        return [Choice(kind, tuple(keep)), Choice(AttentionKind.MSA, ())]
-
-    return choose
+def plan(kind: AttentionKind, keep: Sequence[int]) -> list[Choice]:
+    return [Choice(kind, tuple(keep)), Choice(AttentionKind.MSA, ())]
 
 
-def test_a_plan_settles_when_nothing_but_a_few_units_changes() -> None:
+def test_a_plan_has_converged_when_nothing_but_a_few_units_changes() -> None:
     msa, skip = AttentionKind.MSA, AttentionKind.SKIP
     few = range(3, 40)
-    choose = plans((msa, range(40)), (msa, few), (msa, range(40)), (skip, range(40)),
-                   (skip, range(39)), (skip, range(35)), (skip, few), (skip, few))  # fmt: skip
-    settled = Settled(2, choose, units=60)
+    plans = [plan(msa, range(40)), plan(msa, few), plan(msa, range(40)), plan(skip, range(40)),
+             plan(skip, range(39)), plan(skip, range(35)), plan(skip, few),
+             plan(skip, few)]  # fmt: skip
+    stopping = EarlyStopping(2, units=60)
     found = []
-    for _ in range(8):
-        found.append((settled.look(), settled.same))
-        again = Settled(2, choose, units=60)
-        again.load_state_dict(json.loads(json.dumps(settled.state_dict())))
-        settled = again
-    # Of 60 units 3 may waver: 3 go, 3 come, the operation changes, 1 goes, 4 go, 8 change, none.
+    for choices in plans:
+        found.append((stopping.update(choices), stopping.same))
+        again = EarlyStopping(2, units=60)
+        again.load_state_dict(json.loads(json.dumps(stopping.state_dict())))
+        stopping = again
+    # Of 60 units 3 may change: 3 go, 3 come, the operation changes, 1 goes, 4 go, 8 change, none.
     same = [0, 1, 2, 0, 1, 0, 0, 1]
     assert found == [(count >= 2, count) for count in same]
 
 
-def test_a_search_ends_when_its_plan_has_settled(
+def test_a_search_ends_when_its_plan_has_converged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(early_stopping, "UNITS_THAT_WAVER", 2.0)
+    monkeypatch.setattr(early_stopping, "UNIT_TOLERANCE", 2.0)
     result = good(*SEARCH[:-4], "--epochs", 50, "--budget", "50%", "--stop-when-settled", 2,
                   "-o", tmp_path / "out")  # fmt: skip
     epochs = log_of(tmp_path / "out")[-1]["epoch"]
@@ -139,4 +134,4 @@ def test_a_search_ends_when_its_plan_has_settled(
     assert log_of(tmp_path / "out")[-1]["cost"] == pytest.approx(0.5, abs=0.03)
     record = json.loads((tmp_path / "out" / "search.json").read_bytes())
     assert len(record["history"][-1]["loss"]) == epochs
-    assert f"the plan has settled: the search ends after epoch {epochs}" in result.stderr
+    assert f"the plan has converged: the search ends after epoch {epochs}" in result.stderr

@@ -29,14 +29,15 @@ from spvit_deploy.families.timm_models import create_model
 from spvit_deploy.lean.model_folder import SavedModel
 from spvit_deploy.search.budget import parse_budget
 from spvit_deploy.search.budget_target import cost_table_of
-from spvit_deploy.search.cost_penalty import ExpectedCost, Penalty, Price
-from spvit_deploy.search.gates import GateOptimizer, sharpness
+from spvit_deploy.search.cost_penalty import ExpectedCost, LagrangianPenalty, QuadraticPenalty
+from spvit_deploy.search.gates import GateOptimizer
 from spvit_deploy.search.plan_builder import plan_of
 from spvit_deploy.search.projection import project
-from spvit_deploy.search.search import SearchLoss, run_search
+from spvit_deploy.search.search import run_search
+from spvit_deploy.search.search_hooks import SearchHooks
 from spvit_deploy.search.supernet import Supernet
 from spvit_deploy.training.distillation import DistillationLoss
-from spvit_deploy.training.loop import GateTraining, train
+from spvit_deploy.training.loop import train
 from spvit_deploy.workflows.latency_budget import measured
 
 # How far a gate can move in a search, whatever moves it; as the search itself has it.
@@ -70,8 +71,8 @@ class AdamWGates(GateOptimizer):
 
 
 def recombined(adamw: bool = False, penalty: bool = False, final: float = 8.0) -> Method:
-    """A search without settled gates leaving it, of these parts; AdamW, the penalty and draws that
-    do not sharpen are what was published (arXiv 2111.11802), but for the plan, which is brought to
+    """A search that freezes no gates, of these parts; AdamW, the penalty and samples that are not
+    annealed are what was published (arXiv 2111.11802), but for the plan, which is brought to
     the budget like ours.
     """
 
@@ -82,19 +83,16 @@ def recombined(adamw: bool = False, penalty: bool = False, final: float = 8.0) -
         steps = settings.epochs * len(at.train)
         cost, logits = ExpectedCost(table, at.device), list(net.gate_parameters())
         kind = AdamWGates if adamw else GateOptimizer
-        gates = kind(logits, cost.shares(), TRAVEL / steps)
+        gates = kind(logits, cost.gate_costs(), TRAVEL / steps)
         share = target / table.dense
-        price: Price | Penalty = Penalty(share, settings.cost_weight)
-        if not penalty:
-            price = Price(float(cost(logits).detach()), share, steps, lambda: gates.scale)
-        loss = SearchLoss(net, cost, price, DistillationLoss(settings, None))
-
-        def begin(step: int, seed: int) -> None:
-            net.sharpness = sharpness(step / steps, final)
-            net.seed_draws(seed)
-
-        training = GateTraining(gates, price, begin, note=str, metrics=dict)
-        train(net, at.train, loss, settings, "search", training)
+        price: QuadraticPenalty | LagrangianPenalty
+        if penalty:
+            price = QuadraticPenalty(share, settings.cost_weight)
+        else:
+            start = float(cost(logits).detach())
+            price = LagrangianPenalty(start, share, steps, lambda: gates.scale)
+        hooks = SearchHooks(net, gates, cost, price, steps, final)
+        train(net, at.train, DistillationLoss(settings, None), settings, "search", hooks)
         attend = net.blocks_to_attend()
         found = project(net.probabilities(), table, target, settings.align, attend)
         plan = plan_of(net, found)

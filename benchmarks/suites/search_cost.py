@@ -104,7 +104,7 @@ class Few:
 def dense_stepper(model: nn.Module, settings: SearchSettings) -> Callable[[Tensor, Tensor], None]:
     """A plain training step with the search's optimizer."""
     model.train()
-    optimizer, _ = make_optimizer(model, settings, 1, None)
+    optimizer, _ = make_optimizer(model, settings, 1, ())
     own = list(model.parameters())
 
     def step(images: Tensor, labels: Tensor) -> None:

@@ -29,11 +29,12 @@ from spvit_deploy.benchmarks.host import read_host
 from spvit_deploy.core.plan import ModelSpec
 from spvit_deploy.families.timm_models import create_model, input_size
 from spvit_deploy.search.budget_target import cost_table_of
-from spvit_deploy.search.cost_penalty import ExpectedCost, Penalty
+from spvit_deploy.search.cost_penalty import ExpectedCost, QuadraticPenalty
 from spvit_deploy.search.gates import GateOptimizer
-from spvit_deploy.search.search import SearchLoss, SearchSettings, probe_of
+from spvit_deploy.search.search import probe_of
+from spvit_deploy.search.search_hooks import SearchHooks
 from spvit_deploy.search.supernet import Supernet
-from spvit_deploy.training.distillation import DistillationLoss
+from spvit_deploy.training.hooks import NoHooks, TrainingHooks
 
 RESULTS = Path(__file__).parent / "results"
 SIDES = ("dense", "search", "search_open")
@@ -71,7 +72,7 @@ def stepper(side: str, of: Training) -> Callable[[], None]:
     model = create_model(spec).to(where)
     images = torch.randn(of.batch, *input_size(model), device=where)
     labels = torch.randint(0, 1000, (of.batch,), device=where)
-    gates = None
+    hooks: TrainingHooks = NoHooks()
     if side != "dense":
         net = Supernet(model, spec).to(where)
         net.probe(of.probe)
@@ -79,28 +80,21 @@ def stepper(side: str, of: Training) -> Callable[[], None]:
             for logits in net.gate_parameters():
                 logits.data.fill_(20.0)
         cost = ExpectedCost(cost_table_of(net), where)
-        loss_function = SearchLoss(
-            net, cost, Penalty(0.5, 20.0), DistillationLoss(SearchSettings(), None)
-        )
-        gates = GateOptimizer(list(net.gate_parameters()), cost.shares(), 1e-3)
+        gates = GateOptimizer(list(net.gate_parameters()), cost.gate_costs(), 1e-3)
+        hooks = SearchHooks(net, gates, cost, QuadraticPenalty(0.5, 20.0), 1, 1.0)
         model = net
-    elsewhere = {id(p) for p in gates.parameters} if gates else set()
+    elsewhere = {id(p) for p in hooks.owned_parameters()}
     own = [p for p in model.parameters() if id(p) not in elsewhere]
     optimizer = create_optimizer_v2(own, opt="adamw", lr=1e-4)
     model.train()
 
     def step() -> None:
         with torch.autocast(where.type, torch.bfloat16, enabled=of.amp):
-            output = model(images)
-            if gates is not None:
-                loss = loss_function(output, images, labels)
-            else:
-                loss = functional.cross_entropy(output, labels)
+            loss = functional.cross_entropy(model(images), labels) + hooks.extra_loss()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
-        if gates is not None:
-            gates.step()
+        hooks.after_step()
 
     return step
 

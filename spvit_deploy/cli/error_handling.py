@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from spvit_deploy.core.errors import JobError, SpvitError, first_line
-from spvit_deploy.core.launcher import rank, speaks
+from spvit_deploy.core.launcher import is_first_process, rank
 
 # Seconds that the first of several processes may take to say what is wrong.
 _TO_SPEAK = 10
@@ -59,7 +59,7 @@ def _fail(ctx: click.Context, error: SpvitError, alone: bool = False) -> None:
     if ctx.params.get("debug"):
         raise error
     line = " ".join(f"{error.message} {error.hint}".split())
-    if speaks():
+    if is_first_process():
         click.echo(f"Error: {line}", err=True)
     elif alone or error.alone:
         click.echo(f"Error in process {rank()}: {line}", err=True)

@@ -23,7 +23,7 @@ from spvit_deploy.cli.search import profile, search
 from spvit_deploy.cli.serve import load, serve
 from spvit_deploy.cli.sweep import sweep
 from spvit_deploy.core.errors import InputError
-from spvit_deploy.core.launcher import launched
+from spvit_deploy.core.launcher import world_size
 
 
 @click.group(cls=Main, context_settings={"help_option_names": ["-h", "--help"]})
@@ -41,9 +41,9 @@ def main(ctx: click.Context, verbose: bool, debug: bool) -> None:
     """
     level = logging.DEBUG if debug else logging.INFO if verbose else logging.WARNING
     logging.basicConfig(level=level, format="%(name)s: %(message)s")
-    if launched() > 1 and ctx.invoked_subcommand not in ("search", "finetune"):
+    if world_size() > 1 and ctx.invoked_subcommand not in ("search", "finetune"):
         raise InputError(
-            f"{ctx.invoked_subcommand} is for one process; {launched()} were launched.",
+            f"{ctx.invoked_subcommand} is for one process; {world_size()} were launched.",
             "Call it without a launcher.",
         )
 

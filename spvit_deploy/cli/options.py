@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from spvit_deploy.lean.load_model import ModelRequest
     from spvit_deploy.runtimes.export_job import ExportSettings
     from spvit_deploy.runtimes.info import ExportOption, FormatInfo
+    from spvit_deploy.training.lora import LoraSettings
     from spvit_deploy.training.run import RunSettings
 
 Decorator = Callable[[Any], Any]
@@ -276,13 +277,11 @@ def take_layers(ctx: click.Context, param: click.Parameter, value: str | None) -
     return numbers
 
 
-def take_adapters(_: click.Context, __: click.Parameter, value: str | None) -> str | None:
-    """``lora:r=8`` with all that it leaves open."""
-    if value is None:
-        return None
-    from spvit_deploy.training.lora import LowRank
+def take_adapters(_: click.Context, __: click.Parameter, value: str | None) -> LoraSettings | None:
+    """Parse ``lora:r=8``."""
+    from spvit_deploy.training.lora import LoraSettings
 
-    return str(LowRank.parse(value))
+    return None if value is None else LoraSettings.parse(value)
 
 
 def take_token_keep(_: click.Context, __: click.Parameter, value: str | None) -> Any:

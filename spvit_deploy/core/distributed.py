@@ -1,4 +1,4 @@
-"""The processes that share a training, brought together by accelerate."""
+"""The processes that share a training, connected by accelerate."""
 
 from __future__ import annotations
 
@@ -10,141 +10,131 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import current_thread, main_thread
 from types import FrameType
-from typing import Any
+from typing import TypeVar
 
 import torch
 from torch import Tensor, distributed
 
 from spvit_deploy.core.device import pick_device
 from spvit_deploy.core.errors import DataError, JobError, RuntimeMissingError, first_line
-from spvit_deploy.core.launcher import launched
-from spvit_deploy.data.sampling import SINGLE_PROCESS, Rank
+from spvit_deploy.core.launcher import world_size
+from spvit_deploy.core.seeding import SINGLE_RANK, Rank
+
+_T = TypeVar("_T")
+# Parts of torch's messages when another process is gone.
+_LOST = ("Connection closed", "Connection reset", "Timed out", "NCCL", "Gloo", "gloo")
 
 
 @dataclass(frozen=True)
 class Processes:
-    """What a process can do with the others of its job; alone, nothing.
+    """The processes of a job; collectives of a single process do nothing.
 
     Attributes:
-        rank: which it is, and how many there are.
+        rank: Index of this process, and their number.
     """
 
-    rank: Rank = SINGLE_PROCESS
+    rank: Rank = SINGLE_RANK
 
     @property
     def several(self) -> bool:
-        """Whether there are others."""
+        """Whether there are more than one."""
         return self.rank.world_size > 1
 
     @property
     def first(self) -> bool:
-        """Whether it is the one that prints and writes for all."""
+        """Whether this process is the one that prints and writes for all."""
         return self.rank.index == 0
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """The tensor's sum over all processes, in place."""
+        """Sum a tensor over all processes, in place, and return it."""
         if self.several:
             distributed.all_reduce(tensor)
         return tensor
 
     def all_agree(self, yes: bool, device: torch.device) -> bool:
-        """Whether all say yes; each waits for the last."""
+        """Return whether all processes pass True; each waits for the last."""
         return not int(self.sum(torch.tensor(0 if yes else 1, device=device)))
 
     def copy_from_first(self, tensors: Iterable[Tensor]) -> None:
-        """Give every process the first one's values."""
+        """Overwrite tensors with those of the first process."""
         if self.several:
             for tensor in tensors:
                 distributed.broadcast(tensor.detach(), 0)
 
-    def number_of_first(self, number: int, device: torch.device) -> int:
-        """The first process's number."""
-        tensor = torch.tensor(number, device=device)
-        self.copy_from_first([tensor])
-        return int(tensor)
-
-    def text_of_first(self, text: str, device: torch.device) -> str:
-        """The first process's text."""
-        content = torch.tensor(list(text.encode()), dtype=torch.uint8, device=device)
-        size = self.number_of_first(len(content), device)
-        given = content if self.first else content.new_zeros(size)
-        self.copy_from_first([given])
-        return bytes(given.tolist()).decode()
+    def value_of_first(self, value: _T, device: torch.device) -> _T:
+        """Return the value that the first process passes."""
+        values = [value]
+        if self.several:
+            distributed.broadcast_object_list(values, 0, device=device)
+        return values[0]
 
 
-ALONE = Processes()
+SINGLE_PROCESS = Processes()
 
 
-def join(device: str) -> tuple[Processes, torch.device]:
-    """Meet the other processes of this job, where a launcher started several.
+def join_processes(device: str) -> tuple[Processes, torch.device]:
+    """Connect to the other processes of this job, where a launcher started several.
 
     Args:
-        device: ``auto|cpu|cuda|cuda:N|mps``; several processes on GPUs take one each.
+        device: ``auto|cpu|cuda|cuda:N|mps``; of several processes on GPUs each takes one.
 
     Raises:
-        RuntimeMissingError: no such device, or not one for each process.
-        JobError: the processes do not find each other.
+        RuntimeMissingError: There is no such device, or not one for each process.
+        JobError: The processes cannot connect.
     """
     where = pick_device(device)
-    if launched() == 1:
-        return ALONE, where
+    if world_size() == 1:
+        return SINGLE_PROCESS, where
     if where.type == "cuda":
         where = _own_gpu(device)
         torch.cuda.set_device(where)
     elif where.type != "cpu":
         raise RuntimeMissingError(
-            f"Device '{where.type}' is one for {launched()} processes.",
+            f"Device '{where.type}' cannot be shared by {world_size()} processes.",
             "Leave the launcher out, or choose --device cpu.",
         )
-    state = _state(where)
-    return Processes(Rank(state.process_index, state.num_processes)), where
+    return Processes(_connect(where)), where
 
 
 def _own_gpu(device: str) -> torch.device:
     local, here = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
     if device not in ("auto", "cuda"):
         raise RuntimeMissingError(
-            f"Device '{device}' was asked for by each of {launched()} processes.",
+            f"Device '{device}' was requested by each of {world_size()} processes.",
             "Choose --device cuda: each takes a GPU of its own.",
         )
     if local >= here:
         raise RuntimeMissingError(
-            f"Process {local} of this host has no GPU; there are {here}.",
+            f"Process {local} of this host has no GPU: the host has {here}.",
             f"Start at most {here} processes a host.",
         )
     return torch.device("cuda", local)
 
 
-def _state(device: torch.device) -> Any:
-    """accelerate's record of this process; it opens the group of all."""
+def _connect(device: torch.device) -> Rank:
     from accelerate import PartialState
 
-    fresh = not distributed.is_initialized()
+    new = not distributed.is_initialized()
     try:
         state = PartialState(cpu=device.type == "cpu")
     except (RuntimeError, ValueError) as error:
-        raise JobError(f"The processes do not find each other: {first_line(error)}.") from error
-    if fresh and distributed.is_initialized():
-        atexit.register(_part)
-    return state
+        raise JobError(f"The processes cannot connect: {first_line(error)}.") from error
+    if new and distributed.is_initialized():
+        atexit.register(_disconnect)
+    return Rank(state.process_index, state.num_processes)
 
 
-def _part() -> None:
+def _disconnect() -> None:
     if distributed.is_initialized():
         distributed.destroy_process_group()
 
 
-def start_accelerate(device: torch.device) -> None:
-    """accelerate's trackers ask it which process this is, also where there is but one."""
-    _state(device)
-
-
 @contextmanager
-def first_alone(processes: Processes, device: torch.device) -> Iterator[bool]:
-    """Whether this process is the first, which works while the others wait for it to end well.
+def first_process_only(processes: Processes, device: torch.device) -> Iterator[bool]:
+    """Yield whether this process is the first, which works while the others wait for it.
 
     Raises:
-        JobError: it did not.
+        JobError: The work of the first process failed, in all others.
     """
     if not processes.first:
         yield False
@@ -160,40 +150,38 @@ def first_alone(processes: Processes, device: torch.device) -> Iterator[bool]:
 
 
 @contextmanager
-def together(processes: Processes) -> Iterator[None]:
-    """Say it in one line when another process of the job is gone.
+def lost_process_reported(processes: Processes) -> Iterator[None]:
+    """Turn the ways in which torch reports a process that is gone into one error.
 
     Raises:
-        JobError: a collective failed, or the launcher ends this process as it does them all.
+        JobError: A collective failed, or the launcher ends this process because of another.
     """
-    telling = processes.several and processes.first and current_thread() is main_thread()
-    before = signal.signal(signal.SIGTERM, _ended) if telling else None
+    reports = processes.several and processes.first and current_thread() is main_thread()
+    before = signal.signal(signal.SIGTERM, _on_sigterm) if reports else None
     try:
         yield
     except DataError as error:
-        error.alone = True  # each has images of its own
+        error.alone = True  # each process reads other images
         raise
     except RuntimeError as error:
-        text = str(error)
-        lost = ("Connection closed", "Connection reset", "Timed out", "NCCL", "Gloo", "gloo")
-        if not processes.several or not any(word in text for word in lost):
+        if not processes.several or not any(text in str(error) for text in _LOST):
             raise
-        if telling:  # what is said now must not be cut short
+        if reports:  # the message must not be cut short
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        raise _lost() from error
-    if telling:
+        raise _lost_process() from error
+    if reports:
         signal.signal(signal.SIGTERM, before)
 
 
-def _ended(number: int, frame: FrameType | None) -> None:
+def _on_sigterm(number: int, frame: FrameType | None) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    raise _lost()
+    raise _lost_process()
 
 
-def _lost() -> JobError:
+def _lost_process() -> JobError:
     error = JobError(
-        "Another process of this job ended, or does not answer.",
-        "Its own message says why; --resume goes on from the last checkpoint.",
+        "Another process of this job ended, or does not respond.",
+        "See its own message; --resume goes on from the last checkpoint.",
     )
     error.late = True
     return error

@@ -1,25 +1,21 @@
-"""Which of the processes of a job this one is, as its launcher says. Loads no torch.
-
-``torchrun`` and ``accelerate launch`` start one process a device, and tell each by ``RANK`` and
-``WORLD_SIZE``.
-"""
+"""The rank of this process, as ``torchrun`` or ``accelerate launch`` sets it. Imports no torch."""
 
 from __future__ import annotations
 
 import os
 
 
-def launched() -> int:
-    """How many processes the launcher started; 1 without one."""
+def world_size() -> int:
+    """Return how many processes the launcher started; 1 without a launcher."""
     count = os.environ.get("WORLD_SIZE", "")
     return int(count) if count.isdigit() and "RANK" in os.environ else 1
 
 
 def rank() -> int:
-    """Which of them this is, from 0."""
-    return int(os.environ["RANK"]) if launched() > 1 else 0
+    """Return the index of this process among them, from 0."""
+    return int(os.environ["RANK"]) if world_size() > 1 else 0
 
 
-def speaks() -> bool:
-    """Whether this is the process that prints and writes for all."""
+def is_first_process() -> bool:
+    """Return whether this process prints and writes for all."""
     return rank() == 0

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from spvit_deploy.core.errors import CorruptFileError, InputError, first_line
 from spvit_deploy.core.files import sha256_bytes, sha256_file, write_bytes
@@ -113,3 +114,19 @@ def load_record(
         return model.model_validate(record)
     except ValueError as error:
         raise CorruptFileError(f"{path}: {first_line(error)}", f"{again}.") from None
+
+
+def parsed_by(parse: Callable[[str], Any]) -> BeforeValidator:
+    """Make the validator of a field that may be given as text.
+
+    Args:
+        parse: Turns the text into the field's type; may raise :class:`InputError`.
+    """
+
+    def validate(value: Any) -> Any:
+        try:
+            return parse(value) if isinstance(value, str) else value
+        except InputError as error:
+            raise ValueError(str(error)) from None
+
+    return BeforeValidator(validate)

@@ -20,13 +20,8 @@ from torch.utils.data import Subset
 
 from spvit_deploy.core.errors import DataError
 from spvit_deploy.core.preprocessing import Preprocessing
-from spvit_deploy.data.sampling import (
-    SINGLE_PROCESS,
-    Rank,
-    TrainSampler,
-    derive_seed,
-    seeded_generator,
-)
+from spvit_deploy.core.seeding import SINGLE_RANK, Rank, derive_seed, seeded_generator
+from spvit_deploy.data.sampling import TrainSampler
 from spvit_deploy.data.sources import open_source
 from spvit_deploy.data.spec import DataSettings, Source
 from spvit_deploy.data.transforms import ImageTransform, PreparedImages, StreamSubset, load_batches
@@ -60,7 +55,7 @@ class Batches:
         device: torch.device | None = None,
         seed: int = 0,
         classes: Sequence[str] = (),
-        rank: Rank = SINGLE_PROCESS,
+        rank: Rank = SINGLE_RANK,
     ) -> None:
         self.class_names = tuple(classes) or source.class_names
         self.size, self.streams, self.no_crop = source.size, source.streams, source.no_crop
@@ -145,7 +140,7 @@ class Batches:
 
         All processes read the same stream. A stream of unknown size divides itself among them.
         """
-        rank = self._rank if self.size is not None else SINGLE_PROCESS
+        rank = self._rank if self.size is not None else SINGLE_RANK
         end = len(self) * self.global_batch if self._train and self.size is not None else None
         batch = self.settings.batch_size
         samples = enumerate(stream.epoch(self._seed if self._train else None, epoch))
@@ -214,7 +209,7 @@ def open_batches(
     seed: int = 0,
     classes: tuple[str, ...] = (),
     limit: int | None = None,
-    rank: Rank = SINGLE_PROCESS,
+    rank: Rank = SINGLE_RANK,
 ) -> Batches:
     """Open one split for a model.
 

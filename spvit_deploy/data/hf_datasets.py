@@ -17,9 +17,9 @@ from torch.utils.data import Dataset
 
 from spvit_deploy.core.errors import DataError, first_line
 from spvit_deploy.core.progress import progress_bar
+from spvit_deploy.core.seeding import derive_seed
 from spvit_deploy.data.encoded_image import EncodedImage
 from spvit_deploy.data.parquet_check import require_all_files, require_readable
-from spvit_deploy.data.sampling import derive_seed
 
 # Formats that `datasets` reads by their name, out of a folder.
 _FORMATS = ("imagefolder", "parquet", "arrow", "webdataset")

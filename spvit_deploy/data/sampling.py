@@ -6,59 +6,16 @@ would have had, and several processes divide the batches of one among them.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from hashlib import blake2b
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from spvit_deploy.core.seeding import SINGLE_RANK, Rank, derive_seed, seeded_generator
 
-@dataclass(frozen=True)
-class Rank:
-    """One of the processes of a distributed training; it takes every n-th image of a batch.
-
-    Attributes:
-        index: Which process, from 0.
-        world_size: Number of processes n.
-    """
-
-    index: int = 0
-    world_size: int = 1
-
-
-SINGLE_PROCESS = Rank()
 # Images of sharded data that are shuffled among each other; timm's window has the same size.
 SHUFFLE_WINDOW = 8192
-
-
-def derive_seed(*numbers: int) -> int:
-    """Hash several numbers to one seed of 63 bits; seeds of close numbers are unrelated."""
-    return int.from_bytes(blake2b(repr(numbers).encode(), digest_size=8).digest(), "big") >> 1
-
-
-def seeded_generator(*numbers: int) -> torch.Generator:
-    """Create a CPU generator with the seed ``derive_seed(*numbers)``."""
-    return torch.Generator().manual_seed(derive_seed(*numbers))
-
-
-@contextmanager
-def seeded(*numbers: int) -> Iterator[None]:
-    """Seed random, numpy and torch within this block, and restore their states after it."""
-    seed = derive_seed(*numbers)
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.default_generator.manual_seed(seed)
-    try:
-        yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.set_rng_state(states[2])
 
 
 def shuffle_indices(size: int, shard_sizes: Sequence[int], generator: torch.Generator) -> Tensor:
@@ -99,7 +56,7 @@ class TrainSampler:
     seed: int
     epoch: int
     skip: int = 0
-    rank: Rank = SINGLE_PROCESS
+    rank: Rank = SINGLE_RANK
     shard_sizes: tuple[int, ...] = ()
 
     def __len__(self) -> int:

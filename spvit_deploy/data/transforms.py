@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from spvit_deploy.core.errors import DataError, first_line
 from spvit_deploy.core.preprocessing import Preprocessing
+from spvit_deploy.core.seeding import seeded, seeded_generator
 from spvit_deploy.data.encoded_image import EncodedImage
-from spvit_deploy.data.sampling import seeded, seeded_generator
 from spvit_deploy.data.spec import DataSettings, Source
 
 

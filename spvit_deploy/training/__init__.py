@@ -1,1 +1,1 @@
-"""One training loop: optimizer, checkpoints and resuming, distillation, LoRA, logs."""
+"""Train models: the loop of search and fine-tuning, its optimizer, checkpoints and logs."""

@@ -1,8 +1,8 @@
-"""Checkpoints of a training: written beside and renamed, checked when they are read.
+"""Checkpoints of a training: written beside their place, renamed, and verified when read.
 
-They lie in ``OUTPUT.checkpoints`` until the output is written. Each is a folder ``step-N`` with
-``state.pt`` (tensors and numbers, read by torch without running code) and ``checkpoint.json``,
-which names its SHA-256 and what the run was asked to do.
+They are in ``OUTPUT.checkpoints`` until the output is written. Each is a folder ``step-N`` with
+``state.pt`` (tensors and numbers, which torch reads without running code) and ``checkpoint.json``,
+which holds its SHA-256 and the inputs of the run.
 """
 
 from __future__ import annotations
@@ -36,8 +36,9 @@ from spvit_deploy.lean.model_folder import tool_versions
 
 RECORD_FILE = "checkpoint.json"
 STATE_FILE = "state.pt"
+# Checkpoints of a run that stay: if the last one is damaged, there is one before it.
 _KEPT = 2
-# Longer than any setting: hashes, of which a person learns nothing.
+# Longest value that a message shows; longer ones are hashes.
 _READABLE = 40
 
 State = dict[str, Any]
@@ -47,8 +48,8 @@ class CheckpointRecord(StrictModel):
     """``checkpoint.json``.
 
     Attributes:
-        asked: see :class:`Checkpoints`.
-        diverged: whether the run diverged after it, and so may go on at a lower rate.
+        asked: Inputs of the run, see :class:`Checkpoints`.
+        diverged: Whether the run diverged after it, and so may resume at a lower learning rate.
     """
 
     schema_version: Literal[1] = 1
@@ -65,29 +66,28 @@ class Checkpoints:
     """The checkpoints of one run.
 
     Attributes:
-        folder: where they lie.
-        asked: settings, data and model of the run, by name; a run goes on from its own alone.
-        every: how often one is written.
+        folder: Where they are.
+        inputs: Settings, data and model of the run, by name; only a run with the same resumes.
+        every: How often one is written.
     """
 
     folder: Path
-    asked: Mapping[str, Any]
+    inputs: Mapping[str, Any]
     every: Interval = field(default_factory=Interval)
     _last: float = field(default_factory=time.monotonic)
 
     def due(self, step: int) -> bool:
-        """Whether it is time for one, after this step."""
+        """Return whether a checkpoint is due after this step."""
         if self.every.steps is not None:
             return step % self.every.steps == 0
-        if self.every.seconds is not None:
-            return time.monotonic() - self._last >= self.every.seconds
-        return False
+        past = time.monotonic() - self._last
+        return self.every.seconds is not None and past >= self.every.seconds
 
     def save(self, step: int, state: State) -> None:
-        """Write one, and remove those before the last two.
+        """Write a checkpoint, and remove all but the last two.
 
         Raises:
-            StorageError: no space, or not writable; those before are as they were.
+            StorageError: The disk is full or not writable; the earlier ones are unchanged.
         """
         self._last = time.monotonic()  # one that fails is not tried again at once
         stream = io.BytesIO()
@@ -97,7 +97,7 @@ class Checkpoints:
             write_bytes(staging / STATE_FILE, content)
             record = CheckpointRecord(
                 step=step,
-                asked=dict(self.asked),
+                asked=dict(self.inputs),
                 tools=tool_versions(),
                 files={STATE_FILE: sha256_bytes(content)},
             )
@@ -107,67 +107,63 @@ class Checkpoints:
             shutil.rmtree(self._path(old), ignore_errors=True)
 
     def mark_diverged(self) -> None:
-        """Note in those that are kept that the run diverged after them."""
+        """Record in the checkpoints that the run diverged after them."""
         for step in self.steps():
-            # One that is damaged, or on a full disk, stays as it was: this is said beside an error.
+            # Called while another error is reported: one that is damaged stays as it is.
             with suppress(InputError, StorageError):
                 record = self._record(step).model_copy(update={"diverged": True})
                 write_record(self._path(step) / RECORD_FILE, record.model_dump(mode="json"))
 
     def steps(self) -> list[int]:
-        """Steps of which there is a checkpoint, whole or not, in order."""
+        """Return the steps that have a checkpoint, damaged or not, in order."""
         names = (path.name for path in self.folder.glob("step-*") if path.is_dir())
         return sorted(int(name[5:]) for name in names if name[5:].isdigit())
 
     def newest(self) -> int:
-        """Step of the newest whole checkpoint; a damaged one is passed over, with a warning.
+        """Return the step of the newest intact checkpoint; warn of a damaged one.
 
         Raises:
-            InputError: there is none, or it is of another run.
-            CorruptFileError: all are damaged.
+            InputError: There is none, or it is of another run.
+            CorruptFileError: All are damaged.
         """
         steps = self.steps()
         if not steps:
-            raise InputError(
-                f"{self.folder} holds no checkpoint to go on from.",
-                "Leave --resume out to start from the beginning.",
-            )
-        for index, step in enumerate(reversed(steps)):
+            raise no_checkpoint(self.folder)
+        while steps:
+            step = steps.pop()
             try:
                 record = self._record(step)
             except (CorruptFileError, InputError) as error:
-                rest = steps[: len(steps) - 1 - index]
-                if not rest:
-                    raise CorruptFileError(
-                        f"No checkpoint in {self.folder} is whole: {error.message}",
-                        "Leave --resume out and add --force to start from the beginning.",
-                    ) from None
-                warn(f"{error.message} Going on from the one before, of step {rest[-1]}.")
-                continue
-            self._require_same(record)
-            return step
-        raise AssertionError("unreachable: the oldest was returned or refused")
+                damage = error.message
+            else:
+                self._require_same_inputs(record)
+                return step
+            if steps:
+                warn(f"{damage} Going on from the one before, of step {steps[-1]}.")
+        raise CorruptFileError(
+            f"No checkpoint in {self.folder} is intact: {damage}",
+            "Leave --resume out and add --force to start from the beginning.",
+        )
 
     def load(self, step: int) -> State:
-        """The state after this step, on the CPU.
+        """Return the state after this step, on the CPU.
 
         Raises:
-            JobError: this process does not see the checkpoint that the first one found.
+            JobError: This process cannot read the checkpoint that the first process found.
         """
         try:
             self._record(step)
-            state: State = torch.load(
-                self._path(step) / STATE_FILE, map_location="cpu", weights_only=True
-            )
         except (CorruptFileError, InputError) as error:
             raise JobError(
                 f"This process cannot read the checkpoint: {error.message}",
                 "Write the output to a folder that all hosts share.",
             ) from None
+        path = self._path(step) / STATE_FILE
+        state: State = torch.load(path, map_location="cpu", weights_only=True)
         return state
 
     def clear(self, after: int = 0) -> None:
-        """Remove the checkpoints after this step, and what runs that were killed left of some."""
+        """Remove the checkpoints after this step, and incomplete ones of runs that were killed."""
         for path in self.folder.glob("*step-*"):
             name = re.fullmatch(r"step-(\d+)|\.step-\d+\.partial-\w+", path.name)
             if name and int(name.group(1) or after + 1) > after:
@@ -185,21 +181,30 @@ class Checkpoints:
         check_files(folder, record.files)
         return record
 
-    def _require_same(self, record: CheckpointRecord) -> None:
-        found = {**dict.fromkeys(self.asked), **record.asked}
-        other = [key for key, value in found.items() if value != self.asked.get(key)]
-        # As it was asked, a run that diverged would diverge again.
-        if record.diverged and "lr" in other and self.asked["lr"] < found["lr"]:
+    def _require_same_inputs(self, record: CheckpointRecord) -> None:
+        found = {**dict.fromkeys(self.inputs), **record.asked}
+        other = [key for key, value in found.items() if value != self.inputs.get(key)]
+        # With the same inputs, a run that diverged would diverge again.
+        if record.diverged and "lr" in other and self.inputs["lr"] < found["lr"]:
             other.remove("lr")
             if not other:
-                warn(f"after step {record.step} --lr is {self.asked['lr']}; it was {found['lr']}.")
+                lr = self.inputs["lr"]
+                warn(f"after step {record.step} --lr is {lr}; it was {found['lr']}.")
         if not other:
             return
-        words = [_difference(key, found[key], self.asked.get(key)) for key in other[:4]]
+        words = [_difference(key, found[key], self.inputs.get(key)) for key in other[:4]]
         raise InputError(
             f"{self.folder} is of another run: {', '.join(words)}{' …' if other[4:] else ''}.",
-            "Repeat what it was asked, or leave --resume out and add --force to start again.",
+            "Repeat its options, or leave --resume out and add --force to start again.",
         )
+
+
+def no_checkpoint(folder: Path) -> InputError:
+    """Return the error that there is nothing to resume from in a folder."""
+    return InputError(
+        f"{folder} holds no checkpoint to go on from.",
+        "Leave --resume out to start from the beginning.",
+    )
 
 
 def _difference(name: str, then: Any, now: Any) -> str:

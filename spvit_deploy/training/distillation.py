@@ -1,4 +1,4 @@
-"""Learning from a teacher: a share of the loss that search and fine-tuning have in common."""
+"""Knowledge distillation: the loss against a teacher that search and fine-tuning share."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class DistillSettings(TrainSettings):
     """How a model is trained with a teacher.
 
     Attributes:
-        distillation: ``soft`` (KL of softened scores) or ``hard`` (the teacher's class).
-        distill_weight: share of the teacher in the loss.
-        distill_temperature: softening of ``soft``.
+        distillation: ``soft`` (KL divergence of softened scores) or ``hard`` (the teacher's class).
+        distill_weight: Fraction of the teacher's term in the loss.
+        distill_temperature: Softens the scores of ``soft``.
     """
 
     distillation: str = Field(default="soft", pattern="^(soft|hard)$")
@@ -30,11 +30,11 @@ class DistillSettings(TrainSettings):
 
 
 class DistillationLoss:
-    """Cross-entropy, mixed with agreement with a teacher (DeiT, arXiv 2012.12877, section 4).
+    """Cross-entropy, mixed with distillation from a teacher (DeiT, arXiv 2012.12877, section 4).
 
     Args:
-        settings: shares and temperature.
-        teacher: on the device of the images, or None.
+        settings: Weight, kind and temperature.
+        teacher: On the device of the images, or None.
     """
 
     def __init__(self, settings: DistillSettings, teacher: nn.Module | None) -> None:
@@ -42,36 +42,42 @@ class DistillationLoss:
         self._teacher = teacher.eval() if teacher is not None else None
 
     def __call__(self, output: Any, images: Tensor, labels: Tensor) -> Tensor:
-        """Scores [B, classes] (or a pair of class and distillation scores) → scalar."""
+        """Return the loss, a scalar.
+
+        Args:
+            output: Scores [B, classes], or a pair of those of the class and distillation heads.
+            images: [B, C, H, W], for the teacher.
+            labels: Class numbers [B].
+        """
         scores, distilled = output if isinstance(output, tuple) else (output, output)
         task = functional.cross_entropy(
             scores, labels, label_smoothing=self._settings.label_smoothing
         )
-        if self._teacher is None or not self._settings.distill_weight:
+        weight = self._settings.distill_weight
+        if self._teacher is None or not weight:
             return task
         amp = self._settings.amp
         with torch.no_grad(), training_attention(self._teacher, amp, images.device):
-            taught = self._teacher(images)
-        weight = self._settings.distill_weight
-        return (1 - weight) * task + weight * self._agreement(distilled, taught)
+            target = self._teacher(images)
+        return (1 - weight) * task + weight * self._distillation(distilled, target)
 
-    def _agreement(self, scores: Tensor, taught: Tensor) -> Tensor:
+    def _distillation(self, scores: Tensor, target: Tensor) -> Tensor:
         if self._settings.distillation == "hard":
-            return functional.cross_entropy(scores, taught.argmax(1))
-        heat = self._settings.distill_temperature
-        return heat**2 * functional.kl_div(
-            functional.log_softmax(scores / heat, 1),
-            functional.log_softmax(taught / heat, 1),
+            return functional.cross_entropy(scores, target.argmax(1))
+        temperature = self._settings.distill_temperature
+        return temperature**2 * functional.kl_div(
+            functional.log_softmax(scores / temperature, 1),
+            functional.log_softmax(target / temperature, 1),
             reduction="batchmean",
             log_target=True,
         )
 
 
 def check_teacher(student: SavedModel, teacher: SavedModel) -> None:
-    """Refuse a teacher that sees or says something else.
+    """Check that a teacher has the inputs and outputs of its student.
 
     Raises:
-        ModelError: another input size or other classes.
+        ModelError: It has another input size or number of classes.
     """
     ours, theirs = student.preprocessing, teacher.preprocessing
     if ours.input_size != theirs.input_size:

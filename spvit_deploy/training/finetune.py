@@ -1,23 +1,24 @@
-"""Training of dense and lean models, with or without a teacher."""
+"""Training of dense and lean models, with or without a teacher, and their accuracy."""
 
 from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import replace
+from typing import Annotated
 
 import torch
-from pydantic import field_validator
 from torch import nn
 
 from spvit_deploy.accuracy import count_correct
-from spvit_deploy.core.distributed import ALONE, Processes
-from spvit_deploy.core.errors import DataError, InputError
+from spvit_deploy.core.distributed import SINGLE_PROCESS, Processes
+from spvit_deploy.core.errors import DataError
 from spvit_deploy.core.progress import progress_bar, stderr_console
+from spvit_deploy.core.records import parsed_by
 from spvit_deploy.data.batches import Batches
 from spvit_deploy.lean.model_folder import SavedModel
 from spvit_deploy.training.distillation import DistillationLoss, DistillSettings, check_teacher
 from spvit_deploy.training.loop import train
-from spvit_deploy.training.lora import LowRank, adapted
+from spvit_deploy.training.lora import LoraSettings, lora_adapters
 from spvit_deploy.training.run import Run
 
 
@@ -28,15 +29,7 @@ class FinetuneSettings(DistillSettings):
         adapters: ``lora:r=8`` or ``lora:r=8,alpha=16``; None to train all weights.
     """
 
-    adapters: str | None = None
-
-    @field_validator("adapters")
-    @classmethod
-    def _are_adapters(cls, text: str | None) -> str | None:
-        try:
-            return None if text is None else str(LowRank.parse(text))
-        except InputError as error:
-            raise ValueError(str(error)) from None
+    adapters: Annotated[LoraSettings | None, parsed_by(LoraSettings.parse)] = None
 
 
 def finetune_model(
@@ -51,21 +44,21 @@ def finetune_model(
     """Train a dense or lean model in place.
 
     Args:
-        saved: what to train.
-        batches: training split, on ``device``.
-        settings: see :class:`FinetuneSettings`.
-        teacher: model to agree with, or None.
-        device: where to compute.
-        label: name of the progress bar.
-        run: as in :func:`train`.
+        saved: The model.
+        batches: Training split, on ``device``.
+        settings: See :class:`FinetuneSettings`.
+        teacher: Model to distil from, or None.
+        device: Where to compute.
+        label: Name of the progress bar.
+        run: As in :func:`train`.
 
     Returns:
-        The model back on the CPU, with the settings and losses added to its history.
+        The model on the CPU, with the settings and losses added to its history.
 
     Raises:
-        ModelError: the teacher does not fit, or adapters do not.
-        RuntimeMissingError: adapters without peft.
-        JobError, DataError: as :func:`train`.
+        ModelError: The teacher or the adapters do not fit the model.
+        RuntimeMissingError: Adapters are requested, and peft is not installed.
+        JobError, DataError: As :func:`train`.
     """
     if teacher is not None:
         check_teacher(saved, teacher)
@@ -74,11 +67,12 @@ def finetune_model(
     module = saved.module.to(device)
     with ExitStack() as stack:
         if settings.adapters is not None:
-            size, wanted = saved.preprocessing.input_size, LowRank.parse(settings.adapters)
-            counts = stack.enter_context(adapted(module, wanted, size, settings.seed))
+            size = saved.preprocessing.input_size
+            adapters = lora_adapters(module, settings.adapters, size, settings.seed)
+            counts = stack.enter_context(adapters)
             stderr_console().print(str(counts), highlight=False)
         epochs = train(module, batches, loss, settings, label, run=run)
-    done = {
+    entry = {
         "stage": "finetune",
         "data": batches.settings.spec,
         "settings": settings.model_dump(),
@@ -95,21 +89,21 @@ def finetune_model(
         preprocessing=prep,
         class_names=batches.class_names or saved.class_names,
         data=batches.settings.spec,
-        history=(*saved.history, done),
+        history=(*saved.history, entry),
     )
 
 
 @torch.inference_mode()
-def top1(module: nn.Module, batches: Batches, processes: Processes = ALONE) -> float:
-    """Percent of images whose best class is right.
+def top1(module: nn.Module, batches: Batches, processes: Processes = SINGLE_PROCESS) -> float:
+    """Return the top-1 accuracy of a model in percent.
 
     Args:
-        module: in evaluation mode, on the device of the batches.
-        batches: validation split, or this process's share of it.
-        processes: that share it.
+        module: In evaluation mode, on the device of the batches.
+        batches: Validation split, or this process's part of it.
+        processes: The processes that share the split.
 
     Raises:
-        DataError: there are no images.
+        DataError: There are no images.
     """
     counts = torch.zeros(2, device=next(module.parameters()).device)
     with progress_bar("validate", len(batches) or None) as bar:
@@ -117,7 +111,7 @@ def top1(module: nn.Module, batches: Batches, processes: Processes = ALONE) -> f
             counts[0] += count_correct(module(batch).cpu().numpy(), labels.cpu().numpy())
             counts[1] += len(labels)
             bar.advance()
-    right, images = processes.sum(counts).tolist()
-    if not images:
+    correct, total = processes.sum(counts).tolist()
+    if not total:
         raise DataError(f"--data {batches.settings.spec}: no images to evaluate.")
-    return 100 * right / images
+    return 100 * correct / total

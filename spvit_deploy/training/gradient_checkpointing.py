@@ -1,4 +1,4 @@
-"""Gradient checkpointing: activations of a block are computed again when its gradients are."""
+"""Gradient checkpointing: the backward pass recomputes the activations of each block."""
 
 from __future__ import annotations
 
@@ -11,15 +11,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from spvit_deploy.core.errors import ModelError
 from spvit_deploy.lean.token_merging import MergingBlocks
-from spvit_deploy.training.sync_batch_norm import SharedBatchNorm
 
 
 @contextmanager
 def gradient_checkpointing(model: Any) -> Iterator[None]:
-    """Within this block the timm model, or the one in a supernet, checkpoints its blocks.
+    """Let a timm model, or the one in a supernet, checkpoint its blocks within this context.
 
     Raises:
-        ModelError: timm has none for it.
+        ModelError: timm does not support it for the model.
     """
     inner = getattr(model, "model", model)
     blocks = getattr(inner, "blocks", None)
@@ -38,21 +37,22 @@ def gradient_checkpointing(model: Any) -> Iterator[None]:
         inner.set_grad_checkpointing(False)
 
 
-def norms_of(model: nn.Module) -> list[Any]:
-    """The BatchNorms of a model."""
-    return [part for part in model.modules() if isinstance(part, (_BatchNorm, SharedBatchNorm))]
+def batch_norms_of(model: nn.Module) -> list[Any]:
+    """Return the BatchNorm layers of a model."""
+    return [part for part in model.modules() if isinstance(part, _BatchNorm)]
 
 
 @contextmanager
-def still_statistics(norms: Sequence[Any]) -> Iterator[None]:
-    """Within this block BatchNorms remember nothing: a block that is computed again has told them
-    of its batch before.
+def frozen_statistics(norms: Sequence[Any]) -> Iterator[None]:
+    """Keep the running statistics of BatchNorm layers within this context.
+
+    Blocks that the backward pass recomputes would otherwise update them a second time.
     """
-    kept = [norm.momentum for norm in norms]
+    momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.momentum = 0.0
     try:
         yield
     finally:
-        for norm, momentum in zip(norms, kept, strict=True):
+        for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum

@@ -1,9 +1,9 @@
-"""Fine-tuning by adapters of low rank (LoRA, arXiv 2106.09685), which end as part of the weights.
+"""Fine-tuning by low-rank adapters (LoRA, arXiv 2106.09685), which are merged at the end.
 
-A layer W computes (W + alpha/r·B·A)·x; A and B have rank r and are trained, W is not. With them
-train the classifier and all norms; the rest keeps its values, so that gradients and AdamW's two
-moments are of a small part of the model. BatchNorm's running statistics follow the data as in any
-fine-tuning: they are measured, not trained, and those of other images would be wrong for these.
+A layer W computes (W + alpha/r·B·A)·x; A and B have rank r and are trained, W is not. Classifier
+and norms train too; the rest keeps its values, so that gradients and AdamW's two moments are those
+of a small part of the model. BatchNorm's running statistics follow the data as in any fine-tuning:
+they are measured, not trained, and those of other images would be wrong for these.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_serializer
 from torch import Tensor, nn
 
 from spvit_deploy.core.errors import InputError, ModelError, RuntimeMissingError
@@ -28,23 +28,23 @@ from spvit_deploy.lean.blocks import PointwiseConv
 _NAME = "adapters"
 
 
-class LowRank(StrictModel):
-    """What adapters are like.
+class LoraSettings(StrictModel):
+    """Size of the adapters.
 
     Attributes:
-        r: rank of the change of a layer's weights.
-        alpha: the change is scaled by alpha / r.
+        r: Rank of the change of a layer's weights.
+        alpha: The change is scaled by alpha / r.
     """
 
     r: int = Field(ge=1)
     alpha: int = Field(ge=1)
 
     @staticmethod
-    def parse(text: str) -> LowRank:
-        """``lora:r=8`` or ``lora:r=8,alpha=16``; alpha is 2·r where it is left out.
+    def parse(text: str) -> LoraSettings:
+        """Parse ``lora:r=8`` or ``lora:r=8,alpha=16``; alpha is 2·r by default.
 
         Raises:
-            InputError: neither.
+            InputError: The text is neither.
         """
         match = re.fullmatch(r"lora:r=([1-9][0-9]{0,5})(?:,alpha=([1-9][0-9]{0,5}))?", text)
         if not match:
@@ -53,22 +53,23 @@ class LowRank(StrictModel):
                 "Write lora:r=8 or lora:r=8,alpha=16, in whole numbers from 1 on.",
             )
         rank = int(match.group(1))
-        return LowRank(r=rank, alpha=int(match.group(2) or 2 * rank))
+        return LoraSettings(r=rank, alpha=int(match.group(2) or 2 * rank))
 
+    @model_serializer
     def __str__(self) -> str:
-        """As :meth:`parse` takes it."""
+        """Return the text that :meth:`parse` reads."""
         return f"lora:r={self.r},alpha={self.alpha}"
 
 
 @dataclass(frozen=True)
-class Adapted:
-    """What of a model trains.
+class LoraCounts:
+    """Numbers of trained parameters and adapted layers.
 
     Attributes:
-        trained: parameters of adapters, classifier and norms.
-        total: parameters of the model without adapters.
-        layers: that have an adapter.
-        without: linear layers and 1×1 and 3×3 convolutions that can have none.
+        trained: Parameters of adapters, classifier and norms.
+        total: Parameters of the model without adapters.
+        layers: Layers that have an adapter.
+        without: Linear layers and 1×1 and 3×3 convolutions that cannot have one.
     """
 
     trained: int
@@ -77,139 +78,117 @@ class Adapted:
     without: int
 
     def __str__(self) -> str:
-        """For people."""
-        share = f"{100 * self.trained / self.total:.1f}%"
+        """Return one line for users."""
+        percent = 100 * self.trained / self.total
         text = (
             f"adapters in {self.layers} layers: {self.trained:,} parameters train, "
-            f"{share} of the model's {self.total:,}"
+            f"{percent:.1f}% of the model's {self.total:,}"
         )
         if self.without:
             text += f"; {self.without} layers whose weights the model reads by itself stay frozen"
         return text
 
 
-def require_peft(adapters: str | None) -> None:
-    """Refuse adapters where nothing makes them.
+def require_peft(adapters: LoraSettings | None) -> None:
+    """Check that peft is installed, if adapters are requested.
 
     Raises:
-        RuntimeMissingError: so.
+        RuntimeMissingError: It is not.
     """
     if adapters is not None and importlib.util.find_spec("peft") is None:
         raise RuntimeMissingError(
-            "Adapters were asked for, and peft is not here.",
+            f"Adapters {adapters}: peft is not installed.",
             "pip install 'spvit-deploy[adapters]'",
         )
 
 
 @contextmanager
-def adapted(
-    model: nn.Module, adapters: LowRank, input_size: tuple[int, int, int], seed: int
-) -> Iterator[Adapted]:
-    """Within this block the model has adapters and trains them; where it ends well, they merge.
+def lora_adapters(
+    model: nn.Module, settings: LoraSettings, input_size: tuple[int, int, int], seed: int
+) -> Iterator[LoraCounts]:
+    """Add trainable adapters to a model within this context; merge them when it ends well.
 
     Afterwards the model has the modules, parameters and names that it had.
 
     Args:
-        model: dense or lean; it is changed in place.
-        adapters: see :class:`LowRank`.
-        input_size: channels, height and width of an image.
-        seed: of the adapters' first values.
+        model: Dense or lean; it is changed in place.
+        settings: See :class:`LoraSettings`.
+        input_size: Channels, height and width of an image, in pixels.
+        seed: Of the adapters' first values.
 
     Raises:
-        ModelError: no layer can have an adapter, or the rank is more than any layer has.
-        RuntimeMissingError: no peft.
+        ModelError: No layer can have an adapter, or none has this rank.
+        RuntimeMissingError: peft is not installed.
     """
-    require_peft(str(adapters))
+    require_peft(settings)
     before = {id(p): p.requires_grad for p in model.parameters()}
     total = sum(p.numel() for p in model.parameters())
-    fully, wanted = _trained_fully(model), _layers(model)
-    _check_rank(model, wanted, adapters)
+    unfrozen, found = _classifier_and_norms(model), _adaptable_layers(model)
+    # A layer whose weights the model reads without calling it would bypass its adapter.
+    called = _called(model, found, input_size)
+    if not called:
+        raise ModelError(
+            f"A {type(model).__name__} has no layer that can have an adapter.",
+            "Leave the adapters out.",
+        )
+    _check_rank(model, called, settings)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        tuner, called = _inject_where_called(model, wanted, adapters, input_size)
+        adapted = _add_adapters(model, called, settings)
     for parameter in model.parameters():
-        if id(parameter) in fully:
+        if id(parameter) in unfrozen:
             parameter.requires_grad_(before[id(parameter)])
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    yield Adapted(trained, total, len(called), len(wanted) - len(called))
-    tuner.merge_and_unload()
-    _forget(model)
+    yield LoraCounts(trained, total, len(called), len(found) - len(called))
+    adapted.merge_and_unload()
+    vars(model).pop("peft_config", None)  # some versions of peft leave it
     for parameter in model.parameters():
         parameter.requires_grad_(before[id(parameter)])
 
 
-def _inject_where_called(
-    model: nn.Module, wanted: list[str], adapters: LowRank, input_size: tuple[int, int, int]
-) -> tuple[Any, list[str]]:
-    """peft's handle on the adapters, and the layers that have one.
-
-    A layer whose weights the model takes without calling it would pass its adapter by.
-    """
-    tuner = _inject(model, wanted, adapters)
-    called = _called(model, wanted, input_size)
-    if called != wanted:
-        tuner.unload()
-        _forget(model)
-        if not called:
-            raise _no_layers(model)
-        tuner = _inject(model, called, adapters)
-    return tuner, called
-
-
-def _inject(model: nn.Module, names: list[str], adapters: LowRank) -> Any:
-    """Put adapters into these layers, and freeze all else; peft's handle on them."""
-    with silenced():  # what peft imports warns of each other
+def _add_adapters(model: nn.Module, names: list[str], settings: LoraSettings) -> Any:
+    """Add adapters to these layers, freeze everything else, and return peft's wrapper."""
+    with silenced():  # warnings of peft's imports about each other
         from peft import LoraConfig, LoraModel
 
-    # A pattern names layers exactly; of a list peft takes the ends of names.
+    # A pattern matches whole names; a list would match their ends.
     pattern = "|".join(re.escape(name) for name in names)
     config = LoraConfig(
-        r=adapters.r, lora_alpha=adapters.alpha, lora_dropout=0.0, bias="none",
+        r=settings.r, lora_alpha=settings.alpha, lora_dropout=0.0, bias="none",
         target_modules=f"(?:{pattern})",
     )  # fmt: skip
     return LoraModel(model, {_NAME: config}, _NAME)
 
 
-def _forget(model: nn.Module) -> None:
-    """Take off the note that some versions of peft leave on a model without adapters."""
-    vars(model).pop("peft_config", None)
-
-
-def _trained_fully(model: nn.Module) -> set[int]:
-    """Identities of the parameters of classifier and norms; of a norm's parts only its own."""
-    found = {id(p) for head in _heads(model) for p in head.parameters()}
+def _classifier_and_norms(model: nn.Module) -> set[int]:
+    """Return the ids of the parameters of classifier and norms; of a norm only its own."""
+    found = {id(p) for head in _classifiers(model) for p in head.parameters()}
     for part in model.modules():
         if "Norm" in type(part).__name__:
             found.update(id(p) for p in part.parameters(recurse=False))
     return found
 
 
-def _heads(model: nn.Module) -> list[nn.Module]:
-    """What timm says gives the scores; a distilled model has two of them."""
+def _classifiers(model: nn.Module) -> list[nn.Module]:
+    """Return timm's classifier of a model; a distilled model has two."""
     get: Any = getattr(model, "get_classifier", None)
     head = get() if get is not None else None
     parts = head if isinstance(head, (tuple, list)) else [head]
     return [part for part in parts if isinstance(part, nn.Module)]
 
 
-def _layers(model: nn.Module) -> list[str]:
-    """Names of the layers to adapt: below the classifier, with weights that are theirs alone.
+def _adaptable_layers(model: nn.Module) -> list[str]:
+    """Return the names of the layers below the classifier that can have an adapter.
 
-    Weights that two layers share would be changed once for each.
-
-    Raises:
-        ModelError: there are none.
+    Weights that two layers share are left out: they would be changed once for each.
     """
-    heads = {id(part) for head in _heads(model) for part in head.modules()}
+    heads = {id(part) for head in _classifiers(model) for part in head.modules()}
     owners = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
-    names = [
+    return [
         name
         for name, part in model.named_modules()
         if name and id(part) not in heads and _adaptable(part) and owners[id(part.weight)] == 1
     ]
-    if not names:
-        raise _no_layers(model)
-    return names
 
 
 def _adaptable(part: nn.Module) -> bool:
@@ -226,38 +205,32 @@ def _adaptable(part: nn.Module) -> bool:
     )
 
 
-def _check_rank(model: nn.Module, names: list[str], adapters: LowRank) -> None:
+def _check_rank(model: nn.Module, names: list[str], settings: LoraSettings) -> None:
     weights: list[Any] = [model.get_submodule(name).weight for name in names]
     most = max(min(weight.flatten(1).shape) for weight in weights)
-    if adapters.r > most:
+    if settings.r > most:
         raise ModelError(
-            f"Adapters of rank {adapters.r}: no layer of this model has more than rank {most}.",
+            f"Adapters of rank {settings.r}: no layer of this model has more than rank {most}.",
             "Choose a smaller r.",
         )
 
 
-def _no_layers(model: nn.Module) -> ModelError:
-    return ModelError(
-        f"A {type(model).__name__} has no layer that can have an adapter.",
-        "Leave the adapters out.",
-    )
-
-
 @torch.no_grad()
 def _called(model: nn.Module, names: list[str], input_size: tuple[int, int, int]) -> list[str]:
-    """Those of the layers that the model calls for an image."""
-    seen: set[str] = set()
+    """Return those of the layers that the model calls for an image."""
+    called: set[str] = set()
     training = model.training
     with ExitStack() as stack:
         for name in names:
 
             def note(_: nn.Module, __: Any, ___: Tensor, name: str = name) -> None:
-                seen.add(name)
+                called.add(name)
 
             hook = model.get_submodule(name).register_forward_hook(note)
             stack.callback(hook.remove)
-        like = next(model.parameters())
-        model.eval()
-        model(torch.zeros(1, *input_size, device=like.device, dtype=like.dtype))
-        model.train(training)
-    return [name for name in names if name in seen]
+        if names:
+            like = next(model.parameters())
+            model.eval()
+            model(torch.zeros(1, *input_size, device=like.device, dtype=like.dtype))
+            model.train(training)
+    return [name for name in names if name in called]

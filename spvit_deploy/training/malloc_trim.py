@@ -1,4 +1,4 @@
-"""Memory that a search hands back while it runs."""
+"""Return freed memory to the system while a search runs."""
 
 from __future__ import annotations
 
@@ -7,25 +7,18 @@ import os
 
 import torch
 
-# Steps from one time to the next; each time costs as much as a fifth of a step.
-_EVERY = 8
+# Steps between two trims; one takes as long as a fifth of a step.
+TRIM_EVERY = 8
 
 
-class Trimming:
-    """Hands memory back that the C library keeps between tensors whose sizes change at every step,
-    as those of drawn hidden units do: half as much again as is in use.
+def malloc_trim(device: torch.device) -> None:
+    """Let the C library return the memory that it keeps between tensors to the system.
 
-    Does nothing for tensors on other devices, nor with a C library that has no such call.
-
-    Args:
-        device: that the search computes on.
+    Tensors whose sizes change at every step, as those of sampled hidden units do, leave gaps of
+    half as much again as is in use. Does nothing on other devices than the CPU, or where the C
+    library has no ``malloc_trim``.
     """
-
-    def __init__(self, device: torch.device) -> None:
-        library = ctypes.CDLL(None) if device.type == "cpu" and os.name == "posix" else None
-        self._trim = getattr(library, "malloc_trim", None)
-
-    def step(self, step: int) -> None:
-        """Count a step, from 0; at every eighth it is time."""
-        if self._trim is not None and step % _EVERY == 0:
-            self._trim(0)
+    if device.type == "cpu" and os.name == "posix":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)

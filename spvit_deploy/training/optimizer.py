@@ -1,8 +1,8 @@
-"""One step of training: timm's optimizers and schedules, gradients of all processes."""
+"""The optimizer, its schedule, and one training step over all processes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,26 +15,27 @@ from spvit_deploy.core.distributed import Processes
 from spvit_deploy.core.errors import DataError
 from spvit_deploy.core.log_filters import quiet
 from spvit_deploy.core.records import StrictModel
-from spvit_deploy.search.gates import GateOptimizer
-from spvit_deploy.training.gradient_checkpointing import norms_of, still_statistics
+from spvit_deploy.training.gradient_checkpointing import batch_norms_of, frozen_statistics
 
 LossFunction = Callable[[Any, Tensor, Tensor], Tensor]
+# The learning rate starts and ends at its peak divided by this.
+_LR_RANGE = 100
 
 
 class TrainSettings(StrictModel):
     """How weights are trained.
 
     Attributes:
-        epochs: passes over the data.
-        lr: peak learning rate of AdamW; a cosine leads to a hundredth of it.
-        weight_decay: of matrices; biases and norms have none.
-        warmup: share of the steps in which the rate rises.
-        clip: largest gradient norm; 0 for none.
-        label_smoothing: of the task loss.
-        amp: bfloat16 autocast.
-        grad_checkpointing: compute activations again in the backward pass: less memory, more time.
-        compile: torch.compile; of a supernet the parts that do not choose.
-        seed: of draws, order and augmentation.
+        epochs: Passes over the data.
+        lr: Peak learning rate of AdamW; a cosine leads to a hundredth of it.
+        weight_decay: Of matrices; biases and norms have none.
+        warmup: Fraction of the steps in which the learning rate rises.
+        clip: Largest gradient norm; 0 for no clipping.
+        label_smoothing: Of the task loss.
+        amp: Compute in bfloat16 under autocast.
+        grad_checkpointing: Recompute activations in the backward pass: less memory, more time.
+        compile: Use torch.compile; of a supernet, on the parts that do not choose.
+        seed: Of gate samples, order of images and augmentation.
     """
 
     model_config = ConfigDict(allow_inf_nan=False)
@@ -52,30 +53,29 @@ class TrainSettings(StrictModel):
 
 
 def make_optimizer(
-    model: nn.Module, settings: TrainSettings, steps: int, gates: GateOptimizer | None
+    model: nn.Module, settings: TrainSettings, steps: int, excluded: Sequence[nn.Parameter]
 ) -> tuple[torch.optim.Optimizer, CosineLRScheduler]:
-    """AdamW for all that is not a gate, and a cosine over ``steps`` steps."""
-    elsewhere = {id(p) for p in gates.parameters} if gates else set()
+    """Create AdamW for all trainable parameters but ``excluded``, and a cosine over ``steps``."""
+    others = {id(parameter) for parameter in excluded}
     no_decay = set(getattr(model, "no_weight_decay", set)())
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
-        if id(parameter) in elsewhere or not parameter.requires_grad:
-            continue
-        bare = parameter.ndim < 2 or name.split(".")[-1] in no_decay
-        (plain if bare else decayed).append(parameter)
-    own = [
+        if id(parameter) not in others and parameter.requires_grad:
+            bare = parameter.ndim < 2 or name.split(".")[-1] in no_decay
+            (plain if bare else decayed).append(parameter)
+    groups = [
         {"params": decayed, "lr": settings.lr, "weight_decay": settings.weight_decay},
         {"params": plain, "lr": settings.lr, "weight_decay": 0.0},
     ]
-    optimizer = create_optimizer_v2(own, opt="adamw", lr=settings.lr)
-    with quiet("timm"):  # of a single step there is nothing to schedule, and it says so
+    optimizer = create_optimizer_v2(groups, opt="adamw", lr=settings.lr)
+    with quiet("timm"):  # it warns that a single step needs no schedule
         schedule = CosineLRScheduler(
             optimizer,
             t_initial=steps,
-            lr_min=settings.lr / 100,
+            lr_min=settings.lr / _LR_RANGE,
             warmup_t=int(settings.warmup * steps),
-            warmup_lr_init=settings.lr / 100,
+            warmup_lr_init=settings.lr / _LR_RANGE,
             warmup_prefix=False,
             t_in_epochs=False,
         )
@@ -83,24 +83,24 @@ def make_optimizer(
 
 
 def compiled(model: nn.Module) -> Callable[[Tensor], Any]:
-    """What computes the model's output; a model that compiles its parts itself is told to."""
-    parts = getattr(model, "compile_parts", None)
-    if parts is not None:
-        parts()
-        return model
-    whole: Callable[[Tensor], Any] = torch.compile(model)
-    return whole
+    """Compile a model, or only its parts where it has ``compile_parts``, as a supernet does."""
+    compile_parts = getattr(model, "compile_parts", None)
+    if compile_parts is None:
+        whole: Callable[[Tensor], Any] = torch.compile(model)
+        return whole
+    compile_parts()
+    return model
 
 
 class Stepper:
-    """Moves the weights by the gradients of one batch, of all processes.
+    """Updates the weights by the gradients of a batch, averaged over all processes.
 
     Args:
-        model: computes the output.
-        optimizer: of its weights.
-        loss_function: (output, images, labels) → mean over the images.
-        settings: see :class:`TrainSettings`.
-        processes: that share the batch.
+        model: The model in training.
+        optimizer: Of its weights.
+        loss_function: Maps output, images and labels to the mean loss over the images.
+        settings: See :class:`TrainSettings`.
+        processes: The processes that share the batch.
     """
 
     def __init__(
@@ -114,48 +114,50 @@ class Stepper:
         self._forward = compiled(model) if settings.compile else model
         self._optimizer, self._loss_function = optimizer, loss_function
         self._settings, self._processes = settings, processes
-        self._all = [p for p in model.parameters() if p.requires_grad]
-        self._norms = norms_of(model) if settings.grad_checkpointing else []
-        self._owned = [p for group in optimizer.param_groups for p in group["params"]]
+        self._trained = [p for p in model.parameters() if p.requires_grad]
+        self._norms = batch_norms_of(model) if settings.grad_checkpointing else []
+        self._clipped = [p for group in optimizer.param_groups for p in group["params"]]
 
     def step(self, images: Tensor, labels: Tensor) -> Tensor:
         """Train on one batch.
 
         Args:
-            images: [B, C, H, W], this process's share.
-            labels: [B].
+            images: [B, C, H, W], this process's part of the batch.
+            labels: Class numbers [B].
 
         Returns:
-            [3]: loss and right answers summed over the images of all processes, and how many
-            these are.
+            [3]: sum of the loss, number of correct predictions and number of images, over all
+            processes.
 
         Raises:
-            DataError: labels that the model has no output for.
+            DataError: The model has no output for a label.
         """
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self._settings.amp):
             output = self._forward(images)
-            _check_labels(output, labels)
+            logits = output[0] if isinstance(output, tuple) else output
+            _check_labels(logits, labels)
             loss = self._loss_function(output, images, labels)
-        logits = output[0] if isinstance(output, tuple) else output
         count = len(labels)
-        right = (logits.detach().argmax(1) == labels).sum()
-        sums = torch.stack([loss.detach().float() * count, right.float(), right.new_tensor(count)])
+        correct = (logits.detach().argmax(1) == labels).sum()
+        sums = torch.stack(
+            [loss.detach().float() * count, correct.float(), correct.new_tensor(count)]
+        )
         self._optimizer.zero_grad(set_to_none=True)
-        # Shares of a batch may differ by an image: gradients are summed, and then divided.
+        # Parts of a batch may differ by an image: gradients are summed, and then divided.
         total = loss * count if self._processes.several else loss
-        with still_statistics(self._norms):
+        with frozen_statistics(self._norms):
             total.backward()  # type: ignore[no-untyped-call]
         if self._processes.several:
-            self._share(sums)
+            self._all_reduce(sums)
         if self._settings.clip:
-            nn.utils.clip_grad_norm_(self._owned, self._settings.clip)
+            nn.utils.clip_grad_norm_(self._clipped, self._settings.clip)
         self._optimizer.step()
         return sums
 
     @torch.no_grad()
-    def _share(self, sums: Tensor) -> None:
-        """Sum ``sums`` and gradients over the processes, in one message."""
-        grads = [p.grad for p in self._all if p.grad is not None]
+    def _all_reduce(self, sums: Tensor) -> None:
+        """Sum ``sums`` and average the gradients over the processes, in one message."""
+        grads = [p.grad for p in self._trained if p.grad is not None]
         flat = torch.cat([sums.float(), *(grad.flatten().float() for grad in grads)])
         self._processes.sum(flat)
         sums.copy_(flat[:3])
@@ -164,10 +166,12 @@ class Stepper:
             grad.copy_(part.view_as(grad))
 
 
-def _check_labels(output: Any, labels: Tensor) -> None:
-    logits = output[0] if isinstance(output, tuple) else output
+def _check_labels(logits: Tensor, labels: Tensor) -> None:
     if logits.ndim != 2:
-        raise DataError("The model gives no class scores.", "Set --model-arg num_classes=N.")
+        raise DataError(
+            f"The model has no class scores: its output is {list(logits.shape)}.",
+            "Set --model-arg num_classes=N.",
+        )
     if labels.device.type == "cpu" and int(labels.max()) >= logits.shape[1]:
         raise DataError(
             f"An image has class {int(labels.max())}; the model has {logits.shape[1]} outputs.",

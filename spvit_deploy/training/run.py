@@ -1,67 +1,69 @@
-"""A training that may be cut short: what it leaves on disk while it runs, and how it goes on."""
+"""A training that may be interrupted: its files while it runs, and how it resumes."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import AfterValidator
 
-from spvit_deploy.core.distributed import ALONE, Processes, together
+from spvit_deploy.core.distributed import (
+    SINGLE_PROCESS,
+    Processes,
+    first_process_only,
+    lost_process_reported,
+)
 from spvit_deploy.core.errors import DivergedError, InputError, JobError, OutputExistsError
 from spvit_deploy.core.files import storage_error
 from spvit_deploy.core.locks import lock_folder
 from spvit_deploy.core.output_folders import ensure_free
 from spvit_deploy.core.plan import ModelSpec
 from spvit_deploy.core.progress import stderr_console, warn
-from spvit_deploy.core.records import StrictModel
-from spvit_deploy.core.units import Interval, interval_text
+from spvit_deploy.core.records import StrictModel, parsed_by
+from spvit_deploy.core.units import Interval
 from spvit_deploy.data.batches import Batches
 from spvit_deploy.data.sources import fingerprint
-from spvit_deploy.training.checkpoints import Checkpoints, State
+from spvit_deploy.training.checkpoints import Checkpoints, State, no_checkpoint
 from spvit_deploy.training.optimizer import TrainSettings
 from spvit_deploy.training.train_log import LOG_FILE, TrainLog, require_tensorboard
 
-# Settings of a training that it comes to the same with, but for rounding.
+# Settings that change the result of a training by rounding at most.
 _CHANGES_NOTHING = {"compile", "grad_checkpointing", "allow_host"}
 
 
 class RunSettings(StrictModel):
-    """What a training leaves for the case that it is cut short, and where it is followed.
-
-    None of this changes what it comes to.
+    """Checkpoints and logs of a training; they do not change its result.
 
     Attributes:
         checkpoint_every: ``500`` steps, ``30s``, ``10m``, ``2h`` or ``never``.
-        resume: go on from the last checkpoint; ``auto`` where there is one of the same run.
-        tensorboard: folder for TensorBoard, beside the JSON lines that are always written.
+        resume: Go on from the last checkpoint; ``auto`` where there is one of the same run.
+        tensorboard: Folder for TensorBoard, beside the JSON lines that are always written.
     """
 
-    checkpoint_every: Annotated[str, AfterValidator(interval_text)] = "10m"
+    checkpoint_every: Annotated[Interval, parsed_by(Interval.parse)] = Interval(seconds=600)
     resume: bool | Literal["auto"] = False
     tensorboard: Path | None = None
 
 
 @dataclass
 class Run:
-    """What the training loop is given.
+    """The surroundings of a training loop.
 
     Attributes:
-        processes: that share it.
-        checkpoints: to be written by the first process; None elsewhere, and where none are kept.
-        log: likewise.
-        state: to go on from, or None at the beginning.
-        folder: where what it keeps lies.
-        files: of those there, what goes into the output beside its own files.
+        processes: The processes that share the training.
+        checkpoints: Written by the first process; None elsewhere, and where none are kept.
+        log: Likewise.
+        state: The state to resume from, or None at the beginning.
+        folder: Folder of checkpoints and log while the training runs.
+        files: Files in that folder that go into the output.
     """
 
-    processes: Processes = ALONE
+    processes: Processes = SINGLE_PROCESS
     checkpoints: Checkpoints | None = None
     log: TrainLog | None = None
     state: State | None = None
@@ -70,25 +72,25 @@ class Run:
 
 
 def checkpoint_folder(output: Path) -> Path:
-    """Where the checkpoints of an output lie until it is written."""
+    """Return the folder of an output's checkpoints until it is written."""
     return output.with_name(f"{output.name}.checkpoints")
 
 
-def begin_run(
+def check_run(
     output: Path, settings: RunSettings, force: bool, reads: Sequence[Path | str | None]
 ) -> None:
-    """Refuse before any work an output that is there, or a run that would be lost.
+    """Check before any work that no output and no interrupted run would be lost.
 
     Args:
-        output: what the training is for.
-        settings: see :class:`RunSettings`.
-        force: whether an old output, and an old run's checkpoints, are to be replaced.
-        reads: what the call reads.
+        output: Folder that the training writes.
+        settings: See :class:`RunSettings`.
+        force: Replace an old output, and the checkpoints of an old run.
+        reads: Files and folders that the command reads.
 
     Raises:
-        InputError: as :func:`ensure_free`; nothing to go on from.
-        RuntimeMissingError: no TensorBoard.
-        StorageError: not writable.
+        InputError: As :func:`ensure_free`; or there is nothing to resume from.
+        RuntimeMissingError: TensorBoard is not installed.
+        StorageError: A folder is not writable.
     """
     if settings.resume is True and output.exists() and not force:
         raise OutputExistsError(
@@ -99,13 +101,12 @@ def begin_run(
     require_tensorboard(settings.tensorboard)
     folder = checkpoint_folder(output)
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
-        raise OutputExistsError(f"{folder} is no folder; checkpoints go there.", "Move it away.")
+        raise OutputExistsError(
+            f"{folder} is not a folder; checkpoints are written there.", "Move it away."
+        )
     steps = Checkpoints(folder, {}).steps()
     if settings.resume is True and not steps:
-        raise InputError(
-            f"{folder} holds no checkpoint to go on from.",
-            "Leave --resume out to start from the beginning.",
-        )
+        raise no_checkpoint(folder)
     if not settings.resume and steps and not force:
         raise OutputExistsError(
             f"{folder} holds a run that was cut short after step {steps[-1]}.",
@@ -113,22 +114,25 @@ def begin_run(
         )
 
 
-def asked_of(
-    stage: str,
-    model: ModelSpec,
-    weights: str,
-    pretrained: bool,
-    batches: Batches,
-    settings: TrainSettings,
+def run_inputs(
+    stage: str, model: ModelSpec, weights: str, batches: Batches, settings: TrainSettings
 ) -> dict[str, Any]:
-    """All that decides what a training comes to, by the names that a person knows it by."""
+    """Return all that determines the result of a training, by the names that users know.
+
+    Args:
+        stage: ``search`` or ``finetune``.
+        model: The model and its arguments.
+        weights: SHA-256 of its weights, or where they come from; empty for random ones.
+        batches: Training split.
+        settings: See :class:`TrainSettings`.
+    """
     data = batches.settings
     chosen = settings.model_dump(mode="json", exclude=_CHANGES_NOTHING)
     same = data.model_copy(update={"workers": 0, "download": False, "batch_size": 1})
     return {
         "stage": stage,
         "model": str(model),
-        "weights": weights or ("timm's pretrained" if pretrained else ""),
+        "weights": weights,
         "data": data.spec,
         "images": batches.identity or fingerprint(same),
         "batch-size": batches.global_batch,
@@ -140,61 +144,52 @@ def asked_of(
 @contextmanager
 def open_run(
     output: Path,
-    asked: Mapping[str, Any],
+    inputs: Mapping[str, Any],
     settings: RunSettings,
     processes: Processes,
     device: torch.device,
 ) -> Iterator[Run]:
-    """Checkpoints and logs of one training, removed when the block ends well.
+    """Open checkpoints and log of a training; remove them when the context ends without error.
 
-    The block writes the output. Where it fails, the last checkpoints stay.
+    The output is written within the context. If it fails, the last checkpoints stay.
 
     Args:
-        output: what the training is for; checkpoints lie beside it.
-        asked: all that decides what the training comes to, by name.
-        settings: see :class:`RunSettings`.
-        processes: that share the training.
-        device: that they compute on.
+        output: Folder that the training writes; checkpoints are beside it.
+        inputs: All that determines the result of the training, see :func:`run_inputs`.
+        settings: See :class:`RunSettings`.
+        processes: The processes that share the training.
+        device: Device of this process.
 
     Raises:
-        InputError: the checkpoints are of another run, or another run is at work.
-        StorageError: a file cannot be written.
+        InputError: The checkpoints are of another run, or another run uses the folder.
+        StorageError: A file cannot be written.
     """
     folder = checkpoint_folder(output.absolute())
-    kept = Checkpoints(
-        folder, json.loads(json.dumps(dict(asked))), Interval.parse(settings.checkpoint_every)
-    )
+    checkpoints = Checkpoints(folder, json.loads(json.dumps(inputs)), settings.checkpoint_every)
     with ExitStack() as stack:
-        step = _told_by_first(
-            processes, device, lambda: _prepare(kept, settings, stack.enter_context)
-        )
+        step = 0
+        with first_process_only(processes, device) as first:
+            if first:
+                stack.enter_context(_claimed(folder))
+                step = _resume_step(checkpoints, settings)
+                checkpoints.clear(after=step)
+        step = processes.value_of_first(step, device)
         if step:
             stderr_console().print(f"going on after step {step}", highlight=False)
-        state = kept.load(step) if step else None
-        log = None
+        run = Run(processes, state=checkpoints.load(step) if step else None, folder=folder)
         if processes.first:
-            lines = state["lines"] if state else 0
-            log = TrainLog(folder / LOG_FILE, settings.tensorboard, output.name, step, lines)
-        files = [log.path] if log is not None else []
-        run = Run(processes, kept if processes.first else None, log, state, folder, files)
-        try:
-            with together(processes):
-                yield run
-        except JobError as error:
-            _tidy(kept, run)
-            if isinstance(error, DivergedError) and processes.first:
-                kept.mark_diverged()
-            raise _with_checkpoint(error, kept) from error
-        except BaseException:
-            _tidy(kept, run)
-            raise
-        if log is not None:
-            log.close()
-            shutil.rmtree(folder, ignore_errors=True)
+            run.checkpoints = checkpoints
+            lines = run.state["lines"] if run.state else 0
+            board = settings.tensorboard and settings.tensorboard / output.name
+            run.log = TrainLog(folder / LOG_FILE, lines, board, step)
+            run.files.append(run.log.path)
+        with _cleaned_up(checkpoints, run), lost_process_reported(processes):
+            yield run
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def _claimed(folder: Path) -> Iterator[None]:
+    """Create a folder, and keep other runs out of it within this context."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -207,53 +202,55 @@ def _locked(folder: Path) -> Iterator[None]:
             folder.rmdir()
 
 
-def _told_by_first(processes: Processes, device: torch.device, find: Callable[[], int]) -> int:
-    """What the first process finds; where it fails, so do the others."""
-    if not processes.first:
-        found = processes.number_of_first(-1, device)
-        if found < 0:
-            raise JobError("The first process refused.")
-        return found
+def _resume_step(checkpoints: Checkpoints, settings: RunSettings) -> int:
+    """Return the step to resume from; 0 to start from the beginning."""
+    if not settings.resume:
+        return 0
     try:
-        found = find()
-    except BaseException:
-        processes.number_of_first(-1, device)
-        raise
-    return processes.number_of_first(found, device)
+        return checkpoints.newest()
+    except InputError as error:
+        if settings.resume is True:
+            raise
+        if checkpoints.steps():
+            warn(f"{error.message} Starting from the beginning.")
+        return 0
 
 
-def _prepare(kept: Checkpoints, settings: RunSettings, hold: Callable[[Any], Any]) -> int:
-    """Claim the folder, choose the step to go on from, and remove what lies after it."""
-    hold(_locked(kept.folder))
-    step = 0
-    if settings.resume:
-        try:
-            step = kept.newest()
-        except InputError as error:
-            if settings.resume is True:
-                raise
-            if kept.steps():
-                warn(f"{error.message} Starting from the beginning.")
-    kept.clear(after=step)
-    return step
-
-
-def _tidy(kept: Checkpoints, run: Run) -> None:
-    """Close the files, and remove them where there is no checkpoint that they belong to."""
+@contextmanager
+def _cleaned_up(checkpoints: Checkpoints, run: Run) -> Iterator[None]:
+    """Close the log; remove the folder after a training that ended, or left no checkpoint."""
+    try:
+        yield
+    except BaseException as error:
+        if run.log is not None:
+            run.log.close()
+            _remove_if_useless(checkpoints, run.files)
+        if not isinstance(error, JobError):
+            raise
+        if isinstance(error, DivergedError) and run.processes.first:
+            checkpoints.mark_diverged()
+        raise _with_checkpoint(error, checkpoints) from error
     if run.log is not None:
         run.log.close()
-        if not kept.steps():
-            for path in run.files:
-                path.unlink(missing_ok=True)
+        shutil.rmtree(run.folder, ignore_errors=True)
 
 
-def _with_checkpoint(error: JobError, kept: Checkpoints) -> JobError:
-    steps = kept.steps()
+def _remove_if_useless(checkpoints: Checkpoints, files: Sequence[Path]) -> None:
+    if not checkpoints.steps():
+        for path in files:
+            path.unlink(missing_ok=True)
+        with suppress(OSError):
+            checkpoints.folder.rmdir()
+
+
+def _with_checkpoint(error: JobError, checkpoints: Checkpoints) -> JobError:
+    """Add to the advice of an error the checkpoint that is left."""
+    steps = checkpoints.steps()
     if not steps:
         return error
-    hint = f"{error.hint} The checkpoint of step {steps[-1]} is kept in {kept.folder}.".strip()
+    hint = f"{error.hint} The checkpoint of step {steps[-1]} is kept in {checkpoints.folder}."
     if isinstance(error, DivergedError):
         hint += " Go on from it with --resume and that --lr."
-    again = type(error)(error.message, hint)
+    again = type(error)(error.message, hint.strip())
     again.alone, again.late = error.alone, error.late
     return again

@@ -1,6 +1,7 @@
-"""BatchNorm over the batch of all processes, as one process with the whole batch has it.
+"""BatchNorm over the batch of all processes, on any device.
 
-torch's own SyncBatchNorm needs a GPU; this one runs wherever the processes meet.
+``torch.nn.SyncBatchNorm`` needs a GPU, and the differentiable ``torch.distributed.nn.all_reduce``
+is deprecated.
 """
 
 from __future__ import annotations
@@ -11,53 +12,29 @@ from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
-from torch.autograd.function import FunctionCtx
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
-class _SumOfAll(torch.autograd.Function):
-    """Sum over the processes, whose losses are summed: so are its gradients."""
+class _AllReduce(torch.autograd.Function):
+    """Sum over the processes; the gradient is summed too, as the loss is that of all."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, tensor: Tensor) -> Tensor:
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
         total = tensor.clone()
         distributed.all_reduce(total)
         return total
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        total = grads[0].clone()
-        distributed.all_reduce(total)
-        return total
+        return _AllReduce.forward(ctx, grads[0])
 
 
-def _sum_of_all(tensor: Tensor) -> Tensor:
-    total: Tensor = _SumOfAll.apply(tensor)
-    return total
-
-
-class SharedBatchNorm(nn.Module):
-    """Another BatchNorm, with its parameters, buffers and their names, on all processes' batch.
-
-    Args:
-        own: BatchNorm1d, 2d or 3d, or timm's with an activation.
-    """
-
-    def __init__(self, own: _BatchNorm) -> None:
-        super().__init__()
-        self.eps, self.momentum = own.eps, own.momentum
-        self.weight, self.bias = own.weight, own.bias
-        for name in ("running_mean", "running_var", "num_batches_tracked"):
-            self.register_buffer(name, getattr(own, name))
-        self.running_mean: Tensor | None
-        self.running_var: Tensor | None
-        self.num_batches_tracked: Tensor | None
-        self.drop: nn.Module = getattr(own, "drop", None) or nn.Identity()
-        self.act: nn.Module = getattr(own, "act", None) or nn.Identity()
+class SyncedBatchNorm(_BatchNorm):
+    """BatchNorm1d, 2d or 3d, or timm's with an activation, over the batch of all processes."""
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(self, x: Tensor) -> Tensor:
-        """[B, C, …] → the same shape."""
+        """Normalize [B, C, …]; the result has the same shape."""
         if not self.training and self.running_mean is not None and self.running_var is not None:
             mean, variance = self.running_mean, self.running_var
         else:
@@ -66,22 +43,28 @@ class SharedBatchNorm(nn.Module):
         y = (x.float() - mean.view(shape)) * torch.rsqrt(variance + self.eps).view(shape)
         if self.weight is not None:
             y = y * self.weight.view(shape) + self.bias.view(shape)
-        result: Tensor = self.act(self.drop(y.to(x.dtype)))
-        return result
+        y = y.to(x.dtype)
+        # Only timm's have these.
+        for name in ("drop", "act"):
+            part = getattr(self, name, None)
+            y = y if part is None else part(y)
+        return y
 
     def _statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and variance [C]; two messages, for a difference of squares would cancel."""
+        """Compute mean and variance [C]; two messages, as a difference of squares would cancel."""
         channels = x.float().transpose(0, 1).flatten(1)
         own = torch.full((1,), float(channels.shape[1]), device=x.device)
-        total = _sum_of_all(torch.cat((channels.sum(1), own)))
+        total: Any = _AllReduce.apply(torch.cat((channels.sum(1), own)))
         count = total[-1].detach()
         mean = total[:-1] / count
-        variance = _sum_of_all((channels - mean[:, None]).square().sum(1)) / count
-        self._remember(mean.detach(), variance.detach(), count)
+        squares: Any = _AllReduce.apply((channels - mean[:, None]).square().sum(1))
+        variance = squares / count
+        self._update(mean.detach(), variance.detach(), count)
         return mean, variance
 
     @torch.no_grad()
-    def _remember(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
+    def _update(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
+        """Update the running statistics."""
         if self.running_mean is None or self.running_var is None:
             return
         momentum: Any = self.momentum
@@ -94,18 +77,14 @@ class SharedBatchNorm(nn.Module):
 
 
 @contextmanager
-def shared_batch_norm(model: nn.Module) -> Iterator[None]:
-    """Within this block the BatchNorms of a model are those of all processes."""
-    found = [
-        (parent, name, child)
-        for parent in model.modules()
-        for name, child in parent.named_children()
-        if isinstance(child, _BatchNorm)
-    ]
-    for parent, name, child in found:
-        setattr(parent, name, SharedBatchNorm(child))
+def sync_batch_norm(model: nn.Module) -> Iterator[None]:
+    """Compute the BatchNorms of a model over the batch of all processes within this context."""
+    norms = [part for part in model.modules() if isinstance(part, _BatchNorm)]
+    classes = [norm.__class__ for norm in norms]
+    for norm in norms:
+        norm.__class__ = SyncedBatchNorm
     try:
         yield
     finally:
-        for parent, name, child in found:
-            setattr(parent, name, child)
+        for norm, own in zip(norms, classes, strict=True):
+            norm.__class__ = own

@@ -1,7 +1,7 @@
-"""What a training writes down as it goes, through accelerate's trackers.
+"""The log of a training: ``log.jsonl``, and TensorBoard where it is requested.
 
-``log.jsonl`` holds a line every few steps and one at the end of each epoch. It tells no times, so
-that two runs of the same seed write the same file, cut short or not.
+The file has a line every few steps and one at the end of each epoch. It holds no times, so that two
+runs with the same seed write the same file, interrupted or not.
 """
 
 from __future__ import annotations
@@ -13,12 +13,8 @@ import os
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-import torch
-from accelerate.tracking import GeneralTracker, TensorBoardTracker
-
-from spvit_deploy.core.distributed import start_accelerate
 from spvit_deploy.core.errors import RuntimeMissingError, StorageError
 from spvit_deploy.core.files import storage_error, write_bytes
 from spvit_deploy.core.output_folders import ensure_parent
@@ -27,134 +23,89 @@ from spvit_deploy.core.progress import warn
 LOG_FILE = "log.jsonl"
 
 
-class JsonLinesTracker(GeneralTracker):  # type: ignore[misc]
-    """A line of JSON for every call of ``log``.
+class TrainLog:
+    """Appends to the log files of one training.
 
     Args:
-        path: the file.
-        lines: how many of its lines stay; those after them are of a run that was cut short. Fewer
-            are warned of.
+        path: The JSON lines.
+        lines: Number of lines that are kept; later ones are of a run that was interrupted. If there
+            are fewer, a warning says so.
+        tensorboard: Folder of this run for TensorBoard, or None.
+        step: The step that training resumes after.
 
     Raises:
-        StorageError: the file cannot be written.
+        StorageError: A file cannot be written.
     """
 
-    name = "jsonl"
-    requires_logging_directory = False
-
-    def __init__(self, path: Path, lines: int = 0) -> None:
-        super().__init__()
-        self._path = path
+    def __init__(
+        self, path: Path, lines: int = 0, tensorboard: Path | None = None, step: int = 0
+    ) -> None:
+        self.path = path
         old = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
         kept = [line for line in old[:lines] if line.endswith(b"\n")]
         if len(kept) < lines:
             warn(f"{path} has {len(kept)} of the {lines} lines it had: the log has a gap.")
         write_bytes(path, b"".join(kept))
-        self._whole = path.stat().st_size
-        self._lines, self._waiting = len(kept), b""
-        self._stream: BinaryIO = path.open("ab", buffering=0)
+        self._size = path.stat().st_size
+        self._lines, self._pending = len(kept), b""
+        self._stream = path.open("ab", buffering=0)
+        self._board = None if tensorboard is None else _summary_writer(tensorboard, step)
 
-    @property
-    def tracker(self) -> BinaryIO:
-        """The open file."""
-        return self._stream
-
-    def log(self, values: dict[str, Any], step: int | None = None, **_: Any) -> None:
-        """Add a line, which waits where the disk is full."""
-        self._waiting += (json.dumps({"step": step, **values}) + "\n").encode()
+    def add(self, step: int, values: Mapping[str, float | int]) -> None:
+        """Record values by name; while the disk is full, the line is kept in memory."""
+        self._pending += (json.dumps({"step": step, **values}) + "\n").encode()
         self._lines += 1
         with suppress(StorageError):
             self.flush()
+        if self._board is not None:
+            for name, value in values.items():
+                self._board.add_scalar(name, value, global_step=step)
+            self._board.flush()
 
     def flush(self) -> int:
-        """Write what waits.
-
-        Returns:
-            How many lines there are.
+        """Write all lines to the disk, and return their number.
 
         Raises:
-            StorageError: there is no room; it goes on waiting.
+            StorageError: The disk is full; the lines are kept in memory.
         """
         try:
-            if self._waiting and self._stream.write(self._waiting) != len(self._waiting):
+            if self._pending and self._stream.write(self._pending) != len(self._pending):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
             with suppress(OSError):
-                self._stream.truncate(self._whole)
-            raise storage_error(error, self._path) from error
-        self._whole += len(self._waiting)
-        self._waiting = b""
+                self._stream.truncate(self._size)
+            raise storage_error(error, self.path) from error
+        self._size += len(self._pending)
+        self._pending = b""
         return self._lines
-
-    def finish(self) -> None:
-        """Close the file."""
-        with suppress(OSError):
-            self._stream.close()
-
-
-class TrainLog:
-    """All that is written down of one training.
-
-    Args:
-        path: of the JSON lines.
-        tensorboard: folder for TensorBoard, or None.
-        run: its name there.
-        step: training goes on after this one.
-        lines: that the JSON lines had then.
-
-    Raises:
-        RuntimeMissingError: TensorBoard was asked for, and is not here.
-        StorageError: a file cannot be written.
-    """
-
-    def __init__(
-        self, path: Path, tensorboard: Path | None, run: str, step: int = 0, lines: int = 0
-    ) -> None:
-        self.path = path
-        self._lines = JsonLinesTracker(path, lines)
-        self._trackers: list[GeneralTracker] = [self._lines]
-        if tensorboard is not None:
-            self._trackers.append(_tensorboard(tensorboard, run, step))
-        for tracker in self._trackers:
-            tracker.start()
-
-    def flush(self) -> int:
-        """See to it that all JSON lines are on the disk, and tell how many there are.
-
-        Raises:
-            StorageError: there is no room.
-        """
-        return self._lines.flush()
-
-    def add(self, step: int, values: Mapping[str, float | int]) -> None:
-        """Write values down under their names."""
-        for tracker in self._trackers:
-            tracker.log(dict(values), step=step)
 
     def close(self) -> None:
         """Close the files."""
-        for tracker in self._trackers:
-            tracker.finish()
+        with suppress(OSError):
+            self._stream.close()
+        if self._board is not None:
+            self._board.close()
 
 
 def require_tensorboard(folder: Path | None) -> None:
-    """Refuse TensorBoard where it is not, or cannot write.
+    """Check that TensorBoard is installed and can write to a folder; None needs neither.
 
     Raises:
-        RuntimeMissingError, StorageError: so.
+        RuntimeMissingError: It is not installed.
+        StorageError: The folder cannot be written.
     """
     if folder is None:
         return
     if importlib.util.find_spec("tensorboard") is None:
         raise RuntimeMissingError(
-            "--tensorboard was asked for, and TensorBoard is not here.",
+            "--tensorboard: TensorBoard is not installed.",
             "pip install 'spvit-deploy[tensorboard]'",
         )
     ensure_parent(folder / "events")
 
 
-def _tensorboard(folder: Path, run: str, step: int) -> GeneralTracker:
-    start_accelerate(torch.device("cpu"))
-    # What a run that was cut short logged after its last checkpoint is hidden.
-    again = {"purge_step": step + 1} if step else {}
-    return TensorBoardTracker(run, str(folder), **again)
+def _summary_writer(folder: Path, step: int) -> Any:
+    from torch.utils.tensorboard import SummaryWriter
+
+    # Events of an interrupted run after its last checkpoint are hidden.
+    return SummaryWriter(str(folder), purge_step=step + 1 if step else None)

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from spvit_deploy.benchmarks.evaluate import Evaluation
 from spvit_deploy.benchmarks.latency_tables.table import LatencyFile, LatencyTable
-from spvit_deploy.core.launcher import speaks
+from spvit_deploy.core.launcher import is_first_process
 from spvit_deploy.core.plan import Budget, PrunePlan
 from spvit_deploy.core.progress import warn
 from spvit_deploy.export.record import AccuracyInfo, ExportRecord
@@ -30,7 +30,7 @@ _MANY = 0.25
 
 def console() -> Console:
     """Standard output, never narrower than a table needs; the first of several processes'."""
-    if not speaks():
+    if not is_first_process():
         return Console(quiet=True)
     out = Console(highlight=False, markup=False, soft_wrap=True)
     if out.width >= 100 or out.is_terminal:

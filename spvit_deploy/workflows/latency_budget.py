@@ -18,7 +18,7 @@ from spvit_deploy.benchmarks.latency_tables.table import (
     save_latency,
     warn_if_unsteady,
 )
-from spvit_deploy.core.distributed import first_alone
+from spvit_deploy.core.distributed import first_process_only
 from spvit_deploy.core.errors import InputError
 from spvit_deploy.core.plan import AttentionKind, ModelSpec
 from spvit_deploy.core.progress import warn
@@ -57,10 +57,10 @@ def times_of_run(
         return None
     sites = find_sites(dense.module, str(dense.spec))
     text = ""
-    with first_alone(run.processes, device) as mine:
+    with first_process_only(run.processes, device) as mine:
         if mine:
             text = _first(asked, dense, sites, run, settings.allow_host).model_dump_json()
-    table = LatencyTable.model_validate_json(run.processes.text_of_first(text, device))
+    table = LatencyTable.model_validate_json(run.processes.value_of_first(text, device))
     return measured(table, sites, find_candidates(settings.offered).kinds)
 
 

@@ -14,7 +14,7 @@ from torch import nn
 from spvit_deploy.benchmarks.evaluate import Evaluation, evaluate_artefact
 from spvit_deploy.benchmarks.measure import run_benchmark
 from spvit_deploy.benchmarks.results import ResultsFile, Workload
-from spvit_deploy.core.distributed import Processes, first_alone, join
+from spvit_deploy.core.distributed import Processes, first_process_only, join_processes
 from spvit_deploy.core.errors import DataError, InputError
 from spvit_deploy.core.output_folders import ensure_free, new_folder
 from spvit_deploy.core.plan import GATES_FILE, PrunePlan, load_plan, save_plan
@@ -39,7 +39,7 @@ from spvit_deploy.search.search_folder import (
 from spvit_deploy.training.distillation import check_teacher
 from spvit_deploy.training.finetune import FinetuneSettings, finetune_model, top1
 from spvit_deploy.training.lora import require_peft
-from spvit_deploy.training.run import RunSettings, asked_of, begin_run, open_run
+from spvit_deploy.training.run import RunSettings, check_run, open_run, run_inputs
 from spvit_deploy.workflows.export import Pathish, export_model
 from spvit_deploy.workflows.export_inputs import warn_if_constant
 from spvit_deploy.workflows.latency_budget import times_of_run
@@ -84,12 +84,12 @@ def search_gates(
         InputError: a wrong model, checkpoint, budget or data, or an output that exists.
         JobError: training failed, or the disk is full.
     """
-    target, upkeep = Path(output), run or RunSettings()
+    target, run = Path(output), run or RunSettings()
     chosen = (settings or SearchSettings()).model_copy(update={"budget": budget})
     asked = chosen.requested
     require_no_merges(asked, chosen.token_keep)
-    begin_run(target, upkeep, force, reads=(model, checkpoint, asked.file, teacher))
-    processes, where = join(device)
+    check_run(target, run, force, reads=(model, checkpoint, asked.file, teacher))
+    processes, where = join_processes(device)
     torch.manual_seed(chosen.seed)
     request = ModelRequest.of(model, model_args, checkpoint, pretrained)
     saved, digest = load_model(request, _classes(DataSettings.of(data)))
@@ -102,9 +102,9 @@ def search_gates(
     if chosen.distill_weight:
         taught, of_teacher = _teacher(teacher, saved, bool(digest or pretrained), where)
     batches = _open(data, saved, where, chosen.seed, processes)
-    same = asked_of("search", saved.spec, digest, pretrained, batches, chosen)
+    same = run_inputs("search", saved.spec, digest or _origin(pretrained), batches, chosen)
     same["teacher"] = of_teacher or (teacher if chosen.distill_weight else None)
-    with open_run(target, same, upkeep, processes, where) as opened:
+    with open_run(target, same, run, processes, where) as opened:
         times = times_of_run(chosen, saved, opened, where)
         supernet = supernet_of(saved.module.to(where), saved.spec, chosen)
         result = run_search(supernet.to(where), batches, chosen, times, opened, taught)
@@ -112,10 +112,15 @@ def search_gates(
         sources = {name: found for name, found in hashes.items() if found}
         result = replace(result, plan=result.plan.model_copy(update={"sources": sources}))
         record = _search_record(result, chosen, saved, batches)
-        with first_alone(processes, where) as mine:
+        with first_process_only(processes, where) as mine:
             if mine:
                 save_search(supernet.cpu(), result.plan, record, target, force, opened.files)
     return result
+
+
+def _origin(pretrained: bool) -> str:
+    """Name weights that have no hash, for :func:`run_inputs`."""
+    return "timm's pretrained" if pretrained else ""
 
 
 def _teacher(
@@ -291,11 +296,11 @@ def finetune(
     Raises:
         InputError, JobError: as :func:`search_gates`.
     """
-    target, upkeep = Path(output), run or RunSettings()
+    target, run = Path(output), run or RunSettings()
     chosen = settings or FinetuneSettings()
     require_peft(chosen.adapters)
-    begin_run(target, upkeep, force, reads=(model, checkpoint, teacher))
-    processes, where = join(device)
+    check_run(target, run, force, reads=(model, checkpoint, teacher))
+    processes, where = join_processes(device)
     torch.manual_seed(chosen.seed)
     request = ModelRequest.of(model, model_args, checkpoint, pretrained)
     teaching = None
@@ -311,14 +316,14 @@ def finetune(
         taught, sources["teacher"] = load_model(teaching)
         check_teacher(saved, taught)
     batches = _open(data, saved, where, chosen.seed, processes)
-    asked = asked_of("finetune", saved.spec, digest, pretrained, batches, chosen)
+    asked = run_inputs("finetune", saved.spec, digest or _origin(pretrained), batches, chosen)
     asked["teacher"] = sources.get("teacher") or teacher
-    with open_run(target, asked, upkeep, processes, where) as opened:
+    with open_run(target, asked, run, processes, where) as opened:
         trained = finetune_model(saved, batches, chosen, taught, where, run=opened)
         trained = replace(trained, sources=sources)
         if chosen.epochs:
             trained = _validated(trained, DataSettings.of(data), where, processes)
-        with first_alone(processes, where) as mine:
+        with first_process_only(processes, where) as mine:
             if mine:
                 save_model(trained, target, force, opened.files if chosen.epochs else ())
     return trained
@@ -440,6 +445,7 @@ __all__ = [
     "load_lean",
     "materialize",
     "merge_latencies",
+    "predict",
     "profile_latency",
     "search_gates",
 ]

@@ -234,7 +234,7 @@ def _environment(local: bool) -> Iterator[None]:
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """Failures are told by the sweep itself; with ``--debug`` Ray speaks too."""
+    """Failures are told by the sweep itself; with ``--debug`` Ray is_first_process too."""
     logger = logging.getLogger("ray")
     before = logger.level
     if logging.root.level > logging.DEBUG:
