@@ -17,17 +17,22 @@ from spvit_deploy.core.errors import InputError
 from spvit_deploy.export.record import ExportRecord, TensorInfo, load_export
 from spvit_deploy.serving.config import (
     BACKENDS,
-    Asked,
-    Batches,
+    BatchLimits,
     Serving,
-    check_name,
+    ServingOptions,
+    check_model_name,
+    default_model_name,
     make_config,
-    name_of,
+    new_serving,
     read_serving,
-    settle,
 )
 from spvit_deploy.serving.repository import export_triton
-from spvit_deploy.serving.repository_layout import models_of, read_config, to_text, versions_of
+from spvit_deploy.serving.repository_layout import (
+    config_text,
+    list_versions,
+    read_config,
+    read_models,
+)
 from spvit_deploy.serving.server import free_ports
 from tests.calls import good, refused
 from tests.triton import NAME, contents, save_dense
@@ -73,7 +78,7 @@ def test_each_backend_finds_its_files_and_its_configuration(
     assert {file.name for file in folder.iterdir()} == {"config.pbtxt", "labels.txt", "1"}
     assert {file.name for file in (folder / "1").iterdir()} == {*files, "export.json"}
     assert (folder / "labels.txt").read_text().splitlines() == [f"digit {i}" for i in range(10)]
-    config = models_of(tmp_path / "repo")[NAME]
+    config = read_models(tmp_path / "repo")[NAME]
     assert read_serving(config) == Serving(backend, 4, 700, 2, 3)
     assert (config.name, config.backend, config.instance_group[0].kind) == (NAME, backend, kind)
     (images,), (logits,) = config.input, config.output
@@ -93,10 +98,10 @@ def test_tensorrt_engines_are_named_and_their_batches_kept(written: ExportRecord
     config = make_config(record, NAME, Serving("tensorrt", 16))
     assert config.default_model_filename == "model.sm86.engine"
     assert config.instance_group[0].kind == 1  # KIND_GPU
-    asked = Asked("tensorrt", max_batch=33)
-    with pytest.raises(InputError, match=r"of 33 are more than the engine takes, 32\. Give --prof"):
-        settle(asked, Batches(None, (1, 8, 32)))
-    assert settle(asked, Batches(None, (1, 8, 64))).max_batch == 33
+    options = ServingOptions(backend="tensorrt", max_batch=33)
+    with pytest.raises(InputError, match=r"of 33 exceed the engine's largest, 32\. Give --prof"):
+        new_serving(options, BatchLimits(None, (1, 8, 32)))
+    assert new_serving(options, BatchLimits(None, (1, 8, 64))).max_batch == 33
     with pytest.raises(InputError, match=r"'python' does not open format 'tensorrt'.*tensorrt\."):
         make_config(record, NAME, Serving("python"))
 
@@ -134,7 +139,7 @@ def test_what_is_written_is_read_by_tritons_protobuf_as_it_was(
     update = {"inputs": tuple(inputs), "outputs": tuple(outputs)}
     config = make_config(written.model_copy(update=update), NAME, serving)
     file = tmp_path_factory.mktemp("config") / "config.pbtxt"
-    file.write_text(to_text(config))
+    file.write_text(config_text(config))
     assert read_config(file) == config
     assert read_serving(config) == serving
     for given_, made in zip((*inputs, *outputs), (*config.input, *config.output), strict=True):
@@ -154,7 +159,7 @@ def test_versions_are_added_beside_each_other(
     assert contents(repository) == before
     good(*again, "--model-version", "next")
     good(*again, "--model-version", 7)
-    assert versions_of(folder) == [1, 2, 7]
+    assert list_versions(folder) == [1, 2, 7]
     after = contents(repository)
     assert {name: after[name] for name in before} == before
     assert load_export(folder / "7").parent == load_export(folder / "1").parent
@@ -164,7 +169,7 @@ def test_versions_are_added_beside_each_other(
     assert load_export(folder / "7").parent != load_export(folder / "1").parent
     assert {name: contents(repository)[name] for name in before} == before
     good("export", other, "--format", "triton", "--model-name", "second", "-o", repository)
-    assert set(models_of(repository)) == {NAME, "second"}
+    assert set(read_models(repository)) == {NAME, "second"}
     assert {path.name for path in tmp_path.iterdir()} == {"repo", "other"}
 
 
@@ -178,7 +183,7 @@ def test_a_mounted_repository_takes_models_and_versions(dense: Path, tmp_path: P
         good("export", dense, *TRITON, "-o", repository)
         good("export", dense, *TRITON, "-o", repository, "--model-version", "next")
         assert [path.name for path in repository.iterdir()] == [NAME]
-        assert versions_of(repository / NAME) == [1, 2]
+        assert list_versions(repository / NAME) == [1, 2]
     finally:
         subprocess.run(["umount", repository], check=True)
 
@@ -188,9 +193,9 @@ def test_what_is_no_version_of_the_model_is_refused(
 ) -> None:
     before = contents(tmp_path)
     again = ("export", dense, *TRITON, "-o", repository, "--model-version", "next")
-    refused(*again, "--max-batch", 16, says="says 8 where --max-batch 16 is asked for")
-    refused(*again, "--backend", "onnxruntime", says="says python where --backend onnxruntime")
-    refused(*again, "--batch", 3, says="no requests for a model of the fixed batch 3")
+    refused(*again, "--max-batch", 16, says="config.pbtxt has 8. Omit --max-batch")
+    refused(*again, "--backend", "onnxruntime", says="config.pbtxt has python. Omit --backend")
+    refused(*again, "--batch", 3, says="cannot batch requests for a model of the fixed batch 3")
     refused(*again, "--output", "features", says="its outputs are features_0")
     (repository / NAME / "labels.txt").write_text("cat\ndog\n")
     refused(*again, says="its classes are not those of")
@@ -198,9 +203,9 @@ def test_what_is_no_version_of_the_model_is_refused(
     fewer = save_dense(tmp_path / "fewer", seed=0, classes=4)
     refused("export", fewer, *again[2:], says="its outputs are logits [4], not logits [10]")
     (repository / NAME / "config.pbtxt").write_text('name: "digits" backend: "pytorch"')
-    refused(*again, says="is for the backend 'pytorch', which is none of onnxruntime,")
+    refused(*again, says="has the backend 'pytorch', which is not one of onnxruntime,")
     (repository / NAME / "config.pbtxt").write_text("input { nonsense: 1 }")
-    refused(*again, says="is no configuration of Triton: 1:9")
+    refused(*again, says="is not a valid Triton configuration: 1:9")
 
 
 def test_failed_parity_leaves_the_repository_whole(
@@ -236,8 +241,8 @@ def test_names_that_triton_does_not_take(name: str, dense: Path, tmp_path: Path)
 @settings(max_examples=200)
 @given(st.text(max_size=300))
 def test_every_model_has_a_name_in_triton(model: str) -> None:
-    assert check_name(name_of(model))
-    assert name_of("hf-hub:timm/vit_small_patch16_224.augreg") == "vit_small_patch16_224.augreg"
+    assert check_model_name(default_model_name(model))
+    assert default_model_name("hf-hub:timm/vit_small.augreg") == "vit_small.augreg"
 
 
 def test_wrong_calls(dense: Path, tmp_path: Path, repository: Path) -> None:
@@ -249,8 +254,8 @@ def test_wrong_calls(dense: Path, tmp_path: Path, repository: Path) -> None:
     refused(
         "export", dense, *TRITON, "--batch", 2, "--max-batch", 4, *out, says="the fixed batch 2"
     )
-    refused("export", dense, *TRITON, "-o", repository / NAME, says=f"Name {repository} instead.")
-    refused("export", dense, *TRITON, "-o", dense, says="is no Triton repository")
+    refused("export", dense, *TRITON, "-o", repository / NAME, says=f"Choose {repository} instead.")
+    refused("export", dense, *TRITON, "-o", dense, says="is not a Triton repository")
     (tmp_path / "other" / "folder").mkdir(parents=True)
     refused("export", dense, *TRITON, "-o", tmp_path / "other", says="folder has no config.pbtxt")
     (tmp_path / "file").touch()
@@ -259,7 +264,7 @@ def test_wrong_calls(dense: Path, tmp_path: Path, repository: Path) -> None:
 
 def test_a_fixed_batch_is_a_size_like_others(dense: Path, tmp_path: Path) -> None:
     good("export", dense, *TRITON, "--batch", 3, "-o", tmp_path / "repo")
-    config = models_of(tmp_path / "repo")[NAME]
+    config = read_models(tmp_path / "repo")[NAME]
     assert config.max_batch_size == 0
     assert list(config.input[0].dims) == [3, 1, 16, 16]
     assert not config.HasField("dynamic_batching")
@@ -285,18 +290,24 @@ def test_servers_that_are_not_here(
     repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.delenv("SPVIT_TRITON_SERVER", raising=False)
     refused("serve", repository, says=f"docker run --rm -p 8000:8000 -p 8001:8001 -v {repository}:")
-    refused("serve", repository, "--server", tmp_path / "repo", says="is no Python environment")
-    refused("serve", repository, "--server", sys.executable, says="has no nvidia-pytriton")
-    refused("serve", repository, "--server", repository / NAME / "labels.txt", says="is no program")
+    missing = "repo: not a Python environment with nvidia-pytriton."
+    refused("serve", repository, "--server", tmp_path / "repo", says=missing)
+    refused("serve", repository, "--server", repository / NAME / "labels.txt", says="not a program")
     http, grpc = free_ports(2)
     ports = ("--http-port", http, "--grpc-port", grpc)
-    refused("serve", tmp_path / "nowhere", *ports, "--server", "/bin/false", says="no such folder")
+    refused(
+        "serve",
+        tmp_path / "nowhere",
+        *ports,
+        "--server",
+        "/bin/false",
+        says="no models there",
+    )
     refused("serve", repository, "--server", "/bin/false", "--http-port", 8001, says="are the same")
     refused("serve", repository, *ports, "--server", "/bin/false", code=1,
-            says="Triton ended while it started: it said nothing")  # fmt: skip
-    refused("load", f"grpc://127.0.0.1:{grpc}", "--model", NAME, says="No Triton server answers")
-    refused("load", f"http://127.0.0.1:{http}", "--model", NAME, says="No Triton server answers")
-    refused("load", "127.0.0.1", "--model", NAME, says="is no address")
+            says="Triton ended during its start: its log is empty")  # fmt: skip
+    refused("load", f"grpc://127.0.0.1:{grpc}", "--model", NAME, says="No Triton server responds")
+    refused("load", f"http://127.0.0.1:{http}", "--model", NAME, says="No Triton server responds")
+    refused("load", "127.0.0.1", "--model", NAME, says="not an address")
     refused("load", "grpc://x", "--model", NAME, "--slo", "fast", says="write 4ms")

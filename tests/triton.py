@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,19 +10,18 @@ import torch
 
 from spvit_deploy.families.timm_models import create_model
 from spvit_deploy.lean.model_folder import dense_saved, save_model
-from spvit_deploy.serving.server_install import VARIABLE
 from tests.conftest import tiny_spec
 
 NAME = "digits"
-# Made by `make serve-env`, and by `make test` where the server is to be had.
-SERVER = Path(os.environ.get(VARIABLE) or Path(__file__).parents[1] / ".venv-triton")
+# Made by `make serve-env`, and by `make test` where the server can be installed.
+SERVER = Path(__file__).parents[1] / ".venv-triton"
 needs_server = pytest.mark.skipif(
-    not SERVER.exists(), reason=f"no {SERVER.name} here: make serve-env"
+    not SERVER.exists(), reason=f"{SERVER.name} is missing: run `make serve-env`"
 )
 
 
 def save_dense(folder: Path, seed: int, classes: int = 10) -> Path:
-    """A dense folder with random weights, and names for its classes."""
+    """Save a dense folder with random weights and class names."""
     spec = tiny_spec(num_classes=classes)
     torch.manual_seed(seed)
     saved = dense_saved(create_model(spec), spec)
@@ -33,6 +31,6 @@ def save_dense(folder: Path, seed: int, classes: int = 10) -> Path:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder."""
+    """Read every file below a folder."""
     files = [file for file in folder.rglob("*") if file.is_file()]
     return {str(file.relative_to(folder)): file.read_bytes() for file in files}

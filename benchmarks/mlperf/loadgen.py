@@ -1,4 +1,4 @@
-"""MLPerf Inference's LoadGen, driving a session."""
+"""Runs MLPerf Inference's LoadGen, on sessions in this process or on a server."""
 
 from __future__ import annotations
 
@@ -15,35 +15,40 @@ from typing import Any
 
 from spvit_deploy.benchmarks.mlperf.systems_under_test import (
     Call,
-    Direct,
-    Queued,
+    InlineSystem,
+    QueuedSystem,
+    RemoteSystem,
     Send,
-    Sent,
-    System,
+    SystemUnderTest,
 )
 from spvit_deploy.core.errors import RuntimeMissingError
 
 _PACKAGE = "mlperf_loadgen"
-# Images that queries choose from; what they show does not change a time.
-LIBRARY = 64
-# Samples of a query of MultiStream.
+# Samples that queries choose from. Their content does not change a time.
+_LIBRARY = 64
+# Samples per query of MultiStream.
 STREAMS = 8
 _SCENARIOS = {
     "single-stream": "SingleStream", "multi-stream": "MultiStream", "offline": "Offline",
     "server": "Server",
 }  # fmt: skip
+# Keys of LoadGen's log, one per scenario.
+_RATES = (
+    "result_samples_per_second", "result_scheduled_samples_per_sec",
+    "result_qps_without_loadgen_overhead",
+)  # fmt: skip
+_ESTIMATES = ("early_stopping_latency_ss", "early_stopping_latency_ms")
 _LATENCY = re.compile(r'"query_seq":(\d+).*?"complete_ns":(\d+)')
 
 
 @dataclass(frozen=True)
-class Run:
-    """What one run of LoadGen gave.
+class LoadGenResult:
+    """Result of one LoadGen run.
 
     Attributes:
-        latencies: seconds of each query, from when it was due.
-        rate: samples a second; scheduled ones for ``server``.
-        estimate: its early-stopping estimate of the percentile that the scenario is judged by,
-            seconds; None where it has none.
+        latencies: Seconds per query, in the order of issue, from when it was due.
+        rate: Samples per second; of ``server`` the scheduled ones.
+        estimate: Early-stopping estimate of the scenario's percentile, seconds; None without one.
     """
 
     latencies: tuple[float, ...]
@@ -51,16 +56,19 @@ class Run:
     estimate: float | None = None
 
 
-def loadgen_version() -> str:
-    """Of LoadGen.
+def loadgen_version(extra: str = "mlperf") -> str:
+    """Return LoadGen's version.
+
+    Args:
+        extra: The extra of this package to name where LoadGen is missing.
 
     Raises:
-        RuntimeMissingError: it is not installed.
+        RuntimeMissingError: LoadGen is not installed.
     """
     if importlib.util.find_spec(_PACKAGE) is None:
         raise RuntimeMissingError(
-            "The scenarios of MLPerf need its LoadGen, which is not installed.",
-            "pip install 'spvit-deploy[mlperf]', or leave --scenario closed.",
+            "MLPerf's LoadGen is needed, which is not installed.",
+            f"pip install 'spvit-deploy[{extra}]'",
         )
     return importlib.metadata.version("mlcommons-loadgen")
 
@@ -73,114 +81,100 @@ def run_scenario(
     expected: float = 1e-3,
     slo: float | None = None,
     rate: float = 1.0,
-) -> Run:
-    """Let LoadGen issue queries for so many seconds.
+) -> LoadGenResult:
+    """Run a LoadGen scenario on calls of this process.
 
     Args:
         scenario: ``single-stream``, ``multi-stream``, ``offline`` or ``server``.
-        calls: run so many images and return when they are done; one for each worker.
-        seconds: least duration.
-        batch: images of a call at most; of ``multi-stream``, in a query.
-        expected: seconds of a call, to make queries enough for.
-        slo: seconds in which 99% of ``server``'s samples have to be done.
-        rate: samples a second that ``server`` is sent.
+        calls: Run so many images and return when they are done; one per worker.
+        seconds: Minimum duration.
+        batch: Images per call at most; for ``multi-stream``, per query.
+        expected: Seconds per call, from which LoadGen plans how many queries to make.
+        slo: Seconds within which 99% of ``server``'s samples have to be done.
+        rate: Samples per second that ``server`` is sent.
 
     Raises:
         RuntimeMissingError: LoadGen is not installed.
     """
-    lg = _loadgen()
-    settings = _settings(lg, scenario, seconds, batch, expected, slo, rate)
-    system = (Queued if scenario == "server" else Direct)(lg, calls, batch)
+    loadgen_version()
+    lg = importlib.import_module(_PACKAGE)
+    settings = _settings(lg, scenario)
+    settings.min_duration_ms = max(1, round(1000 * seconds))
+    settings.min_query_count = 1
+    nanoseconds = max(1, round(1e9 * expected))
+    settings.single_stream_expected_latency_ns = nanoseconds
+    settings.multi_stream_samples_per_query = batch
+    settings.multi_stream_expected_latency_ns = nanoseconds
+    settings.offline_expected_qps = batch / expected
+    settings.server_target_qps = rate
+    if slo is not None:
+        settings.server_target_latency_ns = round(1e9 * slo)
+    system = (QueuedSystem if scenario == "server" else InlineSystem)(lg, calls, batch)
     return _run(lg, settings, system)
 
 
-def run_sent(send: Send, seconds: float, slo: float, rate: float) -> Run:
-    """Let LoadGen send single queries to a server that answers when it likes, at random times.
+def run_requests(
+    send: Send, rate: float, requests: int, max_outstanding: int, seed: int = 0
+) -> LoadGenResult:
+    """Run LoadGen's ``server`` scenario on a server that is reached through a client.
 
     Args:
-        send: issues one query and waits for nothing.
-        seconds: least duration.
-        slo: seconds in which 99% of the answers have to come.
-        rate: queries a second.
+        send: Sends the next request without waiting. LoadGen counts it as completed when its
+            future is done, with a result or an exception. None keeps it outstanding to the end.
+        rate: Requests per second, in the mean of a Poisson process.
+        requests: How many in all.
+        max_outstanding: LoadGen ends early where more requests are outstanding.
+        seed: Of the times between requests.
 
     Raises:
         RuntimeMissingError: LoadGen is not installed.
-        JobError: queries failed; says how many, and why the first did.
     """
-    lg = _loadgen()
-    settings = _settings(lg, "server", seconds, 1, 1e-3, slo, rate)
-    return _run(lg, settings, Sent(lg, send))
+    loadgen_version("triton")
+    lg = importlib.import_module(_PACKAGE)
+    settings = _settings(lg, "server")
+    settings.min_duration_ms = 1
+    settings.min_query_count = settings.max_query_count = requests
+    settings.server_target_qps = rate
+    settings.server_max_async_queries = max_outstanding
+    settings.schedule_rng_seed = seed
+    return _run(lg, settings, RemoteSystem(lg, send))
 
 
-def _loadgen() -> Any:
-    loadgen_version()
-    return importlib.import_module(_PACKAGE)
+def _settings(lg: Any, scenario: str) -> Any:
+    settings = lg.TestSettings()
+    settings.scenario = getattr(lg.TestScenario, _SCENARIOS[scenario])
+    settings.mode = lg.TestMode.PerformanceOnly
+    return settings
 
 
-def _run(lg: Any, settings: Any, system: System) -> Run:
-    with tempfile.TemporaryDirectory() as folder, system.at_work():
-        sut = lg.ConstructSUT(system.issue, lambda: None)
-        library = lg.ConstructQSL(LIBRARY, LIBRARY, _nothing, _nothing)
+def _run(lg: Any, settings: Any, system: SystemUnderTest) -> LoadGenResult:
+    def samples_are_in_memory(_: list[int]) -> None: ...
+
+    with tempfile.TemporaryDirectory() as folder, system.running():
+        logs = lg.LogSettings()
+        logs.log_output.outdir = folder
+        logs.log_output.copy_summary_to_stdout = False
+        logs.enable_trace = True  # the only file with every latency
+        sut = lg.ConstructSUT(system.issue, system.flush)
+        library = lg.ConstructQSL(_LIBRARY, _LIBRARY, samples_are_in_memory, samples_are_in_memory)
         try:
-            lg.StartTestWithLogSettings(sut, library, settings, _logs(lg, folder))
+            lg.StartTestWithLogSettings(sut, library, settings, logs)
         finally:
             lg.DestroyQSL(library)
             lg.DestroySUT(sut)
-        system.require_whole()
         return _read(Path(folder))
 
 
-def _nothing(_: list[int]) -> None:
-    """Images are in memory already."""
-
-
-def _settings(
-    lg: Any,
-    scenario: str,
-    seconds: float,
-    batch: int,
-    expected: float,
-    slo: float | None,
-    rate: float,
-) -> Any:
-    found = lg.TestSettings()
-    found.scenario = getattr(lg.TestScenario, _SCENARIOS[scenario])
-    found.mode = lg.TestMode.PerformanceOnly
-    found.min_duration_ms = max(1, round(1000 * seconds))
-    found.min_query_count = 1
-    nanoseconds = max(1, round(1e9 * expected))
-    found.single_stream_expected_latency_ns = nanoseconds
-    found.multi_stream_samples_per_query = batch
-    found.multi_stream_expected_latency_ns = nanoseconds
-    found.offline_expected_qps = batch / expected
-    if slo is not None:
-        found.server_target_latency_ns = round(1e9 * slo)
-        found.server_target_latency_percentile = 0.99
-        found.server_target_qps = rate
-    return found
-
-
-def _logs(lg: Any, folder: str) -> Any:
-    found = lg.LogSettings()
-    found.log_output.outdir = folder
-    found.log_output.copy_summary_to_stdout = False
-    # The trace alone has every latency.
-    found.enable_trace = True
-    return found
-
-
-def _read(folder: Path) -> Run:
-    said: dict[str, Any] = {}
+def _read(folder: Path) -> LoadGenResult:
+    entries: dict[str, Any] = {}
     for line in (folder / "mlperf_log_detail.txt").read_text().splitlines():
         entry = json.loads(line.partition(" ")[2])
-        said.setdefault(entry["key"], entry["value"])
-    trace = (folder / "mlperf_log_trace.json").read_text()
-    last: dict[str, int] = {}
-    for query, done in _LATENCY.findall(trace):
-        last[query] = max(last.get(query, 0), int(done))
-    rates = ("result_samples_per_second", "result_scheduled_samples_per_sec",
-             "result_qps_without_loadgen_overhead")  # fmt: skip
-    rate = next((float(said[name]) for name in rates if name in said), 0.0)
-    latencies = tuple(done / 1e9 for done in last.values())
-    bound = said.get("early_stopping_latency_ss") or said.get("early_stopping_latency_ms")
-    return Run(latencies, rate, bound / 1e9 if bound else None)
+        entries.setdefault(entry["key"], entry["value"])
+    completed: dict[int, int] = {}
+    for query, done in _LATENCY.findall((folder / "mlperf_log_trace.json").read_text()):
+        completed[int(query)] = max(completed.get(int(query), 0), int(done))
+    rate = next((float(entries[key]) for key in _RATES if key in entries), 0.0)
+    estimate = next((entries[key] / 1e9 for key in _ESTIMATES if entries.get(key)), None)
+    return LoadGenResult(
+        tuple(completed[query] / 1e9 for query in sorted(completed)), rate, estimate
+    )

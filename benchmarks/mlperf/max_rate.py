@@ -1,8 +1,9 @@
-"""What LoadGen's runs come to: rates, and whether they count by MLPerf's rules."""
+"""Finds the highest rate of requests that holds a latency limit; judges LoadGen's runs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from statistics import median
 
 from spvit_deploy.benchmarks.load_patterns import Driven
@@ -11,106 +12,151 @@ from spvit_deploy.benchmarks.result_records import LoadRecord
 from spvit_deploy.benchmarks.results import Workload
 from spvit_deploy.benchmarks.statistics import early_stopping, percentile, samples_needed
 
-# Rates are told to this share.
-_EXACT = 0.05
+# Latencies in seconds of a run at (requests per second, seconds).
+RunAtRate = Callable[[float, float], Sequence[float]]
+# (requests per second, whether the limit held)
+Trials = tuple[tuple[float, bool], ...]
+
+# Relative distance at which bisection stops.
+_PRECISION = 0.05
 _GROWTH = 1.6
-# Of the first guess: below it no rate is looked for.
+# Lowest rate that is tried, as a fraction of the first guess.
 _LOWEST = 1 / 500
-_STEPS = 24
-# Seconds of a trial of a rate, and queries that it has at least.
-_TRIAL, _LONG, _QUERIES = 1.5, 10.0, 200
-# Searches, whose rates tell how sure the figure is.
+_MAX_TRIALS = 24
+# Seconds of a trial, at least and at most, and the requests that it should have.
+_SHORT_TRIAL, _LONG_TRIAL, _REQUESTS = 1.5, 10.0, 200
+# Searches whose spread is the uncertainty of the rate.
 _SEARCHES = 3
 # The percentile that MLPerf judges a scenario by.
 JUDGED = {"single-stream": 90.0, "multi-stream": 99.0, "server": 99.0}
 
 
-def highest_rate(
-    held: Callable[[float], bool], guess: float, exact: float = _EXACT
-) -> tuple[float, tuple[tuple[float, bool], ...]]:
-    """Raise or lower until one rate is held and a higher one is not, then bisect.
+@dataclass(frozen=True)
+class RateSearch:
+    """Result of :func:`search_rate`.
+
+    Attributes:
+        found: Highest rate of each search, requests per second; 0 where no rate held.
+        trials: Every rate that was tried, and whether it held.
+    """
+
+    found: tuple[float, ...]
+    trials: Trials
+
+    @property
+    def rate(self) -> float:
+        """Median of the searches; 0 where no rate held."""
+        return median(self.found)
+
+    @property
+    def lowest(self) -> float:
+        """Lowest rate that was tried."""
+        return min(rate for rate, _ in self.trials)
+
+
+def search_rate(run: RunAtRate, slo: float, guess: float, searches: int = 1) -> RateSearch:
+    """Find the highest rate whose 99th percentile holds a limit.
 
     Args:
-        held: whether a rate is, by a trial.
-        guess: first rate, queries a second.
-        exact: share between the rate and the next one that is not held.
+        run: Runs a load.
+        slo: The limit, seconds.
+        guess: First rate to try, requests per second.
+        searches: How often to search, each from what the last one found.
+    """
+
+    def holds(rate: float) -> bool:
+        seconds = max(_SHORT_TRIAL, min(_LONG_TRIAL, _REQUESTS / rate))
+        return percentile(run(rate, seconds), 99) <= slo
+
+    found: list[float] = []
+    trials: Trials = ()
+    for _ in range(searches):
+        rate, tried = highest_rate(holds, guess)
+        found.append(rate)
+        trials += tried
+        if not rate:
+            break
+        guess = rate
+    return RateSearch(tuple(found), trials)
+
+
+def highest_rate(holds: Callable[[float], bool], guess: float) -> tuple[float, Trials]:
+    """Raise or lower a rate until one holds and a higher one does not, then bisect.
+
+    Args:
+        holds: Whether a rate holds, by a trial.
+        guess: First rate, requests per second.
 
     Returns:
-        The rate, 0 where none is held; and all trials.
+        The rate, 0 where none holds; and all trials.
     """
     tried: list[tuple[float, bool]] = []
     low, high, rate = 0.0, float("inf"), guess
-    for _ in range(_STEPS):
-        good = held(rate)
+    for _ in range(_MAX_TRIALS):
+        good = holds(rate)
         tried.append((rate, good))
         if good:
             low = rate
         else:
             high = rate
-        if (low and high / low - 1 <= exact) or (not low and rate < _LOWEST * guess):
+        if (low and high / low - 1 <= _PRECISION) or (not low and rate < _LOWEST * guess):
             break
-        rate = _next(low, high)
+        if high == float("inf"):
+            rate = low * _GROWTH
+        else:
+            rate = (low * high) ** 0.5 if low else high / _GROWTH
     return low, tuple(tried)
 
 
-def _next(low: float, high: float) -> float:
-    if high == float("inf"):
-        return low * _GROWTH
-    return (low * high) ** 0.5 if low else high / _GROWTH
-
-
-def settle_rate(driven: Driven, workload: Workload) -> tuple[tuple[float, bool], ...]:
-    """Find the highest rate that holds the limit, in short trials, several times; set the median.
+def settle_rate(driven: Driven, workload: Workload) -> Trials:
+    """Set a session's rate to the highest that holds the workload's limit.
 
     Returns:
-        The trials; the rate of ``driven`` is the lowest that was tried where none was held.
+        The trials. The session's rate is the lowest that was tried where none held.
     """
     slo = workload.slo or float("inf")
 
-    def held(rate: float) -> bool:
+    def run(rate: float, seconds: float) -> list[float]:
         driven.rate = rate
-        found = driven.take(max(_TRIAL, min(_LONG, _QUERIES / rate)), workload.pause)
-        return percentile(found, 99) <= slo
+        return driven.take(seconds, workload.pause)
 
-    one = driven.expected / workload.batch
     if driven.lone > slo:
         return ((0.0, False),)
-    guess = 0.5 * workload.concurrency / one
-    tried: tuple[tuple[float, bool], ...] = ()
-    for _ in range(_SEARCHES):
-        rate, some = highest_rate(held, guess)
-        tried += some
-        driven.found.append(rate)
-        guess = rate or guess
-    driven.rate = median(driven.found) or min(rate for rate, _ in tried)
-    return tried
+    guess = 0.5 * workload.concurrency * workload.batch / driven.expected
+    search = search_rate(run, slo, guess, _SEARCHES)
+    driven.found += search.found
+    driven.rate = search.rate or search.lowest
+    return search.trials
 
 
 def load_record(
     driven: Driven,
     samples: Sequence[float],
-    tried: tuple[tuple[float, bool], ...],
+    tried: Trials,
     workload: Workload,
 ) -> LoadRecord:
-    """What the rounds came to."""
-    why = _against(samples, workload)
-    rate = None
-    if workload.scenario in ("offline", "server"):
-        rate = median(driven.rates) if workload.scenario == "offline" else driven.rate
-    if workload.scenario == "server" and why.startswith("p99"):
-        rate = 0.0
-    rates = (
-        tuple(driven.rates)
-        if workload.scenario == "offline"
-        else tuple(rate for rate in driven.found if rate)
-    )
+    """Summarize the rounds of a workload that LoadGen drove.
+
+    Args:
+        driven: The session.
+        samples: Latencies of all rounds, seconds.
+        tried: Trials of :func:`settle_rate`.
+        workload: What was measured.
+    """
+    why = _why_invalid(samples, workload)
+    rate: float | None = None
+    rates: tuple[float, ...] = ()
+    if workload.scenario == "offline":
+        rate, rates = median(driven.rates), tuple(driven.rates)
+    elif workload.scenario == "server":
+        rate, rates = 0.0 if why else driven.rate, tuple(rate for rate in driven.found if rate)
     return LoadRecord(
         version=loadgen_version(), valid=not why, why=why, rate=rate, rates=rates, tried=tried
     )
 
 
-def _against(samples: Sequence[float], workload: Workload) -> str:
-    """What MLPerf's rule of early stopping has against so many queries; nothing for enough."""
+def _why_invalid(samples: Sequence[float], workload: Workload) -> str:
+    """Say why MLPerf's early-stopping rule rejects a result; empty for a valid one."""
     share = JUDGED.get(workload.scenario)
     if share is None:
         return ""
@@ -119,7 +165,7 @@ def _against(samples: Sequence[float], workload: Workload) -> str:
         return f"{name} was {1000 * percentile(samples, share):.1f} ms"
     bound = early_stopping(samples, share)
     if bound is None:
-        return f"{name} takes {samples_needed(share)} queries, not {len(samples)}"
+        return f"{name} needs {samples_needed(share)} queries, not {len(samples)}"
     if slo is not None and bound > slo:
         return f"{name} may be {1000 * bound:.1f} ms"
     return ""

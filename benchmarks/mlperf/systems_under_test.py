@@ -1,4 +1,4 @@
-"""What LoadGen drives: how queries are run, and who waits for whom."""
+"""Systems under test that MLPerf LoadGen drives: sessions in this process, or a server."""
 
 from __future__ import annotations
 
@@ -6,132 +6,132 @@ import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
-from spvit_deploy.core.errors import JobError
-
+# Runs so many images, and returns when they are done.
 Call = Callable[[int], None]
-Send = Callable[[], "Future[Any]"]
+# Sends one request without waiting; None where no more can be sent.
+Send = Callable[[], "Future[Any] | None"]
 
 
-class System(Protocol):
-    """What LoadGen drives."""
+class SystemUnderTest:
+    """Completes every LoadGen sample, also after a failure: LoadGen waits for all of them.
 
-    def at_work(self) -> AbstractContextManager[None]: ...
+    Args:
+        lg: The module ``mlperf_loadgen``.
+    """
 
-    def issue(self, samples: list[Any]) -> None: ...
-
-    def require_whole(self) -> None: ...
-
-
-class Sent:
-    """Every sample is a query to a server, whose answers come in a thread of its client."""
-
-    def __init__(self, lg: Any, send: Send) -> None:
-        self._lg, self._send = lg, send
-        self._failure: BaseException | None = None
-        self._sent = self._failed = 0
+    def __init__(self, lg: Any) -> None:
+        self._lg = lg
 
     @contextmanager
-    def at_work(self) -> Iterator[None]:
-        """Nothing to start."""
+    def running(self) -> Iterator[None]:
+        """Run what processes the samples; raise at the end what failed."""
         yield
 
     def issue(self, samples: list[Any]) -> None:
-        """Sent at once; after a failure LoadGen is answered for the rest of its time."""
-        for sample in samples:
-            if self._failure is not None:
-                self._complete(sample)
-                continue
-            self._sent += 1
-            self._send().add_done_callback(partial(self._heard, sample))
+        """Take the samples of one query when it is due."""
+        raise NotImplementedError
 
-    def require_whole(self) -> None:
-        """Raise what the first query that failed did, and say how many did."""
-        if self._failure is not None:
-            said = str(self._failure).rstrip(".")
-            raise JobError(f"{self._failed} of {self._sent} queries got no answer: {said}.")
+    def flush(self) -> None:
+        """Finish what is left after the last query."""
 
-    def _heard(self, sample: Any, found: Future[Any]) -> None:
-        error = found.exception()
-        self._failed += error is not None
-        self._failure = self._failure or error
-        self._complete(sample)
-
-    def _complete(self, sample: Any) -> None:
-        self._lg.QuerySamplesComplete([self._lg.QuerySampleResponse(sample.id, 0, 0)])
-
-
-class Direct:
-    """A query is run where it is issued: nothing else is under way."""
-
-    def __init__(self, lg: Any, calls: Sequence[Call], batch: int) -> None:
-        self._lg, self._calls, self._batch = lg, calls, batch
-        self._failure: BaseException | None = None
-
-    @contextmanager
-    def at_work(self) -> Iterator[None]:
-        """Nothing to start."""
-        yield
-
-    def issue(self, samples: list[Any]) -> None:
-        """All samples, a batch at a time; LoadGen waits for each of them, so none stays away."""
-        for start in range(0, len(samples), self._batch):
-            some = samples[start : start + self._batch]
-            self._run(self._calls[0], len(some))
-            self._complete(some)
-
-    def require_whole(self) -> None:
-        """Raise what a call raised."""
-        if self._failure is not None:
-            raise self._failure
-
-    def _run(self, call: Call, images: int) -> None:
-        """One that fails ends the work, and LoadGen is answered for the rest of its time."""
-        if self._failure is None:
-            try:
-                call(images)
-            except BaseException as error:
-                self._failure = error
-
-    def _complete(self, samples: Sequence[Any]) -> None:
+    def complete(self, samples: Sequence[Any]) -> None:
+        """Report samples to LoadGen as completed, which ends their latency."""
         response = self._lg.QuerySampleResponse
         self._lg.QuerySamplesComplete([response(sample.id, 0, 0) for sample in samples])
 
 
-class Queued(Direct):
-    """Samples wait until a worker is free, who takes as many as a batch holds."""
+class RemoteSystem(SystemUnderTest):
+    """Sends each sample to a server; responses arrive in a thread of its client.
+
+    Samples that cannot be sent stay outstanding, so that LoadGen ends early with too many of them.
+    """
+
+    def __init__(self, lg: Any, send: Send) -> None:
+        super().__init__(lg)
+        self._send = send
+        self._unsent: list[Any] = []
+
+    def issue(self, samples: list[Any]) -> None:
+        """Send each sample without waiting for its response."""
+        for sample in samples:
+            future = self._send()
+            if future is None:
+                self._unsent.append(sample)
+            else:
+                future.add_done_callback(partial(self._received, sample))
+
+    def flush(self) -> None:
+        """Complete the samples that were not sent."""
+        self.complete(self._unsent)
+
+    def _received(self, sample: Any, _: Future[Any]) -> None:
+        self.complete([sample])
+
+
+class InlineSystem(SystemUnderTest):
+    """Runs each query in LoadGen's own thread, one batch after another."""
+
+    def __init__(self, lg: Any, calls: Sequence[Call], batch: int) -> None:
+        super().__init__(lg)
+        self._calls, self._batch = calls, batch
+        self._failure: BaseException | None = None
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Raise at the end what the first call that failed raised."""
+        yield
+        if self._failure is not None:
+            raise self._failure
+
+    def issue(self, samples: list[Any]) -> None:
+        """Run all samples of a query, a batch at a time."""
+        for start in range(0, len(samples), self._batch):
+            self.run(self._calls[0], samples[start : start + self._batch])
+
+    def run(self, call: Call, samples: Sequence[Any]) -> None:
+        """Run one batch and complete it; after a failure only complete it."""
+        if self._failure is None:
+            try:
+                call(len(samples))
+            except BaseException as error:
+                self._failure = error
+        self.complete(samples)
+
+
+class QueuedSystem(InlineSystem):
+    """Queues samples for worker threads; each takes as many as fit into a batch."""
 
     def __init__(self, lg: Any, calls: Sequence[Call], batch: int) -> None:
         super().__init__(lg, calls, batch)
         self._waiting: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
     @contextmanager
-    def at_work(self) -> Iterator[None]:
-        """Workers, one for each call."""
+    def running(self) -> Iterator[None]:
+        """Run one worker thread per call."""
         workers = [threading.Thread(target=self._work, args=(call,)) for call in self._calls]
-        for worker in workers:
-            worker.start()
-        try:
-            yield
-        finally:
-            for _ in workers:
-                self._waiting.put(None)
+        with super().running():
             for worker in workers:
-                worker.join()
+                worker.start()
+            try:
+                yield
+            finally:
+                for _ in workers:
+                    self._waiting.put(None)
+                for worker in workers:
+                    worker.join()
 
     def issue(self, samples: list[Any]) -> None:
-        """Samples, when they are due."""
+        """Queue the samples."""
         for sample in samples:
             self._waiting.put(sample)
 
     def _work(self, call: Call) -> None:
         while (first := self._waiting.get()) is not None:
-            some = [first, *self._more()]
-            self._run(call, len(some))
-            self._complete(some)
+            self.run(call, [first, *self._more()])
 
     def _more(self) -> Iterator[Any]:
         for _ in range(self._batch - 1):

@@ -24,6 +24,7 @@ from spvit_deploy.cli.options import (
 from spvit_deploy.cli.serve import deploy
 from spvit_deploy.cli.triton_options import TRITON, take_triton, triton_options
 from spvit_deploy.core.errors import InputError
+from spvit_deploy.lean.load_model import ModelRequest
 from spvit_deploy.runtimes.registry import PRECISIONS, formats
 
 
@@ -118,14 +119,14 @@ def export(**options: Any) -> None:
 
     triton, every = take_triton(options), options.pop("every")
     named, options["data"] = bool(options["data"]), options["data"] or ""
-    data, model, output = take_data(options), options.pop("model"), options.pop("output")
+    data, output = take_data(options), options.pop("output")
+    model = take_model(options.pop("model"), options)
     chosen = {name: options[name] for name in ("format", "precision")}
     warn_if_idle(every or chosen["precision"] == "int8", ("calibration", "max_drop"), "for int8")
     settings = take_export_settings(options)
     common = {
         "settings": settings,
         "data": data if named else None,
-        "source": take_model(model, options),
         "force": options.pop("force"),
     }
     if every:
@@ -137,7 +138,11 @@ def export(**options: Any) -> None:
 
 
 def _export_all(
-    model: str, output: Path, common: dict[str, Any], format: str | None, precision: str | None
+    model: ModelRequest,
+    output: Path,
+    common: dict[str, Any],
+    format: str | None,
+    precision: str | None,
 ) -> None:
     from spvit_deploy.workflows import console as show
     from spvit_deploy.workflows.export_all import export_all, require_all

@@ -1,4 +1,4 @@
-"""``spvit-deploy serve`` and ``load``, and what an export into a repository prints."""
+"""Commands ``serve`` and ``load``, and ``export --format triton``."""
 
 from __future__ import annotations
 
@@ -14,25 +14,27 @@ import click
 
 from spvit_deploy.cli.options import Folder, Number, json_option, parsed
 from spvit_deploy.core.units import parse_duration
+from spvit_deploy.lean.load_model import ModelRequest
 
 if TYPE_CHECKING:
-    from spvit_deploy.serving.client import TritonTarget
-    from spvit_deploy.serving.load_test import LoadReport
+    from spvit_deploy.serving.load_test import LoadReport, ServedRate
 
 _PORT = click.IntRange(1, 65535)
 
 
-def deploy(model: str, output: Path, triton: dict[str, Any], common: dict[str, Any]) -> None:
+def deploy(
+    model: ModelRequest, output: Path, triton: dict[str, Any], common: dict[str, Any]
+) -> None:
     """Export into a repository, and print what was written."""
     from spvit_deploy.serving.repository import export_triton
     from spvit_deploy.workflows import console as show
 
-    done = export_triton(model, output, **triton, **common)
-    show.export(done.record, done.folder)
-    serving = done.serving
+    written = export_triton(model, output, **triton, **common)
+    show.export(written.record, written.folder)
+    serving = written.serving
     batches = f"batches up to {serving.max_batch}" if serving.max_batch else "its fixed batch"
     click.echo(
-        f"model {done.name}, version {done.version}: backend {serving.backend}, {batches}, "
+        f"model {written.name}, version {written.version}: backend {serving.backend}, {batches}, "
         f"instances: {serving.instances}"
     )
 
@@ -48,42 +50,45 @@ def deploy(model: str, output: Path, triton: dict[str, Any], common: dict[str, A
     type=click.IntRange(0),
     default=2,
     show_default=True,
-    help="Seconds between looks for new versions; 0: clients say what to load.",
+    help="Seconds between checks for new versions; 0: clients request what to load.",
 )
 @click.option(
     "--server",
     metavar="PATH",
-    help="tritonserver, or a Python environment with nvidia-pytriton; by default "
-    "$SPVIT_TRITON_SERVER, or tritonserver on PATH.",
+    help="tritonserver, or the folder of a Python environment with nvidia-pytriton; by default "
+    "tritonserver on PATH.",
 )
 @click.option("--log", type=Folder, help="File for the server's log.")
-@click.option("--wait", type=Number(1), default=120, show_default=True, help="Seconds to start.")
-def serve(repository: Path, server: str | None, log: Path, wait: float, **listening: Any) -> None:
-    """Run Triton's server on a repository that `export --format triton` wrote.
+@click.option(
+    "--wait", type=Number(1), default=120, show_default=True, help="Seconds for the start."
+)
+def serve(repository: Path, server: str | None, log: Path, wait: float, **settings: Any) -> None:
+    """Run a Triton server on a repository that `export --format triton` wrote.
 
-    It ends with Ctrl-C, and answers first what it was asked.
+    Ctrl-C ends it, after it has answered outstanding requests.
 
     \b
     Examples: spvit-deploy serve repo/ --server .venv-triton
               spvit-deploy load grpc://127.0.0.1:8001 --model NAME --rate 20 --slo 50ms
     """
-    from spvit_deploy.serving.server import Listening, run_server
+    from spvit_deploy.serving.server import ServerSettings, run_server
     from spvit_deploy.serving.server_install import find_server
 
     found = find_server(server, repository)
-    with _terminable(), run_server(repository, found, Listening(**listening), log) as up:
+    address = ServerSettings(**settings)
+    with _interrupt_on_sigterm(), run_server(repository, found, address, log) as running:
         try:
-            for name, versions in up.wait_healthy(wait).items():
+            for name, versions in running.wait_ready(wait).items():
                 click.echo(f"{name}, version {', '.join(map(str, versions))}: ready")
-            click.echo(f"HTTP {up.http}\ngRPC {up.grpc}\nCtrl-C ends it.")
-            up.wait()
+            click.echo(f"HTTP {running.http}\ngRPC {running.grpc}\nCtrl-C ends it.")
+            running.wait()
         except KeyboardInterrupt:
             click.echo("ended")
 
 
 @contextmanager
-def _terminable() -> Iterator[None]:
-    """Take SIGTERM, which supervisors send, for Ctrl-C."""
+def _interrupt_on_sigterm() -> Iterator[None]:
+    """Handle SIGTERM, which supervisors send, like Ctrl-C."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
@@ -97,85 +102,92 @@ def _terminable() -> Iterator[None]:
 
 @click.command()
 @click.argument("url", metavar="URL")
-@click.option("--model", required=True, help="Its name in the server.")
-@click.option("--version", default="", help="By default the newest that is served.")
+@click.option("--model", required=True, help="The model's name in the server.")
+@click.option("--version", default="", help="Of the model; by default the newest that is served.")
 @click.option(
     "--rate",
     type=Number(0, min_open=True),
     default=20,
     show_default=True,
-    help="Requests a second.",
+    help="Requests per second.",
 )
 @click.option(
     "--duration", type=Number(0, min_open=True), default=10, show_default=True, help="Seconds."
 )
 @click.option(
-    "--slo", callback=parsed(parse_duration), metavar="50ms", help="What 99% must keep below."
+    "--slo",
+    callback=parsed(parse_duration),
+    metavar="50ms",
+    help="Latency limit for 99% of the requests.",
 )
 @click.option(
     "--timeout", type=Number(0, min_open=True), default=10, show_default=True,
-    help="Seconds after which a request without an answer is lost.",
+    help="Seconds after which a request without a response is lost.",
 )  # fmt: skip
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option(
     "--find-rate", is_flag=True,
-    help="MLPerf's server scenario, by its LoadGen: the highest rate that holds --slo.",
+    help="Find the highest rate that holds --slo, from --rate on.",
 )  # fmt: skip
 @json_option
-def load(url: str, model: str, version: str, timeout: float, find_rate: bool, **how: Any) -> None:
-    """Load a running server at random times, and count what it answers.
+def load(
+    url: str,
+    model: str,
+    version: str,
+    rate: float,
+    duration: float,
+    slo: float | None,
+    timeout: float,
+    seed: int,
+    find_rate: bool,
+    as_json: bool,
+) -> None:
+    """Test a running server under load with MLPerf's LoadGen.
 
-    Requests of one random image each come as a Poisson process, whether or not earlier ones are
-    answered. The exit code is 1 where one is lost, or p99 is above --slo. URL is grpc://HOST:PORT
-    or http://HOST:PORT.
+    Requests of one random image each are sent as a Poisson process, whether or not earlier ones
+    are answered. The exit code is 1 where one is lost, or p99 is above --slo. URL is
+    grpc://HOST:PORT or http://HOST:PORT.
 
     \b
     Example: spvit-deploy load grpc://127.0.0.1:8001 --model deit --rate 50 --slo 40ms
     """
-    from spvit_deploy.serving.client import TritonTarget
+    from spvit_deploy.serving.client import TritonClient
+    from spvit_deploy.serving.load_test import find_served_rate, random_images, run_load
 
-    if find_rate and how["slo"] is None:
-        raise click.UsageError("--find-rate needs the limit to hold: --slo 50ms.")
-    with TritonTarget(url, model, version, timeout) as target:
-        (_find if find_rate else _load)(target, **how)
-
-
-def _load(
-    target: TritonTarget, slo: float | None, as_json: bool, seed: int, rate: float, duration: float
-) -> None:
-    """One load at one rate."""
-    from spvit_deploy.serving.load_test import images_for, run_load
-
-    report = run_load(target, images_for(target, seed), rate, duration, seed)
-    click.echo(_json(report, slo) if as_json else _text(report))
+    if find_rate and slo is None:
+        raise click.UsageError("--find-rate needs a limit: --slo 50ms.")
+    with TritonClient(url, model, version, timeout) as client:
+        images = random_images(client, seed)
+        if find_rate and slo is not None:
+            found = find_served_rate(client, images, slo, duration, rate)
+            click.echo(_rate_json(found, slo) if as_json else _rate_text(found, slo))
+            return
+        report = run_load(client, images, rate, duration, seed)
+    click.echo(_report_json(report, slo) if as_json else _report_text(report))
     report.require(slo)
     if slo is not None and not as_json:
         click.echo(f"99% are answered within {1000 * slo:g} ms")
 
 
-def _find(
-    target: TritonTarget, slo: float, as_json: bool, seed: int, rate: float, duration: float
-) -> None:
-    """The highest rate that holds the limit."""
-    from spvit_deploy.serving.load_test import images_for
-    from spvit_deploy.serving.max_rate import highest_served
-
-    found = highest_served(target, images_for(target, seed), slo, duration, rate)
-    if as_json:
-        content = {"rate": found.rate, "p99": found.p99, "bound": found.bound, "slo": slo,
-                   "queries": len(found.latencies), "tried": found.tried}  # fmt: skip
-        click.echo(json.dumps(content))
-        return
-    sure = "too few queries to be sure" if found.bound is None else (
-        f"99% sure: at most {1000 * found.bound:.2f}"
+def _rate_text(found: ServedRate, slo: float) -> str:
+    report = found.report
+    bound = "too few requests for a confidence of 99%" if report.bound is None else (
+        f"with a confidence of 99%: at most {1000 * report.bound:.2f}"
     )  # fmt: skip
-    click.echo(
-        f"{found.rate:.4g} queries/s with 99% of the answers within {1000 * slo:g} ms: p99 "
-        f"{1000 * found.p99:.2f} ms of {len(found.latencies)} queries ({sure})"
+    return (
+        f"{found.rate:.4g} requests/s with 99% answered within {1000 * slo:g} ms: p99 "
+        f"{1000 * report.p99:.2f} ms of {report.answered} requests ({bound})"
     )
 
 
-def _text(report: LoadReport) -> str:
+def _rate_json(found: ServedRate, slo: float) -> str:
+    report = found.report
+    content = {"rate": found.rate, "p99": report.p99, "bound": report.bound, "slo": slo,
+               "queries": report.answered, "tried": found.trials}  # fmt: skip
+    return json.dumps(content)
+
+
+def _report_text(report: LoadReport) -> str:
     lines = [
         f"sent {report.sent}, answered {report.answered}, refused {report.refused}, "
         f"lost {report.lost}"
@@ -183,12 +195,12 @@ def _text(report: LoadReport) -> str:
     if report.answered:
         lines.append(f"p50 {1000 * report.p50:.2f} ms, p99 {1000 * report.p99:.2f} ms")
     if len(report.versions) > 1:
-        said = ", ".join(f"{v}: {n}" for v, n in sorted(report.versions.items()))
-        lines.append(f"answers by version: {said}")
+        counts = ", ".join(f"{version}: {n}" for version, n in sorted(report.versions.items()))
+        lines.append(f"responses by version: {counts}")
     return "\n".join(lines)
 
 
-def _json(report: LoadReport, slo: float | None) -> str:
+def _report_json(report: LoadReport, slo: float | None) -> str:
     latencies = {"p50": report.p50, "p99": report.p99} if report.answered else {}
     return json.dumps(
         {

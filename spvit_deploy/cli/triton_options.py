@@ -1,4 +1,4 @@
-"""Options of what has to do with Triton. Loads click alone."""
+"""Options of `export --format triton`. Imports only click."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from spvit_deploy.cli.options import stack
 from spvit_deploy.core.errors import InputError
 
 TRITON = "triton"
-_SERVED = ("backend", "max_batch", "queue_delay", "instances", "live_versions")
+_SERVING = ("backend", "max_batch", "queue_delay", "instances", "live_versions")
 
 
 def _version(ctx: click.Context, param: click.Parameter, value: str | None) -> int | str | None:
-    """``next``, or a number that Triton takes."""
+    """Parse ``next``, or a version number that is valid in Triton."""
     if value in (None, "next"):
         return value
     if not value.isdecimal() or value[0] == "0" or int(value) >= 2**63:
-        raise click.BadParameter(f"'{value}': write a number from 1 on, or next.", ctx, param)
+        raise click.BadParameter(f"'{value}': expected a number from 1 on, or next.", ctx, param)
     return int(value)
 
 
@@ -37,7 +37,7 @@ triton_options = stack(
     ),
     click.option(
         "--max-batch", type=click.IntRange(1), metavar="N",
-        show_default="8", help="With --format triton: images that the server puts into a call.",
+        show_default="8", help="With --format triton: images that the server batches at most.",
     ),
     click.option(
         "--queue-delay", type=click.IntRange(0), metavar="µs",
@@ -45,7 +45,7 @@ triton_options = stack(
     ),
     click.option(
         "--instances", type=click.IntRange(1), metavar="N",
-        show_default="1", help="With --format triton: copies that compute at a time.",
+        show_default="1", help="With --format triton: copies that compute at the same time.",
     ),
     click.option(
         "--live-versions", type=click.IntRange(1), metavar="N",
@@ -59,17 +59,15 @@ def take_triton(options: dict[str, Any]) -> dict[str, Any] | None:
     :func:`~spvit_deploy.serving.repository.export_triton`; None without ``--format triton``.
 
     Raises:
-        InputError: some are given all the same.
+        InputError: One is given without ``--format triton``.
     """
-    served = {name: options.pop(name) for name in _SERVED}
-    named = {name: options.pop(f"model_{name}") for name in ("name", "version")}
-    if options["format"] != TRITON:
-        given = [name for name, value in served.items() if value is not None]
-        given += [f"model_{name}" for name, value in named.items() if value is not None]
-        if given:
-            option = f"--{given[0].replace('_', '-')}"
-            raise InputError(f"{option} is for --format {TRITON}.", "Leave it out.")
-        return None
-    from spvit_deploy.serving.config import Asked
-
-    return {"asked": Asked(**served), **named}
+    names = (*_SERVING, "model_name", "model_version")
+    given = {name: value for name in names if (value := options.pop(name)) is not None}
+    if options["format"] == TRITON:
+        serving = {name: given[name] for name in _SERVING if name in given}
+        named = {name: given.get(f"model_{name}") for name in ("name", "version")}
+        return {"serving": serving, **named}
+    for name in given:
+        option = f"--{name.replace('_', '-')}"
+        raise InputError(f"{option} is for --format {TRITON}.", "Omit it.")
+    return None

@@ -14,6 +14,7 @@ from spvit_deploy.runtimes.base import Array
 if TYPE_CHECKING:
     import onnx
 
+    from spvit_deploy.core.plan import ModelSpec
     from spvit_deploy.lean.model_folder import SavedModel
     from spvit_deploy.lean.named_outputs import NamedOutputs
     from spvit_deploy.runtimes.calibration import Accuracy, Calibration
@@ -93,6 +94,12 @@ class ExportJob:
     def precision(self) -> str:
         """``fp32``, ``fp16``, ``bf16`` or ``int8``."""
         return self.settings.precision
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The timm model that the exported one was made from."""
+        assert self.saved is not None
+        return self.saved.spec
 
     @property
     def preprocessing(self) -> Preprocessing | None:

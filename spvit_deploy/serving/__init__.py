@@ -1,1 +1,1 @@
-"""Models in NVIDIA's Triton Inference Server: its repositories, its server, loads on it."""
+"""Serving with NVIDIA Triton: model repositories, the server, its client, load tests."""

@@ -1,4 +1,4 @@
-"""A model in a running server, asked without waiting for the answers."""
+"""Client of a model in a running Triton server."""
 
 from __future__ import annotations
 
@@ -7,20 +7,19 @@ import threading
 from collections.abc import Coroutine
 from concurrent.futures import Future
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from spvit_deploy.core.errors import InputError, JobError, first_line
-from spvit_deploy.serving.tritonclient_import import triton_module
+from spvit_deploy.serving.tritonclient_import import import_tritonclient
 
 Array = NDArray[Any]
 T = TypeVar("T")
 
-# What gRPC says where there was no answer; Triton may say the first one too.
-_NO_ANSWER = ("StatusCode.UNAVAILABLE", "StatusCode.DEADLINE_EXCEEDED", "StatusCode.CANCELLED")
+# What gRPC reports without a response; Triton may report the first one too.
+_NO_RESPONSE = ("StatusCode.UNAVAILABLE", "StatusCode.DEADLINE_EXCEEDED", "StatusCode.CANCELLED")
 _BY_SERVER = "Error received from peer"
 
 
@@ -29,16 +28,16 @@ class RefusedError(JobError):
 
 
 class LostError(JobError):
-    """A request was sent, and no answer came."""
+    """A request was sent, and no response came."""
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What a server answers.
+class InferenceResult:
+    """Response of a server.
 
     Attributes:
-        outputs: arrays [B, …] by name.
-        version: of the model that answered.
+        outputs: Arrays [batch, …] by name.
+        version: Of the model that computed them.
     """
 
     outputs: dict[str, Array]
@@ -46,18 +45,18 @@ class Answer:
 
     @property
     def logits(self) -> Array:
-        """Class scores [B, classes]."""
+        """Class scores [batch, classes]."""
         return self.outputs["logits"]
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """What a server counts of a model, all its versions that are loaded.
+    """A server's counts for a model, over all versions that are loaded.
 
     Attributes:
-        inferences: images answered.
-        executions: calls of the model that it took; fewer where requests were batched.
-        failed: requests answered with an error.
+        inferences: Images that were answered.
+        executions: Runs of the model that they took; fewer where requests were batched.
+        failed: Requests answered with an error.
     """
 
     inferences: int
@@ -65,33 +64,36 @@ class Statistics:
     failed: int
 
 
-class TritonTarget:
-    """A model in a Triton server; close it, or use it as a context.
+class TritonClient:
+    """Client of one model in a Triton server. Close it, or use it as a context manager.
 
-    Requests go out at once, as many as are issued, from a thread of its own.
+    Requests are sent at once, in a thread of the client's own.
 
     Args:
         url: ``http://host:port`` or ``grpc://host:port``.
-        model: its name.
-        version: one of it; empty for the newest that is served.
-        timeout: seconds that an answer may take.
+        model: The model's name.
+        version: Of the model; empty for the newest that is served.
+        timeout: Seconds that a response may take.
 
     Attributes:
-        input_name, input_type, input_shape: of its one input, as Triton writes them; sizes that
-            are free are -1, the batch among them.
+        input_name, input_type, input_shape: Of the model's only input, as Triton names them; free
+            sizes are -1, also the batch.
 
     Raises:
-        InputError: nobody answers at the URL, or it has no such model, or not with one input.
-        RuntimeMissingError: no ``tritonclient``.
+        InputError: There is no server at the URL, or no such model, or it has several inputs.
+        RuntimeMissingError: ``tritonclient`` is not installed.
     """
 
     def __init__(self, url: str, model: str, version: str = "", timeout: float = 10.0) -> None:
-        scheme, _, self._where = url.rstrip("/").partition("://")
-        if scheme not in ("http", "grpc") or not self._where:
-            raise InputError(f"'{url}' is no address.", "Write http://host:port or grpc://….")
-        self.url, self.model, self._version = url, model, version
-        self._scheme, self._timeout = scheme, timeout
-        self._kinds, self._aio = triton_module(scheme), triton_module(f"{scheme}.aio")
+        scheme, _, self._address = url.rstrip("/").partition("://")
+        if scheme not in ("http", "grpc") or not self._address:
+            raise InputError(
+                f"{url}: not an address of a server.", "Use http://HOST:PORT or grpc://HOST:PORT."
+            )
+        self.url, self.model, self.timeout = url, model, timeout
+        self._version, self._scheme = version, scheme
+        self._as_json: dict[str, Any] = {"as_json": True} if scheme == "grpc" else {}
+        self._module = import_tritonclient(scheme)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
@@ -102,39 +104,38 @@ class TritonTarget:
             self.close()
             raise
 
-    def issue(self, images: Array) -> Future[Answer]:
-        """Send images [B, C, H, W] as one request, and wait for nothing.
+    def infer_async(self, images: Array) -> Future[InferenceResult]:
+        """Send images [batch, channels, height, width] as one request, without waiting.
 
         The future's exception is a :class:`RefusedError` or a :class:`LostError`. Its callbacks
-        run in the thread that receives: they must be short.
+        run in the thread that receives, and must be short.
         """
         return asyncio.run_coroutine_threadsafe(self._infer(images), self._loop)
 
-    def infer(self, images: Array) -> Answer:
-        """The same, waiting for the answer.
+    def infer(self, images: Array) -> InferenceResult:
+        """Send images [batch, channels, height, width] as one request, and wait for the response.
 
         Raises:
-            RefusedError: the server answered with an error.
-            LostError: no answer came.
+            RefusedError: The server answered with an error.
+            LostError: No response came.
         """
-        return self.issue(images).result()
+        return self.infer_async(images).result()
 
-    def live(self) -> bool:
-        """Whether the server answers at all."""
+    def is_live(self) -> bool:
+        """Check whether the server responds at all."""
         try:
             return bool(self._await(self._client.is_server_live()))
         except JobError:
             return False
 
     def statistics(self) -> Statistics:
-        """What the server has counted since it loaded the versions that it has.
+        """Read the server's counts since it loaded the model's versions.
 
         Raises:
-            JobError: the server does not answer.
+            JobError: The server does not respond.
         """
-        name = {"http": {}, "grpc": {"as_json": True}}[self._scheme]
-        found = self._await(self._client.get_inference_statistics(self.model, **name))
-        rows = found.get("model_stats", [])
+        request = self._client.get_inference_statistics(self.model, **self._as_json)
+        rows = self._await(request).get("model_stats", [])
         return Statistics(
             # JSON of protobuf has 64-bit numbers as text, and leaves zeros out.
             inferences=sum(int(row.get("inference_count", 0)) for row in rows),
@@ -142,88 +143,84 @@ class TritonTarget:
             failed=sum(int(row["inference_stats"]["fail"].get("count", 0)) for row in rows),
         )
 
-    def load(self, timeout: float = 600.0) -> None:
-        """Make a server that does not poll look for new versions of the model.
+    def load_model(self, timeout: float = 600.0) -> None:
+        """Make a server that does not poll load new versions of the model.
 
         Args:
-            timeout: seconds that it may take.
+            timeout: Seconds that it may take.
 
         Raises:
-            RefusedError: it cannot load them; those that it has stay.
-            LostError: it does not say that it did.
+            RefusedError: It cannot load them; loaded versions stay.
+            LostError: No response came.
         """
         self._await(self._client.load_model(self.model), timeout)
 
     def close(self) -> None:
-        """Let go of the connection; what is under way is lost."""
+        """Close the connection; outstanding requests are lost."""
         if hasattr(self, "_client"):
             self._await(self._client.close())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
 
-    def __enter__(self) -> TritonTarget:
+    def __enter__(self) -> TritonClient:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _await(self, work: Coroutine[Any, Any, T], timeout: float | None = None) -> T:
-        said = self._said(work, timeout or self._timeout)
-        return asyncio.run_coroutine_threadsafe(said, self._loop).result()
+        checked = self._checked(work, timeout or self.timeout)
+        return asyncio.run_coroutine_threadsafe(checked, self._loop).result()
 
     async def _connect(self) -> Any:
         # Made where the loop runs: aiohttp's sessions belong to it.
-        more = {"conn_limit": 0} if self._scheme == "http" else {}
-        return self._aio.InferenceServerClient(self._where, **more)
+        unlimited = {"conn_limit": 0} if self._scheme == "http" else {}
+        module = import_tritonclient(f"{self._scheme}.aio")
+        return module.InferenceServerClient(self._address, **unlimited)
 
-    async def _infer(self, images: Array) -> Answer:
-        given = self._kinds.InferInput(self.input_name, list(images.shape), self.input_type)
-        given.set_data_from_numpy(images)
-        work = self._client.infer(self.model, [given], self._version)
-        result = await self._said(work, self._timeout)
+    async def _infer(self, images: Array) -> InferenceResult:
+        tensor = self._module.InferInput(self.input_name, list(images.shape), self.input_type)
+        tensor.set_data_from_numpy(images)
+        work = self._client.infer(self.model, [tensor], self._version)
+        result = await self._checked(work, self.timeout)
         response = result.get_response()
         if self._scheme == "grpc":
             names, version = [output.name for output in response.outputs], response.model_version
         else:
             names = [output["name"] for output in response["outputs"]]
             version = response["model_version"]
-        return Answer({name: np.array(result.as_numpy(name)) for name in names}, version)
+        return InferenceResult({name: np.array(result.as_numpy(name)) for name in names}, version)
 
-    async def _said(self, work: Coroutine[Any, Any, T], timeout: float) -> T:
-        """Its result; what goes wrong as one of our errors."""
+    async def _checked(self, work: Coroutine[Any, Any, T], timeout: float) -> T:
+        """Await with a timeout, and raise client errors as :class:`LostError` or RefusedError."""
         import aiohttp
 
-        refusal = triton_module("utils").InferenceServerException
+        server_error = import_tritonclient("utils").InferenceServerException
         try:
             return await asyncio.wait_for(work, timeout)
         except (asyncio.TimeoutError, TimeoutError):
-            raise LostError(f"no answer within {timeout:g} s") from None
+            raise LostError(f"no response within {timeout:g} s") from None
         except (aiohttp.ClientError, OSError) as error:
             raise LostError(first_line(error)) from None
-        except refusal as error:
+        except server_error as error:
             status, details = str(error.status()), str(error.debug_details())
-            said = " ".join(str(error.message()).split())
-            lost = status in _NO_ANSWER and _BY_SERVER not in details
-            raise (LostError if lost else RefusedError)(said) from None
+            lost = status in _NO_RESPONSE and _BY_SERVER not in details
+            kind = LostError if lost else RefusedError
+            raise kind(" ".join(str(error.message()).split())) from None
 
     def _only_input(self) -> tuple[str, str, tuple[int, ...]]:
-        more = {"http": {}, "grpc": {"as_json": True}}[self._scheme]
+        request = self._client.get_model_metadata(self.model, self._version, **self._as_json)
         try:
-            found = self._await(self._client.get_model_metadata(self.model, self._version, **more))
+            inputs = self._await(request)["inputs"]
         except LostError as error:
             raise InputError(
-                f"No Triton server answers at {self.url}: {error.message}.",
+                f"No Triton server responds at {self.url}: {error.message}.",
                 "Start one with `spvit-deploy serve REPO`, or check the address.",
             ) from None
         except RefusedError as error:
             raise InputError(f"{self.url}: {error.message}.", "Check --model.") from None
-        if len(found["inputs"]) != 1:
-            raise InputError(f"{self.model} has {len(found['inputs'])} inputs, not one.")
-        (tensor,) = found["inputs"]
+        if len(inputs) != 1:
+            raise InputError(f"--model {self.model}: {len(inputs)} inputs, expected one.")
+        (tensor,) = inputs
         return tensor["name"], tensor["datatype"], tuple(int(size) for size in tensor["shape"])

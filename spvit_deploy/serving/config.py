@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from spvit_deploy.core.errors import InputError
 from spvit_deploy.export.record import ExportRecord, TensorInfo
 from spvit_deploy.runtimes.tensorrt.engine_record import SUFFIX
 from spvit_deploy.serving.repository_layout import LABELS_FILE
-from spvit_deploy.serving.tritonclient_import import triton_module
+from spvit_deploy.serving.tritonclient_import import import_tritonclient
 
-# What each backend of Triton opens, as formats of ours.
+# Export format that each backend of Triton opens.
 BACKENDS = {
     "onnxruntime": "onnx", "openvino": "openvino", "tensorrt": "tensorrt", "python": "onnx",
 }  # fmt: skip
@@ -22,28 +22,27 @@ _KINDS = {"openvino": "KIND_CPU", "tensorrt": "KIND_GPU", "python": "KIND_CPU"}
 _TYPES = {"float32": "TYPE_FP32", "float16": "TYPE_FP16", "uint8": "TYPE_UINT8"}
 
 
-@dataclass(frozen=True)
-class Asked:
-    """How a model is to be served, as far as the user says so.
+class ServingOptions(TypedDict, total=False):
+    """The settings of :class:`Serving` that the user chose."""
 
-    Attributes:
-        backend: ``onnxruntime``, ``openvino``, ``tensorrt`` or ``python``.
-        max_batch: images that Triton puts into one call at most.
-        queue_delay: microseconds that an image may wait for others.
-        instances: copies of the model that compute at a time.
-        live_versions: how many of the newest versions are served.
-    """
-
-    backend: str | None = None
-    max_batch: int | None = None
-    queue_delay: int | None = None
-    instances: int | None = None
-    live_versions: int | None = None
+    backend: str
+    max_batch: int
+    queue_delay: int
+    instances: int
+    live_versions: int
 
 
 @dataclass(frozen=True)
 class Serving:
-    """The same, settled; ``max_batch`` is 0 where Triton batches nothing."""
+    """How Triton serves a model.
+
+    Attributes:
+        backend: ``onnxruntime``, ``openvino``, ``tensorrt`` or ``python``.
+        max_batch: Images that Triton batches at most; 0 where it does not batch.
+        queue_delay: Microseconds that an image may wait for others.
+        instances: Copies of the model that compute at the same time.
+        live_versions: How many of the newest versions are served.
+    """
 
     backend: str = "onnxruntime"
     max_batch: int = 8
@@ -52,122 +51,120 @@ class Serving:
     live_versions: int = 1
 
 
-def check_name(name: str) -> str:
-    """A name that is one of a folder, of a URL and of a metric.
+def check_model_name(name: str) -> str:
+    """Check that a name can be that of a folder, in a URL and of a metric.
 
     Raises:
-        InputError: it is not.
+        InputError: It cannot.
     """
     if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}", name):
         return name
     raise InputError(
         f"'{name}' cannot be a model's name in Triton.",
-        "Take letters, digits, '_', '.' and '-', 128 at most, a letter or digit first.",
+        "Use at most 128 letters, digits, '_', '.' and '-', a letter or digit first.",
     )
 
 
-def name_of(model: str) -> str:
-    """A timm model's name as one in Triton: ``hf-hub:a/b`` → ``b``."""
+def default_model_name(model: str) -> str:
+    """Convert a timm model's name to a valid one in Triton: ``hf-hub:a/b`` → ``b``."""
     short = re.sub(r"[^A-Za-z0-9_.-]", "_", model.rpartition("/")[2] or model)
-    return check_name(short.lstrip("_.-")[:128] or "model")
+    return check_model_name(short.lstrip("_.-")[:128] or "model")
 
 
 @dataclass(frozen=True)
-class Batches:
-    """What an artefact takes.
+class BatchLimits:
+    """Batches that an artifact accepts.
 
     Attributes:
-        fixed: a fixed batch, or None.
-        profile: smallest, usual and largest batch of a TensorRT engine with a dynamic one.
+        fixed: The only batch, or None.
+        profile: Smallest, usual and largest batch of a TensorRT engine with a dynamic one.
     """
 
     fixed: int | None = None
     profile: tuple[int, int, int] | None = None
 
-    def check(self, largest: int) -> None:
-        """Refuse a ``max_batch_size`` that the artefact cannot have.
+    def check(self, max_batch: int) -> None:
+        """Check that the artifact accepts a ``max_batch_size``.
 
         Raises:
-            InputError: says why.
+            InputError: It does not.
         """
-        if self.fixed is not None and largest:
+        if self.fixed is not None and max_batch:
             raise InputError(
-                f"Triton batches no requests for a model of the fixed batch {self.fixed}.",
-                "Leave --batch out; or --max-batch, and a model that has it.",
+                f"Triton cannot batch requests for a model of the fixed batch {self.fixed}.",
+                "Omit --batch; or --max-batch, and choose a model that has this batch.",
             )
-        if self.fixed is None and not largest:
+        if self.fixed is None and not max_batch:
             raise InputError("The other versions have a fixed batch.", "Give it with --batch.")
-        if self.profile is not None and self.fixed is None and largest > self.profile[2]:
+        if self.profile is not None and self.fixed is None and max_batch > self.profile[2]:
             raise InputError(
-                f"Batches of {largest} are more than the engine takes, {self.profile[2]}.",
-                f"Give --profile {self.profile[0]},{self.profile[1]},{largest}, or --max-batch.",
+                f"Batches of {max_batch} exceed the engine's largest, {self.profile[2]}.",
+                f"Give --profile {self.profile[0]},{self.profile[1]},{max_batch}, or --max-batch.",
             )
 
 
-def settle(asked: Asked, batches: Batches) -> Serving:
-    """How a new model is served.
+def new_serving(options: ServingOptions, limits: BatchLimits) -> Serving:
+    """Choose how a new model is served.
 
     Raises:
-        InputError: in batches that the artefact does not take.
+        InputError: The artifact does not accept the batches.
     """
-    given = {name: value for name, value in vars(asked).items() if value is not None}
-    if batches.fixed is not None:
-        given.setdefault("max_batch", 0)
-    served = Serving(**given)
-    batches.check(served.max_batch)
-    return served
+    serving = Serving(**({"max_batch": 0} if limits.fixed is not None else {}) | options)
+    limits.check(serving.max_batch)
+    return serving
 
 
-def settle_as(asked: Asked, batches: Batches, config: Any, where: Path) -> Serving:
-    """How a model that is there already is served.
+def existing_serving(
+    options: ServingOptions, limits: BatchLimits, config: Any, file: Path
+) -> Serving:
+    """Return how the model of a configuration is served, for a new version of it.
 
     Raises:
-        InputError: something else is asked for, or the artefact does not take its batches.
+        InputError: The options differ from it, or the artifact does not accept its batches.
     """
-    now = read_serving(config)
-    if now.backend not in BACKENDS:
+    serving = read_serving(config)
+    if serving.backend not in BACKENDS:
         raise InputError(
-            f"{where} is for the backend '{now.backend}', which is none of {', '.join(BACKENDS)}.",
+            f"{file} has the backend '{serving.backend}', which is not one of "
+            f"{', '.join(BACKENDS)}.",
             "Choose another --model-name.",
         )
-    for field in fields(asked):
-        wanted, found = getattr(asked, field.name), getattr(now, field.name)
-        if wanted is not None and wanted != found:
-            option = f"--{field.name.replace('_', '-')}"
+    for name, value in options.items():
+        current, option = getattr(serving, name), f"--{name.replace('_', '-')}"
+        if value != current:
             raise InputError(
-                f"{where} says {found} where {option} {wanted} is asked for.",
-                f"Leave {option} out, edit {where.name}, or choose another --model-name.",
+                f"{option} {value}: {file} has {current}.",
+                f"Omit {option}, edit {file.name}, or choose another --model-name.",
             )
-    batches.check(now.max_batch)
-    return now
+    limits.check(serving.max_batch)
+    return serving
 
 
 def read_serving(config: Any) -> Serving:
-    """What a configuration says; what we never write is read as its default."""
-    latest = config.version_policy.latest.num_versions
+    """Read the settings of a configuration; a missing one has its default."""
     return Serving(
         backend=config.backend,
         max_batch=config.max_batch_size,
         queue_delay=config.dynamic_batching.max_queue_delay_microseconds,
         instances=sum(group.count for group in config.instance_group) or 1,
-        live_versions=latest or 1,
+        live_versions=config.version_policy.latest.num_versions or 1,
     )
 
 
 def make_config(record: ExportRecord, name: str, serving: Serving) -> Any:
-    """Triton's ``ModelConfig`` of an artefact.
+    """Make the ``ModelConfig`` of an artifact.
 
     Raises:
-        InputError: the backend does not open such artefacts.
-        RuntimeMissingError: no ``tritonclient``.
+        InputError: The backend does not open such artifacts.
+        RuntimeMissingError: ``tritonclient`` is not installed.
     """
-    proto = triton_module("grpc.model_config_pb2")
+    proto = import_tritonclient("grpc.model_config_pb2")
     if BACKENDS.get(serving.backend) != record.format:
+        able = " or ".join(name for name, form in BACKENDS.items() if form == record.format)
+        formats = ", ".join(dict.fromkeys(BACKENDS.values()))
         raise InputError(
             f"Triton's backend '{serving.backend}' does not open format '{record.format}'.",
-            f"Choose --backend {' or '.join(b for b, f in BACKENDS.items() if f == record.format)}."
-            if record.format in BACKENDS.values()
-            else f"It opens {', '.join(dict.fromkeys(BACKENDS.values()))}.",
+            f"Choose --backend {able}." if able else f"It opens {formats}.",
         )
     batched = serving.max_batch > 0
     config = proto.ModelConfig(
@@ -199,30 +196,29 @@ def _tensor(kind: Any, info: TensorInfo, batched: bool) -> Any:
 
 
 def _warm_ups(proto: Any, config: Any) -> Iterator[Any]:
-    """The smallest and the largest call: what they make a runtime allocate is there before users
-    are."""
+    """Make the smallest and the largest batch, so that memory is allocated before users come."""
     for batch in sorted({min(config.max_batch_size, 1), config.max_batch_size}):
         warm = proto.ModelWarmup(name=f"batch of {batch}" if batch else "fixed", batch_size=batch)
         for tensor in config.input:
-            given = warm.inputs[tensor.name]
-            given.data_type, given.zero_data = tensor.data_type, True
-            given.dims.extend(tensor.dims)
+            zeros = warm.inputs[tensor.name]
+            zeros.data_type, zeros.zero_data = tensor.data_type, True
+            zeros.dims.extend(tensor.dims)
         yield warm
 
 
-def differs(old: Any, new: Any) -> str:
-    """What a new version has other than the model that it is one of, or nothing."""
+def describe_difference(old: Any, new: Any) -> str:
+    """Describe how a version's configuration differs from its model's; empty where it does not."""
     if old.default_model_filename != new.default_model_filename:
-        return f"{new.default_model_filename or 'no engine'} is its file"
+        return f"its file is {new.default_model_filename or 'no engine'}"
     for kind in ("input", "output"):
         before, after = (
             [(t.name, t.data_type, tuple(t.dims)) for t in getattr(config, kind)]
             for config in (old, new)
         )
         if before != after:
-            return f"its {kind}s are {_said(after)}, not {_said(before)}"
+            return f"its {kind}s are {_describe(after)}, not {_describe(before)}"
     return ""
 
 
-def _said(tensors: list[tuple[str, int, tuple[int, ...]]]) -> str:
+def _describe(tensors: list[tuple[str, int, tuple[int, ...]]]) -> str:
     return ", ".join(f"{name} {list(dims)}" for name, _, dims in tensors) or "none"

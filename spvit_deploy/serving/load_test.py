@@ -1,39 +1,45 @@
-"""An open-loop load: requests come when they come, whether or not earlier ones are answered."""
+"""Load tests of a Triton server: MLPerf LoadGen's ``server`` scenario through Triton's client."""
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from spvit_deploy.benchmarks.statistics import percentile
+from spvit_deploy.benchmarks.mlperf.loadgen import run_requests
+from spvit_deploy.benchmarks.mlperf.max_rate import Trials, search_rate
+from spvit_deploy.benchmarks.statistics import early_stopping, percentile
 from spvit_deploy.core.errors import InputError, JobError
-from spvit_deploy.serving.client import Answer, Array, LostError, TritonTarget
+from spvit_deploy.serving.client import Array, InferenceResult, LostError, TritonClient
 
-# Images that the requests take turns with.
+# Images that the requests cycle through.
 _IMAGES = 16
 _TYPES = {"FP32": np.float32, "FP16": np.float16, "UINT8": np.uint8}
+# After a long run that does not hold the limit: factor of the next rate, and number of tries.
+_BACK, _RETRIES = 0.9, 8
 
 
 @dataclass
 class LoadReport:
-    """What became of a load.
+    """Counts and latencies of a load test.
 
     Attributes:
-        planned: requests that were to be sent.
-        sent: requests that were.
-        latencies: seconds of each that was answered, from the time that it was due.
-        refused: requests that the server answered with an error.
-        lost: requests that no answer came to.
-        errors: how often each was said.
-        versions: how many answers each version of the model gave.
-        died: seconds after which the server was seen to be dead, or None.
+        planned: Requests that were to be sent.
+        sent: Requests that were sent.
+        latencies: Seconds of each request that was answered, from when it was due.
+        refused: Requests that the server answered with an error.
+        lost: Requests without any response.
+        errors: How often each error message occurred.
+        versions: Responses by version of the model.
+        died: Seconds after which the server was found dead, or None.
     """
 
     planned: int = 0
@@ -47,133 +53,188 @@ class LoadReport:
 
     @property
     def answered(self) -> int:
-        """Requests that an answer came to."""
+        """Requests that were answered without an error."""
         return len(self.latencies)
 
     @property
     def p50(self) -> float:
-        """Median latency in seconds."""
+        """Median latency, seconds."""
         return percentile(self.latencies, 50)
 
     @property
     def p99(self) -> float:
-        """Latency in seconds that 99% of the answers keep below."""
+        """99th percentile of latency, seconds."""
         return percentile(self.latencies, 99)
 
+    @property
+    def bound(self) -> float | None:
+        """MLPerf's early-stopping estimate of the 99th percentile; None for too few requests."""
+        return early_stopping(self.latencies, 99)
+
     def require(self, slo: float | None = None) -> None:
-        """Refuse a load in which anything was lost, or that was too slow.
+        """Require that every request was answered, and 99% of them within a limit.
 
         Args:
-            slo: seconds that 99% of the answers must keep below; None for any.
+            slo: The limit, seconds; None for none.
 
         Raises:
-            JobError: says how many were lost, or by how much it was too slow.
+            JobError: Requests were lost, refused or not sent, or the 99th percentile is too high.
         """
-        if self.lost or self.refused or self.sent < self.planned:
-            parts = [f"{self.lost} of {self.sent} requests were lost"] if self.lost else []
-            if self.refused:
-                parts.append(f"{self.refused} of {self.sent} were answered with an error")
+        parts = [f"{self.lost} of {self.sent} requests were lost"] if self.lost else []
+        if self.refused:
+            parts.append(f"{self.refused} of {self.sent} were answered with an error")
+        if unsent := self.planned - self.sent:
+            cause = "too many were outstanding"
             if self.died is not None:
-                unsent = self.planned - self.sent
-                parts.append(f"the server died after {self.died:.1f} s, {unsent} were not sent")
-            (said, _), *_ = self.errors.most_common(1)
-            raise JobError(f"{'; '.join(parts)}: {said.rstrip('.')}.")
+                cause = f"the server died after {self.died:.1f} s"
+            parts.append(f"{cause}, {unsent} were not sent")
+        if parts:
+            errors = "".join(f": {error.rstrip('.')}" for error, _ in self.errors.most_common(1))
+            raise JobError(f"{'; '.join(parts)}{errors}.")
         if slo is not None and not self.p99 <= slo:
-            raise JobError(f"p99 is {1000 * self.p99:.1f} ms; {1000 * slo:g} ms were asked for.")
+            raise JobError(
+                f"p99 is too high: {1000 * self.p99:.1f} ms, above --slo {1000 * slo:g}ms."
+            )
 
 
-def arrivals(rate: float, duration: float, seed: int) -> list[float]:
-    """Times in seconds at which requests are due: a Poisson process.
+@dataclass(frozen=True)
+class ServedRate:
+    """Highest rate at which a server holds a latency limit.
 
-    Args:
-        rate: requests a second, in the mean.
-        duration: seconds that it lasts.
-        seed: of the draws.
+    Attributes:
+        rate: Requests per second.
+        report: Of the long run at this rate.
+        trials: Rates of short runs, and whether they held.
     """
-    rng, times = np.random.default_rng(seed), [0.0]
-    while times[-1] < duration:
-        times.append(times[-1] + float(rng.exponential(1 / rate)))
-    return times[:-1]
+
+    rate: float
+    report: LoadReport
+    trials: Trials
 
 
-def images_for(target: TritonTarget, seed: int) -> list[Array]:
-    """Requests of one random image each, or of the model's fixed batch.
+def random_images(client: TritonClient, seed: int) -> list[Array]:
+    """Draw requests of one random image each, or of the model's fixed batch.
 
     Raises:
-        InputError: the model takes something else than images of a fixed size.
+        InputError: The model's input is not an image of fixed size.
     """
-    shape = (1 if target.input_shape[0] == -1 else target.input_shape[0], *target.input_shape[1:])
-    if -1 in shape or target.input_type not in _TYPES:
+    free, *size = client.input_shape
+    shape = (1 if free == -1 else free, *size)
+    if -1 in shape or client.input_type not in _TYPES:
         raise InputError(
-            f"{target.model} takes {target.input_type} {list(target.input_shape)}; a load sends "
-            f"{', '.join(_TYPES)} of a fixed size."
+            f"{client.model} cannot be tested: its input is {client.input_type} "
+            f"{list(client.input_shape)}. Serve one of {', '.join(_TYPES)} and fixed size."
         )
-    rng, kind = np.random.default_rng(seed), _TYPES[target.input_type]
-    if kind is np.uint8:
+    rng, dtype = np.random.default_rng(seed), _TYPES[client.input_type]
+    if dtype is np.uint8:
         return [rng.integers(0, 256, shape, dtype=np.uint8) for _ in range(_IMAGES)]
-    return [rng.normal(size=shape).astype(kind) for _ in range(_IMAGES)]
+    return [rng.normal(size=shape).astype(dtype) for _ in range(_IMAGES)]
 
 
 def run_load(
-    target: TritonTarget, images: Sequence[Array], rate: float, duration: float, seed: int = 0
+    client: TritonClient, images: Sequence[Array], rate: float, duration: float, seed: int = 0
 ) -> LoadReport:
-    """Send requests at random times, each at its own, and wait for the last answer.
+    """Send requests as a Poisson process, whether or not earlier ones are answered.
 
-    A server that dies ends it early: what was sent is counted as lost.
+    A server that dies ends the test early, within about two of the client's timeouts.
 
     Args:
-        target: what to ask.
-        images: that the requests take turns with.
-        rate: requests a second, in the mean.
-        duration: seconds that it lasts.
-        seed: of the times.
+        client: Of the server and model.
+        images: Requests, sent in a cycle.
+        rate: Requests per second, in the mean.
+        duration: Seconds that the requests take, in the mean.
+        seed: Of the times between requests.
+
+    Raises:
+        RuntimeMissingError: LoadGen is not installed.
     """
-    counter = _Counter()
-    times = arrivals(rate, duration, seed)
-    counter.report.planned, seen = len(times), 0
-    start = time.perf_counter()
-    for index, due in enumerate(times):
-        time.sleep(max(0.0, start + due - time.perf_counter()))
-        if counter.report.lost > seen:
-            seen = counter.report.lost
-            if not target.live():
-                counter.report.died = time.perf_counter() - start
-                break
-        counter.issued(target.issue(images[index % len(images)]), start + due)
-    counter.wait()
-    return counter.report
+    requests = _Requests(client, images, max(1, round(rate * duration)))
+    # A live server has at most what was sent within one timeout outstanding; twice for bursts.
+    outstanding = math.ceil(2 * rate * client.timeout) + 10
+    report = requests.report
+    result = run_requests(requests.send, rate, report.planned, outstanding, seed)
+    sent = result.latencies[: report.sent]
+    report.latencies = [each for i, each in enumerate(sent) if i not in requests.failed]
+    return report
 
 
-class _Counter:
-    """Counts answers, in the thread that receives them."""
+class _Requests:
+    """Sends the requests of a load test, and counts the responses."""
 
-    def __init__(self) -> None:
-        self.report = LoadReport()
-        self._done = threading.Condition()
+    def __init__(self, client: TritonClient, images: Sequence[Array], planned: int) -> None:
+        self.report = LoadReport(planned)
+        self.failed: set[int] = set()
+        self._client, self._images = client, images
+        self._checked, self._start = 0, time.perf_counter()
+        self._lock = threading.Lock()
 
-    def issued(self, future: Future[Answer], due: float) -> None:
-        self.report.sent += 1
-        future.add_done_callback(lambda found: self._count(found, due))
+    def send(self) -> Future[InferenceResult] | None:
+        """Send the next request; None once the server is dead."""
+        report = self.report
+        if report.lost > self._checked:
+            self._checked = report.lost
+            if report.died is None and not self._client.is_live():
+                report.died = time.perf_counter() - self._start
+        if report.died is not None:
+            return None
+        future = self._client.infer_async(self._images[report.sent % len(self._images)])
+        future.add_done_callback(partial(self._count, report.sent))
+        report.sent += 1
+        return future
 
-    def _count(self, future: Future[Answer], due: float) -> None:
-        took, report = time.perf_counter() - due, self.report
+    def _count(self, index: int, future: Future[InferenceResult]) -> None:
         error: Any = future.exception()
-        with self._done:
+        with self._lock:
             if error is None:
-                report.latencies.append(took)
-                report.versions[future.result().version] += 1
-            else:
-                report.lost += isinstance(error, LostError)
-                report.refused += not isinstance(error, LostError)
-                report.errors[getattr(error, "message", str(error))] += 1
-            self._done.notify()
+                self.report.versions[future.result().version] += 1
+                return
+            self.failed.add(index)
+            self.report.lost += isinstance(error, LostError)
+            self.report.refused += not isinstance(error, LostError)
+            self.report.errors[getattr(error, "message", str(error))] += 1
 
-    def wait(self) -> None:
-        """Until each request has an answer, or is known to have none."""
-        with self._done:
-            self._done.wait_for(
-                lambda: (
-                    self.report.answered + self.report.refused + self.report.lost
-                    == self.report.sent
-                )
-            )
+
+def find_served_rate(
+    client: TritonClient, images: Sequence[Array], slo: float, duration: float, guess: float
+) -> ServedRate:
+    """Find the highest rate that holds a limit in short trials, then hold it in a long run.
+
+    Args:
+        client: Of the server and model.
+        images: Requests, sent in a cycle.
+        slo: Limit of the 99th percentile, seconds.
+        duration: Seconds of the long run.
+        guess: First rate, requests per second.
+
+    Raises:
+        JobError: A request failed, or no rate holds the limit.
+        RuntimeMissingError: LoadGen is not installed.
+    """
+
+    def run(rate: float, seconds: float) -> LoadReport:
+        report = run_load(client, images, rate, seconds)
+        report.require()
+        return report
+
+    hint = "Allow a longer --slo, or serve a faster model."
+    shortest = min(_time_request(client, image) for image in images[:5])
+    if shortest > slo:
+        raise JobError(
+            f"No rate holds {1000 * slo:g} ms: a single request takes {1000 * shortest:.2f} ms.",
+            hint,
+        )
+    search = search_rate(lambda *load: run(*load).latencies, slo, guess)
+    rate = search.rate
+    for _ in range(_RETRIES if rate else 0):
+        report = run(rate, duration)
+        if report.p99 <= slo:
+            return ServedRate(rate, report, search.trials)
+        rate *= _BACK
+    lowest = rate or search.lowest
+    raise JobError(f"No rate holds {1000 * slo:g} ms, not even {lowest:.3g} requests/s.", hint)
+
+
+def _time_request(client: TritonClient, image: Array) -> float:
+    start = time.perf_counter()
+    client.infer(image)
+    return time.perf_counter() - start

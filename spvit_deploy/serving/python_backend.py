@@ -1,6 +1,6 @@
-"""A model of Triton's Python backend: runs the model.onnx beside it with ONNX Runtime.
+"""Model of Triton's Python backend: runs the model.onnx beside it with ONNX Runtime.
 
-It needs numpy and onnxruntime in the Python that the backend uses, and nothing else.
+Copied into repositories as model.py. Needs only numpy and onnxruntime in the backend's Python.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import triton_python_backend_utils as pb_utils  # of Triton's
 
 
 class TritonPythonModel:
-    """What Triton's Python backend asks for: one is made for each instance of the model."""
+    """The class that Triton's Python backend requires; one object per instance of the model."""
 
     def initialize(self, args: dict[str, str]) -> None:
         """Open the version's model.onnx."""
@@ -27,21 +27,20 @@ class TritonPythonModel:
         self._session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        """Answer the requests that Triton put together, by one call where they may be."""
-        given = [
+        """Run the requests that Triton batched, as one batch where the model allows it."""
+        tensors = [
             [pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in self._inputs]
             for request in requests
         ]
-        groups = [given] if self._batched else [[one] for one in given]
-        return [response for group in groups for response in self._answers(group)]
+        groups = [tensors] if self._batched else [[each] for each in tensors]
+        return [response for group in groups for response in self._run(group)]
 
-    def _answers(self, given: list[list[Any]]) -> list[Any]:
-        joined = [np.concatenate(tensors) for tensors in zip(*given, strict=True)]
-        feeds = dict(zip(self._inputs, joined, strict=True))
-        answers = self._session.run(self._outputs, feeds)
-        ends = np.cumsum([len(tensors[0]) for tensors in given])[:-1]
-        parts = [np.split(answer, ends) for answer in answers]
+    def _run(self, requests: list[list[Any]]) -> list[Any]:
+        joined = [np.concatenate(tensors) for tensors in zip(*requests, strict=True)]
+        outputs = self._session.run(self._outputs, dict(zip(self._inputs, joined, strict=True)))
+        ends = np.cumsum([len(tensors[0]) for tensors in requests])[:-1]
+        parts = [np.split(output, ends) for output in outputs]
         return [
-            pb_utils.InferenceResponse(list(map(pb_utils.Tensor, self._outputs, one)))
-            for one in zip(*parts, strict=True)
+            pb_utils.InferenceResponse(list(map(pb_utils.Tensor, self._outputs, each)))
+            for each in zip(*parts, strict=True)
         ]

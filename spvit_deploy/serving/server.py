@@ -1,4 +1,4 @@
-"""Runs Triton's server on a repository, from where it is installed here."""
+"""Runs a Triton server on a model repository."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from pathlib import Path
 from typing import IO, Any
 
 from spvit_deploy.core.errors import InputError, JobError
-from spvit_deploy.serving.repository_layout import models_of
+from spvit_deploy.serving.repository_layout import read_models
 from spvit_deploy.serving.server_install import Installation, docker_command
-from spvit_deploy.serving.tritonclient_import import triton_module
+from spvit_deploy.serving.tritonclient_import import import_tritonclient
 
-# Seconds that a server may take to end what it is at.
-_ENDING = 10
+# Seconds that a server may take to finish outstanding requests.
+_SHUTDOWN = 10
 
 
 @dataclass(frozen=True)
-class Listening:
-    """Where a server is to be reached, and how it looks for new versions.
+class ServerSettings:
+    """Address of a server, and how it finds new versions.
 
     Attributes:
-        host: address to listen at.
-        http, grpc: ports.
-        metrics: port for Prometheus, or None.
-        poll: seconds between looks at the repository; 0 for none: clients say what to load.
+        host: Address to listen at.
+        http, grpc: Ports.
+        metrics: Port for Prometheus, or None.
+        poll: Seconds between checks of the repository; with 0 it loads what clients request.
     """
 
     host: str = "127.0.0.1"
@@ -46,13 +46,15 @@ class Listening:
         return found if self.metrics is None else {**found, "--metrics-port": self.metrics}
 
     def check(self) -> None:
-        """Refuse ports that are taken.
+        """Check that the ports are free.
 
         Raises:
-            InputError: says which.
+            InputError: One is in use, or given twice.
         """
         if len(set(self.ports.values())) < len(self.ports):
-            raise InputError("Two of the ports are the same.", "Give each its own.")
+            raise InputError(
+                f"Two ports are the same: {sorted(self.ports.values())}.", "Choose different ones."
+            )
         for option, port in self.ports.items():
             with closing(socket.socket()) as tried:
                 tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -60,13 +62,13 @@ class Listening:
                     tried.bind((self.host, port))
                 except OSError as error:
                     raise InputError(
-                        f"Port {port} of {self.host} cannot be had: {error.strerror or error}.",
-                        f"Choose another {option}.",
+                        f"Port {port} of {self.host} cannot be used: {error.strerror or error}.",
+                        f"Choose another with {option}.",
                     ) from None
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens at."""
+    """Find free ports of this host."""
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     try:
         return [one.getsockname()[1] for one in sockets]
@@ -76,55 +78,57 @@ def free_ports(count: int) -> list[int]:
 
 
 class RunningServer:
-    """A server that has been started.
+    """A server process that was started.
 
     Attributes:
-        http, grpc: URLs, as :class:`~spvit_deploy.serving.client.TritonTarget` takes them.
-        process: the server's.
+        http, grpc: URLs for :class:`~spvit_deploy.serving.client.TritonClient`.
+        process: The server's process.
     """
 
-    def __init__(self, process: subprocess.Popen[bytes], log: Path, listening: Listening) -> None:
-        host = "127.0.0.1" if listening.host == "0.0.0.0" else listening.host
-        self.http = f"http://{host}:{listening.http}"
-        self.grpc = f"grpc://{host}:{listening.grpc}"
+    def __init__(
+        self, process: subprocess.Popen[bytes], log: Path, settings: ServerSettings
+    ) -> None:
+        host = "127.0.0.1" if settings.host == "0.0.0.0" else settings.host
+        self.http = f"http://{host}:{settings.http}"
+        self.grpc = f"grpc://{host}:{settings.grpc}"
         self.process = process
         self._log = log
 
-    def wait_healthy(self, seconds: float) -> dict[str, list[int]]:
-        """Wait until all models answer; returns their versions by name.
+    def wait_ready(self, seconds: float) -> dict[str, list[int]]:
+        """Wait until all models are loaded; return their versions by name.
 
         Raises:
-            JobError: the server ended, or is not ready in time; says its own last error.
+            JobError: The server ended, or is not ready in time.
         """
-        http, until = triton_module("http"), time.monotonic() + seconds
+        http, until = import_tritonclient("http"), time.monotonic() + seconds
         with closing(http.InferenceServerClient(self.http.partition("://")[2])) as client:
             while not self._ready(client):
                 if self.process.poll() is not None:
-                    raise JobError(f"Triton ended while it started: {self.last_error()}")
+                    raise JobError(f"Triton ended during its start: {self.last_error()}")
                 if time.monotonic() > until:
                     raise JobError(
                         f"Triton is not ready after {seconds:.0f} s: {self.last_error()}",
-                        "Give it more with --wait.",
+                        "Allow more with --wait.",
                     )
                 time.sleep(0.05)
             found: dict[str, list[int]] = {}
-            for one in client.get_model_repository_index():
-                if one.get("state") == "READY":
-                    found.setdefault(one["name"], []).append(int(one["version"]))
+            for row in client.get_model_repository_index():
+                if row.get("state") == "READY":
+                    found.setdefault(row["name"], []).append(int(row["version"]))
         return {name: sorted(versions) for name, versions in sorted(found.items())}
 
     @staticmethod
     def _ready(client: Any) -> bool:
         try:
             return bool(client.is_server_ready())
-        except OSError:  # nobody listens yet
+        except OSError:  # it does not listen yet
             return False
 
     def wait(self) -> None:
-        """Until the server ends.
+        """Wait until the server ends.
 
         Raises:
-            JobError: it failed.
+            JobError: It failed.
         """
         code = self.process.wait()
         if code < 0:
@@ -133,45 +137,46 @@ class RunningServer:
             raise JobError(f"Triton ended with code {code}: {self.last_error()}")
 
     def stop(self) -> None:
-        """End it; requests that it is at are answered first."""
+        """Stop the server; it answers outstanding requests first."""
         self.process.terminate()
         try:
-            self.process.wait(_ENDING + 5)
+            self.process.wait(_SHUTDOWN + 5)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
 
     def last_error(self) -> str:
-        """The last error in its log, or the last line."""
+        """Return the last error in the server's log, or its last line."""
         lines = self._log.read_text(errors="replace").splitlines()
         errors = [line for line in lines if line.startswith("E") and "CudaDriverHelper" not in line]
-        said = [line.strip() for line in errors or lines if line.strip()]
-        return said[-1].rpartition('] "')[2].rstrip('"') if said else "it said nothing."
+        found = [line.strip() for line in errors or lines if line.strip()]
+        return found[-1].rpartition('] "')[2].rstrip('"') if found else "its log is empty."
 
 
 @contextmanager
 def run_server(
-    repository: Path, installation: Installation, listening: Listening, log: Path | None = None
+    repository: Path, installation: Installation, settings: ServerSettings, log: Path | None = None
 ) -> Iterator[RunningServer]:
-    """Start a server, and end it with the block.
+    """Start a server, and stop it at the end of the block.
 
     Args:
-        repository: with the models.
-        installation: of the server.
-        listening: where it is reached.
-        log: file for what it says; None for one that is thrown away.
+        repository: Folder with the models.
+        installation: The server to run.
+        settings: Its address and mode.
+        log: File for its log; None for a temporary one.
 
     Raises:
-        InputError: no models, a backend that it does not have, or a port in use.
+        InputError: There are no models, a backend is missing, or a port is in use.
     """
     _check(repository, installation)
-    listening.check()
+    settings.check()
     with tempfile.TemporaryDirectory(prefix="spvit-triton-") as scratch:
         file = log or Path(scratch) / "log"
-        backends = _backends(installation, Path(scratch))
+        command = [str(installation.binary), f"--model-repository={repository.absolute()}"]
+        command += [*_backend_argument(installation, Path(scratch)), *_arguments(settings)]
         with file.open("wb") as stream:
-            process = _start(repository, installation, listening, backends, stream)
-        server = RunningServer(process, file, listening)
+            process = _start(command, installation, stream)
+        server = RunningServer(process, file, settings)
         try:
             yield server
         finally:
@@ -179,68 +184,61 @@ def run_server(
 
 
 def _check(repository: Path, installation: Installation) -> None:
-    if not repository.is_dir():
-        raise InputError(f"{repository}: no such folder.", "Make it by export --format triton.")
-    models = models_of(repository)
+    models = read_models(repository)
     if not models:
-        raise InputError(f"{repository} holds no models.", "Add one by export --format triton.")
+        raise InputError(
+            f"{repository}: no models there.", "Export one with `export --format triton`."
+        )
     for name, config in models.items():
-        if installation.backends is not None and config.backend not in installation.backends:
+        if installation.stub is not None and config.backend != "python":
             raise InputError(
-                f"{name} is for the backend '{config.backend}'; the server of nvidia-pytriton has "
-                f"{', '.join(installation.backends)} alone.",
+                f"{name} needs the backend '{config.backend}': nvidia-pytriton has only 'python'.",
                 f"Export it with --backend python, or: {docker_command(repository)}",
             )
 
 
-def _backends(installation: Installation, scratch: Path) -> Path | None:
-    """nvidia-pytriton keeps the backend and its programs for each Python apart."""
+def _backend_argument(installation: Installation, scratch: Path) -> list[str]:
+    """Link the Python backend with its program for this Python, which nvidia-pytriton separates."""
     if installation.stub is None:
-        return None
+        return []
     folder = scratch / "backends" / "python"
     folder.mkdir(parents=True)
-    for file in (installation.binary.parents[1] / "backends" / "python").iterdir():
+    backend = installation.binary.parents[1] / "backends" / "python"
+    for file in (*backend.iterdir(), installation.stub):
         (folder / file.name).symlink_to(file)
-    (folder / installation.stub.name).symlink_to(installation.stub)
-    return folder.parent
+    return [f"--backend-directory={folder.parent}"]
 
 
 def _start(
-    repository: Path,
-    installation: Installation,
-    listening: Listening,
-    backends: Path | None,
-    log: IO[bytes],
+    command: list[str], installation: Installation, log: IO[bytes]
 ) -> subprocess.Popen[bytes]:
-    command = [str(installation.binary), f"--model-repository={repository.absolute()}"]
-    if backends is not None:
-        command.append(f"--backend-directory={backends}")
     try:
         return subprocess.Popen(
-            [*command, *_arguments(listening)],
-            env=installation.environment(),
+            command,
+            env=installation.variables(),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
         )
     except OSError as error:
         raise InputError(
-            f"{installation.binary} does not start: {error.strerror or error}.", "Name another."
+            f"--server {installation.binary} does not start: {error.strerror or error}.",
+            "Name another.",
         ) from None
 
 
-def _arguments(listening: Listening) -> list[str]:
+def _arguments(settings: ServerSettings) -> list[str]:
     found = [
-        f"--http-address={listening.host}",
-        f"--http-port={listening.http}",
-        f"--grpc-address={listening.host}",
-        f"--grpc-port={listening.grpc}",
-        f"--exit-timeout-secs={_ENDING}",
+        f"--http-address={settings.host}",
+        f"--http-port={settings.http}",
+        f"--grpc-address={settings.host}",
+        f"--grpc-port={settings.grpc}",
+        f"--exit-timeout-secs={_SHUTDOWN}",
     ]
-    if listening.metrics is None:
+    if settings.metrics is None:
         found.append("--allow-metrics=false")
     else:
-        found += [f"--metrics-address={listening.host}", f"--metrics-port={listening.metrics}"]
-    if listening.poll:
-        return [*found, "--model-control-mode=poll", f"--repository-poll-secs={listening.poll}"]
+        found += [f"--metrics-address={settings.host}", f"--metrics-port={settings.metrics}"]
+    if settings.poll:
+        return [*found, "--model-control-mode=poll", f"--repository-poll-secs={settings.poll}"]
     return [*found, "--model-control-mode=explicit", "--load-model=*"]

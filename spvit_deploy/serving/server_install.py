@@ -1,90 +1,74 @@
-"""Where Triton's server is installed on this host."""
+"""The Triton server to run: ``tritonserver``, or the one that nvidia-pytriton installs."""
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
 from spvit_deploy.core.errors import InputError, RuntimeMissingError
 
-# Names a server where no option does.
-VARIABLE = "SPVIT_TRITON_SERVER"
-# Release whose server is the one that nvidia-pytriton 0.7 ships.
+# Release whose server nvidia-pytriton 0.7 ships.
 _IMAGE = "nvcr.io/nvidia/tritonserver:24.10-py3"
-_LOOK = (
-    "import importlib.util as u, json, sys, sysconfig as s\n"
-    "found = u.find_spec('pytriton')\n"
-    "print(json.dumps([found and found.origin, '%d.%d' % sys.version_info[:2],"
-    " s.get_config_var('LIBDIR') or '']))"
-)
 
 
 @dataclass(frozen=True)
 class Installation:
-    """A server.
+    """An installed server.
 
     Attributes:
-        binary: of it.
-        python: folder with the interpreter whose packages the Python backend uses; None for the
-            one on PATH.
-        stub: of nvidia-pytriton: the Python backend's own program for that interpreter.
-        libraries: folders that its shared libraries are looked up in.
+        binary: The program ``tritonserver``.
+        environment: Python environment with nvidia-pytriton that it is part of, or None.
+        stub: nvidia-pytriton's program for the Python backend in this environment.
     """
 
     binary: Path
-    python: Path | None = None
+    environment: Path | None = None
     stub: Path | None = None
-    libraries: tuple[Path, ...] = ()
 
-    @property
-    def backends(self) -> tuple[str, ...] | None:
-        """Backends that it has; None where that is not known."""
-        return None if self.stub is None else ("python",)
-
-    def environment(self) -> dict[str, str]:
-        """Variables that its process needs."""
+    def variables(self) -> dict[str, str]:
+        """Return the environment variables of the server's process."""
         found = dict(os.environ)
-        if self.python is not None:
-            for name in ("PYTHONPATH", "PYTHONHOME"):  # those are of another Python
+        if self.environment is not None:
+            for name in ("PYTHONPATH", "PYTHONHOME"):  # those are for another Python
                 found.pop(name, None)
-            found["PATH"] = f"{self.python}{os.pathsep}{found.get('PATH', '')}"
-        if self.libraries:
-            before = [found["LD_LIBRARY_PATH"]] if found.get("LD_LIBRARY_PATH") else []
-            found["LD_LIBRARY_PATH"] = os.pathsep.join([*before, *map(str, self.libraries)])
+            programs = self.environment.absolute() / "bin"
+            found["PATH"] = f"{programs}{os.pathsep}{found.get('PATH', '')}"
+            base = (programs / "python").resolve().parents[1]  # its lib may hold libpython
+            packages = self.binary.parents[3]
+            folders = [found.get("LD_LIBRARY_PATH", ""), packages / "nvidia_pytriton.libs"]
+            found["LD_LIBRARY_PATH"] = os.pathsep.join(
+                str(folder) for folder in (*folders, base / "lib") if folder
+            )
         return found
 
 
-def find_server(named: str | None, repository: Path) -> Installation:
-    """A server: the one that is named, or that ``SPVIT_TRITON_SERVER`` names, or on PATH.
+def find_server(path: str | None, repository: Path) -> Installation:
+    """Find the server at a path, by default on PATH.
 
     Args:
-        named: the program; or a Python environment that has nvidia-pytriton, its folder or its
-            interpreter.
-        repository: for the command of a container, where there is none.
+        path: ``tritonserver``, or the folder of a Python environment with nvidia-pytriton.
+        repository: For the command of a container, where there is no server.
 
     Raises:
-        InputError: what is named is none.
-        RuntimeMissingError: there is none.
+        InputError: There is no server at the path.
+        RuntimeMissingError: There is none on PATH.
     """
-    named = named or os.environ.get(VARIABLE)
-    if not named:
-        found = shutil.which("tritonserver")
-        if found is None:
-            raise RuntimeMissingError("No tritonserver is on PATH.", docker_command(repository))
-        return Installation(Path(found))
-    path = Path(named)
-    if path.is_dir() or path.name.startswith("python"):
-        return _of_environment(path)
-    if not os.access(path, os.X_OK):
-        raise InputError(f"{path} is no program.", "Name tritonserver, or an environment.")
-    return Installation(path.absolute())
+    server = path or shutil.which("tritonserver")
+    if server is None:
+        raise RuntimeMissingError("tritonserver is not on PATH.", docker_command(repository))
+    if Path(server).is_dir():
+        return _in_environment(Path(server))
+    if not os.access(server, os.X_OK):
+        raise InputError(
+            f"--server {server}: not a program.", "Name tritonserver, or a Python environment."
+        )
+    return Installation(Path(server).absolute())
 
 
 def docker_command(repository: Path) -> str:
+    """Return a hint that runs NVIDIA's container on a repository."""
     return (
         f"docker run --rm -p 8000:8000 -p 8001:8001 -v {repository.absolute()}:/models {_IMAGE} "
         "tritonserver --model-repository=/models; or name with --server an environment that has "
@@ -92,33 +76,19 @@ def docker_command(repository: Path) -> str:
     )
 
 
-def _of_environment(path: Path) -> Installation:
-    """The server that nvidia-pytriton brought into an environment.
-
-    Raises:
-        InputError: it did not, or not for this Python.
-    """
-    python = path / "bin" / "python" if path.is_dir() else path
-    try:
-        said = subprocess.run([python, "-c", _LOOK], capture_output=True, text=True, check=True)
-        origin, version, libraries = json.loads(said.stdout)
-    except (OSError, subprocess.CalledProcessError, ValueError):
-        raise InputError(f"{path} is no Python environment.", "Name its folder.") from None
-    if not origin:
+def _in_environment(folder: Path) -> Installation:
+    servers = [*folder.absolute().glob("lib/python3*/site-packages/pytriton/tritonserver")]
+    if not servers:
         raise InputError(
-            f"{path} has no nvidia-pytriton.",
-            f"{python} -m pip install nvidia-pytriton onnxruntime",
+            f"--server {folder}: not a Python environment with nvidia-pytriton.",
+            f"{folder}/bin/python -m pip install nvidia-pytriton onnxruntime",
         )
-    home = Path(origin).parent
-    stub = home / "tritonserver" / "python_backend_stubs" / version / "triton_python_backend_stub"
+    version = servers[0].parents[2].name.removeprefix("python")
+    stubs = servers[0] / "python_backend_stubs"
+    stub = stubs / version / "triton_python_backend_stub"
     if not stub.is_file():
         raise InputError(
-            f"nvidia-pytriton in {path} has no Python backend for Python {version}.",
-            f"It has one for {', '.join(sorted(p.name for p in stub.parents[1].iterdir()))}.",
+            f"--server {folder}: nvidia-pytriton has no Python backend for Python {version}.",
+            f"Use one of {', '.join(sorted(each.name for each in stubs.iterdir()))}.",
         )
-    return Installation(
-        home / "tritonserver" / "bin" / "tritonserver",
-        python.absolute().parent,
-        stub,
-        (home.parent / "nvidia_pytriton.libs", Path(libraries)),
-    )
+    return Installation(servers[0] / "bin" / "tritonserver", folder, stub)

@@ -1,4 +1,4 @@
-"""Triton's own Python client, an extra, imported where it is needed."""
+"""Imports Triton's own Python client, an optional package, where it is needed."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import Any
 from spvit_deploy.core.errors import RuntimeMissingError
 
 
-def triton_module(name: str) -> Any:
-    """A module of ``tritonclient``, such as ``grpc.aio``.
+def import_tritonclient(module: str) -> Any:
+    """Import a module of ``tritonclient``, such as ``grpc.aio``.
 
     Raises:
-        RuntimeMissingError: it is not installed, or without what this module needs.
+        RuntimeMissingError: It is not installed, or without what this module needs.
     """
     try:
-        return importlib.import_module(f"tritonclient.{name}")
-    except (ImportError, RuntimeError):  # the latter is its own, where gRPC or HTTP are missing
+        return importlib.import_module(f"tritonclient.{module}")
+    except (ImportError, RuntimeError):  # the latter is its own, without gRPC or HTTP
         raise RuntimeMissingError(
-            f"Triton needs tritonclient with {name.partition('.')[0]}, which is not installed.",
+            f"Triton needs tritonclient with {module.partition('.')[0]}, which is not installed.",
             "pip install 'spvit-deploy[triton]'",
         ) from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from spvit_deploy.core.output_folders import ensure_free
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 Pathish = str | Path
+MODEL_OPTIONS = ("model_args", "checkpoint", "pretrained")
 
 
 class ExportOptions(TypedDict, total=False):
@@ -39,6 +41,9 @@ class ExportOptions(TypedDict, total=False):
     calibration: int
     max_drop: float | None
     validation: int
+    model_args: dict[str, Any]
+    checkpoint: Pathish
+    pretrained: bool
     gpus: Sequence[str]
     profile: Sequence[int]
     timing_cache: Pathish
@@ -48,25 +53,24 @@ class ExportOptions(TypedDict, total=False):
 
 
 def export_model(
-    model: str,
+    model: Pathish | ModelRequest,
     output: Pathish,
     settings: ExportSettings | None = None,
     *,
     data: DataSettings | str | None = None,
-    source: ModelRequest | None = None,
     force: bool = False,
     **options: Unpack[ExportOptions],
 ) -> ExportRecord:
     """Export a model, and verify that the outputs of the artifact match the model's.
 
     Args:
-        model: a lean, dense or search folder, or a timm name. A search folder is verified in two
-            steps: hard gates against lean, lean against the artifact.
+        model: a lean, dense or search folder, a timm name, or a :class:`ModelRequest` with its
+            arguments and weights. A search folder is verified in two steps: hard gates against
+            lean, lean against the artifact.
         output: folder to write.
         settings: what to write; None for ``options`` alone.
         data: real images for verification, int8 and the accuracy of a lower precision; None for
             those that the model was trained on.
-        source: where a timm model's arguments and weights come from; ``model`` names it else.
         force: replace an old output.
         options: fields of :class:`ExportSettings`, and options of the format, as keywords; they
             take the place of those in ``settings``.
@@ -76,11 +80,18 @@ def export_model(
         InputError: no such model, format, precision or option, or an output that exists.
         JobError: the export failed, or the disk is full.
     """
-    target, request = Path(output), source or ModelRequest(str(model))
+    target, request = Path(output), request_of(model, options)
     ensure_free(target, force, reads=(request.name, request.checkpoint))
     chosen = check_settings(with_options(settings or ExportSettings(), options))
     job, earlier = open_export(request, data, chosen)
     return run_export(job, target, force, earlier)
+
+
+def request_of(model: Pathish | ModelRequest, options: Any = MappingProxyType({})) -> ModelRequest:
+    """The model that a user names; its arguments and weights may be among the keywords."""
+    if isinstance(model, ModelRequest):
+        return model
+    return ModelRequest.of(str(model), *(options.get(name) for name in MODEL_OPTIONS))
 
 
 def with_options(settings: ExportSettings, options: Any) -> ExportSettings:
@@ -89,7 +100,7 @@ def with_options(settings: ExportSettings, options: Any) -> ExportSettings:
     Raises:
         InputError: a batch that is neither ``dynamic`` nor a positive integer.
     """
-    given = dict(options)
+    given = {name: value for name, value in options.items() if name not in MODEL_OPTIONS}
     if "batch" in given:
         given["batch"] = parse_batch(given["batch"])
     if given.get("feature_layers") is not None:
