@@ -1,4 +1,4 @@
-"""What a benchmark comes to, in one sentence."""
+"""The headline of a benchmark: its fastest accurate artifact, in one sentence."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from spvit_deploy.benchmarks.results import BenchmarkResult
 from spvit_deploy.benchmarks.speedups import ratio_of
 from spvit_deploy.benchmarks.statistics import Ratio
 
-NAMES = {
+RUNTIME_LABELS = {
     "torch": "PyTorch", "torch-compile": "torch.compile", "onnxruntime": "ONNX Runtime",
     "openvino": "OpenVINO", "tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT for RTX",
     "executorch": "ExecuTorch",
 }  # fmt: skip
-# Points of accuracy that the best may lose.
+# Percentage points of top-1 that the fastest artifact may lose.
 _MAX_DROP = 1.0
 
 
 @dataclass(frozen=True)
-class Answer:
-    """The fastest artefact, and what it is set against.
+class Headline:
+    """The fastest artifact, and what it is compared with.
 
     Attributes:
-        best: fastest of those that lose at most a point of accuracy, as far as it is known.
-        base: the dense model in PyTorch where it was measured, else the slowest dense one, else
-            the slowest; None where there is nothing else under the same terms.
-        ratio: of the base's time over the best one's.
+        best: Fastest of those that lose at most one point of accuracy, as far as that is known.
+        base: The dense model in PyTorch if it was measured, else the slowest dense artifact, else
+            the slowest; None if nothing else was measured under the same terms.
+        ratio: Time of the base over that of the best.
     """
 
     best: BenchmarkResult
@@ -35,57 +35,64 @@ class Answer:
 
     @property
     def drop(self) -> float | None:
-        """Points of accuracy; negative for a loss; None where either is unknown."""
+        """Change of top-1 in percentage points, negative for a loss; None if unknown."""
         if self.base is None or self.base.top1 is None or self.best.top1 is None:
             return None
         return self.best.top1 - self.base.top1
 
-    def parts(self) -> tuple[str, str]:
-        """What is best, and what of it."""
-        size = f"{self.best.size_bytes / 1e6:,.0f} MB"
-        if self.best.size_bytes < 10e6:
-            size = f"{self.best.size_bytes / 1e6:.1f} MB"
+    @property
+    def name(self) -> str:
+        """Name of the best artifact."""
+        return label_of(self.best)
+
+    @property
+    def summary(self) -> str:
+        """Speed, accuracy and size of the best artifact."""
+        megabytes = self.best.size_bytes / 1e6
+        size = f"{megabytes:,.{0 if megabytes >= 10 else 1}f} MB"
         drop = "" if self.drop is None else f", {self.drop:+.1f} points".replace("-", "−")
-        return named(self.best), f"{self._speed()}{drop}, {size}"
+        return f"{self._speed()}{drop}, {size}"
 
     def _speed(self) -> str:
         if self.base is None or self.ratio is None:
-            return f"{1000 * self.best.p50:.2f} ms a call"
+            return f"{1000 * self.best.p50:.2f} ms per inference"
         if self.ratio.low != self.ratio.high and not self.ratio.differs:
-            return f"no difference seen from {named(self.base)}"
+            return f"no difference seen from {label_of(self.base)}"
         ratio, word = self.ratio.said()
         digits = 1 if ratio.value >= 10 else 2
         rows = (self.best, self.base)
-        unsteady = " (unsteady)" if any(row.flagged for row in rows) else ""
+        remark = " (unsteady)" if any(row.flagged for row in rows) else ""
         if any(2 * row.noisy > len(row.rounds) for row in rows):
-            unsteady = " (most rounds noisy)"
-        return f"{ratio.value:.{digits}f}× {word} than {named(self.base)}{unsteady}"
+            remark = " (most rounds noisy)"
+        return f"{ratio.value:.{digits}f}× {word} than {label_of(self.base)}{remark}"
 
     def __str__(self) -> str:
-        return ": ".join(self.parts())
+        return f"{self.name}: {self.summary}"
 
 
-def named(row: BenchmarkResult) -> str:
-    """``tuned int8 in OpenVINO``."""
+def label_of(row: BenchmarkResult) -> str:
+    """Name an artifact and its runtime, such as ``tuned int8 in OpenVINO``."""
     runtime, _, provider = row.runtime.partition(":")
     low = row.precision if row.precision not in ("", "fp32") else ""
     precision = f" {low}" if low and low not in row.title else ""
-    where = NAMES.get(runtime, runtime) + (f" with {provider}" if provider else "")
+    where = RUNTIME_LABELS.get(runtime, runtime) + (f" with {provider}" if provider else "")
     return f"{row.title}{precision} in {where}"
 
 
-def answer_of(rows: Sequence[BenchmarkResult]) -> Answer | None:
-    """The answer for the first workload of the rows; None for no rows."""
+def headline_of(rows: Sequence[BenchmarkResult]) -> Headline | None:
+    """Choose the headline among the rows of the first row's workload; None for no rows."""
     if not rows:
         return None
     alike = [row for row in rows if row.workload == rows[0].workload]
-    base = _base(alike)
-    fitting = [row for row in alike if _accurate(row, base)] or alike
-    best = min(fitting, key=_slowness)
+    dense = [row for row in alike if row.kind == "dense"]
+    torch = [row for row in dense if row.runtime == "torch"]
+    base = max(torch or dense, key=_slowness, default=None)
+    accurate = [row for row in alike if _is_accurate(row, base)] or alike
+    best = min(accurate, key=_slowness)
     if base is None or base is best or base.clock != best.clock:
         others = [row for row in alike if row is not best and row.clock == best.clock]
         base = max(others, key=_slowness, default=None)
-    return Answer(best, base, None if base is None else ratio_of(base, best))
+    return Headline(best, base, None if base is None else ratio_of(base, best))
 
 
 def _slowness(row: BenchmarkResult) -> float:
@@ -94,13 +101,7 @@ def _slowness(row: BenchmarkResult) -> float:
     return row.p50
 
 
-def _accurate(row: BenchmarkResult, base: BenchmarkResult | None) -> bool:
+def _is_accurate(row: BenchmarkResult, base: BenchmarkResult | None) -> bool:
     if base is None or base.top1 is None:
         return True
     return row.top1 is not None and row.top1 >= base.top1 - _MAX_DROP
-
-
-def _base(rows: Sequence[BenchmarkResult]) -> BenchmarkResult | None:
-    dense = [row for row in rows if row.kind == "dense"]
-    torch = [row for row in dense if row.runtime == "torch"]
-    return max(torch or dense, key=_slowness, default=None)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from spvit_deploy.benchmarks import measure
 from spvit_deploy.benchmarks.host import read_host
 from spvit_deploy.benchmarks.measure import run_benchmark
-from spvit_deploy.benchmarks.reporting.html_report import speedups, write_report
+from spvit_deploy.benchmarks.reporting.html_report import write_report
 from spvit_deploy.benchmarks.results import (
     BenchmarkResult,
     ResultsFile,
@@ -20,6 +20,7 @@ from spvit_deploy.benchmarks.results import (
     load_results,
     save_results,
 )
+from spvit_deploy.benchmarks.speedups import pairs_of
 from spvit_deploy.benchmarks.statistics import median_ratio, percentile
 from spvit_deploy.core.errors import CorruptFileError, InputError
 
@@ -136,6 +137,6 @@ def test_the_page_needs_nothing_from_elsewhere(results: ResultsFile, tmp_path: P
     assert "<link" not in page
     assert "2.00×" in page
     assert "class=flag" in page
-    (label, dense, lean) = speedups(results.results)[0]
-    assert (dense.kind, lean.kind) == ("dense", "lean")
-    assert "torch" in label
+    pair = pairs_of(results.results)[0]
+    assert (pair.dense.kind, pair.lean.kind) == ("dense", "lean")
+    assert "torch" in pair.label

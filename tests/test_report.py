@@ -12,9 +12,9 @@ from typing import Any
 import jsonschema
 import pytest
 
-from spvit_deploy.benchmarks.headline import answer_of
+from spvit_deploy.benchmarks.headline import headline_of
 from spvit_deploy.benchmarks.host import read_host
-from spvit_deploy.benchmarks.reporting.charts import frontier
+from spvit_deploy.benchmarks.reporting.pareto import pareto_front
 from spvit_deploy.benchmarks.results import (
     BenchmarkResult,
     ResultsFile,
@@ -39,7 +39,7 @@ def rows() -> list[BenchmarkResult]:
 
 
 def test_the_answer_is_the_fastest_that_is_right_against_dense_pytorch() -> None:
-    found = answer_of(rows())
+    found = headline_of(rows())
     assert found is not None
     assert found.best.title == "net int8"
     assert found.base is not None
@@ -51,23 +51,23 @@ def test_the_answer_is_the_fastest_that_is_right_against_dense_pytorch() -> None
 
 def test_an_answer_says_when_nothing_differs_or_there_is_nothing_else() -> None:
     same = [measured("a", kind="dense"), measured("b", seed=1)]
-    assert "no difference seen" in str(answer_of(same))
-    alone = str(answer_of([measured("a")]))
-    assert "ms a call" in alone
+    assert "no difference seen" in str(headline_of(same))
+    alone = str(headline_of([measured("a")]))
+    assert "ms per inference" in alone
     assert "faster" not in alone
-    assert answer_of([]) is None
+    assert headline_of([]) is None
 
 
 def test_the_frontier_is_what_nothing_beats() -> None:
     points = [(3.0, 80.0), (1.0, 70.0), (2.0, 69.0), (4.0, 80.0), (5.0, 81.0)]
-    assert frontier(points) == [(1.0, 70.0), (3.0, 80.0), (5.0, 81.0)]
+    assert pareto_front(points, lambda point: point) == [(1.0, 70.0), (3.0, 80.0), (5.0, 81.0)]
 
 
 def test_three_forms_say_the_same(tmp_path: Path) -> None:
     file = written(tmp_path / "r.json", *rows())
     for name in ("r.html", "r.md", "out.json"):
         good("report", file, "-o", tmp_path / name)
-    answer = str(answer_of(rows()))
+    answer = str(headline_of(rows()))
     page, text = ((tmp_path / name).read_text() for name in ("r.html", "r.md"))
     found = json.loads((tmp_path / "out.json").read_text())
     assert found["answer"] == answer
@@ -80,10 +80,22 @@ def test_three_forms_say_the_same(tmp_path: Path) -> None:
     assert (tmp_path / "plain").read_text() == text
 
 
+def test_names_are_text_and_no_html(tmp_path: Path) -> None:
+    file = written(tmp_path / "r.json", measured("a<b>|c"))
+    for name in ("r.html", "r.md"):
+        good("report", file, "-o", tmp_path / name)
+    page, text = ((tmp_path / name).read_text() for name in ("r.html", "r.md"))
+    assert "<td class=left>a&lt;b&gt;|c</td>" in page
+    assert "| a<b>\\|c |" in text
+
+
 def test_wrong_reports_are_refused(tmp_path: Path) -> None:
     file = written(tmp_path / "r.json", *rows())
     refused("report", file, "--png", "-o", tmp_path / "r.md", says="--png is for HTML")
     refused("report", written(tmp_path / "e.json"), "-o", tmp_path / "e.html", says="no results")
+    write_record(tmp_path / "recommend.json", {"kind": "recommendation"})
+    refused("report", tmp_path / "recommend.json", "-o", tmp_path / "n.html",
+            says="'results' was expected. Give results.json files of")  # fmt: skip
     newer = json.loads(file.read_text()) | {"schema_version": 3}
     newer.pop("digest", None)
     write_record(tmp_path / "newer.json", newer)

@@ -24,7 +24,7 @@ from spvit_deploy.lean.model_folder import load_saved
 from spvit_deploy.search.search import SearchSettings
 from spvit_deploy.workflows.sweep import ray_cluster
 from spvit_deploy.workflows.sweep.budgets import check_budgets, parse_budgets
-from spvit_deploy.workflows.sweep.page import frontier_scatter, row
+from spvit_deploy.workflows.sweep.page import frontier_scatter, trials_table
 from spvit_deploy.workflows.sweep.pick import fits, pick
 from spvit_deploy.workflows.sweep.ray_cluster import Capacity, Portion, portion
 from spvit_deploy.workflows.sweep.record import (
@@ -134,7 +134,7 @@ def test_a_point_is_beaten_by_more_than_times_spread() -> None:
     drawn = {trace.name: trace.text for trace in frontier_scatter(record).data}
     assert drawn["within the spread"] == ("near",)
     assert drawn["beaten"] == ("far",)
-    assert row(trials[1], (record.dense, *trials))[1] == "within the spread"
+    assert trials_table(record).rows[2][1] == "within the spread"
 
 
 @given(PLACES)
@@ -205,9 +205,9 @@ def test_pick_names_the_trial_or_what_comes_nearest(tmp_path: Path) -> None:
     refused(*picking, "--max-latency", "3ms", "--min-accuracy", "60", says="in that time, 1%")
     refused(*picking, says="--max-latency 4ms, --min-accuracy 95 or both")
     refused("sweep", "pick", tmp_path / "no", "--max-latency", "4ms", says="no such folder")
-    refused("sweep", "pick", tmp_path / "trials", "--max-latency", "4ms", says="no sweep")
+    refused("sweep", "pick", tmp_path / "trials", "--max-latency", "4ms", says="not a sweep")
     (tmp_path / record.trials[0].engine).rmdir()
-    refused(*picking, "--max-latency", "3ms", says="of trial 1% is gone")
+    refused(*picking, "--max-latency", "3ms", says="of trial 1% is missing")
 
 
 @pytest.mark.parametrize(
@@ -284,10 +284,10 @@ def test_wrong_calls_are_refused_before_anything_is_written(
     refused("sweep", "--model", NAME, "--budgets", "50%", "-o", out, says="--model and --data")
     good("run", "--init", tmp_path / "recipe.yaml")
     refused("sweep", "--recipe", tmp_path / "recipe.yaml", "--budgets", "50%", "--lr", 1, "-o", out,
-            says="--recipe says what --lr would")  # fmt: skip
+            says="--lr is part of --recipe")  # fmt: skip
     assert "No such command 'pik'" in call("sweep", "pik", out).output
     assert not out.exists()
-    refused(*named[:-1], tmp_path, "--budgets", "50%", says="is there, and is no sweep")
+    refused(*named[:-1], tmp_path, "--budgets", "50%", says="exists and is not a sweep")
 
 
 def quick(dense: Path, output: Path, budgets: str, *more: str) -> subprocess.Popen[str]:

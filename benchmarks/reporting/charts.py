@@ -1,22 +1,31 @@
-"""Figures of the report, as plotly figures in one style."""
+"""Draw the figures of reports with plotly, in one style."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import plotly.graph_objects as go
+from plotly.subplots import make_subplots
 
+from spvit_deploy.benchmarks.block_times import BlockTime
+from spvit_deploy.benchmarks.reporting.pareto import pareto_front
 from spvit_deploy.benchmarks.results import BenchmarkResult
+from spvit_deploy.benchmarks.speedups import Pair
 from spvit_deploy.core.plan import AttentionKind, PrunePlan
 
 DENSE, LEAN, OTHER = "#94a3b8", "#4f46e5", "#0d9488"
+# Label and color of each operation.
 KINDS = {
     AttentionKind.SKIP: ("skip", "#e2e8f0"),
     AttentionKind.CONV1X1: ("1×1 conv", "#a5b4fc"),
     AttentionKind.CONV3X3: ("3×3 conv", "#6366f1"),
     AttentionKind.MSA: ("attention", "#312e81"),
 }
+_EDGE = {"color": "#6366f1", "width": 1}
+# Samples that a box is drawn from: more would only make the page heavy.
+_BOX_SAMPLES = 400
 
 
 def look_of(kind: AttentionKind) -> tuple[str, str]:
@@ -25,7 +34,7 @@ def look_of(kind: AttentionKind) -> tuple[str, str]:
 
 
 def style(figure: Any, height: int, **layout: Any) -> Any:
-    """The figure in the style of all."""
+    """Apply the common style to a figure of ``height`` pixels, and return it."""
     figure.update_layout(
         height=height,
         margin={"l": 60, "r": 20, "t": 10, "b": 50},
@@ -40,108 +49,175 @@ def style(figure: Any, height: int, **layout: Any) -> Any:
     return figure
 
 
-def colour(kind: str) -> str:
-    """Colour of a kind of model."""
+def _color(kind: str) -> str:
     return {"dense": DENSE, "lean": LEAN}.get(kind, OTHER)
 
 
-def place_of(row: BenchmarkResult) -> str:
-    """Runtime and workload, for an axis."""
+def _place(row: BenchmarkResult) -> str:
+    """Name runtime and workload, for an axis."""
     load = row.workload
     scenario = "" if load.scenario == "closed" else f"{load.scenario}, "
     return f"{row.runtime}, {scenario}batch {load.batch}"
 
 
+def _whisker(medians: Sequence[float], tails: Sequence[float | None]) -> dict[str, Any]:
+    """Draw error bars from the medians to the 90th percentiles, both in seconds."""
+    above = [1000 * ((t or m) - m) for m, t in zip(medians, tails, strict=True)]
+    return {"type": "data", "array": above, "arrayminus": [0] * len(above),
+            "color": "#64748b", "thickness": 1.2}  # fmt: skip
+
+
 def latency_bars(results: Sequence[BenchmarkResult]) -> Any:
-    """Median latency, with a whisker to the 90th percentile where there are samples enough."""
+    """Draw median latencies, with a whisker to the 90th percentile if there are enough samples."""
     figure = go.Figure()
-    places = [(r.kind, place_of(r)) for r in results]
+    places = [(r.kind, _place(r)) for r in results]
     by_kind = len(set(places)) == len(places)
     names = [result.kind if by_kind else result.title for result in results]
     for name in dict.fromkeys(names):
         own = [result for result, label in zip(results, names, strict=True) if label == name]
         figure.add_bar(
             name=name,
-            x=[place_of(r) for r in own],
+            x=[_place(r) for r in own],
             y=[1000 * r.p50 for r in own],
-            error_y={"type": "data", "array": [1000 * ((r.p90 or r.p50) - r.p50) for r in own],
-                     "arrayminus": [0] * len(own), "color": "#475569", "thickness": 1.2},
+            error_y=_whisker([r.p50 for r in own], [r.p90 for r in own]),
             text=[f"{1000 * r.p50:.2f}" for r in own],
             textposition="inside",
             insidetextanchor="start",
-            marker_color=colour(own[0].kind),
-        )  # fmt: skip
-    return style(figure, 360, barmode="group", yaxis_title="ms a call")
+            marker_color=_color(own[0].kind),
+        )
+    return style(figure, 360, barmode="group", yaxis_title="ms per inference")
 
 
 def sample_boxes(results: Sequence[BenchmarkResult]) -> Any:
-    """All samples as boxes, so that tails show."""
+    """Draw the samples of each result as a box, so that tails show."""
     figure = go.Figure()
     for result in results:
-        step = max(1, len(result.samples) // 400)
+        step = max(1, len(result.samples) // _BOX_SAMPLES)
         figure.add_box(
-            name=f"{result.title}<br>{place_of(result)}",
+            name=f"{result.title}<br>{_place(result)}",
             y=[round(1000 * s, 4) for s in result.samples[::step]],
-            marker_color=colour(result.kind),
+            marker_color=_color(result.kind),
             boxpoints="outliers",
             marker_size=3,
             showlegend=False,
         )
-    return style(figure, 380, yaxis_title="ms a call")
+    return style(figure, 380, yaxis_title="ms per inference")
 
 
 def plan_bars(plan: PrunePlan, hidden: Sequence[int]) -> Any:
-    """MLP width of each block, coloured by the operation that took attention's place."""
+    """Draw the MLP width of each block, colored by its operation.
+
+    Args:
+        plan: Plan of the lean model.
+        hidden: MLP widths of the dense model, one per block, to draw behind; may be empty.
+    """
     figure = go.Figure()
     names = [block.path for block in plan.blocks]
     if hidden:
         figure.add_bar(name="dense MLP width", x=names, y=list(hidden), marker_color="#f1f5f9",
                        marker_line={"color": "#cbd5e1", "width": 1})  # fmt: skip
     for kind in dict.fromkeys((*KINDS, *(block.attention for block in plan.blocks))):
-        label, shade = look_of(kind)
-        own = [block for block in plan.blocks if block.attention is kind]
+        label, color = look_of(kind)
+        own = {b.path: len(b.mlp_keep) for b in plan.blocks if b.attention is kind}
         if own:
+            widths = list(own.values())
             figure.add_bar(
-                name=label,
-                x=[block.path for block in own],
-                y=[len(block.mlp_keep) for block in own],
-                text=[f"{len(block.mlp_keep)}" for block in own],
-                textposition="outside",
-                marker_color=shade,
-                marker_line={"color": "#6366f1", "width": 1},
-            )
+                name=label, x=list(own), y=widths, text=widths, textposition="outside",
+                marker_color=color, marker_line=_EDGE,
+            )  # fmt: skip
     figure.update_xaxes(categoryorder="array", categoryarray=names)
     return style(figure, 340, barmode="overlay", yaxis_title="hidden units kept")
 
 
-def accuracy_latency(results: Sequence[BenchmarkResult]) -> Any:
-    """Accuracy against latency, one point a row, and the frontier."""
-    known = [result for result in results if result.top1 is not None]
-    figure = go.Figure()
-    front = frontier([(1000 * r.p50, r.top1 or 0.0) for r in known])
-    if len(front) > 1:
-        figure.add_scatter(
-            x=[x for x, _ in front], y=[y for _, y in front], mode="lines", line_shape="hv",
-            line={"color": "#94a3b8", "dash": "dot"}, showlegend=False, hoverinfo="skip",
+def block_bars(pair: Pair) -> Any:
+    """Draw the milliseconds of each block's branches, dense beside lean."""
+    figure = make_subplots(
+        rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.12,
+        subplot_titles=("attention, or the operation in its place", "MLP"),
+    )  # fmt: skip
+    looks = {kind.value: look for kind, look in KINDS.items()}
+    for row, wanted in ((1, looks.keys()), (2, {"mlp"})):
+        dense, lean = (_branches(side.blocks, wanted) for side in (pair.dense, pair.lean))
+        names = dict.fromkeys([*dense, *lean])
+        labels = [name.rpartition(".")[0] for name in names]
+        own = [looks.get(lean[n].kind, ("MLP", LEAN)) if n in lean else ("removed", LEAN)
+               for n in names]  # fmt: skip
+        more = {"x": labels, "row": row, "col": 1, "showlegend": row == 1}
+        figure.add_bar(name="dense", y=_ms(dense, names), marker_color=DENSE, **more)
+        figure.add_bar(
+            name="lean", y=_ms(lean, names), marker_color=[color for _, color in own],
+            marker_line=_EDGE, hovertext=[label for label, _ in own], **more,
         )  # fmt: skip
-    for kind in dict.fromkeys(result.kind for result in known):
-        own = [result for result in known if result.kind == kind]
-        figure.add_scatter(
-            name=kind,
-            x=[1000 * r.p50 for r in own],
-            y=[r.top1 for r in own],
-            mode="markers",
-            text=[f"{r.title}, {place_of(r)}" for r in own],
-            marker={"size": 13, "color": colour(kind)},
-        )
-    figure.update_xaxes(title="ms a call", rangemode="tozero")
-    return style(figure, 360, yaxis_title="top-1 accuracy, %")
+    figure = style(figure, 460, barmode="group", yaxis_title="ms", yaxis2_title="ms")
+    # Above the title of the first row.
+    return figure.update_layout(legend_y=1.2, margin_t=40)
 
 
-def frontier(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Those that no other point beats in both, from the fastest: (seconds, accuracy)."""
-    found: list[tuple[float, float]] = []
-    for time, right in sorted(points, key=lambda point: (point[0], -point[1])):
-        if not found or right > found[-1][1]:
-            found.append((time, right))
-    return found
+def _branches(blocks: Sequence[BlockTime], kinds: Collection[str]) -> dict[str, BlockTime]:
+    return {block.block: block for block in blocks if block.kind in kinds}
+
+
+def _ms(blocks: dict[str, BlockTime], names: Iterable[str]) -> list[float]:
+    return [round(1000 * blocks[name].seconds, 4) if name in blocks else 0.0 for name in names]
+
+
+@dataclass(frozen=True)
+class AccuracyPoint:
+    """A model in a figure of accuracy against latency.
+
+    Attributes:
+        label: Name of the point.
+        group: Entry of the legend.
+        latency, p90: Seconds; p90 is None for too few samples.
+        top1: Percent.
+    """
+
+    label: str
+    group: str
+    latency: float
+    p90: float | None
+    top1: float
+
+
+def accuracy_latency(results: Sequence[BenchmarkResult]) -> Any:
+    """Draw accuracy against latency, one point per result whose accuracy is known."""
+    points = [
+        AccuracyPoint(f"{r.title}, {_place(r)}", r.kind, r.p50, r.p90, r.top1)
+        for r in results
+        if r.top1 is not None
+    ]
+    colors = {point.group: _color(point.group) for point in points}
+    figure = accuracy_scatter(points, colors, height=360)
+    return figure.update_xaxes(rangemode="tozero")
+
+
+def accuracy_scatter(
+    points: Sequence[AccuracyPoint], colors: Mapping[str, str], height: int, labels: bool = False
+) -> Any:
+    """Draw accuracy against latency and the frontier of the points that no other beats.
+
+    Args:
+        points: One per model.
+        colors: Of the groups, in the order of the legend.
+        height: Pixels.
+        labels: Whether labels are drawn; otherwise they show on hovering.
+    """
+    figure = go.Figure()
+    front = pareto_front(points, lambda point: (point.latency, point.top1))
+    figure.add_scatter(
+        x=[1000 * point.latency for point in front], y=[point.top1 for point in front],
+        mode="lines", line={"color": LEAN, "width": 2, "shape": "hv", "dash": "dot"},
+        hoverinfo="skip", name="frontier", showlegend=len(front) > 1,
+    )  # fmt: skip
+    for group, color in colors.items():
+        own = [point for point in points if point.group == group]
+        if own:
+            figure.add_scatter(
+                x=[1000 * point.latency for point in own], y=[point.top1 for point in own],
+                mode="markers+text" if labels else "markers", cliponaxis=not labels,
+                text=[point.label for point in own], textposition="top center",
+                name=group, marker={"size": 13, "color": color},
+                error_x=_whisker([p.latency for p in own], [p.p90 for p in own]),
+            )  # fmt: skip
+    figure.update_xaxes(title="median ms per inference", gridcolor="#e2e8f0")
+    return style(figure, height, yaxis_title="top-1 accuracy, %")

@@ -1,9 +1,9 @@
-"""Figures of how a search went, from the lines that it logged."""
+"""Draw how a search went, from its log."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from plotly.subplots import make_subplots
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from spvit_deploy.benchmarks.reporting.charts import LEAN, OTHER, look_of, style
+from spvit_deploy.benchmarks.reporting.html_page import Figure
 from spvit_deploy.core.errors import CorruptFileError, InputError, first_line
 from spvit_deploy.core.plan import AttentionKind
 
@@ -20,19 +21,20 @@ _GATES = "gates/"
 _MLP = "mlp"
 # Gates beside those of operations.
 _INSIDE = (_MLP, "heads", "dilation")
-# Share of a block's row that the band of a whole MLP fills.
+# Fraction of a block's row that the band of a whole MLP fills.
 _BAND = 0.84
+_HINT = "Give the folder that `search` wrote."
 
 
 class LogLine(BaseModel):
     """One line of a search's log.
 
     Attributes:
-        step: of the search, from 1.
-        loss: of the batch; None in a line of an epoch's end.
-        epoch_loss: mean of the epoch that ends here; None in others.
-        cost, budget: expected and wanted, as shares of the dense model's.
-        gates: probabilities by block, and by operation or ``mlp`` (the mean of its units).
+        step: Step of the search, from 1.
+        loss: Loss of the batch; None at an epoch's end.
+        epoch_loss: Mean loss of the epoch; None elsewhere.
+        cost, budget: Expected and requested cost as fractions of the dense model's.
+        gates: Probabilities by block, then by operation or ``mlp`` (mean over its units).
     """
 
     model_config = ConfigDict(frozen=True, allow_inf_nan=False)
@@ -46,66 +48,66 @@ class LogLine(BaseModel):
 
 
 def read_search_log(folder: Path) -> list[LogLine]:
-    """Lines of a search folder's log.
+    """Read the log of a search folder, or a log file.
 
     Raises:
-        InputError: no log, one that is damaged, or one of another training.
+        InputError: No log, an empty one, or the log of another training.
+        CorruptFileError: The log is damaged.
     """
     file = folder / LOG_FILE if folder.is_dir() else folder
     if not file.is_file():
-        raise InputError(f"{folder} has no {LOG_FILE}.", "Name the folder that `search` wrote.")
+        raise InputError(f"{folder} has no {LOG_FILE}.", _HINT)
     try:
-        rows = [json.loads(text) for text in file.read_text(encoding="utf-8").splitlines()]
-        lines = [_line(row) for row in rows]
+        texts = file.read_text(encoding="utf-8").splitlines()
+        lines = [_parse_line(json.loads(text)) for text in texts]
     except KeyError as missing:
-        raise InputError(
-            f"{file} is of no search: it lacks {missing}.", "Name the folder that `search` wrote."
-        ) from None
+        raise InputError(f"{file}: not the log of a search, {missing} is missing.", _HINT) from None
     except (ValueError, TypeError, AttributeError, ValidationError) as error:
         raise CorruptFileError(
-            f"{file} is damaged, or of no search: {first_line(error)}."
+            f"{file} is damaged, or of no search: {first_line(error)}.", _HINT
         ) from None
     if not lines:
-        raise InputError(f"{file} is empty.", "Name the folder that `search` wrote.")
+        raise InputError(f"{file} is empty.", _HINT)
     return lines
 
 
-def _line(row: dict[str, Any]) -> LogLine:
+def _parse_line(row: dict[str, Any]) -> LogLine:
     gates: dict[str, dict[str, float]] = {}
     for name, value in row.items():
         if name.startswith(_GATES):
-            block, _, what = name.removeprefix(_GATES).rpartition("/")
-            gates.setdefault(block, {})[what] = value
+            block, _, gate = name.removeprefix(_GATES).rpartition("/")
+            gates.setdefault(block, {})[gate] = value
     losses = {name: row[name] for name in ("loss", "epoch_loss") if name in row}
     if not losses:
         raise KeyError("loss")
     return LogLine(step=row["step"], cost=row["cost"], budget=row["budget"], gates=gates, **losses)
 
 
-def search_figures(lines: Sequence[LogLine]) -> Iterator[tuple[str, str, Any]]:
-    """(heading, note, figure) of each picture."""
-    yield (
-        "The search",
-        "Training loss, and the expected cost on its way to the budget, in shares of the dense "
-        "model's.",
-        loss_and_cost(lines),
-    )
-    yield (
-        "Gates over the search",
-        "What the gates of each block would run at each step.",
-        operations(lines),
-    )
-    yield (
-        "MLP widths over the search",
-        "The thickness of a band is the expected share of the block's hidden units.",
-        widths(lines),
-    )
+def search_figures(lines: Sequence[LogLine]) -> list[Figure]:
+    """Draw loss and cost, the operations, and the MLP widths over the steps of a search."""
+    return [
+        Figure(
+            "The search",
+            "Training loss, and the expected cost as it approaches the budget, as fractions of "
+            "the dense model's.",
+            loss_and_cost(lines),
+        ),
+        Figure(
+            "Gates over the search",
+            "The operation that each block's gates choose at each step.",
+            operations(lines),
+        ),
+        Figure(
+            "MLP widths over the search",
+            "The thickness of a band is the expected fraction of the block's hidden units.",
+            widths(lines),
+        ),
+    ]
 
 
 def loss_and_cost(lines: Sequence[LogLine]) -> Any:
-    """Loss, and cost against budget, by step."""
+    """Draw the loss, and the cost against the budget, by step."""
     figure = make_subplots(specs=[[{"secondary_y": True}]])
-    steps = [line.step for line in lines]
     batches = [(line.step, line.loss) for line in lines if line.loss is not None]
     epochs = [(line.step, line.epoch_loss) for line in lines if line.epoch_loss is not None]
     for name, points, look in (
@@ -113,17 +115,16 @@ def loss_and_cost(lines: Sequence[LogLine]) -> Any:
         ("mean of an epoch", epochs, {"mode": "markers", "marker": {"color": LEAN, "size": 9}}),
     ):
         figure.add_scatter(name=name, x=[x for x, _ in points], y=[y for _, y in points], **look)
+    steps = [line.step for line in lines]
     for name, values, dash in (
         ("expected cost", [line.cost for line in lines], "solid"),
         ("budget", [line.budget for line in lines], "dot"),
     ):
-        figure.add_trace(
-            go.Scatter(name=name, x=steps, y=values, line={"color": OTHER, "dash": dash}),
-            secondary_y=True,
-        )
+        line = {"color": OTHER, "dash": dash}
+        figure.add_scatter(name=name, x=steps, y=values, line=line, secondary_y=True)
     figure.update_yaxes(title_text="loss", secondary_y=False)
     figure.update_yaxes(
-        title_text="share of the dense cost", tickformat=".0%", tickmode="linear", dtick=0.25,
+        title_text="fraction of the dense cost", tickformat=".0%", tickmode="linear", dtick=0.25,
         range=[0, 1.05 * max(1.0, *(line.cost for line in lines))],
         secondary_y=True, showgrid=False,
     )  # fmt: skip
@@ -131,53 +132,49 @@ def loss_and_cost(lines: Sequence[LogLine]) -> Any:
 
 
 def operations(lines: Sequence[LogLine]) -> Any:
-    """Block × step, coloured by the operation that the open gates choose."""
+    """Draw a heat map [blocks, steps] of the operation that the open gates choose."""
     blocks = list(lines[0].gates)
     named = dict.fromkeys(name for gates in lines[0].gates.values() for name in gates)
     kinds = [AttentionKind.SKIP, *(AttentionKind(n) for n in named if n not in _INSIDE)]
-    cells = [[_open(line.gates.get(block, {}), kinds) for line in lines] for block in blocks]
-    shades = [look_of(kind)[1] for kind in kinds]
-    scale = [[(i + edge) / len(kinds), shade] for i, shade in enumerate(shades) for edge in (0, 1)]
-    labels = [look_of(kind)[0] for kind in kinds]
+    labels, colors = zip(*(look_of(kind) for kind in kinds), strict=True)
+    count = len(labels)
+    cells = [[_open_gates(line.gates.get(block, {}), kinds) for line in lines] for block in blocks]
+    scale = [[(i + edge) / count, color] for i, color in enumerate(colors) for edge in (0, 1)]
     figure = go.Figure(
         go.Heatmap(
-            x=[line.step for line in lines], y=blocks, z=cells, zmin=-0.5, zmax=len(kinds) - 0.5,
+            x=[line.step for line in lines], y=blocks, z=cells, zmin=-0.5, zmax=count - 0.5,
             colorscale=scale, ygap=2,
             customdata=[[labels[cell] for cell in row] for row in cells],
             hovertemplate="%{y}, step %{x}: %{customdata}<extra></extra>",
-            colorbar={"tickvals": list(range(len(kinds))), "ticktext": labels, "len": 0.9},
+            colorbar={"tickvals": list(range(count)), "ticktext": labels, "len": 0.9},
         )
     )  # fmt: skip
     figure.update_yaxes(autorange="reversed")
     return style(figure, 120 + 26 * len(blocks), xaxis_title="step")
 
 
-def _open(gates: dict[str, float], kinds: Sequence[AttentionKind]) -> int:
-    """Count the gates of a block that are open: each needs those before it."""
-    count = 0
-    for kind in kinds[1:]:
-        if gates.get(kind.value, 0.0) <= 0.5:
-            break
-        count += 1
-    return count
+def _open_gates(gates: dict[str, float], kinds: Sequence[AttentionKind]) -> int:
+    """Count a block's open gates; behind a closed one none is open."""
+    closed = [gates.get(kind.value, 0.0) <= 0.5 for kind in kinds[1:]]
+    return [*closed, True].index(True)
 
 
 def widths(lines: Sequence[LogLine]) -> Any:
-    """A band a block, as thick as its MLP is wide."""
+    """Draw a band per block, as thick as its MLP is wide."""
     blocks = [block for block, gates in lines[0].gates.items() if _MLP in gates]
     steps = [line.step for line in lines]
     figure = go.Figure()
     for row, block in enumerate(blocks):
-        shares = [line.gates.get(block, {}).get(_MLP, 0.0) for line in lines]
-        upper = [row + _BAND * share / 2 for share in shares]
-        lower = [row - _BAND * share / 2 for share in shares]
+        kept = [line.gates.get(block, {}).get(_MLP, 0.0) for line in lines]
+        upper = [row + _BAND * fraction / 2 for fraction in kept]
+        lower = [row - _BAND * fraction / 2 for fraction in kept]
         figure.add_scatter(
             x=[*steps, *reversed(steps)], y=[*upper, *reversed(lower)], fill="toself",
             fillcolor="#a5b4fc", line={"width": 0}, hoverinfo="skip", showlegend=False,
         )  # fmt: skip
         figure.add_scatter(
             x=steps, y=[row] * len(steps), mode="lines", line={"width": 0}, showlegend=False,
-            customdata=[100 * share for share in shares],
+            customdata=[100 * fraction for fraction in kept],
             hovertemplate=f"{block}, step %{{x}}: %{{customdata:.0f}}% of its units<extra></extra>",
         )  # fmt: skip
     figure.update_yaxes(

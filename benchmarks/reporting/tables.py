@@ -1,37 +1,130 @@
-"""Rows of the report's tables, the same for HTML, Markdown and the terminal."""
+"""Build the tables of a report, the same for HTML, Markdown and the terminal."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from spvit_deploy.benchmarks.block_times import Gain
 from spvit_deploy.benchmarks.mlperf.max_rate import JUDGED
 from spvit_deploy.benchmarks.results import BenchmarkResult, ResultsFile
 from spvit_deploy.benchmarks.roofline import Peak, fraction
+from spvit_deploy.benchmarks.speedups import Pair
+from spvit_deploy.benchmarks.statistics import percentile, samples_needed
 
-HEADS = (
-    "artefact", "runtime", "precision", "scenario", "batch", "p50 ms", "± ms", "p90 ms", "p99 ms",
+_RESULT_HEADS = (
+    "artifact", "runtime", "precision", "scenario", "batch", "p50 ms", "± ms", "p90 ms", "p99 ms",
     "images/s", "MMACs", "params", "MB", "of peak", "top-1 %",
 )  # fmt: skip
-START_HEADS = (
-    "artefact", "runtime", "batch", "load s", "first call ms", "peak MB", "of it its own",
-    "GPU MB", "mJ an image",
+_START_HEADS = (
+    "artifact", "runtime", "batch", "load s", "first inference ms", "peak MB", "of it its own",
+    "GPU MB", "mJ per image",
 )  # fmt: skip
-GAIN_HEADS = (
-    "part of lean", "parts", "dense ms", "lean ms", "MACs promise", "achieved", "saved ms",
+_GAIN_HEADS = (
+    "part of lean", "parts", "dense ms", "lean ms", "by MACs", "achieved", "saved ms",
 )  # fmt: skip
-PROOF_HEADS = ("artefact", "compared", "images", "largest difference", "smallest cosine",
-               "same best class")  # fmt: skip
-Cells = tuple[str, ...]
+_PARITY_HEADS = ("artifact", "compared", "images", "largest difference", "smallest cosine",
+                 "same top-1 class")  # fmt: skip
+_Cells = tuple[str, ...]
+UNSTEADY = (
+    "Unsteady rows: their medians interleaved with the others and on their own differ by 3% or "
+    "more, so the host or a neighbor disturbed them. Measure longer, or on a quieter host."
+)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of text.
+
+    Attributes:
+        heads: One per column.
+        rows: Cells of each row, one per column.
+        left: Number of leading columns that are aligned to the left.
+        note: How to read it.
+        remarks: Sentences that go below; those that mark rows begin with "!".
+        unsteady: Indices of rows whose times were disturbed.
+    """
+
+    title: str
+    heads: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    left: int = 2
+    note: str = ""
+    remarks: Sequence[str] = ()
+    unsteady: Sequence[int] = ()
+
+    def trimmed(self, without: Collection[str] = ()) -> Table:
+        """Return the table without empty columns and those of the given heads."""
+        kept = [
+            index
+            for index, head in enumerate(self.heads)
+            if head not in without and any(row[index] for row in self.rows)
+        ]
+        rows = [[row[index] for index in kept] for row in self.rows]
+        return replace(self, heads=[self.heads[index] for index in kept], rows=rows)
+
+
+def results_table(files: Sequence[ResultsFile], title: str = "Results") -> Table:
+    """Build the table of all results: one row per artifact, runtime and workload."""
+    found = [(row, file.peaks) for file in files for row in file.results]
+    rows = [row for row, _ in found]
+    cells = [_result_cells(row, peaks) for row, peaks in found]
+    unsteady = [index for index, row in enumerate(rows) if row.flagged]
+    remarks = list(_remarks(rows))
+    return Table(title, _RESULT_HEADS, cells, remarks=remarks, unsteady=unsteady).trimmed()
+
+
+def start_table(rows: Sequence[BenchmarkResult]) -> Table:
+    """Build the table of what artifacts took to start, as far as that was measured."""
+    cells = []
+    for row in rows:
+        start = row.start
+        if start is None:
+            continue
+        cells.append(
+            (
+                row.title,
+                row.runtime,
+                str(row.workload.batch),
+                f"{start.load:.2f}",
+                f"{1000 * start.first:.1f}",
+                f"{start.peak_bytes / 1e6:,.0f}",
+                f"{(start.peak_bytes - start.idle_bytes) / 1e6:,.0f}",
+                "" if start.device_bytes is None else f"{start.device_bytes / 1e6:,.0f}",
+                f"{1000 * sum(row.joules.values()):.1f}" if row.joules else "not read",
+            )
+        )
+    return Table("In a fresh process", _START_HEADS, cells).trimmed()
+
+
+def gain_tables(pairs: Sequence[Pair]) -> Iterator[Table]:
+    """Build a table per pair of what each kind of part gains, where layers were profiled."""
+    note = "Speed-up of each kind of part: as its MACs predict it, and by the runtime's profiler."
+    for pair in pairs:
+        if pair.gains:
+            title = f"Where the speed-up comes from: {pair.label}"
+            cells = [_gain_cells(gain) for gain in pair.gains]
+            yield Table(title, _GAIN_HEADS, cells, left=1, note=note).trimmed()
+
+
+def parity_table(rows: Sequence[BenchmarkResult]) -> Table:
+    """Build the table of how far outputs differ along each export, each artifact once."""
+    found = dict.fromkeys((row.title, proof) for row in rows for proof in row.parity)
+    cells = [
+        (title, proof.link, str(proof.samples), f"{proof.max_abs:.2g}", f"{proof.cosine:.6f}",
+         f"{100 * proof.top1:.1f}%")
+        for title, proof in found
+    ]  # fmt: skip
+    note = "How far the outputs differ from those of the model that each was made from."
+    return Table("Parity", _PARITY_HEADS, cells, note=note)
 
 
 def milliseconds(seconds: float | None) -> str:
-    """``12.345``; a dash for what there are too few samples for."""
+    """Format seconds as ``12.345``; a dash for None, a percentile with too few samples."""
     return "-" if seconds is None else f"{1000 * seconds:.3f}"
 
 
-def cells_of(row: BenchmarkResult, peaks: Sequence[Peak]) -> Cells:
-    """Under :data:`HEADS`."""
+def _result_cells(row: BenchmarkResult, peaks: Sequence[Peak]) -> _Cells:
     low, high = row.interval
     used = fraction(row.macs * row.workload.batch, row.p50, row.precision, peaks, row)
     return (
@@ -50,35 +143,7 @@ def cells_of(row: BenchmarkResult, peaks: Sequence[Peak]) -> Cells:
     )
 
 
-def remark_lines(rows: Sequence[BenchmarkResult]) -> list[str]:
-    """A line for each row that has something to be known of it."""
-    return [
-        f"{row.title}, {row.runtime}, batch {row.workload.batch}: {'; '.join(row.remarks())}"
-        for row in rows
-        if row.remarks()
-    ]
-
-
-def start_cells(row: BenchmarkResult) -> Cells:
-    """Under :data:`START_HEADS`."""
-    start = row.start
-    if start is None:
-        return (row.title, row.runtime, str(row.workload.batch), *[""] * 6)
-    return (
-        row.title,
-        row.runtime,
-        str(row.workload.batch),
-        f"{start.load:.2f}",
-        f"{1000 * start.first:.1f}",
-        f"{start.peak_bytes / 1e6:,.0f}",
-        f"{(start.peak_bytes - start.idle_bytes) / 1e6:,.0f}",
-        "" if start.device_bytes is None else f"{start.device_bytes / 1e6:,.0f}",
-        f"{1000 * sum(row.joules.values()):.1f}" if row.joules else "not read",
-    )
-
-
-def gain_cells(gain: Gain) -> Cells:
-    """Under :data:`GAIN_HEADS`."""
+def _gain_cells(gain: Gain) -> _Cells:
     return (
         gain.kind,
         str(gain.count),
@@ -90,35 +155,56 @@ def gain_cells(gain: Gain) -> Cells:
     )
 
 
-def proof_rows(rows: Sequence[BenchmarkResult]) -> list[Cells]:
-    """Under :data:`PROOF_HEADS`; of every artefact once."""
-    found = {(row.title, proof): None for row in rows for proof in row.parity}
-    return [
-        (title, proof.link, str(proof.samples), f"{proof.max_abs:.2g}", f"{proof.cosine:.6f}",
-         f"{100 * proof.top1:.1f}%")
-        for title, proof in found
-    ]  # fmt: skip
+def _remarks(rows: Sequence[BenchmarkResult]) -> Iterator[str]:
+    """Yield what the cells do not show: load tests, GPU phases, disturbances, gaps."""
+    for row in rows:
+        name = f"{row.title}, {row.runtime}, batch {row.workload.batch}"
+        if row.load is not None:
+            yield f"{name}, {row.workload.scenario}: {_load_figure(row)}"
+        if row.parts:
+            graph = ", by a CUDA graph" if row.cuda_graph else ""
+            medians = ", ".join(
+                f"{part.replace('_', ' ')} {milliseconds(percentile(seconds, 50))} ms"
+                for part, seconds in row.parts.items()
+            )
+            yield f"{name}: {medians}{graph}"
+        if row.remarks():
+            yield f"! {name}: {'; '.join(row.remarks())}"
+    if any(row.flagged for row in rows):
+        yield UNSTEADY
+    noise = max((one.noisy for row in rows for one in row.rounds), default="")
+    if noise:
+        yield f"Noisy rounds: {noise}."
+    short = [row for row in rows if row.p99 is None]
+    if short:
+        percent = 90 if any(row.p90 is None for row in short) else 99
+        least = min(len(row.samples) for row in short)
+        yield (
+            f"p{percent} takes {samples_needed(percent)} samples; there were {least}. Measure "
+            "longer (--duration)."
+        )
+    if rows and all(row.top1 is None for row in rows):
+        yield "Accuracy was not evaluated. Give --data to evaluate it."
 
 
-def load_line(row: BenchmarkResult) -> str:
-    """What a scenario of MLPerf came to; empty for the closed loop."""
-    load, name = row.workload, f"{row.title}, {row.runtime}, {row.workload.scenario}"
-    if row.load is None:
-        return ""
+def _load_figure(row: BenchmarkResult) -> str:
+    """Format the figure by which an MLPerf scenario is judged."""
+    load = row.workload
     if load.scenario == "server":
+        rate = row.load.rate if row.load else None
         limit = f"with 99% of the answers within {1000 * (load.slo or 0):g} ms"
-        rate = row.load.rate
-        return f"{name}: {rate:,.1f} queries/s {limit}" if rate else f"{name}: no rate {limit}"
+        return f"{rate:,.1f} queries/s {limit}" if rate else f"no rate {limit}"
     if load.scenario == "offline":
-        return f"{name}: {row.throughput:,.1f} samples/s"
-    share = JUDGED[load.scenario]
-    bound = row.bound(share)
-    told = "too few queries" if bound is None else f"at most {milliseconds(bound)} ms"
-    return f"{name}: p{share:g} {told} (early stopping, 99% sure), {len(row.samples)} queries"
+        return f"{row.throughput:,.1f} samples/s"
+    percent = JUDGED[load.scenario]
+    bound = row.bound(percent)
+    found = "too few queries" if bound is None else f"at most {milliseconds(bound)} ms"
+    queries = f"{len(row.samples)} queries"
+    return f"p{percent:g} {found} (early stopping, 99% confidence), {queries}"
 
 
 def host_facts(file: ResultsFile) -> Iterator[tuple[str, str]]:
-    """What a file was measured on, and how."""
+    """Yield (name, value) of the host, the settings and the data of a results file."""
     host = file.host
     governor = f", governor {host.governor}" if host.governor else ""
     yield "processor", f"{host.cpu}, {host.cores} cores, {' '.join(host.flags)}{governor}"
@@ -154,6 +240,6 @@ def _workload(row: BenchmarkResult) -> str:
 
 
 def _boundary(row: BenchmarkResult) -> str:
-    """What a time holds."""
+    """Describe what a time contains."""
     copies = {True: " with copies", False: " without copies", None: ""}[row.copies]
     return f"{row.runtime}: {row.clock}, from {row.begins} on{copies}, synchronous"

@@ -28,7 +28,7 @@ from spvit_deploy.benchmarks.latency_tables.block_chain import shaken_model
 from spvit_deploy.benchmarks.latency_tables.interleaved import OFTEN, ROUNDS, Timing, time_in_turns
 from spvit_deploy.benchmarks.latency_tables.table import LatencyFile, LatencyTable, save_latency
 from spvit_deploy.benchmarks.reporting.charts import LEAN, OTHER, style
-from spvit_deploy.benchmarks.suites.pictures import write_picture
+from spvit_deploy.benchmarks.suites.pages import write_picture
 from spvit_deploy.core.plan import AttentionKind, BlockPlan, ModelSpec, PrunePlan
 from spvit_deploy.export.trace import write_unverified
 from spvit_deploy.families.base import BlockSite

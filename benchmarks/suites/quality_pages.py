@@ -1,4 +1,4 @@
-"""The quality suite's table and plot in the documentation."""
+"""Write the quality suite's table and plot into the documentation."""
 
 from __future__ import annotations
 
@@ -10,75 +10,77 @@ from typing import Any
 import plotly.graph_objects as go
 
 from spvit_deploy.benchmarks.reporting.charts import DENSE, LEAN, style
-from spvit_deploy.benchmarks.suites.pages import replace_table
-from spvit_deploy.benchmarks.suites.pictures import write_picture
+from spvit_deploy.benchmarks.suites.pages import replace_table, write_picture
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 PAGE, PICTURE = DOCS / "quality.md", DOCS / "images" / "quality.png"
 BUDGETS = ("30%", "50%", "70%")
-COLOURS = ("#0d9488", "#d97706", "#db2777", "#64748b", "#0284c7", "#65a30d", "#7c3aed", "#b45309")
-# Drawn; what adds or takes away a part of ours would hide the rest, and is in the table.
-DRAWN = ("ours", "published", "torch-pruning", "uniform", "scratch")
+# Methods in the plot, with their colors; variants of our own would hide the rest.
+DRAWN = {
+    "ours": LEAN, "published": "#d97706", "torch-pruning": "#db2777", "uniform": "#64748b",
+    "scratch": "#0284c7",
+}  # fmt: skip
 
 Rows = Sequence[dict[str, Any]]
 
 
 def write_pages(rows: Rows) -> None:
-    """Put the table into ``docs/quality.md``, and draw the plot."""
+    """Write the table into ``docs/quality.md``, and draw the plot."""
     replace_table(PAGE, "benchmarks/suites/quality.py", table(rows))
     draw(rows)
 
 
 def table(rows: Rows) -> str:
-    """A line a method: mean top-1 over the seeds ± its standard error, and how many seeds."""
+    """Format a row per method: mean top-1 over the seeds ± its standard error (seeds)."""
     lines = ["| | " + " | ".join(BUDGETS) + " |", "| --- |" + " --- |" * len(BUDGETS)]
-    methods = dict.fromkeys(row["method"] for row in rows if row["method"] != "dense")
-    for method in sorted(methods, key=_place):
+    methods = {row["method"] for row in rows} - {"dense"}
+    drawn = [method for method in DRAWN if method in methods]
+    for method in [*drawn, *sorted(methods - DRAWN.keys())]:
         found = [_scores(rows, method, budget) for budget in BUDGETS]
-        cells = [_amount(scores) if scores else "" for scores in found]
+        cells = [_mean(scores) if scores else "" for scores in found]
         lines.append(f"| {method} | " + " | ".join(cells) + " |")
-    dense = statistics.mean({row["seed"]: row["dense_top1"] for row in rows}.values())
+    note = f"Dense: {_dense(rows):.2f}%"
     longer = [row["top1"] for row in rows if row["method"] == "dense"]
-    note = f"Dense: {dense:.2f}%"
     if longer:
-        note += f"; trained on for as long as the others {_amount(longer)}"
-    picture = "![Top-1 on Fashion-MNIST against MACs, by method](images/quality.png)"
-    return "\n".join(lines) + f"\n\n{note}.\n\n{picture}"
+        note += f"; trained on for as long as the others {_mean(longer)}"
+    image = "![Top-1 on Fashion-MNIST against MACs, by method](images/quality.png)"
+    return "\n".join(lines) + f"\n\n{note}.\n\n{image}"
 
 
-def _place(method: str) -> tuple[int, str]:
-    return (DRAWN.index(method) if method in DRAWN else len(DRAWN), method)
+def _dense(rows: Rows) -> float:
+    return statistics.mean({row["seed"]: row["dense_top1"] for row in rows}.values())
 
 
 def _scores(rows: Rows, method: str, budget: str) -> list[float]:
     return [r["top1"] for r in rows if (r["method"], r["budget"]) == (method, budget)]
 
 
-def _amount(found: Sequence[float]) -> str:
-    text = f"{statistics.mean(found):.2f}"
-    if len(found) > 1:
-        text += f" ± {statistics.stdev(found) / len(found) ** 0.5:.2f}"
-    return f"{text} ({len(found)})"
+def _error(scores: Sequence[float]) -> float:
+    """Return the standard error of the mean."""
+    return statistics.stdev(scores) / len(scores) ** 0.5 if len(scores) > 1 else 0.0
+
+
+def _mean(scores: Sequence[float]) -> str:
+    error = f" ± {_error(scores):.2f}" if len(scores) > 1 else ""
+    return f"{statistics.mean(scores):.2f}{error} ({len(scores)})"
 
 
 def draw(rows: Rows) -> None:
-    """Accuracy against the budget, a line a method; needs an installed Chromium."""
+    """Draw top-1 against the budget, a line per method."""
     figure: Any = go.Figure()
-    shares = [float(budget.rstrip("%")) for budget in BUDGETS]
-    for index, method in enumerate(DRAWN):
+    budgets = [float(budget.rstrip("%")) for budget in BUDGETS]
+    for index, (method, color) in enumerate(DRAWN.items()):
         scores = [_scores(rows, method, budget) for budget in BUDGETS]
+        found = [(share, s) for share, s in zip(budgets, scores, strict=True) if s]
         figure.add_scatter(
             name=method,
-            x=[share + 0.4 * (index - 2) for share, s in zip(shares, scores, strict=True) if s],
-            y=[statistics.mean(s) for s in scores if s],
-            error_y={"type": "data", "array": [
-                statistics.stdev(s) / len(s) ** 0.5 if len(s) > 1 else 0 for s in scores if s
-            ]},
-            line={"color": LEAN if method == "ours" else COLOURS[index], "width": 2},
+            x=[share + 0.4 * (index - 2) for share, _ in found],
+            y=[statistics.mean(s) for _, s in found],
+            error_y={"type": "data", "array": [_error(s) for _, s in found]},
+            line={"color": color, "width": 2},
             marker={"size": 8},
-        )  # fmt: skip
-    dense = statistics.mean({row["seed"]: row["dense_top1"] for row in rows}.values())
-    figure.add_hline(y=dense, line={"color": DENSE, "dash": "dot"}, annotation_text="dense")
-    figure.update_xaxes(title="MACs, % of the dense model", tickvals=shares)
+        )
+    figure.add_hline(y=_dense(rows), line={"color": DENSE, "dash": "dot"}, annotation_text="dense")
+    figure.update_xaxes(title="MACs, % of the dense model", tickvals=budgets)
     style(figure, 460, yaxis_title="top-1 on Fashion-MNIST, %")
     write_picture(figure, PICTURE)

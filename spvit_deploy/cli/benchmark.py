@@ -90,10 +90,10 @@ def benchmark(**options: Any) -> None:
     Examples: spvit-deploy benchmark dense/ lean/ engine/ -o results.json
               spvit-deploy benchmark engine/ --scenario server --latency-slo 50ms -o load.json
     """
-    from spvit_deploy.workflows import console_benchmark
+    from spvit_deploy.workflows import console as show
     from spvit_deploy.workflows.benchmark import bench_to_file
 
     options["data"] = options["data"] or ""
     named, data = bool(options["data"]), take_data(options)
     options["data"] = data if named else None
-    console_benchmark.results(bench_to_file(**options), options["output"])
+    show.benchmark(bench_to_file(**options), options["output"])

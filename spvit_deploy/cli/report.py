@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ from spvit_deploy.cli.options import Folder, force_option, output_option
 @force_option
 def report(results: tuple[Path, ...], form: str | None, output: Path, **options: Any) -> None:
     """Write one self-contained HTML page from results, a search, or both; or text of results."""
-    from spvit_deploy.workflows.report import report_to_file, text_to_file
+    from spvit_deploy.workflows.report import report_to_file
 
     kinds = {".md": "md", ".json": "json", ".html": "html", ".htm": "html", "": "html"}
     form = form or kinds.get(output.suffix.lower())
@@ -36,6 +35,5 @@ def report(results: tuple[Path, ...], form: str | None, output: Path, **options:
         raise click.UsageError(f"-o {output}: write .html, .md or .json, or give --format.")
     if not results and (form != "html" or options["search"] is None):
         raise click.UsageError("Name results.json files, or for HTML a --search folder.")
-    write = report_to_file if form == "html" else partial(text_to_file, form)
-    for path in write(results, output, **options):
+    for path in report_to_file(results, output, form=form, **options):
         click.echo(f"wrote {path}")

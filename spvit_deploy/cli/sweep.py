@@ -1,4 +1,4 @@
-"""The commands of a sweep. Loads click alone."""
+"""The commands `sweep run` and `sweep pick`. Imports only click until they run."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ _FORMATS = tuple(name for name, form in formats().items() if not form.for_named_
 
 
 class RunByDefault(click.Group):
-    """Takes options without a command's name for those of ``run``."""
+    """A group whose options without a command are those of ``run``."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """``--budgets …`` is ``run --budgets …``."""
+        """Parse ``--budgets …`` as ``run --budgets …``."""
         if args and args[0].startswith("-") and args[0] not in ctx.help_option_names:
             args = ["run", *args]
         return super().parse_args(ctx, args)
@@ -63,7 +63,7 @@ def sweep() -> None:
 
 
 @sweep.command()
-@click.option("--recipe", type=Folder, help="recipe.yaml that says all but the budgets.")
+@click.option("--recipe", type=Folder, help="recipe.yaml with all settings but the budgets.")
 @click.option("--model", help="timm model name, or a dense folder.")
 @model_options
 @click.option(
@@ -84,7 +84,7 @@ def sweep() -> None:
 @click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True)
 @click.option("--runtime", help="Runtime to measure on; the format's own by default.")
 @click.option(
-    "--batch", type=click.IntRange(1), default=1, show_default=True, help="Images a measured call."
+    "--batch", type=click.IntRange(1), default=1, show_default=True, help="Images per inference."
 )
 @click.option(
     "--duration",
@@ -100,7 +100,7 @@ def sweep() -> None:
     "--concurrent",
     type=click.IntRange(1),
     metavar="N",
-    help="Trials at a time; by default one a GPU, or one a host without GPUs.",
+    help="Trials at a time; by default one per GPU, or one per host without GPUs.",
 )
 @click.option(
     "--retries",
@@ -113,16 +113,16 @@ def sweep() -> None:
 @checkpoint_option
 @device_option
 @click.option(
-    "--png/--no-png", default=True, help="Picture of the frontier, where Chromium is installed."
+    "--png/--no-png", default=True, help="Image of the frontier, if Chromium is installed."
 )
-@output_option("Sweep folder to write, or to go on with.")
+@output_option("Sweep folder to write, or to resume.")
 @click.option("--force", is_flag=True, help="Start again from nothing.")
 @click.pass_context
 def run(ctx: click.Context, /, **options: Any) -> None:
-    """Run a trial at every budget, then measure all engines in turns, in one go.
+    """Run a trial at every budget, then measure all engines interleaved.
 
     Every trial has a folder, in which it is searched, fine-tuned, exported and evaluated. The same
-    call again goes on where it was cut short: finished trials are not repeated.
+    command again resumes where it was interrupted: finished trials are not repeated.
 
     \b
     Example: spvit-deploy sweep --model dense/ --data digits --budgets 30%,50%,70% \\
@@ -139,25 +139,25 @@ def run(ctx: click.Context, /, **options: Any) -> None:
     names = ("budgets", "retries", "concurrent", "address", "png", "force")
     settings = SweepSettings(**{name: options.pop(name) for name in names})
     record = run_sweep(_recipe(ctx, options), output, settings)
-    console.swept(record, output)
+    console.print_sweep(record, output)
     require_all(record, output)
 
 
 def _recipe(ctx: click.Context, options: dict[str, Any]) -> Recipe:
-    """The recipe that is named, or the one that the options make."""
+    """Load the recipe that was given, or make one of the options."""
     from spvit_deploy.workflows.recipe import load_recipe
 
     file = options.pop("recipe")
     if file is None:
-        return _made(options)
+        return _recipe_of(options)
     for param in ctx.command.params:
         given = ctx.get_parameter_source(param.name or "") is ParameterSource.COMMANDLINE
         if given and param.name in options:
-            raise InputError(f"--recipe says what {param.opts[0]} would.", "Leave one of them out.")
+            raise InputError(f"{param.opts[0]} is part of --recipe.", "Leave one of them out.")
     return load_recipe(file)
 
 
-def _made(options: dict[str, Any]) -> Recipe:
+def _recipe_of(options: dict[str, Any]) -> Recipe:
     from spvit_deploy.workflows.recipe import Recipe
 
     if not options["model"] or not options["data"]:
@@ -194,19 +194,19 @@ def _made(options: dict[str, Any]) -> Recipe:
     "--max-latency",
     metavar="4ms",
     callback=parsed(parse_duration),
-    help="Median of a call, at most; the most accurate trial within it is picked.",
+    help="Greatest median per inference; the most accurate trial within it is picked.",
 )
 @click.option(
     "--min-accuracy",
     metavar="95",
     callback=parsed(parse_percent),
-    help="Top-1 in percent, at least; without --max-latency the fastest trial with it is picked.",
+    help="Least top-1 in percent; without --max-latency the fastest trial with it is picked.",
 )
 @json_option
 def pick(
     folder: Path, max_latency: float | None, min_accuracy: float | None, as_json: bool
 ) -> None:
-    """Name the best trial within limits, and where its engine and model lie."""
+    """Print the best trial within limits, and the folders of its engine and model."""
     from spvit_deploy.core.progress import warn
     from spvit_deploy.workflows.sweep import console
     from spvit_deploy.workflows.sweep import pick as picking
@@ -214,7 +214,7 @@ def pick(
 
     record = load_sweep(folder)
     best = picking.pick(record, max_latency, min_accuracy)
-    console.picked(record, best, folder, as_json)
+    console.print_pick(record, best, folder, as_json)
     dense = record.dense
     beaten = dense.measured and dense.place[1] >= best.place[1]
     if beaten and picking.fits(dense, max_latency, min_accuracy):

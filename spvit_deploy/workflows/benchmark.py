@@ -122,6 +122,6 @@ def _evaluated(results: ResultsFile, artefacts: Sequence[Path], data: DataSettin
 
 def print_summary(results: Path) -> None:
     """Every artefact, and how much faster the lean ones are."""
-    from spvit_deploy.workflows import console_benchmark
+    from spvit_deploy.workflows import console as show
 
-    console_benchmark.summary(load_results(results))
+    show.benchmark(load_results(results))

@@ -1,17 +1,22 @@
-"""What commands print."""
+"""Print what commands found and wrote, on standard output."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from rich import table as rich_table
 from rich.console import Console
-from rich.table import Table
 
 from spvit_deploy.benchmarks.evaluate import Evaluation
+from spvit_deploy.benchmarks.headline import headline_of
 from spvit_deploy.benchmarks.latency_tables.table import LatencyFile, LatencyTable
+from spvit_deploy.benchmarks.reporting.tables import Table, gain_tables, results_table, start_table
+from spvit_deploy.benchmarks.results import ResultsFile
+from spvit_deploy.benchmarks.speedups import pairs_of
 from spvit_deploy.core.launcher import is_first_process
 from spvit_deploy.core.plan import Budget, PrunePlan
 from spvit_deploy.core.progress import warn
@@ -22,14 +27,16 @@ from spvit_deploy.lean.model_folder import SavedModel
 from spvit_deploy.search.search import SearchResult
 from spvit_deploy.workflows.export_all import ExportRow
 
-# From here on int8 is called faster.
+# Speed-up from which int8 is called faster; less is within the noise of two measurements.
 _FASTER = 1.05
-# Share of the gates that a projection may turn unremarked.
+# Columns of a benchmark that a terminal has no room for.
+_TOO_WIDE = ("params", "MB")
+# Fraction of the gates that a projection may change without a warning.
 _MANY = 0.25
 
 
 def console() -> Console:
-    """Standard output, never narrower than a table needs; the first of several processes'."""
+    """Open standard output, at least as wide as tables need; silent in all but process 0."""
     if not is_first_process():
         return Console(quiet=True)
     out = Console(highlight=False, markup=False, soft_wrap=True)
@@ -38,43 +45,55 @@ def console() -> Console:
     return Console(highlight=False, markup=False, width=120)
 
 
-def plan_table(plan: PrunePlan) -> Table:
-    """Operation and MLP width of each block."""
-    table = Table(title=f"{plan.model}", title_justify="left")
-    for heading in ("block", "attention", "MLP width"):
-        table.add_column(heading, justify="left" if heading != "MLP width" else "right")
+def print_table(table: Table) -> None:
+    """Print a table with its note and remarks; nothing if it has no rows."""
+    if not table.rows:
+        return
+    drawn = rich_table.Table(title=table.title or None, title_justify="left")
+    for index, head in enumerate(table.heads):
+        drawn.add_column(head, justify="left" if index < table.left else "right")
+    for row in table.rows:
+        drawn.add_row(*row)
+    out = console()
+    out.print(drawn)
+    for line in filter(None, (table.note, *table.remarks)):
+        out.print(line)
+
+
+def _print_plan(plan: PrunePlan) -> None:
+    """Print operation and MLP width of each block."""
     merges = {keep.after: keep.share for keep in plan.token_keep}
+    rows = []
     for index, block in enumerate(plan.blocks):
-        table.add_row(block.path, block.operation, str(len(block.mlp_keep)))
+        rows.append((block.path, block.operation, str(len(block.mlp_keep))))
         if index in merges:
-            table.add_row("", f"{100 * merges[index]:g}% of the tokens kept", "")
-    return table
+            rows.append(("", f"{100 * merges[index]:g}% of the tokens kept", ""))
+    print_table(Table(str(plan.model), ("block", "attention", "MLP width"), rows))
 
 
 def search(result: SearchResult, output: Path, align: int) -> None:
-    """After a search: the plan, and how its budget was met."""
-    out, projection, budget = console(), result.projection, result.plan.budget
-    out.print(plan_table(result.plan))
+    """Print a search's plan and how its budget was met."""
+    projection, budget = result.projection, result.plan.budget
+    _print_plan(result.plan)
+    out = console()
     if budget is not None:
         out.print(_budget_line(budget))
         unit = budget.amount.unit if budget.amount else "MACs"
         before = format_cost(projection.cost_before, unit)
-        turned, count = projection.flipped, projection.gates
-        out.print(
-            f"the gates alone said {before}; {turned} of {count} were turned to meet the budget"
-        )
-        if turned > _MANY * count:
-            warn("so many go against what the search learned: search longer (--epochs).")
+        changed, count = projection.flipped, projection.gates
+        out.print(f"before projection {before}; {changed} of {count} gates changed for the budget")
+        if changed > _MANY * count:
+            warn("the budget overrides much of what the search learned. Search longer (--epochs).")
     if projection.step < align:
         out.print(
             f"MLP widths are multiples of {projection.step}, not of {align}: the model is too "
-            "small to meet the budget so"
+            "small to meet the budget otherwise"
         )
     out.print(f"wrote {output}")
 
 
 def _budget_line(budget: Budget) -> str:
-    """What was asked and met, in the unit that was asked for, and in MACs."""
+    """Format what was requested and met, in the budget's unit and in MACs."""
     unit: Unit = "MACs"
     amounts = (budget.asked_macs or 0, budget.met_macs, budget.dense_macs)
     more = ""
@@ -84,25 +103,24 @@ def _budget_line(budget: Budget) -> str:
         more = f" ({100 * budget.met_macs / budget.dense_macs:.1f}% of its MACs)"
         more += f", by its blocks as measured in {found.on}" if found.on else ""
     asked, met, dense = (format_cost(amount, unit) for amount in amounts)
-    share = f"{100 * amounts[1] / amounts[2]:.1f}%"
+    percent = f"{100 * amounts[1] / amounts[2]:.1f}%"
     return (
-        f"budget {budget.asked} = {asked}; the plan costs {met}, {share} of the dense model's "
+        f"budget {budget.asked} = {asked}; the plan costs {met}, {percent} of the dense model's "
         f"{dense}{more}"
     )
 
 
 def model(saved: SavedModel, output: Path) -> None:
-    """After materialize or finetune."""
-    out = console()
+    """Print the plan and the cost of a model that was written."""
     if saved.plan is not None:
-        out.print(plan_table(saved.plan))
+        _print_plan(saved.plan)
     cost = count_cost(saved.module, saved.preprocessing.input_size)
-    out.print(f"{saved.title}: {format_cost(cost.macs)}, {cost.params:,} parameters")
+    console().print(f"{saved.title}: {format_cost(cost.macs)}, {cost.params:,} parameters")
     accuracy(saved, output)
 
 
 def accuracy(saved: SavedModel, output: Path) -> None:
-    """After training: what the model gets right, and where it is."""
+    """Print a trained model's accuracy and where it was written."""
     top1 = saved.history[-1].get("top1") if saved.history else None
     if top1 is not None:
         console().print(f"{saved.title}: top-1 on the validation split {top1:.2f}%")
@@ -110,29 +128,32 @@ def accuracy(saved: SavedModel, output: Path) -> None:
 
 
 def latency(file: LatencyFile, output: Path) -> None:
-    """After a profile: every table."""
+    """Print the latency tables of a profile."""
     for table in file.tables:
-        _latency(table)
+        _print_latencies(table)
     console().print(f"wrote {output}")
 
 
-def _latency(table: LatencyTable) -> None:
-    """Milliseconds of blocks with each operation, and of their MLPs at each width."""
+def _print_latencies(table: LatencyTable) -> None:
+    """Print milliseconds of blocks with each operation, and of their MLPs at each width."""
+    rows = []
+    for shape in table.shapes:
+        more = f" and {len(shape.paths) - 1} more" if shape.paths[1:] else ""
+        spread = max(t.spread for t in (*shape.attention.values(), *(p.time for p in shape.mlp)))
+        rows.append(
+            (
+                f"{shape.paths[0]}{more}",
+                *(f"{1e3 * time.seconds:.3f}" for time in shape.attention.values()),
+                " ".join(str(point.width) for point in shape.mlp),
+                " ".join(f"{1e3 * point.time.seconds:.3f}" for point in shape.mlp),
+                f"{50 * spread:.0f}%",
+            )
+        )
     out, whole = console(), table.anchors
     out.print(f"{table.model} in {table.place}")
     kinds = (kind.value for kind in table.shapes[0].attention)
-    rows = Table("blocks", *kinds, "hidden units", "ms each", "±")
-    for shape in table.shapes:
-        times = [f"{1e3 * time.seconds:.3f}" for time in shape.attention.values()]
-        spread = max(t.spread for t in (*shape.attention.values(), *(p.time for p in shape.mlp)))
-        rows.add_row(
-            f"{shape.paths[0]}" + (f" and {len(shape.paths) - 1} more" if shape.paths[1:] else ""),
-            *times,
-            " ".join(str(point.width) for point in shape.mlp),
-            " ".join(f"{1e3 * point.time.seconds:.3f}" for point in shape.mlp),
-            f"{50 * spread:.0f}%",
-        )
-    out.print(rows)
+    heads = ("blocks", *kinds, "hidden units", "ms each", "±")
+    print_table(Table("", heads, rows, left=len(heads)))
     out.print(
         f"dense {1e3 * whole.dense.seconds:.3f} ms (±{50 * whole.dense.spread:.0f}%), without MLPs "
         f"{1e3 * whole.no_mlp.seconds:.3f} ms, least {1e3 * whole.least.seconds:.3f} ms"
@@ -140,12 +161,12 @@ def _latency(table: LatencyTable) -> None:
 
 
 def imported(result: SavedModel | PrunePlan, output: Path) -> None:
-    """After an import: a model, or gates alone."""
+    """Print an imported model, or imported gates."""
     if isinstance(result, SavedModel):
         model(result, output)
         return
+    _print_plan(result)
     out, (dense, lean) = console(), plan_costs(result)
-    out.print(plan_table(result))
     out.print(
         f"lean: {format_cost(lean.macs)}, {lean.params:,} parameters; dense: "
         f"{format_cost(dense.macs)}, {dense.params:,}"
@@ -154,12 +175,12 @@ def imported(result: SavedModel | PrunePlan, output: Path) -> None:
 
 
 def export(record: ExportRecord, output: Path) -> None:
-    """After an export: every link of the proof."""
+    """Print the parity of an export, step by step, and what was written."""
     out = console()
     for report in record.parity:
         out.print(report.line())
     if record.accuracy is not None:
-        _accuracy(record.accuracy, record.precision, out)
+        _print_accuracy(record.accuracy, record.precision, out)
     if record.delegated is not None:
         out.print(f"XNNPACK computes {100 * record.delegated:.0f}% of the operators")
     opset = f"opset {record.opset}, " if record.opset else ""
@@ -167,19 +188,17 @@ def export(record: ExportRecord, output: Path) -> None:
 
 
 def exports(rows: Sequence[ExportRow], output: Path) -> None:
-    """After an export of everything: what was written, failed, or could not be done here."""
-    table = Table(title="exports", title_justify="left")
-    for heading in ("format", "precision", "MB", "export s", "ms a call", "max abs", "points lost"):
-        table.add_column(heading, justify="left" if heading in ("format", "precision") else "right")
-    for row in rows:
-        if row.status == "written":
-            table.add_row(
-                row.format, row.precision, f"{row.size_bytes / 1e6:.2f}", f"{row.seconds:.1f}",
-                "not run here" if row.latency is None else f"{1000 * row.latency:.3f}",
-                f"{row.max_abs:.1e}", "" if row.drop is None else f"{row.drop:.2f}",
-            )  # fmt: skip
+    """Print what ``export --all`` wrote, and why the rest failed or was skipped."""
+    heads = ("format", "precision", "MB", "export s", "ms per inference", "max abs", "points lost")
+    cells = [
+        (row.format, row.precision, f"{row.size_bytes / 1e6:.2f}", f"{row.seconds:.1f}",
+         "does not run here" if row.latency is None else f"{1000 * row.latency:.3f}",
+         f"{row.max_abs:.1e}", "" if row.drop is None else f"{row.drop:.2f}")
+        for row in rows
+        if row.status == "written"
+    ]  # fmt: skip
+    print_table(Table("exports", heads, cells))
     out = console()
-    out.print(table)
     for row in rows:
         name = f"{row.format} {row.precision}"
         if row.status != "written":
@@ -190,7 +209,7 @@ def exports(rows: Sequence[ExportRow], output: Path) -> None:
             out.print(f"{name}: not faster than fp32 here ({row.speedup:.2f}×)")
         for gpu in row.left_out:
             out.print(f"{name}: no engine for {gpu}")
-    out.print(f"wrote {output}: each artefact in its folder, and exports.json")
+    out.print(f"wrote {output}: each artifact in its folder, and exports.json")
 
 
 def _kept(names: Sequence[str]) -> str:
@@ -198,7 +217,7 @@ def _kept(names: Sequence[str]) -> str:
     return f"{len(names)} layers stayed in fp32 for accuracy: {few}"
 
 
-def _accuracy(found: AccuracyInfo, precision: str, out: Console) -> None:
+def _print_accuracy(found: AccuracyInfo, precision: str, out: Console) -> None:
     out.print(f"top-1 {found.before:.2f}% in fp32, {found.after:.2f}% in {precision}")
     if found.kept:
         out.print(_kept(found.kept))
@@ -208,36 +227,56 @@ def _accuracy(found: AccuracyInfo, precision: str, out: Console) -> None:
         out.print(f"{found.speedup:.2f}× as fast as fp32 here, batch 1")
     else:
         out.print(
-            f"not faster than fp32 here: {found.speedup:.2f}×, batch 1. Layers this small gain "
-            "nothing from int8, or too many stayed in fp32; deploy the fp32 export."
+            f"not faster than fp32 here: {found.speedup:.2f}×, batch 1. The layers are too small "
+            "for int8, or too many stayed in fp32. Deploy the fp32 export."
         )
 
 
 def evaluation(result: Evaluation, as_json: bool) -> None:
-    """After an evaluation."""
+    """Print an evaluation."""
     unknown = None if as_json else "unknown"
-    facts(
-        {
-            "path": str(result.path),
-            "kind": result.kind,
-            "runtime": result.runtime,
-            "images": result.images,
-            "top1": round(result.top1, 3),
-            "top5": round(result.top5, 3),
-            "macs": result.macs or unknown,
-            "params": result.params,
-        },
-        as_json,
-    )
+    content = {
+        "path": str(result.path),
+        "kind": result.kind,
+        "runtime": result.runtime,
+        "images": result.images,
+        "top1": round(result.top1, 3),
+        "top5": round(result.top5, 3),
+        "macs": result.macs or unknown,
+        "params": result.params,
+    }
+    facts(content, as_json)
+
+
+def benchmark(file: ResultsFile, output: Path | None = None) -> None:
+    """Print latencies, start-up, how lean and dense compare, and the headline."""
+    rows = file.results
+    closed = all(row.workload.scenario == "closed" for row in rows)
+    table = results_table([file], "latency of one inference" if closed else "queries")
+    table = table.trimmed(without=_TOO_WIDE)
+    marks = ["!" if row.remarks() else "" for row in rows]
+    cells = [(*cells, mark) for cells, mark in zip(table.rows, marks, strict=True)]
+    print_table(replace(table, heads=[*table.heads, ""], rows=cells).trimmed())
+    print_table(start_table(rows))
+    out, pairs = console(), pairs_of(rows)
+    for pair in pairs:
+        out.print(pair.said())
+    for gains in gain_tables(pairs):
+        print_table(gains)
+    headline = headline_of(rows)
+    if headline is not None and headline.base is not None:
+        out.print(str(headline))
+    if output is not None:
+        out.print(f"wrote {output}")
 
 
 def facts(content: dict[str, Any], as_json: bool) -> None:
-    """Names and values, as JSON or for a person."""
-    out = console()
+    """Print names and values, as JSON or for a person; a list of records becomes a table."""
     if as_json:
         print(json.dumps(content, indent=1))
         return
-    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    out = console()
+    table = rich_table.Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     listings: list[list[dict[str, Any]]] = []
     for key, value in content.items():
         if isinstance(value, list) and value and isinstance(value[0], dict):
@@ -250,7 +289,5 @@ def facts(content: dict[str, Any], as_json: bool) -> None:
             table.add_row(key, str(value))
     out.print(table)
     for rows in listings:
-        listing = Table(*rows[0])
-        for row in rows:
-            listing.add_row(*(str(value) for value in row.values()))
-        out.print(listing)
+        cells = [[str(value) for value in row.values()] for row in rows]
+        print_table(Table("", list(rows[0]), cells, left=len(rows[0])))

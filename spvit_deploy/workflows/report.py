@@ -1,4 +1,4 @@
-"""Reports as files, for commands and recipes."""
+"""Write reports as files, for the command and for recipes."""
 
 from __future__ import annotations
 
@@ -13,11 +13,8 @@ from spvit_deploy.core.errors import InputError
 from spvit_deploy.core.files import write_bytes
 from spvit_deploy.core.output_folders import ensure_free
 from spvit_deploy.core.plan import PrunePlan, load_plan
-from spvit_deploy.core.progress import stderr_console
 from spvit_deploy.families.registry import find_sites
 from spvit_deploy.families.timm_models import create_empty
-
-_TITLE = "spvit-deploy report"
 
 
 def report_to_file(
@@ -27,58 +24,51 @@ def report_to_file(
     png: bool = False,
     force: bool = False,
     search: Path | None = None,
+    form: str = "html",
 ) -> list[Path]:
-    """Write the page, and its picture with ``png`` where a Chromium is installed.
+    """Write a report.
+
+    Args:
+        results: ``results.json`` files.
+        output: File to write.
+        plan: Lean folder or ``gates.json`` whose plan is drawn; HTML only.
+        png: Write an image of the page beside it, if a Chromium is installed; HTML only.
+        force: Replace existing files.
+        search: Folder of a search to draw; HTML only.
+        form: ``html``, ``md`` or ``json``.
 
     Returns:
-        Files written.
-    """
-    picture = output.with_suffix(".png")
-    for path in (output, picture) if png else (output,):
-        ensure_free(path, force, folder=False, reads=(*results, plan, search))
-    loaded = load_plan(plan) if plan else None
-    write_report(results, output, loaded, _hidden(loaded), search)
-    if not png:
-        return [output]
-    if render_png(output, picture):
-        return [output, picture]
-    stderr_console().print(
-        "no picture of the report: that takes an installed Chromium or Chrome", highlight=False
-    )
-    return [output]
-
-
-def text_to_file(
-    form: str,
-    results: Sequence[Path],
-    output: Path,
-    plan: Path | None = None,
-    png: bool = False,
-    force: bool = False,
-    search: Path | None = None,
-) -> list[Path]:
-    """Write the report as ``md`` or ``json``.
-
-    Returns:
-        Files written.
+        The files written.
 
     Raises:
-        InputError: no results, or a picture of what only a page has.
-        OutputExistsError, StorageError: as :func:`ensure_free`.
+        InputError: No results, or an option that the form does not have.
+        OutputExistsError, StorageError: As :func:`ensure_free`.
     """
-    idle = [
-        name for name, given in (("--plan", plan), ("--png", png), ("--search", search)) if given
-    ]
-    if idle:
-        raise InputError(f"{idle[0]} is for HTML; {form} was asked for.", "Leave it out.")
-    ensure_free(output, force, folder=False, reads=results)
-    files = read_results(results)
-    text = markdown(files, _TITLE) if form == "md" else json.dumps(content(files), indent=1) + "\n"
-    write_bytes(output, text.encode())
-    return [output]
+    for name, given in (("--plan", plan), ("--png", png), ("--search", search)):
+        if given and form != "html":
+            raise InputError(f"{name} is for HTML, not for {form}.", "Leave it out.")
+    image = output.with_suffix(".png")
+    for path in (output, image) if png else (output,):
+        ensure_free(path, force, folder=False, reads=(*results, plan, search))
+    if form != "html":
+        _write_text(results, output, form)
+        return [output]
+    loaded = load_plan(plan) if plan else None
+    write_report(results, output, loaded, _dense_widths(loaded), search)
+    return [output, image] if png and render_png(output, image) else [output]
 
 
-def _hidden(plan: PrunePlan | None) -> list[int]:
+def _dense_widths(plan: PrunePlan | None) -> list[int]:
+    """Return the MLP width of each block of the dense model."""
     if plan is None:
         return []
     return [site.hidden for site in find_sites(create_empty(plan.model), str(plan.model))]
+
+
+def _write_text(results: Sequence[Path], output: Path, form: str) -> None:
+    files = read_results(results)
+    if form == "md":
+        text = markdown(files, "spvit-deploy report")
+    else:
+        text = json.dumps(content(files), indent=1) + "\n"
+    write_bytes(output, text.encode())

@@ -1,43 +1,35 @@
-"""What the commands of a sweep print."""
+"""Print what the commands of a sweep found."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
-from rich.table import Table
-
 from spvit_deploy.workflows import console as show
-from spvit_deploy.workflows.sweep.page import PAGE_FILE, row
-from spvit_deploy.workflows.sweep.pick import artefacts
+from spvit_deploy.workflows.sweep.page import PAGE_FILE, trials_table
+from spvit_deploy.workflows.sweep.pick import artifacts
 from spvit_deploy.workflows.sweep.record import SweepPoint, SweepRecord
 
 
-def swept(record: SweepRecord, root: Path) -> None:
-    """After a sweep: every model, and where to look."""
-    table = Table(title=f"{record.runtime}, batch {record.batch}", title_justify="left")
-    heads = ("model", "", "top-1 %", "p50 ms", "p90 ms", "over dense", "MMACs", "params", "engine")
-    for heading in heads:
-        left = heading in ("model", "", "engine")
-        table.add_column(heading, justify="left" if left else "right")
-    points = (record.dense, *record.points)
-    for point in (record.dense, *record.trials):
-        cells = list(row(point, points))
+def print_sweep(record: SweepRecord, root: Path) -> None:
+    """Print a table of all models, and where the page is."""
+    table = trials_table(record)
+    rows = [list(cells) for cells in table.rows]
+    for cells, point in zip(rows, (record.dense, *record.trials), strict=True):
         if point.unsteady:
             cells[1] += ", unsteady"
         if not point.measured:
             cells[-1] = ""
-        table.add_row(*cells)
+    title = f"{record.runtime}, batch {record.batch}"
+    show.print_table(replace(table, title=title, rows=rows))
     out = show.console()
-    out.print(table)
-    if any(point.unsteady for point in (record.dense, *record.trials)):
-        out.print("unsteady: medians alone and interleaved differ by 3% or more")
     out.print(f"wrote {root}; see {root / PAGE_FILE}")
     out.print(f"`spvit-deploy sweep pick {root} --max-latency 4ms` names the trial for a limit")
 
 
-def picked(record: SweepRecord, point: SweepPoint, folder: Path, as_json: bool) -> None:
-    """The trial that was picked, and where its artefacts lie."""
-    engine, model = artefacts(folder, point)
+def print_pick(record: SweepRecord, point: SweepPoint, folder: Path, as_json: bool) -> None:
+    """Print the trial that was picked, and where its artifacts are."""
+    engine, model = artifacts(folder, point)
     latency, top1 = point.place
     facts = {
         "trial": point.name,

@@ -1,4 +1,7 @@
-"""Ray as a guest that says nothing, sends nothing and leaves nothing. Loads no Ray by itself."""
+"""Start Ray, or join a cluster, without output, telemetry or files left behind.
+
+Imports Ray only when it is started.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +22,7 @@ from typing import Any
 from spvit_deploy.core.errors import InputError, RuntimeMissingError, StorageError, first_line
 from spvit_deploy.core.files import sha256_bytes
 
+# Settings for which Ray has no arguments.
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -27,12 +31,12 @@ _ENVIRONMENT = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "TUNE_WARN_THRESHOLD_S": "600",
 }
-# Bytes of Ray's store of objects: settings alone pass through it.
+# Bytes of Ray's object store: only settings pass through it.
 _STORE = 100 << 20
 # Seconds that Ray's processes may take to end.
-_TO_END = 10
-# Seconds in which a cluster takes a connection.
-_TO_ANSWER = 5
+_END_TIMEOUT = 10
+# Seconds in which a cluster accepts a connection.
+_CONNECT_TIMEOUT = 5
 
 
 @dataclass(frozen=True)
@@ -40,10 +44,10 @@ class Capacity:
     """What a cluster has.
 
     Attributes:
-        nodes: hosts with processors.
-        cpus: of all hosts.
-        least: processors of the smallest host.
-        gpus: of all hosts.
+        nodes: Number of hosts with processors.
+        cpus: Processors of all hosts.
+        least: Processors of the smallest host.
+        gpus: GPUs of all hosts.
     """
 
     nodes: int
@@ -54,7 +58,7 @@ class Capacity:
 
 @dataclass(frozen=True)
 class Portion:
-    """What each trial gets, and how many run at a time."""
+    """How many trials run at a time, and the processors and GPUs of each."""
 
     concurrent: int
     cpus: int
@@ -62,21 +66,21 @@ class Portion:
 
 
 def portion(capacity: Capacity, device: str, concurrent: int | None) -> Portion:
-    """A GPU a trial where there are GPUs; else the processors in equal parts, one part a host.
+    """Divide a cluster among trials: a GPU for each, or equal numbers of processors.
 
     Args:
-        capacity: of the cluster.
+        capacity: What the cluster has.
         device: ``auto|cpu|cuda|mps``.
-        concurrent: trials at a time, as far as there are processors and GPUs for them; None for
-            one a GPU, or one a host without.
+        concurrent: Trials at a time, at most one per GPU or processor; None for one per GPU, or
+            one per host without GPUs.
 
     Raises:
-        RuntimeMissingError: no GPU for ``cuda``.
+        RuntimeMissingError: No GPU for ``cuda``.
     """
     on_gpu = device == "cuda" or (device == "auto" and capacity.gpus > 0)
     if on_gpu and not capacity.gpus:
         raise RuntimeMissingError(
-            "Device 'cuda' was asked for; no node has a GPU.", "Choose --device cpu."
+            "Device 'cuda' was requested: no node has a GPU.", "Choose --device cpu."
         )
     most = capacity.gpus if on_gpu else capacity.cpus
     count = max(1, min(concurrent or (capacity.gpus if on_gpu else capacity.nodes), most))
@@ -85,20 +89,24 @@ def portion(capacity: Capacity, device: str, concurrent: int | None) -> Portion:
 
 
 def require_ray() -> None:
-    """Raises RuntimeMissingError where Ray Tune is not installed."""
-    missing = [name for name in ("ray", "pandas", "pyarrow") if not importlib.util.find_spec(name)]
-    if missing:
-        raise RuntimeMissingError(
-            f"A sweep runs on Ray Tune; '{missing[0]}' is not here.",
-            "pip install 'spvit-deploy[sweep]'",
-        )
+    """Refuse to go on without Ray Tune.
+
+    Raises:
+        RuntimeMissingError: It is not installed.
+    """
+    for name in ("ray", "pandas", "pyarrow"):
+        if not importlib.util.find_spec(name):
+            raise RuntimeMissingError(
+                f"A sweep needs Ray Tune: '{name}' is not installed.",
+                "pip install 'spvit-deploy[sweep]'",
+            )
 
 
 def check_address(address: str) -> None:
-    """Refuse an address at which nobody answers, which Ray itself would try for minutes.
+    """Refuse an address that takes no connection; Ray would try it for minutes.
 
     Raises:
-        InputError: so, or no address.
+        InputError: Not an address, or no cluster there.
     """
     if address == "auto":
         return
@@ -109,72 +117,94 @@ def check_address(address: str) -> None:
             "Start it there, with --address auto or HOST:PORT.",
         )
     try:
-        with socket.create_connection((host.strip("[]"), int(port)), _TO_ANSWER):
-            pass
+        socket.create_connection((host.strip("[]"), int(port)), _CONNECT_TIMEOUT).close()
     except OSError as error:
         raise _no_cluster(address, error.strerror or str(error)) from None
 
 
-def _no_cluster(address: str, why: str) -> InputError:
+def _no_cluster(address: str, reason: str) -> InputError:
     return InputError(
-        f"No Ray cluster answers at '{address}': {why}.",
+        f"No Ray cluster answers at '{address}': {reason}.",
         "Start one with `ray start --head`, or leave --address out.",
     )
 
 
 @contextmanager
 def ray_started(root: Path, address: str | None) -> Iterator[Capacity]:
-    """Ray on this host, with its files in a folder of its own that goes with it; or a cluster.
+    """Start Ray on this host, with its files in a temporary folder; or join a cluster.
 
     Args:
-        root: the sweep's folder, of which the name of that folder follows.
-        address: of a cluster that runs; None for this host.
+        root: The sweep's folder, which the name of the temporary folder is derived from.
+        address: Of a running cluster; None for this host.
+
+    Yields:
+        What there is to run trials on.
 
     Raises:
-        InputError: no cluster answers.
+        InputError: No cluster answers.
+        StorageError: Ray does not start.
     """
+    place = _place(root)
     with _environment(local=address is None):
         import ray
 
         try:
-            with _scratch(root, address) as place:
+            if address is None:
+                _new_scratch(place)
+            with _quiet():
                 _start(ray, address, place)
-                with _silent():
-                    yield _capacity(ray)
+                yield _capacity(ray)
         finally:
             ray.shutdown()
             if address is None:
-                _remove(_place(root))
+                _remove(place)
+
+
+def _place(root: Path) -> Path:
+    """Return the temporary folder of a sweep, the same each time so that leftovers are removed.
+
+    The paths of Ray's sockets, which are in it, may have about a hundred characters at most.
+    """
+    temp = Path("/tmp") if os.name == "posix" else Path(tempfile.gettempdir())
+    owner = os.getuid() if hasattr(os, "getuid") else 0
+    return temp / f"spvit-ray-{sha256_bytes(f'{owner} {root.absolute()}'.encode())[:8]}"
+
+
+def _new_scratch(place: Path) -> None:
+    shutil.rmtree(place, ignore_errors=True)
+    try:
+        place.mkdir(mode=0o700)
+    except OSError as error:
+        raise StorageError(
+            f"{place}: {error.strerror}; Ray's files go there.", "Remove it."
+        ) from error
 
 
 def _remove(place: Path) -> None:
-    """Remove Ray's folder, into which its last processes may write for a moment more."""
-    end = time.monotonic() + _TO_END
-    while place.exists():
+    """Remove Ray's folder, into which its last processes may still write for a moment."""
+    end = time.monotonic() + _END_TIMEOUT
+    while place.exists() and time.monotonic() < end:
         shutil.rmtree(place, ignore_errors=True)
-        if time.monotonic() > end:
-            return
         time.sleep(0.1)
 
 
-def _start(ray: Any, address: str | None, place: Path | None) -> None:
-    options: dict[str, Any] = {"configure_logging": False, "log_to_driver": False}
+def _start(ray: Any, address: str | None, place: Path) -> None:
+    options: dict[str, Any] = {"address": address, "configure_logging": False,
+                               "log_to_driver": False}  # fmt: skip
     if address is None:
+        affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
         options |= {
-            "address": "local", "include_dashboard": False,
+            "address": "local", "include_dashboard": False, "object_store_memory": _STORE,
             # One level down, since Ray opens its own folder to everyone.
-            "_temp_dir": str(place / "r") if place else None,
-            "num_cpus": _processors(), "object_store_memory": _STORE,
+            "_temp_dir": str(place / "r"),
+            "num_cpus": affinity or os.cpu_count() or 1,
         }  # fmt: skip
-    else:
-        options["address"] = address
-    with _silent():
-        try:
-            ray.init(**options)
-        except (ConnectionError, ValueError, RuntimeError, OSError) as error:
-            if address is None:
-                raise StorageError(f"Ray does not start: {first_line(error)}.") from error
-            raise _no_cluster(address, first_line(error)) from error
+    try:
+        ray.init(**options)
+    except (ConnectionError, ValueError, RuntimeError, OSError) as error:
+        if address is None:
+            raise StorageError(f"Ray does not start: {first_line(error)}.") from error
+        raise _no_cluster(address, first_line(error)) from error
 
 
 def _capacity(ray: Any) -> Capacity:
@@ -184,45 +214,12 @@ def _capacity(ray: Any) -> Capacity:
     return Capacity(max(1, len(cpus)), max(1, sum(cpus)), min(cpus, default=1), gpus)
 
 
-def _processors() -> int:
-    """Processors that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-@contextmanager
-def _scratch(root: Path, address: str | None) -> Iterator[Path | None]:
-    if address is not None:
-        yield None
-        return
-    place = _place(root)
-    shutil.rmtree(place, ignore_errors=True)
-    try:
-        place.mkdir(mode=0o700)
-    except OSError as error:
-        raise StorageError(
-            f"{place}: {error.strerror}; Ray's files go there.", "Remove it."
-        ) from error
-    yield place
-
-
-def _place(root: Path) -> Path:
-    """The same for each sweep, so that it clears away what was left when it was killed.
-
-    The paths of Ray's sockets, which are in it, may be of about a hundred letters at most.
-    """
-    temp = Path("/tmp") if os.name == "posix" else Path(tempfile.gettempdir())
-    owner = os.getuid() if hasattr(os, "getuid") else 0
-    return temp / f"spvit-ray-{sha256_bytes(f'{owner} {root.absolute()}'.encode())[:8]}"
-
-
 @contextmanager
 def _environment(local: bool) -> Iterator[None]:
-    """Ray is told by variables what it has no arguments for."""
+    """Set Ray's environment variables where the user has not set them."""
     wanted = {name: value for name, value in _ENVIRONMENT.items() if name not in os.environ}
     if local and not any(n in os.environ for n in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")):
-        # Without one Ray writes it to the home; it keeps other users out of the trials' processes.
+        # Keeps other users out of the trials' processes; Ray's own would be written to the home.
         wanted |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     os.environ.update(wanted)
     try:
@@ -233,8 +230,8 @@ def _environment(local: bool) -> Iterator[None]:
 
 
 @contextmanager
-def _silent() -> Iterator[None]:
-    """Failures are told by the sweep itself; with ``--debug`` Ray is_first_process too."""
+def _quiet() -> Iterator[None]:
+    """Silence Ray's log, as the sweep reports failures itself; not with ``--debug``."""
     logger = logging.getLogger("ray")
     before = logger.level
     if logging.root.level > logging.DEBUG:

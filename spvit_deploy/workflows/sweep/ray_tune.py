@@ -1,6 +1,6 @@
-"""Trials on Ray Tune, which shares out processors and GPUs and repeats what fails.
+"""Run trials on Ray Tune, which assigns processors and GPUs and retries what fails.
 
-Tune keeps no state that is needed again: a trial's own folder tells how far it came.
+Tune's own state is not kept: a trial resumes from its folder.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from spvit_deploy.workflows.sweep.trial import STAGES, TrialJob, run_trial
 
 @dataclass(eq=False)
 class _Listener(tune.Callback):  # type: ignore[misc]
-    """Follows the trials; Tune calls it."""
+    """Shows the progress of trials and reports their end; called by Tune."""
 
     bar: Bar
     retries: int
@@ -30,13 +30,13 @@ class _Listener(tune.Callback):  # type: ignore[misc]
     reasons: dict[str, str] = field(default_factory=dict)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Nothing: Tune keeps its callbacks on disk, and a bar is of this process alone."""
+        """Pickle nothing: Tune stores its callbacks, and a bar belongs to this process only."""
         return {}
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any
     ) -> None:
-        """A stage began, or the trial is done."""
+        """Show the stage that began, or end a trial."""
         name, stage = trial.config["job"], result.get("stage")
         if stage in STAGES:
             self._advance(name, STAGES.index(stage), f"{name}: {stage}")
@@ -46,20 +46,20 @@ class _Listener(tune.Callback):  # type: ignore[misc]
             self._end(name, result["failed"])
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        """It failed, and will be tried again."""
+        """Show why a trial is retried."""
         self.bar.log(
             f"{trial.config['job']}: {self._reason(trial)} Trying again, "
             f"{trial.num_failures} of {self.retries}."
         )
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        """It failed for the last time."""
+        """End a trial that has no retries left."""
         self._end(trial.config["job"], self._reason(trial))
 
     def _reason(self, trial: Any) -> str:
-        """What the trial said before it failed, or else what Ray says of it."""
-        said = self.reasons.pop(trial.config["job"], "")
-        return said or _died(Path(trial.error_file))
+        """Return the reason that the trial reported before it failed, or else Ray's."""
+        reported = self.reasons.pop(trial.config["job"], "")
+        return reported or _ray_reason(Path(trial.error_file))
 
     def _end(self, name: str, failed: str) -> None:
         self._advance(name, len(STAGES), name)
@@ -67,7 +67,7 @@ class _Listener(tune.Callback):  # type: ignore[misc]
         self.ended(name, failed)
 
     def _advance(self, name: str, stages: int, note: str) -> None:
-        """A trial that is tried again passes its first stages a second time."""
+        """Advance the bar, but not for stages that a retried trial passes again."""
         more = stages - self.reached.get(name, 0)
         if more > 0:
             self.reached[name] = stages
@@ -77,18 +77,18 @@ class _Listener(tune.Callback):  # type: ignore[misc]
 def tune_trials(
     jobs: Sequence[TrialJob],
     root: Path,
-    share: Portion,
+    each: Portion,
     retries: int,
     ended: Callable[[str, str], None],
 ) -> None:
     """Run trials; one that fails does not stop the others.
 
     Args:
-        jobs: what is left to do.
-        root: the sweep's folder.
-        share: what each gets.
-        retries: how often a trial that failed is tried again.
-        ended: told the budget and the reason of its failure, or nothing, as each ends.
+        jobs: Trials to run.
+        root: Folder of the sweep.
+        each: Resources of each trial.
+        retries: How often a trial that failed is tried again.
+        ended: Called as each ends, with its budget and the reason of its failure, or "".
     """
     by_name = {job.budget: job for job in jobs}
     store = root / ".ray"
@@ -97,9 +97,9 @@ def tune_trials(
     try:
         with progress_bar("trials", len(jobs) * len(STAGES)) as bar:
             tune.Tuner(
-                tune.with_resources(work, {"cpu": share.cpus, "gpu": share.gpus}),
+                tune.with_resources(work, {"cpu": each.cpus, "gpu": each.gpus}),
                 param_space={"job": tune.grid_search(list(by_name))},
-                tune_config=tune.TuneConfig(max_concurrent_trials=share.concurrent),
+                tune_config=tune.TuneConfig(max_concurrent_trials=each.concurrent),
                 run_config=tune.RunConfig(
                     name="trials", storage_path=str(store.absolute()), verbose=0,
                     failure_config=tune.FailureConfig(max_failures=retries),
@@ -111,7 +111,7 @@ def tune_trials(
 
 
 def _work(config: dict[str, Any], jobs: dict[str, TrialJob]) -> None:
-    """In a process of Ray: the trial. What no repetition mends is reported, and not raised."""
+    """Run a trial in a process of Ray; errors that a retry would not fix are not raised."""
     try:
         run_trial(jobs[config["job"]], lambda stage: tune.report({"stage": stage}))
     except InputError as error:
@@ -123,8 +123,8 @@ def _work(config: dict[str, Any], jobs: dict[str, TrialJob]) -> None:
         tune.report({"failed": ""})
 
 
-def _died(trace: Path) -> str:
-    """One line of a failure that the trial could not tell."""
+def _ray_reason(trace: Path) -> str:
+    """Summarize Ray's trace of a trial that could not report its failure."""
     text = trace.read_text()
     if "worker process has died" in text or "actor died" in text:
         return "its process died: it was killed, or memory ran out."

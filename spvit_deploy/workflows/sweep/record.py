@@ -1,4 +1,4 @@
-"""``sweep.json``: what became of every trial. Stands on pydantic alone."""
+"""``sweep.json``: status and measurements of every trial. Needs only pydantic."""
 
 from __future__ import annotations
 
@@ -8,19 +8,20 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field
 
+from spvit_deploy.benchmarks.reporting.pareto import pareto_front
 from spvit_deploy.core.errors import InputError
 from spvit_deploy.core.records import StrictModel, load_record, write_record
 
 SWEEP_FILE = "sweep.json"
 SCHEMA_VERSION = 1
-# Share of a time that one which is unsteady is off by, or more.
+# Fraction of a latency that an unsteady one may be off by at least.
 _UNSTEADY = 0.03
 
 
 def _inside(text: str) -> str:
     path = PurePosixPath(text)
     if path.is_absolute() or ".." in path.parts or "\\" in text or ":" in text:
-        raise ValueError(f"'{text}' lies outside the sweep's folder")
+        raise ValueError(f"'{text}' is outside the sweep's folder")
     return text
 
 
@@ -35,16 +36,16 @@ class SweepPoint(_Record):
     """One model of the sweep.
 
     Attributes:
-        name: ``dense``, or the budget as it was asked for.
-        status: ``waiting``, ``finished`` or ``failed``.
-        reason: why it failed.
-        folder: of the trial, and ``model`` and ``engine`` in it, as seen from the sweep's folder.
-        macs: for one image.
-        params: parameters.
-        top1: of the engine in its own runtime, on the validation split, in percent.
-        latency: median seconds of a call; None until all are measured.
-        p90: 90th percentile of the same.
-        unsteady: whether its medians alone and among the others differ by 3% or more.
+        name: ``dense``, or the budget as requested.
+        reason: Why it failed.
+        folder, model, engine: Paths of the trial, its model and its engine, relative to the
+            sweep's folder.
+        macs: MACs per image.
+        params: Number of parameters.
+        top1: Accuracy of the engine on the validation split, in percent.
+        latency: Median seconds per inference; None until all models are measured.
+        p90: 90th percentile, seconds.
+        unsteady: Whether medians interleaved and on its own differ by 3% or more.
     """
 
     name: str
@@ -67,29 +68,29 @@ class SweepPoint(_Record):
 
     @property
     def place(self) -> tuple[float, float]:
-        """Latency in seconds and accuracy in percent of a measured one."""
+        """Latency in seconds and top-1 in percent of a measured model."""
         assert self.latency is not None
         assert self.top1 is not None
         return self.latency, self.top1
 
     @property
     def spread(self) -> float:
-        """Seconds from the median to the 90th percentile of a measured one; for one that is
-        unsteady at least what it may be off by.
+        """Seconds that a measured latency may be off by: up to the 90th percentile, and at least
+        3% if it is unsteady.
         """
-        assert self.latency is not None
-        tail = (self.p90 or self.latency) - self.latency
-        return max(tail, _UNSTEADY * self.latency) if self.unsteady else tail
+        latency, _ = self.place
+        tail = (self.p90 or latency) - latency
+        return max(tail, _UNSTEADY * latency) if self.unsteady else tail
 
 
 class SweepRecord(_Record):
     """``sweep.json``.
 
     Attributes:
-        asked: all that decides what a trial comes to, by name; the same for all of them.
-        runtime, batch, measured, host: of the latencies.
-        dense: the model that every trial starts from.
-        trials: in the order of their budgets.
+        asked: All that the trials' results depend on, by name; the same for all of them.
+        runtime, batch, measured, host: Of the latencies.
+        dense: The model that every trial starts from.
+        trials: In the order of the budgets.
     """
 
     schema_version: Literal[1] = 1
@@ -109,23 +110,15 @@ class SweepRecord(_Record):
 
 
 def frontier(points: Sequence[SweepPoint]) -> list[SweepPoint]:
-    """The measured points that no other beats: fastest first, each more accurate than all faster.
-
-    Of several at the same place the first is taken.
-    """
-    best: list[SweepPoint] = []
-    measured = [point for point in points if point.measured]
-    for point in sorted(measured, key=lambda point: (point.place[0], -point.place[1])):
-        if not best or point.place[1] > best[-1].place[1]:
-            best.append(point)
-    return best
+    """Return the measured points that no other beats in both, fastest first."""
+    return pareto_front([p for p in points if p.measured], lambda point: point.place)
 
 
 def standing(point: SweepPoint, points: Sequence[SweepPoint]) -> str:
-    """What a table says of a measured point: ``on the frontier``, ``beaten``, or neither.
+    """Classify a measured point: ``on the frontier``, ``beaten`` or ``within the spread``.
 
-    It is beaten where another is at least as accurate, and faster by more than the times of both
-    spread; less than that another measurement might turn round.
+    A point is beaten if another is at least as accurate, and faster by more than the spread of
+    both: a smaller difference could be reversed by another measurement.
     """
     latency, top1 = point.place
     others = [other for other in points if other.measured]
@@ -142,7 +135,7 @@ def save_sweep(record: SweepRecord, folder: Path) -> None:
     """Write ``sweep.json``.
 
     Raises:
-        StorageError: no space, or not writable.
+        StorageError: The disk is full, or the place is not writable.
     """
     write_record(folder / SWEEP_FILE, record.model_dump(mode="json"))
 
@@ -151,11 +144,11 @@ def load_sweep(folder: Path) -> SweepRecord:
     """Read and validate the record of a sweep's folder.
 
     Raises:
-        InputError: no sweep, or of another version.
-        CorruptFileError: damaged.
+        InputError: Not a sweep, or one of another version.
+        CorruptFileError: The record is damaged.
     """
     file = folder / SWEEP_FILE
     if not file.is_file():
-        what = "no sweep: it has no sweep.json" if folder.exists() else "no such folder"
-        raise InputError(f"{folder}: {what}.", "Name the -o of `spvit-deploy sweep`.")
+        problem = f"not a sweep, {SWEEP_FILE} is missing" if folder.exists() else "no such folder"
+        raise InputError(f"{folder}: {problem}.", "Give the -o of `spvit-deploy sweep`.")
     return load_record(file, "sweep", SweepRecord, "Sweep again", SCHEMA_VERSION)

@@ -1,4 +1,4 @@
-"""What a sweep is asked for, checked before anything is written."""
+"""Check the request for a sweep before anything is written."""
 
 from __future__ import annotations
 
@@ -15,17 +15,16 @@ from spvit_deploy.data.sources import fingerprint, open_source
 from spvit_deploy.lean.load_model import ModelRequest, load_model
 from spvit_deploy.runtimes.registry import find_runtime
 from spvit_deploy.workflows.recipe import ModelSection, Recipe, anchored, check_recipe
-from spvit_deploy.workflows.sweep.budgets import check_budgets, folder_name, parse_budgets
+from spvit_deploy.workflows.sweep.budgets import check_budgets, parse_budgets
 from spvit_deploy.workflows.sweep.ray_cluster import check_address
 from spvit_deploy.workflows.sweep.record import SWEEP_FILE, SweepRecord, load_sweep
-from spvit_deploy.workflows.sweep.trial import TrialJob
+from spvit_deploy.workflows.sweep.trial import NO_EFFECT, TrialJob
 
 # What may be in a sweep's folder beside the dense model's export.
 _OURS = {
     SWEEP_FILE, "state.json", "dense", "dense.checkpoints", "evaluation.json", "results.json",
-    "frontier.html", "frontier.png", "trials", ".ray",
+    "frontier.html", "frontier.png", "trials", ".ray", ".lock",
 }  # fmt: skip
-_PER_CALL = {"output", "device", "checkpoint_every", "tensorboard", "benchmark"}
 
 
 @dataclass(frozen=True)
@@ -33,12 +32,12 @@ class SweepSettings:
     """How trials are run.
 
     Attributes:
-        budgets: as they are written.
-        retries: how often a trial that failed is tried again.
-        concurrent: trials at a time; None for one a GPU, or one a host without.
-        address: of a Ray cluster; None for this host.
-        png: a picture of the page, where Chromium is installed.
-        force: start from nothing.
+        budgets: As :func:`parse_budgets` takes them.
+        retries: How often a trial that failed is tried again.
+        concurrent: Trials at a time; None for one per GPU, or one per host without GPUs.
+        address: Of a Ray cluster; None for this host.
+        png: Write an image of the page, if Chromium is installed.
+        force: Start from nothing.
     """
 
     budgets: str
@@ -50,14 +49,14 @@ class SweepSettings:
 
 
 @dataclass(frozen=True)
-class Asked:
+class SweepRequest:
     """A sweep that was checked.
 
     Attributes:
-        recipe: of the dense model; that of a trial but for budget and folder.
-        budgets: as they are written.
-        images: fingerprint of the data.
-        facts: all that decides what a trial comes to, by name.
+        recipe: Of the dense model; a trial differs in model, budget and folder.
+        budgets: As they were written.
+        images: Fingerprint of the data.
+        facts: All that the trials' results depend on, by name.
     """
 
     recipe: Recipe
@@ -67,73 +66,66 @@ class Asked:
 
     @property
     def root(self) -> Path:
-        """The sweep's folder."""
+        """Folder of the sweep."""
         return Path(self.recipe.output)
 
-    @property
-    def dense(self) -> Path:
-        """Folder of the dense model."""
-        return self.root / "dense"
-
     def job(self, budget: str) -> TrialJob:
-        """The trial of a budget."""
-        recipe, name = self.recipe, folder_name(budget)
-        model = ModelSection(
-            name=recipe.model.name, args=recipe.model.args, checkpoint=str(self.dense)
-        )
-        logs = recipe.tensorboard / name if recipe.tensorboard else None
+        """Return the trial of a budget."""
+        recipe, name, dense = self.recipe, budget.replace("%", "pct"), self.root / "dense"
+        model = ModelSection(name=recipe.model.name, args=recipe.model.args, checkpoint=str(dense))
         update = {
-            "output": str(self.root / "trials" / name), "model": model, "train": None,
-            "search": recipe.search.model_copy(update={"budget": budget}), "tensorboard": logs,
-        }  # fmt: skip
-        return TrialJob(budget, name, recipe.model_copy(update=update), self.dense, self.images)
+            "output": str(self.root / "trials" / name),
+            "model": model,
+            "train": None,
+            "search": recipe.search.model_copy(update={"budget": budget}),
+            "tensorboard": recipe.tensorboard / name if recipe.tensorboard else None,
+        }
+        return TrialJob(budget, name, recipe.model_copy(update=update), dense, self.images)
 
 
-def ask(recipe: Recipe, output: Path, settings: SweepSettings) -> Asked:
+def check_sweep(recipe: Recipe, output: Path, settings: SweepSettings) -> SweepRequest:
     """Check a sweep.
 
     Args:
-        recipe: of any trial; its budget and output are not looked at.
-        output: the sweep's folder.
-        settings: see :class:`SweepSettings`.
+        recipe: Of any trial; its budget and output are ignored.
+        output: Folder of the sweep.
+        settings: How trials are run.
 
     Raises:
-        InputError: a model, data, budgets, runtime or device that cannot be.
+        InputError: A model, data, budget, runtime or device that a sweep cannot take.
     """
     budgets = parse_budgets(settings.budgets)
     _check_place(recipe, settings)
     base = anchored(recipe, Path.cwd())
     base = base.model_copy(update={"output": str(output.absolute())})
     classes = open_source(base.data, train=True).classes or None
-    request = ModelRequest.of(
-        base.model.name, base.model.args, base.model.checkpoint, base.model.pretrained
-    )
+    model = base.model
+    request = ModelRequest.of(model.name, model.args, model.checkpoint, model.pretrained)
     saved, weights = load_model(request, classes)
     if saved.kind != "dense":
-        raise InputError(f"{base.model.name} is lean already.", "Sweep from a dense model.")
-    folder = Path(base.model.name)
+        raise InputError(f"{model.name} is a lean model.", "Sweep from a dense one.")
     own: dict[str, Any] = {"name": saved.spec.name, "args": dict(saved.spec.args)}
-    if folder.is_dir():
-        own["checkpoint"] = str(folder.absolute())
-    base = base.model_copy(update={"model": base.model.model_copy(update=own)})
+    if Path(model.name).is_dir():
+        own["checkpoint"] = str(Path(model.name).absolute())
+    base = base.model_copy(update={"model": model.model_copy(update=own)})
     search = base.search.model_copy(update={"budget": budgets[0]})
     check_recipe(base.model_copy(update={"search": search}))
     check_budgets(budgets, saved, base.search)
-    if not (weights or base.model.pretrained or (base.train and base.train.epochs)):
+    if not (weights or model.pretrained or (base.train and base.train.epochs)):
         warn("the dense model has random weights: no --pretrained, --checkpoint or --dense-epochs.")
     images = fingerprint(base.data)
-    return Asked(base, budgets, images, _facts(base, weights, images))
+    return SweepRequest(base, budgets, images, _facts(base, weights, images))
 
 
 def _check_place(recipe: Recipe, settings: SweepSettings) -> None:
-    asked = recipe.benchmark
-    for name, found in (("runtimes", asked.runtimes), ("batches", asked.batches)):
+    wanted = recipe.benchmark
+    for name, found in (("runtimes", wanted.runtimes), ("batches", wanted.batches)):
         if len(found) > 1:
             raise InputError(
-                f"A sweep draws one latency; the recipe's benchmark names {len(found)} {name}.",
+                f"A sweep measures one latency: the recipe's benchmark has {len(found)} {name}.",
                 "Leave one.",
             )
-    for runtime in asked.runtimes:
+    for runtime in wanted.runtimes:
         find_runtime(runtime)
     if ":" in recipe.device:
         raise InputError(
@@ -147,44 +139,39 @@ def _check_place(recipe: Recipe, settings: SweepSettings) -> None:
 
 
 def _facts(recipe: Recipe, weights: str, images: str) -> dict[str, str]:
-    content = recipe.model_dump(mode="json", exclude=_PER_CALL)
+    content = recipe.model_dump(mode="json", exclude=NO_EFFECT)
     content["search"].pop("budget")
     facts = {"weights": weights, "images": images}
     for section, value in content.items():
         for key, part in value.items() if isinstance(value, dict) else [("", value)]:
             name = f"{section} {key}".strip().replace("_", "-")
             facts[name] = part if isinstance(part, str) else json.dumps(part, sort_keys=True)
-    facts.pop("model checkpoint", None)  # the weights say more
+    facts.pop("model checkpoint", None)  # its weights count, not its path
     return facts
 
 
-def earlier(asked: Asked, force: bool = False) -> SweepRecord | None:
-    """The record of the sweep that is there and is gone on with.
+def find_earlier(request: SweepRequest, force: bool = False) -> SweepRecord | None:
+    """Return the record of the sweep to resume, if there is one and ``force`` is not given.
 
     Raises:
-        OutputExistsError: something else is there, or a sweep of something else.
-        CorruptFileError: its record is damaged.
+        OutputExistsError: Something else is in its folder, or a sweep with other settings.
+        CorruptFileError: Its record is damaged.
     """
-    root = asked.root
+    root = request.root
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         ensure_parent(root)
         return None
     if not (root / SWEEP_FILE).is_file():
-        raise OutputExistsError(f"{root} is there, and is no sweep.", "Choose another -o.")
+        raise OutputExistsError(f"{root} exists and is not a sweep.", "Choose another -o.")
     if force:
-        foreign = sorted({entry.name for entry in root.iterdir()} - _OURS - _export(asked))
-        if foreign:
-            raise OutputExistsError(
-                f"{root} holds '{foreign[0]}', which is none of ours; it is not replaced.",
-                "Choose another -o, or remove it yourself.",
-            )
+        _require_ours(root)
         ensure_parent(root / SWEEP_FILE)
         return None
     record = load_sweep(root)
     changed = [
-        f"{name} {_short(record.asked.get(name))}, now {_short(asked.facts.get(name))}"
-        for name in dict.fromkeys([*record.asked, *asked.facts])
-        if record.asked.get(name) != asked.facts.get(name)
+        f"{name} {_short(record.asked.get(name))}, now {_short(request.facts.get(name))}"
+        for name in dict.fromkeys([*record.asked, *request.facts])
+        if record.asked.get(name) != request.facts.get(name)
     ]
     if changed:
         raise OutputExistsError(
@@ -194,12 +181,20 @@ def earlier(asked: Asked, force: bool = False) -> SweepRecord | None:
     return record
 
 
-def _export(asked: Asked) -> set[str]:
-    """Exports of the dense model, in whatever format the old sweep had."""
-    return {entry.name for entry in asked.root.glob("*-dense") if (entry / "export.json").is_file()}
+def _require_ours(root: Path) -> None:
+    """Refuse to replace a folder that holds what no sweep writes."""
+    # In whatever format the old sweep had.
+    exports = {path.parent.name for path in root.glob("*-dense/export.json")}
+    unknown = sorted({entry.name for entry in root.iterdir()} - _OURS - exports)
+    if unknown:
+        raise OutputExistsError(
+            f"{root} holds '{unknown[0]}', which was not created by spvit-deploy.",
+            "Choose another -o, or remove it yourself.",
+        )
 
 
 def _short(text: str | None) -> str:
+    """Shorten hashes."""
     if not text:
         return "none"
     return f"{text[:8]}…" if len(text) == 64 else text

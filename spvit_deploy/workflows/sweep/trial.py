@@ -1,4 +1,4 @@
-"""One trial: a recipe run in its own folder, from the search to the engine's accuracy."""
+"""Run one trial: a recipe in its own folder, from the search to the engine's accuracy."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ from spvit_deploy.workflows.sweep.record import SWEEP_FILE, SweepPoint
 TRIAL_FILE = "trial.json"
 LOG_FILE = "log.txt"
 STAGES = ("search", "materialize", "finetune", "export", "evaluate")
-# Seconds in which the processes of a sweep that was killed end and let go of their folders.
+# Seconds in which the processes of a sweep that was killed end and release their folders.
 _TO_LET_GO = 60
-# What a recipe says that a trial does not come to another result by.
-_CHANGES_NOTHING = {"output", "device", "checkpoint_every", "tensorboard", "benchmark"}
+# Parts of a recipe that a trial's result does not depend on.
+NO_EFFECT = {"output", "device", "checkpoint_every", "tensorboard", "benchmark"}
 
 
 class TrialRecord(StrictModel):
     """``trial.json``, written when a trial is finished.
 
     Attributes:
-        key: hash of all that it was made from.
-        engine_digest: of the engine's folder.
-        macs, params, top1: of the engine.
+        key: Hash of all that it was made from.
+        engine_digest: Hash of the engine's folder.
+        macs, params, top1: Of the engine; top1 in percent.
     """
 
     kind: str = Field(default="trial", pattern="^trial$")
@@ -51,14 +51,14 @@ class TrialRecord(StrictModel):
 
 @dataclass(frozen=True)
 class TrialJob:
-    """What a trial is given.
+    """The settings of a trial.
 
     Attributes:
-        budget: its name.
-        name: of its folder, and in that of its engine.
-        recipe: whose ``output`` is the trial's folder, an absolute path.
-        dense: folder of the dense model.
-        images: fingerprint of the data.
+        budget: As it was written; the trial's name.
+        name: Of its folder, and suffix of its engine's.
+        recipe: Its ``output`` is the trial's folder, an absolute path.
+        dense: Folder of the dense model.
+        images: Fingerprint of the data.
     """
 
     budget: str
@@ -69,7 +69,7 @@ class TrialJob:
 
     @property
     def folder(self) -> Path:
-        """Where its results go."""
+        """Folder of the trial."""
         return Path(self.recipe.output)
 
     @property
@@ -83,17 +83,16 @@ class TrialJob:
         return self.folder / f"{self.recipe.export.format}-{self.name}"
 
     def key(self) -> str:
-        """Hash of all that the trial is made from."""
-        settings = self.recipe.model_dump(mode="json", exclude=_CHANGES_NOTHING)
-        made_from = [__version__, settings, digest_of(self.dense), self.images]
-        return sha256_bytes(json.dumps(made_from, sort_keys=True).encode())
+        """Hash all that the trial is made from."""
+        settings = self.recipe.model_dump(mode="json", exclude=NO_EFFECT)
+        parts = [__version__, settings, digest_of(self.dense), self.images]
+        return sha256_bytes(json.dumps(parts, sort_keys=True).encode())
 
 
-def finished(job: TrialJob) -> TrialRecord | None:
-    """The record of a trial that ended well, with its engine as it was; None for any other."""
+def read_finished(job: TrialJob) -> TrialRecord | None:
+    """Read the record of a trial that finished and whose files are unchanged; else None."""
     try:
-        content = read_record(job.folder / TRIAL_FILE, kind="trial")
-        record = TrialRecord.model_validate(content)
+        record = TrialRecord.model_validate(read_record(job.folder / TRIAL_FILE, kind="trial"))
     except (InputError, ValueError):
         return None
     whole = record.key == job.key() and record.engine_digest == digest_of(job.engine)
@@ -101,15 +100,15 @@ def finished(job: TrialJob) -> TrialRecord | None:
 
 
 def run_trial(job: TrialJob, begun: Callable[[str], None]) -> TrialRecord:
-    """Run what is left of a trial; what it says goes to ``log.txt`` in its folder.
+    """Run what is left of a trial; its output goes to ``log.txt`` in its folder.
 
     Args:
-        job: see :class:`TrialJob`.
-        begun: told the stage as it begins.
+        job: The trial.
+        begun: Called with the name of each stage as it begins.
 
     Raises:
-        InputError: what no repetition mends.
-        JobError: anything else.
+        InputError: A retry would fail again.
+        JobError: Anything else.
     """
     _require_shared(job)
     try:
@@ -131,22 +130,25 @@ def run_trial(job: TrialJob, begun: Callable[[str], None]) -> TrialRecord:
 
 
 def _run(job: TrialJob, begun: Callable[[str], None]) -> TrialRecord:
-    own = {"output": "run", "tensorboard": None}
-    text = job.recipe.model_copy(update=own).model_dump(mode="json", exclude_none=True)
-    write_bytes(job.folder / "recipe.yaml", yaml.safe_dump(text, sort_keys=False).encode())
+    recipe = job.recipe
+    alone = recipe.model_copy(update={"output": "run", "tensorboard": None})
+    text = yaml.safe_dump(alone.model_dump(mode="json", exclude_none=True), sort_keys=False)
+    write_bytes(job.folder / "recipe.yaml", text.encode())
     runner = Runner(job.folder, begun=lambda stage: begun(stage.partition(" ")[0]))
-    tuned = lean_stages(runner, job.recipe, job.images, job.dense)
-    engine = export_stage(runner, job.recipe, job.name, tuned)
-    file = evaluate_stage(runner, job.recipe, job.images, engine)
-    record = TrialRecord(
-        key=job.key(), engine_digest=digest_of(engine) or "", **read_evaluation(file)
-    )
+    tuned = lean_stages(runner, recipe, job.images, job.dense)
+    engine = export_stage(runner, recipe, job.name, tuned)
+    facts = evaluate_stage(runner, recipe, job.images, engine)
+    record = TrialRecord(key=job.key(), engine_digest=digest_of(engine) or "", **facts)
     write_record(job.folder / TRIAL_FILE, record.model_dump())
     return record
 
 
-def evaluate_stage(runner: Runner, recipe: Recipe, images: str, engine: Path) -> Path:
-    """The accuracy of an engine in the runtime that is measured, as ``evaluation.json``."""
+def evaluate_stage(runner: Runner, recipe: Recipe, images: str, engine: Path) -> dict[str, float]:
+    """Evaluate an engine in the runtime that is measured, into ``evaluation.json``.
+
+    Returns:
+        ``macs``, ``params`` and ``top1`` in percent.
+    """
     output = runner.root / "evaluation.json"
     runtime = next(iter(recipe.benchmark.runtimes), None)
 
@@ -155,24 +157,19 @@ def evaluate_stage(runner: Runner, recipe: Recipe, images: str, engine: Path) ->
         facts = {"macs": found.macs, "params": found.params, "top1": found.top1}
         write_record(output, {"kind": "evaluation", **facts})
 
-    return runner.stage("evaluate", [runtime, images], [engine], output, work)
-
-
-def read_evaluation(file: Path) -> dict[str, float]:
-    """MACs, parameters and top-1 of an ``evaluation.json``."""
-    record = read_record(file, kind="evaluation")
+    runner.stage("evaluate", [runtime, images], [engine], output, work)
+    record = read_record(output, kind="evaluation")
     return {name: record[name] for name in ("macs", "params", "top1")}
 
 
 def point_of(job: TrialJob, record: TrialRecord | None, root: Path) -> SweepPoint:
-    """What the sweep's record says of a trial before it is measured."""
-    folder = job.folder.relative_to(root)
+    """Make the entry in the sweep's record of a trial that is not measured yet."""
+    folder = job.folder.relative_to(root).as_posix()
     if record is None:
-        return SweepPoint(name=job.budget, folder=folder.as_posix())
+        return SweepPoint(name=job.budget, folder=folder)
     return SweepPoint(
-        name=job.budget, status="finished", folder=folder.as_posix(),
-        model=job.model.relative_to(root).as_posix(),
-        engine=job.engine.relative_to(root).as_posix(),
+        name=job.budget, status="finished", folder=folder,
+        model=f"{folder}/{job.model.name}", engine=f"{folder}/{job.engine.name}",
         macs=record.macs, params=record.params, top1=record.top1,
     )  # fmt: skip
 
@@ -181,7 +178,7 @@ def _require_shared(job: TrialJob) -> None:
     root = job.folder.parents[1]
     if not (root / SWEEP_FILE).is_file():
         raise InputError(
-            f"{socket.gethostname()} does not see {root}.",
+            f"{root} does not exist on {socket.gethostname()}.",
             "Choose an -o on a file system that every node of the cluster has at the same place.",
         )
 
