@@ -26,11 +26,11 @@ from spvit_deploy.export.parity import (
 )
 from spvit_deploy.export.preprocessing_check import prove_pictures
 from spvit_deploy.export.settings import ExportJob, Opened
-from spvit_deploy.export.speedup import alternate
 from spvit_deploy.lean.named_outputs import Answers
 from spvit_deploy.runtimes.batching import in_batches
 from spvit_deploy.runtimes.calibration import Accuracy, top1
 from spvit_deploy.runtimes.onnx import graph as onnxrt
+from spvit_deploy.runtimes.timing import time_ratio
 
 # What a person can do about answers that a precision changes; those of fp32 may never differ.
 _HINTS = {
@@ -149,7 +149,7 @@ def speedup(job: ExportJob, form: Format, graph: Graph, staging: Path) -> float:
         fp32 = job.open_file(Path(scratch) / form.file, form.runtime)
         int8 = job.open_file(staging / form.file, form.runtime)
         try:
-            return alternate(lambda: fp32.run_all(image), lambda: int8.run_all(image))
+            return time_ratio(lambda: fp32.run_all(image), lambda: int8.run_all(image))
         finally:
             fp32.close()
             int8.close()

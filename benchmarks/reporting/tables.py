@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from spvit_deploy.benchmarks.block_times import Gain
 from spvit_deploy.benchmarks.mlperf.max_rate import JUDGED
 from spvit_deploy.benchmarks.results import BenchmarkResult, ResultsFile
-from spvit_deploy.benchmarks.roofline import Peak, fraction
+from spvit_deploy.benchmarks.roofline import Peak
 
 HEADS = (
     "artefact", "runtime", "precision", "scenario", "batch", "p50 ms", "± ms", "p90 ms", "p99 ms",
@@ -33,7 +33,7 @@ def milliseconds(seconds: float | None) -> str:
 def cells_of(row: BenchmarkResult, peaks: Sequence[Peak]) -> Cells:
     """Under :data:`HEADS`."""
     low, high = row.interval
-    used = fraction(row.macs * row.workload.batch, row.p50, row.precision, peaks, row)
+    used = row.fraction_of_peak(peaks)
     return (
         row.title,
         row.runtime,

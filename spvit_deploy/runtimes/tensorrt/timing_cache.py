@@ -42,7 +42,7 @@ class TimingCache:
 
     Args:
         file: read if it is there, written by :meth:`save`.
-        logger: the builder's own.
+        logger: of :func:`~spvit_deploy.runtimes.tensorrt.logger.make_logger`, the one that the builder has.
         say: takes a line for the user.
     """
 

@@ -15,7 +15,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
 from spvit_deploy._version import __version__
-from spvit_deploy.benchmarks.evaluate import evaluate_artefact
+from spvit_deploy.benchmarks.evaluate import evaluate_artifact
 from spvit_deploy.core.errors import InputError, JobError, SpvitError
 from spvit_deploy.core.files import read_record, sha256_bytes, write_bytes, write_record
 from spvit_deploy.core.locks import claimed
@@ -150,7 +150,7 @@ def evaluate_stage(runner: Runner, recipe: Recipe, images: str, engine: Path) ->
     runtime = next(iter(recipe.benchmark.runtimes), None)
 
     def work() -> None:
-        found = evaluate_artefact(engine, recipe.data, runtime)
+        found = evaluate_artifact(engine, recipe.data, runtime)
         facts = {"macs": found.macs, "params": found.params, "top1": found.top1}
         write_record(output, {"kind": "evaluation", **facts})
 
