@@ -1,4 +1,4 @@
-"""Facts about an artefact that results carry."""
+"""What results record of an artifact: name, kind, size, hash, cost and preprocessing."""
 
 from __future__ import annotations
 
@@ -19,68 +19,90 @@ from spvit_deploy.runtimes.tensorrt.engine_record import SUFFIX, read_engine
 
 
 @dataclass(frozen=True)
-class Artefact:
-    """What a dense, lean or exported folder, a bare file of ONNX, torch or ExecuTorch, or an engine
-    is.
+class Artifact:
+    """A dense, lean or exported folder, a bare file of ONNX, torch or ExecuTorch, or an engine.
 
     Attributes:
         title: for tables.
         kind: ``dense`` or ``lean``; of an exported model, what it was exported from.
-        preprocessing: None for a bare file that says nothing.
-        macs: 0 where unknown.
+        digest: SHA-256 of its record or file.
+        preprocessing: None for a bare file that does not record it.
+        class_names: none where unknown.
+        macs: of one image; 0 where unknown.
+        params: 0 where unknown.
+        size_bytes: without its records.
         precision: as it was exported; ``fp32`` for a folder of PyTorch, empty where unknown.
-        parity: what its export proved, as its record has it.
+        parity: what its export verified, as its record has it.
         blocks: what the branches of its blocks cost; none where unknown.
     """
 
     title: str
     kind: str
     digest: str
-    preprocessing: Preprocessing | None
-    class_names: tuple[str, ...]
-    macs: int
-    params: int
     size_bytes: int
+    preprocessing: Preprocessing | None = None
+    class_names: tuple[str, ...] = ()
+    macs: int = 0
+    params: int = 0
     precision: str = ""
     parity: tuple[dict[str, Any], ...] = ()
     blocks: tuple[BlockCost, ...] = ()
 
 
 def bytes_of(folder: Path) -> int:
-    """Of what an artefact's folder holds beside its records."""
+    """Sum the bytes of an artifact's folder, without its records."""
     return sum(file.stat().st_size for file in folder.iterdir() if file.suffix != ".json")
 
 
-def describe(path: Path) -> Artefact:
-    """Read an artefact's record.
+def describe(path: Path) -> Artifact:
+    """Read what an artifact is.
 
     Raises:
-        InputError: nothing that we know, or damaged.
+        InputError: unknown, or damaged.
     """
     if path.is_file():
-        return _bare_engine(path) if path.suffix == SUFFIX else _bare(path)
-    kind = artifact_kind(path)
-    size = bytes_of(path)
-    if kind in ("dense", "lean"):
-        saved = load_saved(path)
-        cost = count_cost(saved.module, saved.preprocessing.input_size)
-        title = _title(path, saved.kind)
-        return Artefact(
-            title, saved.kind, folder_digest(path), saved.preprocessing, saved.class_names,
-            cost.macs, cost.params, size, "fp32", (), costs_of(saved),
-        )  # fmt: skip
-    record = read_record(path / "export.json", kind="exported")
+        return _bare_engine(path) if path.suffix == SUFFIX else _bare_file(path)
+    if artifact_kind(path) in ("dense", "lean"):
+        return _torch_folder(path)
+    return _exported_folder(path)
+
+
+def _torch_folder(path: Path) -> Artifact:
+    saved = load_saved(path)
+    cost = count_cost(saved.module, saved.preprocessing.input_size)
+    return Artifact(
+        title=_title(path, saved.kind),
+        kind=saved.kind,
+        digest=folder_digest(path),
+        size_bytes=bytes_of(path),
+        preprocessing=saved.preprocessing,
+        class_names=saved.class_names,
+        macs=cost.macs,
+        params=cost.params,
+        precision="fp32",
+        blocks=costs_of(saved),
+    )
+
+
+def _exported_folder(path: Path) -> Artifact:
+    file = path / "export.json"
+    record = read_record(file, kind="exported")
     try:
-        prep = Preprocessing.model_validate(record["preprocessing"])
-        title = _title(path, record["model_kind"])
-        return Artefact(
-            title, record["model_kind"], sha256_file(path / "export.json"), prep,
-            tuple(record["class_names"]), record["macs"], record["params"], size,
-            record.get("precision", ""), tuple(record.get("parity", ())),
-            read_costs(record.get("blocks", ())),
-        )  # fmt: skip
+        return Artifact(
+            title=_title(path, record["model_kind"]),
+            kind=record["model_kind"],
+            digest=sha256_file(file),
+            size_bytes=bytes_of(path),
+            preprocessing=Preprocessing.model_validate(record["preprocessing"]),
+            class_names=tuple(record["class_names"]),
+            macs=record["macs"],
+            params=record["params"],
+            precision=record.get("precision", ""),
+            parity=tuple(record.get("parity", ())),
+            blocks=read_costs(record.get("blocks", ())),
+        )
     except (KeyError, ValueError) as error:
-        raise CorruptFileError(f"{path / 'export.json'}: {error}.", "Export it again.") from None
+        raise CorruptFileError(f"{file}: {error}.", "Export it again.") from None
 
 
 def _title(path: Path, kind: str) -> str:
@@ -88,26 +110,32 @@ def _title(path: Path, kind: str) -> str:
     return name if kind in name else f"{name} ({kind})"
 
 
-def _bare_engine(path: Path) -> Artefact:
-    """An engine alone; what it was made from is known where it lies in its export's folder."""
+def _bare_engine(path: Path) -> Artifact:
+    """Describe an engine; what it was made from is known only in its export's folder."""
     sha256, size = read_engine(path).record.sha256, path.stat().st_size
     if (path.parent / "export.json").is_file():
         found = describe(path.parent)
         return replace(found, title=path.name, digest=sha256, size_bytes=size)
-    return Artefact(path.name, "engine", sha256, None, (), 0, 0, size)
+    return Artifact(path.name, "engine", sha256, size)
 
 
-def _bare(path: Path) -> Artefact:
+def _bare_file(path: Path) -> Artifact:
     metadata = read_metadata(path)
+
+    def recorded(key: str, default: str) -> str:
+        return metadata.get(f"spvit_deploy.{key}", default)
+
     try:
-        prep = metadata.get("spvit_deploy.preprocessing")
-        parsed = Preprocessing.model_validate_json(prep) if prep else None
-        classes = tuple(json.loads(metadata.get("spvit_deploy.class_names", "[]")))
-        macs, params = (int(metadata.get(f"spvit_deploy.{key}", 0)) for key in ("macs", "params"))
+        prep = recorded("preprocessing", "")
+        return Artifact(
+            title=path.stem,
+            kind=recorded("kind", artifact_kind(path)),
+            digest=sha256_file(path),
+            size_bytes=path.stat().st_size,
+            preprocessing=Preprocessing.model_validate_json(prep) if prep else None,
+            class_names=tuple(json.loads(recorded("class_names", "[]"))),
+            macs=int(recorded("macs", "0")),
+            params=int(recorded("params", "0")),
+        )
     except (ValueError, TypeError) as error:
-        raise CorruptFileError(
-            f"{path}: what it says of itself is damaged.", "Export it again."
-        ) from error
-    kind = metadata.get("spvit_deploy.kind", artifact_kind(path))
-    size = path.stat().st_size
-    return Artefact(path.stem, kind, sha256_file(path), parsed, classes, macs, params, size)
+        raise CorruptFileError(f"{path}: its metadata are damaged.", "Export it again.") from error

@@ -1,4 +1,4 @@
-"""Where the time of a call goes: layers as each runtime counts them, brought to blocks.
+"""Block times: where the time of an inference goes, from layers as each runtime counts them.
 
 Exported graphs name their nodes after the modules that they come from, so the layers of a lean and
 a dense model, in whichever runtime, meet under the same blocks.
@@ -27,9 +27,9 @@ class BlockTime(StrictModel):
     Attributes:
         block: ``blocks.3.attn``, ``blocks.3.mlp``, ``blocks.3``; empty for what is in no block.
         kind: what it is.
-        seconds: mean of a call, taken with the runtime's profiler on, which slows it.
+        seconds: mean of an inference, taken with the runtime's profiler on, which slows it.
         macs: of one image; 0 where unknown or none.
-        layers: of the runtime, that it was.
+        layers: how many of the runtime's layers it is.
     """
 
     block: str
@@ -73,8 +73,8 @@ _BETWEEN: Place = ("", "reformats")
 
 
 def _place(layer: LayerTime, places: dict[str, tuple[Kind, int]]) -> Place | None:
-    """The longest path of a block's part that the layer's name begins with; None for a name that is
-    no path, as of what a runtime has fused.
+    """Find the longest path of a block's part that the layer's name begins with; None for a name
+    that is not a path, as of what a runtime has fused.
     """
     name = layer.name.replace("/", ".")
     fitting = [path for path in places if name == path or name.startswith(f"{path}.")]
@@ -87,8 +87,8 @@ def _place(layer: LayerTime, places: dict[str, tuple[Kind, int]]) -> Place | Non
 
 
 def _adopted(found: Sequence[Place | None], places: dict[str, tuple[Kind, int]]) -> list[Place]:
-    """Nameless layers with their neighbours': within a part they are of it; between two of them of
-    the block that begins.
+    """Assign nameless layers by their neighbours: within a part to it, between two parts to the
+    block that begins.
     """
     own: list[Place] = []
     for index, place in enumerate(found):
@@ -101,13 +101,13 @@ def _adopted(found: Sequence[Place | None], places: dict[str, tuple[Kind, int]])
 
 
 def _whole(path: str, places: dict[str, tuple[Kind, int]]) -> Place:
-    """The block of a part."""
+    """Find the block of a part."""
     whole = path if places.get(path, ("",))[0] == "norms and additions" else path.rpartition(".")[0]
     return (whole, "norms and additions") if whole in places else _REST
 
 
 def total(blocks: Iterable[BlockTime]) -> float:
-    """Seconds of a call by the profiler."""
+    """Sum the seconds of an inference by the profiler."""
     return sum(block.seconds for block in blocks)
 
 
@@ -118,7 +118,7 @@ class Gain:
     Attributes:
         kind: what took the dense part's place.
         count: of such parts.
-        dense, lean: seconds of a call.
+        dense, lean: seconds of an inference.
         dense_macs, lean_macs: of an image.
     """
 
@@ -131,36 +131,29 @@ class Gain:
 
     @property
     def promised(self) -> float | None:
-        """What the MACs promise: dense over lean; None where there are none left."""
+        """Ratio of the MACs, dense over lean; None where there are none left."""
         return self.dense_macs / self.lean_macs if self.lean_macs else None
 
     @property
     def achieved(self) -> float | None:
-        """Seconds, dense over lean; None where there are none left."""
+        """Ratio of the seconds, dense over lean; None where there are none left."""
         return self.dense / self.lean if self.lean else None
 
 
 def gains(dense: Sequence[BlockTime], lean: Sequence[BlockTime]) -> list[Gain]:
-    """Promised and achieved, for each kind of part that the lean model has.
-
-    A part of the lean model is set against the same block's of the dense one.
-    """
-    before: dict[str, BlockTime] = {block.block: block for block in dense if block.block}
+    """Compare each kind of part of the lean model with the same blocks of the dense one."""
+    before = {block.block or block.kind: block for block in dense}
     rows: dict[str, list[tuple[BlockTime | None, BlockTime]]] = {}
     for block in lean:
-        other = before.get(block.block) or _alike(block, dense)
+        other = before.get(block.block) or before.get(block.kind)
         rows.setdefault(block.kind, []).append((other, block))
     gone = _gone(dense, lean)
     found = [_gain(kind, pairs) for kind, pairs in rows.items()]
     return [*found, *([gone] if gone else [])]
 
 
-def _alike(block: BlockTime, dense: Sequence[BlockTime]) -> BlockTime | None:
-    return next((x for x in dense if not x.block and x.kind == block.kind), None)
-
-
 def _gone(dense: Sequence[BlockTime], lean: Sequence[BlockTime]) -> Gain | None:
-    """Parts of which the lean graph has no layer left, as of a skipped attention."""
+    """Sum parts of which the lean graph has no layer left, as of a skipped attention."""
     left = {block.block for block in lean}
     lost = [block for block in dense if block.block and block.block not in left]
     if not lost:

@@ -1,4 +1,4 @@
-"""Artefacts that give class scores, opened in a runtime."""
+"""Artifacts that give class scores, opened in a runtime."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from timm.data import DEFAULT_CROP_PCT, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from spvit_deploy.benchmarks.artifacts import Artefact, describe
+from spvit_deploy.benchmarks.artifacts import Artifact, describe
 from spvit_deploy.core.errors import DataError, InputError
 from spvit_deploy.core.preprocessing import Preprocessing
 from spvit_deploy.core.progress import warn
@@ -22,27 +22,31 @@ from spvit_deploy.runtimes.registry import artifact_kind, open_session, runtimes
 
 @dataclass(frozen=True)
 class Classifier:
-    """An artefact that is open.
+    """An open artifact.
 
     Attributes:
-        artefact: what it is.
+        artifact: what it is.
         session: its runtime's.
-        preprocessing: how it wants images.
+        preprocessing: how images are prepared for it.
     """
 
-    artefact: Artefact
+    artifact: Artifact
     session: Session
     preprocessing: Preprocessing
 
     @property
     def takes_pictures(self) -> bool:
-        """Whether it prepares pictures of any size itself."""
+        """Whether it prepares images of any size itself."""
         return self.session.preprocessing is not None
 
     def scores_of_pictures(self, pictures: Sequence[Array]) -> list[Array]:
-        """Pictures, each uint8 [C, H, W] of its own size → the scores [classes] of each.
+        """Run unprepared images, those of one size together.
 
-        Those of one size go together.
+        Args:
+            pictures: uint8, each [channels, height, width] of its own size.
+
+        Returns:
+            The scores of each, [classes].
 
         Raises:
             DataError: it gives no class scores.
@@ -61,8 +65,13 @@ class Classifier:
         return [found[index] for index in range(len(pictures))]
 
     def scores(self, images: Array) -> Array:
-        """Normalized images [B, C, H, W] float32 → scores [B, classes], whatever batches the
-        artefact takes.
+        """Run prepared images, in whatever batches the artifact takes.
+
+        Args:
+            images: normalized float32, [batch, channels, height, width].
+
+        Returns:
+            Scores, [batch, classes].
 
         Raises:
             DataError: it gives no class scores.
@@ -78,17 +87,17 @@ def _checked(scores: Array) -> Array:
 
 @contextmanager
 def open_classifier(path: Path, runtime: str | None, device: str) -> Iterator[Classifier]:
-    """Open an artefact for its class scores.
+    """Open an artifact for its class scores.
 
     Args:
         path: dense, lean or exported folder, or a bare file of one.
-        runtime: None for the artefact's own.
+        runtime: None for the artifact's own.
         device: as :func:`open_session`.
 
     Raises:
         InputError: it has no class scores, or no runtime takes it.
     """
-    artefact = describe(path)
+    artifact = describe(path)
     names = runtimes_for(path)
     if not names and runtime is None:
         raise InputError(
@@ -97,22 +106,22 @@ def open_classifier(path: Path, runtime: str | None, device: str) -> Iterator[Cl
         )
     session = open_session(path, runtime or names[0], device)
     try:
-        foreign = artefact.preprocessing is None
-        if "logits" not in session.outputs and not (foreign and len(session.outputs) == 1):
+        third_party = artifact.preprocessing is None
+        if "logits" not in session.outputs and not (third_party and len(session.outputs) == 1):
             raise InputError(
-                f"{path} answers {', '.join(session.outputs)}, no class scores.",
+                f"{path} has no class scores: its outputs are {', '.join(session.outputs)}.",
                 "Name a model with a head.",
             )
-        yield Classifier(artefact, session, artefact.preprocessing or _usual(path, session))
+        yield Classifier(artifact, session, artifact.preprocessing or _usual(path, session))
     finally:
         session.close()
 
 
 def _usual(path: Path, session: Session) -> Preprocessing:
-    """timm's defaults, for a file of others that does not say how it wants its images."""
+    """Take timm's defaults for a third-party file that does not record its preprocessing."""
     warn(
-        f"{path} does not say how images are prepared; timm's defaults are taken (ImageNet's mean "
-        f"and deviation, bicubic, {100 * DEFAULT_CROP_PCT:g}% crop)."
+        f"{path} does not record how images are prepared; timm's defaults are taken (ImageNet's "
+        f"mean and deviation, bicubic, {100 * DEFAULT_CROP_PCT:g}% crop)."
     )
     channels = session.input_size[0]
     mean, std = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD

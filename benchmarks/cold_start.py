@@ -1,4 +1,4 @@
-"""Load time, first answer and memory of an artefact, in a process of its own.
+"""Cold start: load time, first inference and memory of an artifact, in a process of its own.
 
 A process that has measured others cannot tell what one of them takes.
 """
@@ -15,37 +15,41 @@ from typing import Any
 import numpy as np
 import psutil
 
-from spvit_deploy.benchmarks.starting import Start
+from spvit_deploy.benchmarks.result_records import Start
 from spvit_deploy.core.errors import JobError
 from spvit_deploy.runtimes.info import load_attribute
 from spvit_deploy.runtimes.registry import find_runtime, open_session
+from spvit_deploy.runtimes.timing import sample
 
-_CALLS = 5
 _STATUS = Path("/proc/self/status")
 # Seconds after which a process that hangs is given up.
 _LIMIT = 600
 
 
-def start_afresh(path: Path, runtime: str, device: str, threads: int | None, batch: int) -> Start:
-    """Open an artefact in a new process, and call it a few times.
+def measure_cold_start(
+    path: Path, runtime: str, device: str, threads: int | None, batch: int
+) -> Start:
+    """Open an artifact in a new process, and run it a few times.
 
     Args:
         path, runtime, device, threads: as :func:`open_session`.
-        batch: images a call.
+        batch: images of an inference.
 
     Raises:
         JobError: the process failed, or took more than ten minutes.
     """
-    asked = json.dumps([str(path), runtime, device, threads, batch])
-    command = [sys.executable, "-m", "spvit_deploy.benchmarks.cold_start", asked]
+    request = json.dumps([str(path), runtime, device, threads, batch])
+    command = [sys.executable, "-m", "spvit_deploy.benchmarks.cold_start", request]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_LIMIT, check=True)
         return Start.model_validate_json(done.stdout.splitlines()[-1])
     except subprocess.CalledProcessError as error:
-        said = (error.stderr.strip().splitlines() or [f"exit code {error.returncode}"])[-1]
-        raise JobError(f"{path} cannot be opened in a fresh process: {said}.") from error
+        reason = (error.stderr.strip().splitlines() or [f"exit code {error.returncode}"])[-1]
+        raise JobError(f"{path} cannot be opened in a process of its own: {reason}.") from error
     except (subprocess.TimeoutExpired, IndexError, ValueError) as error:
-        raise JobError(f"{path} gave no answer in a fresh process.", "Try --no-start.") from error
+        raise JobError(
+            f"{path} gave no output in a process of its own.", "Leave the cold start out: --quick."
+        ) from error
 
 
 def _measure(path: Path, runtime: str, device: str, threads: int | None, batch: int) -> Start:
@@ -54,23 +58,21 @@ def _measure(path: Path, runtime: str, device: str, threads: int | None, batch: 
     begin = time.perf_counter_ns()
     session = open_session(path, runtime, device, threads)
     loaded = time.perf_counter_ns()
-    images = np.zeros((batch, *session.input_size), np.float32)
-    call = session.prepare(images)
+    call = session.prepare(np.zeros((batch, *session.input_size), np.float32))
     call()
     first = time.perf_counter_ns()
-    for _ in range(_CALLS):
-        call()
+    sample(call, 0)
     return Start(
         load=(loaded - begin) / 1e9,
         first=(first - loaded) / 1e9,
         idle_bytes=idle,
-        peak_bytes=max(_peak(), idle),
-        device_bytes=_device_peak(session.device),
+        peak_bytes=max(_peak_bytes(), idle),
+        device_bytes=_device_peak_bytes(session.device),
     )
 
 
-def _peak() -> int:
-    """Most memory that this process held.
+def _peak_bytes() -> int:
+    """Read the most memory that this process held.
 
     ``ru_maxrss`` would do, had a new program not inherited it from what started it.
     """
@@ -85,19 +87,14 @@ def _peak() -> int:
     return most if sys.platform == "darwin" else most * 1024
 
 
-def _device_peak(device: str) -> int | None:
-    """Of the GPU's memory, where PyTorch holds it."""
+def _device_peak_bytes(device: str) -> int | None:
+    """Read the most memory of the GPU that PyTorch held; None where it held none."""
     torch: Any = sys.modules.get("torch")
     if not device.startswith("cuda") or torch is None or not torch.cuda.is_available():
         return None
     return int(torch.cuda.max_memory_reserved()) or None
 
 
-def main() -> None:
-    """Measure what the one argument says, and print it."""
-    path, runtime, device, threads, batch = json.loads(sys.argv[1])
-    print(_measure(Path(path), runtime, device, threads, batch).model_dump_json())
-
-
 if __name__ == "__main__":
-    main()
+    path, *arguments = json.loads(sys.argv[1])
+    print(_measure(Path(path), *arguments).model_dump_json())

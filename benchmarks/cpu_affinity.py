@@ -1,4 +1,4 @@
-"""Calls kept on as many processors as they have threads."""
+"""CPU affinity: calls kept on as many processors as they have threads."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pathlib import Path
 
 from spvit_deploy.core.progress import warn
 
-_CORE = "/sys/devices/system/cpu/cpu{}/topology/{}"
+_TOPOLOGY = "/sys/devices/system/cpu/cpu{}/topology/{}"
 
 
 @contextmanager
 def pinned(threads: int | None) -> Iterator[tuple[int, ...]]:
-    """Keep this process, and every thread that starts in it, on so many processors: of different
+    """Keep this process, and every thread that starts in it, on as many processors: of different
     cores first. Where the system cannot, and for None, on those that it has.
 
     Yields:
@@ -26,23 +26,27 @@ def pinned(threads: int | None) -> Iterator[tuple[int, ...]]:
     if threads is None or not allowed or threads >= len(allowed):
         yield ()
         return
-    chosen = sorted(sorted(allowed, key=_turn_of)[:threads])
+    chosen = tuple(sorted(_cores_first(allowed)[:threads]))
     os.sched_setaffinity(0, chosen)
     try:
-        yield tuple(chosen)
+        yield chosen
     finally:
         os.sched_setaffinity(0, allowed)
 
 
-def _turn_of(cpu: int) -> tuple[int, int]:
-    """Place among the threads of its core, then its number."""
-    siblings = Path(_CORE.format(cpu, "thread_siblings_list"))
+def _cores_first(cpus: list[int]) -> list[int]:
+    """Sort processors so that a second thread of a core comes after the first one of all cores."""
+    taken: dict[tuple[str, ...], int] = {}
+    turns = {}
+    for cpu in cpus:
+        core = _core(cpu)
+        turns[cpu] = taken[core] = taken.get(core, -1) + 1
+    return sorted(cpus, key=lambda cpu: (turns[cpu], cpu))
+
+
+def _core(cpu: int) -> tuple[str, ...]:
+    names = ("physical_package_id", "core_id")
     try:
-        names = siblings.read_text().strip()
+        return tuple(Path(_TOPOLOGY.format(cpu, name)).read_text() for name in names)
     except OSError:
-        return 0, cpu
-    first = [int(part.split("-")[0]) for part in names.split(",")]
-    if "-" in names:
-        low, high = (int(part) for part in names.split(",")[0].split("-"))
-        first = list(range(low, high + 1))
-    return first.index(cpu) if cpu in first else 0, cpu
+        return (str(cpu),)

@@ -1,18 +1,14 @@
-"""Energy by the counters of processors (RAPL, by codecarbon) and of GPUs (NVML)."""
+"""Energy by the counters of processors (RAPL) and of NVIDIA GPUs (NVML); nothing is estimated."""
 
 from __future__ import annotations
 
-import importlib.util
-import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Protocol
 
 from spvit_deploy.core.errors import first_line
-from spvit_deploy.core.log_filters import quiet
 
-RAPL_FOLDER = "/sys/class/powercap/intel-rapl/subsystem"
-_EXTRA = "energy is not read: pip install 'spvit-deploy[energy]'"
-_JOULES_A_KWH = 3.6e6
+RAPL_FOLDER = Path("/sys/class/powercap")
 
 
 class _Counter(Protocol):
@@ -24,32 +20,33 @@ class _Counter(Protocol):
 
 
 class Meter:
-    """Joules of a stretch of work, as far as counters can be read; nothing is estimated.
+    """Measures the joules of a piece of work, as far as counters can be read.
 
     Args:
         device: ``cuda:N`` for that GPU's as well.
-        rapl: folder of the kernel's RAPL counters.
+        rapl: folder of the kernel's powercap zones.
 
     Attributes:
         missing: why nothing can be read here; empty where something can.
     """
 
-    def __init__(self, device: str = "cpu", rapl: str = RAPL_FOLDER) -> None:
+    def __init__(self, device: str = "cpu", rapl: Path = RAPL_FOLDER) -> None:
         self._counters: list[_Counter] = []
         reasons = []
-        for make, where in ((_Rapl, rapl), (_Nvml, device)):
-            if make is _Nvml and not device.startswith("cuda"):
-                continue
+        makers: list[Callable[[], _Counter]] = [lambda: _Rapl(rapl)]
+        if device.startswith("cuda"):
+            makers.append(lambda: _Nvml(device))
+        for make in makers:
             try:
-                self._counters.append(make(where))
+                self._counters.append(make())
             except ModuleNotFoundError:
-                reasons.append(_EXTRA)
-            except Exception as error:  # whatever a driver says: energy is an extra
+                reasons.append("energy is not read: pip install 'spvit-deploy[energy]'")
+            except Exception as error:  # whatever a driver raises: energy is optional
                 reasons.append(f"energy is not read: {first_line(error)}")
         self.missing = "" if self._counters else "; ".join(dict.fromkeys(reasons))
 
     def measure(self, work: Callable[[], object]) -> dict[str, float]:
-        """Do it, and say the joules that it took, by ``cpu`` and ``gpu``."""
+        """Do the work, and return the joules that it took, by ``cpu`` and ``gpu``."""
         for counter in self._counters:
             counter.begin()
         work()
@@ -57,35 +54,37 @@ class Meter:
 
 
 class _Rapl:
-    """Packages of the host's processors, whoever works on them."""
+    """Packages of the host's processors, whoever works on them. Counts in microjoules."""
 
     name = "cpu"
 
-    def __init__(self, folder: str) -> None:
-        if importlib.util.find_spec("codecarbon") is None:
-            raise ModuleNotFoundError("codecarbon")
-        from codecarbon.core.cpu import IntelRAPL
-
-        with quiet("codecarbon"):
-            self._rapl: Any = IntelRAPL(folder)
-        self._start = 0.0
+    def __init__(self, folder: Path) -> None:
+        # Cores and memory controllers are zones too, and counted in their package.
+        zones = sorted(folder.glob("intel-rapl:*"))
+        self._zones = [zone for zone in zones if _read(zone, "name").startswith("package")]
+        if not self._zones:
+            raise FileNotFoundError(f"{folder} has no RAPL counters")
+        self.begin()
 
     def begin(self) -> None:
-        """From here on."""
-        self._rapl.start()
-        self._start = time.perf_counter()
+        """Count from here on."""
+        self._start = [int(_read(zone, "energy_uj")) for zone in self._zones]
 
     def joules(self) -> float:
-        """Since then."""
-        from codecarbon.core.units import Time
+        """Return the joules since then; a counter that passed its end began again at 0."""
+        total = 0
+        for zone, start in zip(self._zones, self._start, strict=True):
+            passed = int(_read(zone, "energy_uj")) - start
+            total += passed if passed >= 0 else passed + int(_read(zone, "max_energy_range_uj"))
+        return total / 1e6
 
-        passed = Time.from_seconds(time.perf_counter() - self._start)
-        found: dict[str, float] = self._rapl.get_cpu_details(passed)
-        return _JOULES_A_KWH * sum(value for key, value in found.items() if "Energy" in key)
+
+def _read(zone: Path, name: str) -> str:
+    return (zone / name).read_text().strip()
 
 
 class _Nvml:
-    """One of NVIDIA's GPUs, from Volta on."""
+    """One of NVIDIA's GPUs, from Volta on. Counts in millijoules."""
 
     name = "gpu"
 
@@ -96,12 +95,12 @@ class _Nvml:
         index = int(device.partition(":")[2] or 0)
         self._read: Any = pynvml.nvmlDeviceGetTotalEnergyConsumption
         self._handle: Any = pynvml.nvmlDeviceGetHandleByIndex(index)
-        self._start = self._read(self._handle)
+        self.begin()
 
     def begin(self) -> None:
-        """From here on."""
+        """Count from here on."""
         self._start = self._read(self._handle)
 
     def joules(self) -> float:
-        """Since then; NVML counts millijoules."""
+        """Return the joules since then."""
         return float(self._read(self._handle) - self._start) / 1000

@@ -1,4 +1,4 @@
-"""Accuracy of an artefact in its own runtime."""
+"""Accuracy of an artifact in its own runtime."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from spvit_deploy.accuracy import count_correct
 from spvit_deploy.benchmarks.classifier import Classifier, open_classifier
 from spvit_deploy.core.errors import DataError
 from spvit_deploy.core.progress import progress_bar
+from spvit_deploy.data.accuracy import count_correct
 from spvit_deploy.data.batches import open_batches
 from spvit_deploy.data.raw_images import open_raw_images
 from spvit_deploy.data.spec import DataSettings
@@ -22,11 +22,14 @@ from spvit_deploy.runtimes.base import Array
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What an artefact gets right; accuracies in percent.
+    """The accuracy of an artifact, and what it was taken on.
 
     Attributes:
+        images: how many.
+        top1, top5: percent.
+        macs, params: 0 where unknown.
         input_size: (channels, height, width) that images were prepared for.
-        sha256: of their pixels, as the artefact was given them, and their labels.
+        sha256: of their pixels, as the artifact was given them, and their labels.
     """
 
     path: Path
@@ -41,20 +44,20 @@ class Evaluation:
     sha256: str = ""
 
 
-def evaluate_artefact(
+def evaluate_artifact(
     path: Path,
     data: DataSettings,
     runtime: str | None = None,
     device: str = "auto",
     limit: int | None = None,
 ) -> Evaluation:
-    """Run the validation split through an artefact; one that prepares pictures itself gets them as
+    """Run the validation split through an artifact; one that prepares images itself gets them as
     they are.
 
     Args:
         path: dense, lean or exported folder, or an ``.onnx`` or ``.engine`` file that we wrote.
         data: which images.
-        runtime: None for the artefact's own.
+        runtime: None for the artifact's own.
         device: ``auto|cpu|cuda|cuda:N|mps``, or an execution provider of ONNX Runtime:
             ``tensorrt``, ``openvino``.
         limit: images, spread over the split; None for all.
@@ -66,29 +69,31 @@ def evaluate_artefact(
     right = np.zeros(2, dtype=np.int64)
     images, digest = 0, hashlib.sha256()
     with open_classifier(path, runtime, device) as opened:
-        artefact = opened.artefact
+        artifact = opened.artifact
         count, batches = _scored(opened, data, limit)
         with progress_bar(f"evaluate {path.name}", count or None) as bar:
             for given, scores, labels in batches:
-                right += _right(scores, labels)
+                right, images = right + _right(scores, labels), images + len(labels)
                 for part in (*given, labels):
                     digest.update(part.tobytes())
-                images += len(labels)
                 bar.advance()
     if images == 0:
         raise DataError(f"--data {data.spec}: no images to evaluate.", "Check the split.")
     top1, top5 = (100 * right / images).tolist()
     return Evaluation(
-        path, artefact.kind, opened.session.name, images, top1, top5, artefact.macs,
-        artefact.params, opened.preprocessing.input_size, digest.hexdigest(),
+        path, artifact.kind, opened.session.name, images, top1, top5, artifact.macs,
+        artifact.params, opened.preprocessing.input_size, digest.hexdigest(),
     )  # fmt: skip
 
 
 def _scored(
     opened: Classifier, data: DataSettings, limit: int | None
 ) -> tuple[int, Iterator[tuple[Sequence[Array], Array, Array]]]:
-    """How many batches there are; and what is given, the scores and the labels of each."""
-    prep, classes = opened.preprocessing, opened.artefact.class_names
+    """Count the batches, and yield what is given, the scores and the labels of each.
+
+    Scores are [batch, classes], labels [batch].
+    """
+    prep, classes = opened.preprocessing, opened.artifact.class_names
     if opened.takes_pictures:
         pictures = open_raw_images(data, prep, classes)
         count = -(-limit // data.batch_size) if limit else len(pictures)
@@ -103,6 +108,7 @@ def _scored(
 
 
 def _right(scores: Array, labels: Array) -> Array:
+    """Count the images whose class is the first, and among the first five."""
     if int(labels.max()) >= scores.shape[1]:
         raise DataError(
             f"An image has class {int(labels.max())}; the model has {scores.shape[1]} outputs.",

@@ -1,4 +1,4 @@
-"""What is measured besides times: a fresh start, layers, energy, and the host's peaks."""
+"""What is measured besides times: cold starts, layers, energy, and the host's peaks."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from spvit_deploy.benchmarks.artifacts import Artefact
+from spvit_deploy.benchmarks.artifacts import Artifact
 from spvit_deploy.benchmarks.block_times import BlockTime, by_block, total
-from spvit_deploy.benchmarks.cold_start import start_afresh
+from spvit_deploy.benchmarks.cold_start import measure_cold_start
 from spvit_deploy.benchmarks.energy import Meter
 from spvit_deploy.benchmarks.load_patterns import images_for
 from spvit_deploy.benchmarks.results import BenchmarkResult
@@ -19,9 +19,10 @@ from spvit_deploy.core.progress import Bar
 from spvit_deploy.runtimes.base import Array
 from spvit_deploy.runtimes.registry import open_session
 
-# How much longer than a call its layers may take: profilers slow what they watch, PyTorch's most.
-_WATCHED, _PASSES = 4.0, 3
-# Calls whose layers are averaged, and seconds of calls whose energy is.
+# How much longer than an inference its layers may take, since profilers slow what they measure,
+# PyTorch's most; and how often a disturbed profile is taken again.
+_PROFILED, _PASSES = 4.0, 3
+# Inferences whose layers are averaged, and seconds of inferences whose energy is.
 _CALLS, _ENERGY = 10, 2.0
 
 
@@ -30,10 +31,10 @@ class Details:
     """What to measure besides times.
 
     Attributes:
-        start: load time, first call and memory, in a fresh process.
-        layers: where the time of a call goes.
-        energy: joules of an image, where counters can be read.
-        roofline: what the host computes and copies at most.
+        start: load time, first inference and memory, in a process of its own.
+        layers: where the time of an inference goes.
+        energy: joules per image, where counters can be read.
+        roofline: the most that the host computes and copies.
     """
 
     start: bool = False
@@ -47,7 +48,7 @@ class Details:
         return self.start + (self.layers or self.energy)
 
     def peaks(self, results: Iterable[BenchmarkResult]) -> tuple[Peak, ...]:
-        """Of every device and number of threads that was measured."""
+        """Measure the peaks of every device and number of threads in the results."""
         if not self.roofline:
             return ()
         places = {(row.device, row.workload.threads): None for row in results}
@@ -55,58 +56,59 @@ class Details:
         return tuple(measure_peak(name, threads) for name, threads in known)
 
 
-def detailed(
-    path: Path, row: BenchmarkResult, artefact: Artefact, details: Details, bar: Bar
+def with_details(
+    path: Path, row: BenchmarkResult, artifact: Artifact, details: Details, bar: Bar
 ) -> BenchmarkResult:
-    """The row with its details; what cannot be had is logged, and left out."""
+    """Add details to a row; log what cannot be measured, and leave it out."""
     found: dict[str, Any] = {}
-    load, runtime = row.workload, row.runtime.partition(":")[0]
-    place = (path, runtime, row.device, load.threads)
+    place = (path, row.runtime.partition(":")[0], row.device, row.workload.threads)
+    name = f"{row.title}, {row.runtime}"
     if details.start:
-        bar.advance(note=f"{row.title}, {row.runtime}: fresh start")
+        bar.advance(note=f"{name}: cold start")
         try:
-            found["start"] = start_afresh(*place, load.batch)
+            found["start"] = measure_cold_start(*place, row.workload.batch)
         except SpvitError as error:
-            bar.log(f"{row.title}, {row.runtime}: no fresh start. {error.message}")
+            bar.log(f"{name}: no cold start. {error.message}")
     if details.layers or details.energy:
-        bar.advance(note=f"{row.title}, {row.runtime}: layers")
-        found.update(_inside(place, row, artefact, details))
+        bar.advance(note=f"{name}: layers")
+        session = open_session(*place)
+        try:
+            images = images_for(session, row.workload.batch, row.workload.seed)
+            if details.energy:
+                found["joules"] = _joules_per_image(session, images, row.p50)
+            if details.layers:
+                found["blocks"] = _profile(session, images, row.p50, artifact)
+        finally:
+            session.close()
     return row.model_copy(update=found)
 
 
-def _inside(
-    place: tuple[Path, str, str, int | None],
-    row: BenchmarkResult,
-    artefact: Artefact,
-    details: Details,
-) -> dict[str, Any]:
-    session: Any = open_session(*place)
-    found: dict[str, Any] = {}
-    try:
-        images = images_for(session, row.workload.batch, row.workload.seed)
-        meter = Meter(session.device)
-        if details.energy and not meter.missing:
-            call = session.prepare(images)
-            count = max(3, round(_ENERGY / row.p50))
-            joules = meter.measure(lambda: [call() for _ in range(count)])
-            images_done = count * row.workload.batch
-            found["joules"] = {name: value / images_done for name, value in joules.items()}
-        if details.layers and hasattr(session, "layers"):
-            found["blocks"] = _profiled(session, images, row.p50, artefact)
-    finally:
-        session.close()
-    return found
+def _joules_per_image(session: Any, images: Array, seconds: float) -> dict[str, float]:
+    """Measure joules by source; none where nothing can be read."""
+    meter = Meter(session.device)
+    if meter.missing:
+        return {}
+    call, count = session.prepare(images), max(3, round(_ENERGY / seconds))
+    joules = meter.measure(lambda: [call() for _ in range(count)])
+    return {name: value / (count * len(images)) for name, value in joules.items()}
 
 
-def _profiled(
-    session: Any, images: Array, seconds: float, artefact: Artefact
+def _profile(
+    session: Any, images: Array, seconds: float, artifact: Artifact
 ) -> tuple[BlockTime, ...]:
-    """Layers by block; again where something disturbed the profile, and the quickest of these."""
+    """Measure layers by block; again where something disturbed the profile, and keep the fastest.
+
+    Args:
+        session: which reports its layers.
+        images: of an inference.
+        seconds: of an inference without the profiler.
+        artifact: whose blocks they are.
+    """
     best: tuple[BlockTime, ...] = ()
     for _ in range(_PASSES):
-        found = by_block(session.layers(images, _CALLS), artefact.blocks)
+        found = by_block(session.layers(images, _CALLS), artifact.blocks)
         if not best or total(found) < total(best):
             best = found
-        if total(best) <= _WATCHED * seconds:
+        if total(best) <= _PROFILED * seconds:
             break
     return best

@@ -1,4 +1,4 @@
-"""What a benchmark ran on; no names of hosts or people."""
+"""The host that a benchmark ran on; without names of hosts or people."""
 
 from __future__ import annotations
 
@@ -25,7 +25,10 @@ class HostRecord(StrictModel):
     """Processor, memory, system and versions.
 
     Attributes:
-        governor: of the processor's frequency; None where the system does not say.
+        cores, threads: of the processor; 0 where the system does not report them.
+        load: average of the last minute, when the benchmark began.
+        versions: of packages; None for those that are not installed.
+        governor: of the processor's frequency; None where the system does not report it.
         driver: of NVIDIA's GPUs, or None.
     """
 
@@ -44,7 +47,7 @@ class HostRecord(StrictModel):
 
 
 def read_host() -> HostRecord:
-    """This host, now."""
+    """Read the host's record."""
     name, flags = _cpu()
     return HostRecord(
         cpu=name,
@@ -70,7 +73,7 @@ def _first_line(file: Path) -> str | None:
 
 
 def _driver() -> str | None:
-    """``570.86.15`` out of ``NVRM version: NVIDIA UNIX x86_64 Kernel Module  570.86.15  …``."""
+    """Read ``570.86.15`` out of ``NVRM version: NVIDIA UNIX x86_64 Kernel Module  570.86.15``."""
     line = _first_line(_DRIVER) or ""
     return next((word for word in line.split() if word[:1].isdigit() and "." in word), None)
 
@@ -88,7 +91,7 @@ def _cpu() -> tuple[str, set[str]]:
 
 
 def installed(name: str) -> str | None:
-    """Version of a package, or None where it is not here."""
+    """Return a package's version; None where it is not installed."""
     try:
         return version(name)
     except PackageNotFoundError:

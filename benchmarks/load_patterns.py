@@ -1,12 +1,12 @@
-"""How a scenario calls a session: what a sample is, and who waits for whom."""
+"""Load patterns: one caller in a closed loop, several at once, or the queries of LoadGen."""
 
 from __future__ import annotations
 
-import gc
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
+from itertools import chain
 from statistics import median
 from typing import Any
 
@@ -19,120 +19,92 @@ from spvit_deploy.core.preprocessing import Preprocessing
 from spvit_deploy.data.pixels import from_pixels
 from spvit_deploy.data.transforms import ImageTransform
 from spvit_deploy.runtimes.base import Array, Session
+from spvit_deploy.runtimes.timing import TimedCall, burst, no_collection, sample, timed
 
-Timed = Callable[[], float]
-# A picture as ImageNet's are on average (width, height), for what prepares them.
+# Width and height of an average ImageNet image, where preprocessing is part of the time.
 PICTURE = (500, 375)
-# Warm-up ends where the medians of two windows of calls differ by less, or after so many seconds.
-_WINDOW, _STABLE, _PATIENCE = 5, 0.02, 3.0
-# Of a rate that a trial held and the rounds did not: what the next one is.
-_BACK = 0.9
+# The next rate to try, as a fraction of one that short trials held and the rounds did not.
+_LOWER = 0.9
 
 
 def images_for(session: Session, batch: int, seed: int) -> Array:
-    """Normalized images [batch, C, H, W] of no meaning."""
+    """Draw normalized random images, [batch, channels, height, width]."""
     shape = (batch, *session.input_size)
     return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
 
 
-def prepared_call(session: Session, workload: Workload, prep: Preprocessing | None) -> Timed:
-    """The call that a workload times: the session's own, or one that begins with pictures, which
-    are prepared first, or by the artefact itself where it does that.
+def prepared_call(session: Session, workload: Workload, prep: Preprocessing | None) -> TimedCall:
+    """Build the call that a workload times: from prepared images, or from decoded ones, which are
+    prepared within the call by timm's transforms or by the artifact itself.
     """
     if workload.boundary == "compute" or prep is None:
         return session.prepare(images_for(session, workload.batch, workload.seed))
     rng = np.random.default_rng(workload.seed)
     channels = session.input_size[0] if takes_pictures(session) else 3
     shape = (workload.batch, *PICTURE[::-1], channels)
-    pictures = rng.integers(0, 256, shape, dtype=np.uint8)
+    raw = rng.integers(0, 256, shape, dtype=np.uint8)
     if takes_pictures(session):
-        return _whole(session, pictures)
-    return _with_preprocessing(session, pictures, prep)
+        return timed(lambda: session.run_uint8(raw))
+    images = [Image.fromarray(image) for image in raw]
+    transform = ImageTransform(prep, augment=False, no_crop=False)
+
+    def prepare_and_run() -> None:
+        pixels = np.stack([transform(image).numpy() for image in images])
+        session.run(from_pixels(pixels.transpose(0, 2, 3, 1), prep))
+
+    return timed(prepare_and_run)
 
 
 def takes_pictures(session: Session) -> bool:
-    """Whether its graph prepares pictures of any size."""
+    """Tell whether the artifact prepares images of any size itself."""
     return session.preprocessing is not None
 
 
-def _whole(session: Any, pictures: Array) -> Timed:
-    def call() -> float:
-        start = time.perf_counter_ns()
-        session.run_uint8(pictures)
-        return (time.perf_counter_ns() - start) / 1e9
+class Caller:
+    """One caller in a closed loop.
 
-    return call
+    Attributes:
+        parts: what each kept call is made of, seconds by name; empty where the session does not
+            report it.
+    """
 
+    def __init__(self, session: Session, call: TimedCall) -> None:
+        self._session: Any = session
+        self._call = call
+        self._last: list[dict[str, float]] = []
+        self.parts: list[dict[str, float]] = []
 
-def _with_preprocessing(session: Session, given: Array, prep: Preprocessing) -> Timed:
-    pictures = [Image.fromarray(picture) for picture in given]
-    transform = ImageTransform(prep, augment=False, no_crop=False)
+    def take(self, seconds: float, pause: float) -> list[float]:
+        """Take one burst: sleep for ``pause`` seconds, then return the seconds of each call."""
+        heard: list[dict[str, float]] = []
 
-    def call() -> float:
-        start = time.perf_counter_ns()
-        pixels = np.stack([transform(picture).numpy() for picture in pictures])
-        session.run(from_pixels(pixels.transpose(0, 2, 3, 1), prep))
-        return (time.perf_counter_ns() - start) / 1e9
+        def listen() -> float:
+            took = self._call()
+            heard.append(dict(self._session.last_parts))
+            return took
 
-    return call
+        samples = burst(listen, seconds, pause)
+        self._last = heard[-len(samples) :]
+        return samples
 
-
-def settle(call: Timed, least: int) -> None:
-    """Warm up: so many calls, and on until their rolling median is stable; none at all for 0."""
-    if not least:
-        return
-    seen: list[float] = [call() for _ in range(least)]
-    end = time.perf_counter() + _PATIENCE
-    while time.perf_counter() < end:
-        seen += [call() for _ in range(_WINDOW)]
-        before, after = median(seen[-2 * _WINDOW : -_WINDOW]), median(seen[-_WINDOW:])
-        if len(seen) >= 2 * _WINDOW and abs(after / before - 1) < _STABLE:
-            return
-
-
-@contextmanager
-def no_collection() -> Iterator[None]:
-    """Python collects no garbage in between, which would stop a call for milliseconds."""
-    was = gc.isenabled()
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was:
-            gc.enable()
-
-
-def burst_of(call: Timed, seconds: float, pause: float) -> list[float]:
-    """Sleep, wake the pool with two calls that do not count, then sample."""
-    time.sleep(pause)
-    with no_collection():
-        call()
-        call()
-        return sampled(call, seconds)
-
-
-def sampled(call: Timed, seconds: float) -> list[float]:
-    """Calls for so long, three at least."""
-    samples: list[float] = []
-    end = time.perf_counter() + seconds
-    while len(samples) < 3 or time.perf_counter() < end:
-        samples.append(call())
-    return samples
+    def keep(self) -> None:
+        """Count what the last burst gave besides its samples."""
+        self.parts += self._last
 
 
 class Crowd:
     """Several callers at a time, each with a session of its own.
 
     Attributes:
-        wall: seconds that bursts took in all.
+        wall: seconds that kept bursts took in all.
     """
 
-    def __init__(self, calls: Sequence[Timed]) -> None:
-        self._calls, self.wall = calls, 0.0
+    def __init__(self, calls: Sequence[TimedCall]) -> None:
+        self._calls = calls
+        self._last = self.wall = 0.0
 
     def take(self, seconds: float, pause: float) -> list[float]:
-        """One burst of them all."""
+        """Take one burst of all callers."""
         found: list[list[float]] = [[] for _ in self._calls]
         failures: list[BaseException] = []
 
@@ -140,7 +112,7 @@ class Crowd:
             try:
                 self._calls[place]()
                 gate.wait()
-                found[place] = sampled(self._calls[place], seconds)
+                found[place] = sample(self._calls[place], seconds)
             except BaseException as error:
                 gate.abort()
                 failures.append(error)
@@ -156,52 +128,57 @@ class Crowd:
             start = time.perf_counter()
             for thread in threads:
                 thread.join()
-            self.wall += time.perf_counter() - start
+            self._last = time.perf_counter() - start
         if failures:
             raise failures[0]
-        return [sample for samples in found for sample in samples]
+        return list(chain.from_iterable(found))
+
+    def keep(self) -> None:
+        """Count the last burst's time."""
+        self.wall += self._last
 
 
 class Driven:
     """LoadGen's queries.
 
     Attributes:
-        rates: samples a second of each run.
-        found: highest rates of ``server``, by each search.
-        rate: that ``server`` is sent.
+        rates: samples a second of each kept run.
+        found: highest rates of ``server``, one of each search.
+        rate: queries a second that ``server`` is sent.
     """
 
     def __init__(self, sessions: Sequence[Session], workload: Workload) -> None:
         self._load = workload
         self._took: list[float] = []
-        self._calls = [_Sized(session, workload, self._took) for session in sessions]
+        self._calls = [_SizedCall(session, workload, self._took) for session in sessions]
+        self._last = 0.0
         self.rates: list[float] = []
         self.found: list[float] = []
         self.rate = 1.0
 
     @property
     def expected(self) -> float:
-        """Seconds of a call of a whole batch."""
-        self._took.clear()
-        for _ in range(3):
-            self._calls[0](self._load.batch)
-        return median(self._took)
-
-    def lower(self) -> None:
-        """The rate, by a little."""
-        self.rate *= _BACK
-        self.rates.clear()
+        """Seconds of an inference of a whole batch."""
+        return self._median_of(self._load.batch)
 
     @property
     def lone(self) -> float:
-        """Seconds of a call of one image, with nothing else under way."""
+        """Seconds of an inference of one image, with nothing else under way."""
+        return self._median_of(1)
+
+    def _median_of(self, images: int) -> float:
         self._took.clear()
         for _ in range(3):
-            self._calls[0](1)
+            self._calls[0](images)
         return median(self._took)
 
+    def lower(self) -> None:
+        """Lower the rate a little, and forget the runs at the old one."""
+        self.rate *= _LOWER
+        self.rates.clear()
+
     def take(self, seconds: float, pause: float) -> list[float]:
-        """One run: latencies of queries; of ``offline``, which has one query, those of calls."""
+        """Take one run: latencies of queries; of ``offline``, which has one query, of calls."""
         time.sleep(pause)
         expected = self.expected
         self._took.clear()
@@ -210,24 +187,27 @@ class Driven:
             run = run_scenario(
                 load.scenario, self._calls, seconds, load.batch, expected, load.slo, self.rate
             )
-        self.rates.append(run.rate)
+        self._last = run.rate
         return list(self._took) if load.scenario == "offline" else list(run.latencies)
 
+    def keep(self) -> None:
+        """Count the last run's rate."""
+        self.rates.append(self._last)
 
-class _Sized:
-    """A session's calls by how many images they take; of a fixed batch, always that many."""
+
+class _SizedCall:
+    """A session's calls by their number of images; of a fixed batch, always that many."""
 
     def __init__(self, session: Session, workload: Workload, took: list[float]) -> None:
         self._session, self._took = session, took
         self._images = images_for(session, workload.batch, workload.seed)
-        self._calls: dict[int, Any] = {}
+        self._calls: dict[int, TimedCall] = {}
         for count in range(1, workload.batch + 1):
             self(count)
         took.clear()
 
     def __call__(self, images: int) -> None:
         count = self._session.batch or images
-        call = self._calls.get(count)
-        if call is None:
-            call = self._calls[count] = self._session.prepare(self._images[:count])
-        self._took.append(call())
+        if count not in self._calls:
+            self._calls[count] = self._session.prepare(self._images[:count])
+        self._took.append(self._calls[count]())

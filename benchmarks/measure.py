@@ -1,38 +1,34 @@
-"""Interleaved measurement.
+"""Interleaved measurement of artifacts.
 
-A runtime's thread pool spins on after a call and slows whatever runs next in the process by up
-to two times. So artefacts take turns in short bursts with a sleep before each, in an order that
-changes from round to round; and each is measured alone as well, before and after, to show that
-its neighbours did not disturb it.
+Sessions take their samples interleaved, with pauses in which the thread pools of the others sleep,
+so that what else the host does slows all alike. Each is measured on its own as well, before and
+after, to show that its neighbours did not disturb it.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from statistics import median
-from typing import Any
 
-from spvit_deploy.benchmarks.artifacts import Artefact, describe
+from spvit_deploy.benchmarks.artifacts import Artifact, describe
 from spvit_deploy.benchmarks.cpu_affinity import pinned
-from spvit_deploy.benchmarks.extras import Details, detailed
+from spvit_deploy.benchmarks.extras import Details, with_details
 from spvit_deploy.benchmarks.host import read_host
-from spvit_deploy.benchmarks.host_noise import Seen, Watch, noises
+from spvit_deploy.benchmarks.host_noise import HostActivity, HostMonitor, disturbances
 from spvit_deploy.benchmarks.load_patterns import (
+    Caller,
     Crowd,
     Driven,
-    Timed,
-    burst_of,
     prepared_call,
-    settle,
     takes_pictures,
 )
 from spvit_deploy.benchmarks.mlperf.max_rate import load_record, settle_rate
 from spvit_deploy.benchmarks.provenance import provenance
-from spvit_deploy.benchmarks.request import pairs_asked, require_measurable
+from spvit_deploy.benchmarks.request import find_pairs, require_measurable
 from spvit_deploy.benchmarks.result_records import Proof, Round
 from spvit_deploy.benchmarks.results import BenchmarkResult, ResultsFile, Workload
 from spvit_deploy.benchmarks.statistics import percentile
@@ -40,94 +36,113 @@ from spvit_deploy.core.errors import InputError
 from spvit_deploy.core.progress import Bar, progress_bar
 from spvit_deploy.runtimes.base import Session
 from spvit_deploy.runtimes.registry import open_session
+from spvit_deploy.runtimes.timing import interleaved, warm_up
 
 _ROUNDS = 10
 # LoadGen's runs cannot be as short.
 _LOADGEN_ROUNDS = 4
-# Times that a rate of requests is lowered.
+# How often a rate of requests is lowered.
 _RETRIES = 6
+Pair = tuple[Path, str]
 
 
 @dataclass
 class _Entry:
-    """One artefact on one runtime."""
+    """One artifact on one runtime under one workload.
+
+    Attributes:
+        samples: seconds of calls among the others.
+        solo: seconds of calls on its own.
+        rounds: calls, median seconds and the host's activity of each round.
+        tried: rates that were tried, and whether they held.
+    """
 
     path: Path
-    artefact: Artefact
-    session: Session
-    call: Timed
-    crowd: Crowd | Driven | None = None
-    others: list[Session] = field(default_factory=list)
+    artifact: Artifact
+    sessions: list[Session]
+    caller: Caller | Crowd | Driven
+    workload: Workload
     samples: list[float] = field(default_factory=list)
     solo: list[float] = field(default_factory=list)
-    heard: list[dict[str, float]] = field(default_factory=list)
-    parts: list[dict[str, float]] = field(default_factory=list)
-    rounds: list[tuple[int, float, Seen]] = field(default_factory=list)
+    rounds: list[tuple[int, float, HostActivity]] = field(default_factory=list)
     tried: tuple[tuple[float, bool], ...] = ()
 
-    def take(self, seconds: float, pause: float) -> list[float]:
-        """One burst."""
-        if self.crowd is not None:
-            return self.crowd.take(seconds, pause)
-        return burst_of(self.call, seconds, pause)
+    @property
+    def title(self) -> str:
+        """For the progress bar."""
+        return f"{self.artifact.title}, {self.sessions[0].name}"
 
-    def sample(self, seconds: float, pause: float) -> None:
-        """A burst among the others, and what each of its calls that count was made of."""
-        self.heard.clear()
-        watch = Watch()
-        found = self.take(seconds, pause)
-        self.rounds.append((len(found), median(found), watch.seen()))
+    @property
+    def burst(self) -> float:
+        """Seconds of a round."""
+        return self.workload.duration / _rounds(self.workload)
+
+    def sample(self) -> None:
+        """Take one round's burst."""
+        monitor = HostMonitor()
+        found = self.caller.take(self.burst, self.workload.pause)
+        self.rounds.append((len(found), median(found), monitor.activity()))
         self.samples += found
-        self.parts += self.heard[-len(found) :]
+        self.caller.keep()
+
+    def sample_alone(self) -> None:
+        """Take a burst on its own; latencies of ``server`` depend on a rate, and show nothing."""
+        if self.workload.scenario != "server":
+            self.solo += self.caller.take(2 * self.burst, self.workload.pause)
+
+    def lower_rate_until_held(self) -> None:
+        """Lower a rate that short trials held until all rounds together hold the limit."""
+        slo, driven = self.workload.slo, self.caller
+        if slo is None or not isinstance(driven, Driven):
+            return
+        for _ in range(_RETRIES):
+            if percentile(self.samples, 99) <= slo:
+                return
+            driven.lower()
+            self.samples.clear()
+            self.rounds.clear()
+            for _ in range(_rounds(self.workload)):
+                self.sample()
 
     def close(self) -> None:
-        """Its sessions."""
-        for session in (self.session, *self.others):
+        """Close its sessions."""
+        for session in self.sessions:
             session.close()
 
 
 def run_benchmark(
-    artefacts: Sequence[Path],
+    artifacts: Sequence[Path],
     runtimes: Sequence[str] | None,
     workloads: Sequence[Workload],
     device: str = "cpu",
     details: Details | None = None,
 ) -> ResultsFile:
-    """Measure every artefact on every runtime that takes it.
+    """Measure every artifact on every runtime that takes it.
 
     Args:
-        artefacts: dense, lean and exported folders, ``.onnx`` and ``.engine`` files.
+        artifacts: dense, lean and exported folders, ``.onnx`` and ``.engine`` files.
         runtimes: names, or None for all that fit.
         workloads: measured one after another.
-        device: as in ``evaluate_artefact``. Engines run on a GPU always, the first for ``cpu``.
+        device: as in ``evaluate_artifact``. Engines run on a GPU always, the first for ``cpu``.
         details: what is measured besides times; None for nothing.
 
     Raises:
-        InputError: an artefact that no runtime takes, or a runtime that takes none of them.
-        RuntimeMissingError: a runtime, a device or LoadGen that is not here.
+        InputError: an artifact that no runtime takes, or a runtime that takes none of them.
+        RuntimeMissingError: a runtime, a device or LoadGen that is not installed.
     """
     details = details or Details()
-    pairs = pairs_asked(artefacts, runtimes)
+    pairs = find_pairs(artifacts, runtimes)
     require_measurable(workloads)
     host = read_host()
     facts = {path: describe(path) for path, _ in pairs}
     results: list[BenchmarkResult] = []
-    batches = [workload.batch for workload in workloads]
     total = sum(len(pairs) * (_rounds(load) + 2 + details.count) for load in workloads)
     threads = workloads[0].threads if workloads else None
     with progress_bar("benchmark", total) as bar, pinned(threads) as affinity:
         for workload in workloads:
-            opened = [
-                _open(path, name, facts[path], workload, device, batches) for path, name in pairs
-            ]
-            entries = [entry for entry in opened if entry is not None]
-            try:
-                _measure(entries, workload, bar)
-                rows = [(entry.path, _result(entry, workload)) for entry in entries]
-            finally:
-                for entry in entries:
-                    entry.close()
-            results += [detailed(path, row, facts[path], details, bar) for path, row in rows]
+            others = [load.batch for load in workloads]
+            rows = _measure_workload(pairs, facts, workload, device, others, bar)
+            results += [with_details(path, row, facts[path], details, bar) for path, row in rows]
         peaks = details.peaks(results)
     created = datetime.now(timezone.utc).isoformat(timespec="seconds")
     return ResultsFile(
@@ -140,148 +155,125 @@ def _rounds(workload: Workload) -> int:
     return _ROUNDS if workload.scenario == "closed" else _LOADGEN_ROUNDS
 
 
-def _open(
-    path: Path,
-    runtime: str,
-    artefact: Artefact,
+def _measure_workload(
+    pairs: Sequence[Pair],
+    facts: dict[Path, Artifact],
     workload: Workload,
     device: str,
     batches: Sequence[int],
-) -> _Entry | None:
-    """None where the artefact's batch is fixed to another one of ``batches``."""
-    session = open_session(path, runtime, device, workload.threads)
-    if session.batch not in (None, workload.batch):
-        session.close()
-        if session.batch not in batches:
-            raise InputError(
-                f"{path} takes batches of {session.batch} alone, which were not asked for.",
-                f"Add --batch {session.batch}.",
-            )
-        return None
+    bar: Bar,
+) -> list[tuple[Path, BenchmarkResult]]:
+    """Open all pairs, measure them, and close them."""
+    entries: list[_Entry] = []
+    try:
+        for path, runtime in pairs:
+            session = open_session(path, runtime, device, workload.threads)
+            if _takes_batch(session, path, workload.batch, batches):
+                entries.append(_open(path, facts[path], session, runtime, device, workload))
+        _measure(entries, workload, bar)
+        return [(entry.path, _result(entry)) for entry in entries]
+    finally:
+        for entry in entries:
+            entry.close()
+
+
+def _takes_batch(session: Session, path: Path, batch: int, batches: Sequence[int]) -> bool:
+    """Tell whether a session takes a batch; close it where not.
+
+    Raises:
+        InputError: it takes none of ``batches``, or not so many images.
+    """
     smallest, largest = session.batch_limits()
-    if not smallest <= workload.batch <= (largest or workload.batch):
-        session.close()
+    if smallest <= batch <= (largest or batch):
+        return True
+    fixed = session.batch
+    session.close()
+    if fixed is None:
         raise InputError(
-            f"{path} takes batches of {smallest} to {largest or 'any number'}; {workload.batch} "
-            "was asked for.",
+            f"{path} takes batches of {smallest} to {largest or 'any number'}; {batch} was "
+            "requested.",
             "Choose another --batch.",
         )
-    call = prepared_call(session, workload, artefact.preprocessing)
-    heard: list[dict[str, float]] = []
-    if hasattr(session, "last_parts"):
-        call = _listening(call, session, heard)
-    settle(call, workload.warmup)
-    others = [
-        open_session(path, runtime, device, workload.threads)
-        for _ in range(workload.concurrency - 1)
-    ]
-    entry = _Entry(path, artefact, session, call, others=others, heard=heard)
-    entry.crowd = _crowd(entry, workload)
-    return entry
+    if fixed not in batches:
+        raise InputError(
+            f"{path} only takes batches of {fixed}, which were not requested.",
+            f"Add --batch {fixed}.",
+        )
+    return False
 
 
-def _crowd(entry: _Entry, workload: Workload) -> Crowd | Driven | None:
-    """Who calls, where it is not one after another."""
-    sessions = [entry.session, *entry.others]
+def _open(
+    path: Path,
+    artifact: Artifact,
+    session: Session,
+    runtime: str,
+    device: str,
+    workload: Workload,
+) -> _Entry:
+    """Warm an artifact up, and choose who calls it."""
+    prep = artifact.preprocessing
+    call = prepared_call(session, workload, prep)
+    warm_up(call, workload.warmup)
+    others = workload.concurrency - 1
+    sessions = [session]
+    sessions += [open_session(path, runtime, device, workload.threads) for _ in range(others)]
+    caller: Caller | Crowd | Driven = Caller(session, call)
     if workload.scenario != "closed":
-        return Driven(sessions, workload)
-    if not entry.others:
-        return None
-    prep = entry.artefact.preprocessing
-    return Crowd([prepared_call(session, workload, prep) for session in sessions])
+        caller = Driven(sessions, workload)
+    elif others:
+        caller = Crowd([prepared_call(one, workload, prep) for one in sessions])
+    return _Entry(path, artifact, sessions, caller, workload)
 
 
-def _listening(call: Timed, session: Any, heard: list[dict[str, float]]) -> Callable[[], float]:
-    """The call, that notes what it was made of after it."""
-
-    def run() -> float:
-        seconds = call()
-        heard.append(dict(session.last_parts))
-        return seconds
-
-    return run
-
-
-def _measure(entries: list[_Entry], workload: Workload, bar: Bar) -> None:
-    rounds = _rounds(workload)
-    burst = workload.duration / rounds
+def _measure(entries: Sequence[_Entry], workload: Workload, bar: Bar) -> None:
+    """Measure each on its own, then all in interleaved rounds, then each on its own again."""
     for entry in entries:
-        _alone(entry, 2 * burst, workload, bar)
-        if workload.scenario == "server" and isinstance(entry.crowd, Driven):
-            bar.advance(0, f"{entry.artefact.title}, {entry.session.name}: rates")
-            entry.tried = settle_rate(entry.crowd, workload)
-    order = random.Random(workload.seed)
+        entry.sample_alone()
+        bar.advance(note=f"{entry.title}, on its own")
+        if workload.scenario == "server" and isinstance(entry.caller, Driven):
+            bar.advance(0, f"{entry.title}: rates")
+            entry.tried = settle_rate(entry.caller, workload)
+    for entry in interleaved(entries, _rounds(workload), random.Random(workload.seed)):
+        entry.sample()
+        bar.advance(note=entry.title)
     for entry in entries:
-        if isinstance(entry.crowd, Driven):
-            entry.crowd.rates.clear()
-        elif entry.crowd is not None:
-            entry.crowd.wall = 0.0
-    for _ in range(rounds):
-        for entry in order.sample(entries, len(entries)):
-            entry.sample(burst, workload.pause)
-            bar.advance(note=f"{entry.artefact.title}, {entry.session.name}")
-    for entry in entries:
-        _hold(entry, workload, rounds)
-        _alone(entry, 2 * burst, workload, bar)
+        entry.lower_rate_until_held()
+        entry.sample_alone()
+        bar.advance(note=f"{entry.title}, on its own")
 
 
-def _hold(entry: _Entry, workload: Workload, rounds: int) -> None:
-    """Where a rate that short trials held breaks the limit over all rounds: lower it, and again."""
-    if workload.slo is None or not isinstance(entry.crowd, Driven):
-        return
-    for _ in range(_RETRIES):
-        if percentile(entry.samples, 99) <= workload.slo:
-            return
-        entry.crowd.lower()
-        entry.samples.clear()
-        entry.rounds.clear()
-        for _ in range(rounds):
-            entry.sample(workload.duration / rounds, workload.pause)
-
-
-def _alone(entry: _Entry, seconds: float, workload: Workload, bar: Bar) -> None:
-    """Before and after the rounds; latencies of ``server`` depend on a rate, and prove nothing."""
-    if workload.scenario != "server":
-        wall = entry.crowd.wall if isinstance(entry.crowd, Crowd) else 0.0
-        rates = len(entry.crowd.rates) if isinstance(entry.crowd, Driven) else 0
-        entry.solo += entry.take(seconds, workload.pause)
-        if isinstance(entry.crowd, Crowd):
-            entry.crowd.wall = wall
-        elif isinstance(entry.crowd, Driven):
-            del entry.crowd.rates[rates:]
-    bar.advance(note=f"{entry.artefact.title}, alone")
-
-
-def _result(entry: _Entry, workload: Workload) -> BenchmarkResult:
-    artefact, session = entry.artefact, entry.session
-    disturbed = noises([seen for _, _, seen in entry.rounds])
-    rounds = tuple(
-        Round(calls=calls, median=middle, others=seen.others, mhz=seen.mhz, noisy=noise)
-        for (calls, middle, seen), noise in zip(entry.rounds, disturbed, strict=True)
-    )
-    driven = entry.crowd if isinstance(entry.crowd, Driven) else None
+def _result(entry: _Entry) -> BenchmarkResult:
+    artifact, session, caller = entry.artifact, entry.sessions[0], entry.caller
+    noisy = disturbances([activity for _, _, activity in entry.rounds])
+    parts = caller.parts if isinstance(caller, Caller) else []
+    load = None
+    if isinstance(caller, Driven):
+        load = load_record(caller, entry.samples, entry.tried, entry.workload)
     return BenchmarkResult(
-        title=artefact.title,
+        title=artifact.title,
         path=entry.path.name,
-        kind=artefact.kind,
-        precision=artefact.precision,
-        parity=tuple(Proof.model_validate(proof) for proof in artefact.parity),
-        model_hash=artefact.digest,
+        kind=artifact.kind,
+        precision=artifact.precision,
+        parity=tuple(Proof.model_validate(proof) for proof in artifact.parity),
+        model_hash=artifact.digest,
         runtime=session.name,
         runtime_version=session.version,
         device=session.device,
-        workload=workload,
+        workload=entry.workload,
         samples=tuple(entry.samples),
         solo=tuple(entry.solo),
-        parts={name: tuple(p[name] for p in entry.parts) for name in (entry.parts or [{}])[0]},
+        parts={name: tuple(part[name] for part in parts) for name in (parts or [{}])[0]},
         cuda_graph=session.cuda_graph,
         copies=session.copies,
         takes="pictures" if takes_pictures(session) else "images",
         clock=session.clock,
-        rounds=rounds,
-        wall=entry.crowd.wall if isinstance(entry.crowd, Crowd) else 0.0,
-        load=load_record(driven, entry.samples, entry.tried, workload) if driven else None,
-        macs=artefact.macs,
-        params=artefact.params,
-        size_bytes=artefact.size_bytes,
+        rounds=tuple(
+            Round(calls=calls, median=middle, others=seen.others, mhz=seen.mhz, noisy=noise)
+            for (calls, middle, seen), noise in zip(entry.rounds, noisy, strict=True)
+        ),
+        wall=caller.wall if isinstance(caller, Crowd) else 0.0,
+        load=load,
+        macs=artifact.macs,
+        params=artifact.params,
+        size_bytes=artifact.size_bytes,
     )

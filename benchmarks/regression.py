@@ -1,4 +1,4 @@
-"""Two results, measured at different times on one host: what became slower, and how surely."""
+"""Regressions: two results.json files of one host, and what became slower in between."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from spvit_deploy.benchmarks.speedups import ratio_of
 from spvit_deploy.benchmarks.statistics import Ratio
 from spvit_deploy.core.errors import InputError
 
-# Of a host, what times depend on; versions may differ, and are what is compared.
+# What times depend on; versions may differ, and are what is compared.
 _HOST = ("cpu", "cores", "threads", "memory_bytes", "system", "gpus")
 Key = tuple[object, ...]
 
 
 @dataclass(frozen=True)
 class Compared:
-    """One artefact on one runtime under one workload, before and after.
+    """One artifact on one runtime under one workload, before and after.
 
     Attributes:
-        before, after: what was measured.
+        before, after: its results.
         ratio: seconds before over seconds after, with its interval: above 1 it became faster.
     """
 
@@ -32,7 +32,7 @@ class Compared:
 
     @property
     def disturbed(self) -> bool:
-        """Whether either side was."""
+        """Whether the samples of either side were disturbed."""
         return self.before.flagged or self.after.flagged
 
     @property
@@ -42,12 +42,12 @@ class Compared:
 
     @property
     def slower(self) -> float:
-        """Share that it became slower by; below 0 for faster."""
+        """The fraction that it became slower by; below 0 for faster."""
         return 1 / self.ratio.value - 1
 
     @property
     def verdict(self) -> str:
-        """In words."""
+        """What became of it, in words."""
         if not self.differs:
             return "unsteady: measure again" if self.disturbed else "no difference seen"
         if self.slower > 0:
@@ -56,7 +56,7 @@ class Compared:
 
     @property
     def figures(self) -> tuple[str, str]:
-        """What is judged, before and after: a rate where the scenario has one, else the median."""
+        """What is compared: rates where the scenario has them, else medians."""
         before, after = (_figure(row) for row in (self.before, self.after))
         return before, after
 
@@ -69,7 +69,13 @@ def _figure(row: BenchmarkResult) -> str:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All that both files have, and what one of them has alone."""
+    """All that both files have, and what only one of them has.
+
+    Attributes:
+        rows: in both.
+        gone, new: only before, and only after.
+        versions: of packages, that changed.
+    """
 
     rows: tuple[Compared, ...]
     gone: tuple[str, ...]
@@ -81,23 +87,23 @@ class Comparison:
         """Rows whose samples were disturbed."""
         return [row for row in self.rows if row.disturbed]
 
-    def slower_than(self, share: float) -> list[Compared]:
-        """Rows that surely became slower, and by more than this share."""
-        return [row for row in self.rows if row.differs and row.slower > share]
+    def slower_than(self, fraction: float) -> list[Compared]:
+        """List rows that became slower beyond doubt, and by more than this fraction."""
+        return [row for row in self.rows if row.differs and row.slower > fraction]
 
 
 def compare_results(
     before: Path, after: Path, allow_host: bool = False, allow_model: bool = False
 ) -> Comparison:
-    """Match artefacts by name, runtime, device, batch and threads, and compare their medians.
+    """Match artifacts by name, runtime, device and workload, and compare their times.
 
     Args:
         before, after: ``results.json`` files.
         allow_host: compare even where the hosts differ.
-        allow_model: compare artefacts of one name even where their MACs or parameters differ.
+        allow_model: compare artifacts of one name even where their MACs or parameters differ.
 
     Raises:
-        InputError: other hosts or models, nothing in common, or one artefact twice in a file.
+        InputError: other hosts or models, nothing in common, or one artifact twice in a file.
         CorruptFileError: damaged.
     """
     files = load_results(before), load_results(after)
@@ -113,7 +119,7 @@ def compare_results(
     )
     if not rows:
         raise InputError(
-            f"{before} and {after} have no artefact, runtime and workload in common"
+            f"{before} and {after} have no artifact, runtime and workload in common"
             f"{_nearly(old, new)}.",
             "Measure the same ones again.",
         )
@@ -126,12 +132,9 @@ def compare_results(
 
 
 def _nearly(old: dict[Key, BenchmarkResult], new: dict[Key, BenchmarkResult]) -> str:
-    """What keeps artefacts of one name and runtime apart; empty where there are none."""
-    for key in old:
-        for other in new:
-            if key[:2] == other[:2]:
-                return f": {_title(key)} before, {_title(other)} after"
-    return ""
+    """Tell what keeps artifacts of one name and runtime apart; empty where there are none."""
+    pairs = ((key, other) for key in old for other in new if key[:2] == other[:2])
+    return next((f": {_title(one)} before, {_title(other)} after" for one, other in pairs), "")
 
 
 def _key(result: BenchmarkResult) -> Key:
@@ -144,13 +147,15 @@ def _key(result: BenchmarkResult) -> Key:
 
 def _title(key: Key) -> str:
     title, runtime, device, batch, threads, scenario, callers, slo, boundary, *_ = key
-    words = [f"{title}, {runtime} on {device}, batch {batch}"]
-    words += [] if threads is None else [f"{threads} threads"]
-    words += [] if scenario == "closed" else [str(scenario)]
-    words += [] if callers == 1 else [f"{callers} callers"]
-    words += [] if slo is None else [f"limit {slo} s"]
-    words += [] if boundary == "compute" else [f"with {boundary}"]
-    return ", ".join(words)
+    special = (
+        (threads is not None, f"{threads} threads"),
+        (scenario != "closed", f"{scenario}"),
+        (callers != 1, f"{callers} callers"),
+        (slo is not None, f"limit {slo} s"),
+        (boundary != "compute", f"with {boundary}"),
+    )
+    words = [text for given, text in special if given]
+    return ", ".join([f"{title}, {runtime} on {device}, batch {batch}", *words])
 
 
 def _by_key(file: ResultsFile, path: Path) -> dict[Key, BenchmarkResult]:
@@ -158,7 +163,7 @@ def _by_key(file: ResultsFile, path: Path) -> dict[Key, BenchmarkResult]:
     for result in file.results:
         key = _key(result)
         if key in found:
-            raise InputError(f"{path} has {_title(key)} twice.", "Give artefacts other names.")
+            raise InputError(f"{path} has {_title(key)} twice.", "Give artifacts other names.")
         found[key] = result
     return found
 
@@ -168,8 +173,8 @@ def _require_one_host(before: HostRecord, after: HostRecord, path: Path) -> None
         one, other = getattr(before, name), getattr(after, name)
         if one != other:
             raise InputError(
-                f"{path} was measured on another host: {name} {_said(other)}, before {_said(one)}.",
-                "Measure on one host, or compare all the same with --allow-host.",
+                f"{path} was measured on another host: {name} {_text(other)}, before {_text(one)}.",
+                "Measure on one host, or compare anyway with --allow-host.",
             )
 
 
@@ -183,11 +188,11 @@ def _require_one_model(
             raise InputError(
                 f"{path} has another model under {other.title}: {other.macs:,} MACs and "
                 f"{other.params:,} parameters, before {one.macs:,} and {one.params:,}.",
-                "Name the file of the same model, or compare all the same with --allow-model.",
+                "Name the file of the same model, or compare anyway with --allow-model.",
             )
 
 
-def _said(value: object) -> str:
+def _text(value: object) -> str:
     return ", ".join(map(str, value)) or "none" if isinstance(value, tuple) else str(value)
 
 

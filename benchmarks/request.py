@@ -1,4 +1,4 @@
-"""What is asked of a benchmark, refused before anything is measured."""
+"""Checks of what a benchmark is requested to measure, before anything is measured."""
 
 from __future__ import annotations
 
@@ -11,23 +11,21 @@ from spvit_deploy.core.errors import InputError
 from spvit_deploy.runtimes.registry import find_runtime, runtimes_for
 
 
-def pairs_asked(
-    artefacts: Sequence[Path], runtimes: Sequence[str] | None
-) -> list[tuple[Path, str]]:
-    """Every artefact with every runtime that takes it.
+def find_pairs(artifacts: Sequence[Path], runtimes: Sequence[str] | None) -> list[tuple[Path, str]]:
+    """Pair every artifact with every runtime that takes it.
 
     Raises:
-        InputError: an artefact that no runtime takes, or a runtime that takes none of them.
-        RuntimeMissingError: a runtime that is not here.
+        InputError: an artifact that no runtime takes, or a runtime that takes none of them.
+        RuntimeMissingError: a runtime that is not installed.
     """
     for name in runtimes or ():
         find_runtime(name)
     pairs = []
-    for path in artefacts:
+    for path in artifacts:
         fitting = [n for n in runtimes_for(path, runtimes or ()) if not runtimes or n in runtimes]
         if not fitting:
             raise InputError(
-                f"{path}: none of the runtimes asked for ({', '.join(runtimes or ())}) takes it; "
+                f"{path}: none of the runtimes requested ({', '.join(runtimes or ())}) takes it; "
                 f"{', '.join(runtimes_for(path)) or 'none'} would.",
                 "Choose another --runtime, or export it.",
             )
@@ -35,7 +33,7 @@ def pairs_asked(
     idle = [n for n in runtimes or () if n not in {name for _, name in pairs}]
     if idle:
         raise InputError(
-            f"Runtime '{idle[0]}' takes none of these artefacts.", "Export one for it."
+            f"Runtime '{idle[0]}' takes none of these artifacts.", "Export one for it."
         )
     return pairs
 
@@ -48,22 +46,23 @@ def require_measurable(workloads: Sequence[Workload]) -> None:
         RuntimeMissingError: LoadGen is not installed.
     """
     for load in workloads:
+        name = f"Scenario '{load.scenario}'"
         if load.scenario != "closed":
             loadgen_version()
         if load.scenario == "server" and load.slo is None:
-            raise InputError("Scenario 'server' needs a limit.", "Give --latency-slo 50ms.")
+            raise InputError(f"{name} needs a limit.", "Give --latency-slo 50ms.")
         if load.scenario != "closed" and load.boundary != "compute":
             raise InputError(
-                f"Scenario '{load.scenario}' sends images that are prepared.",
+                f"{name} sends images that are prepared.",
                 "Leave --boundary out, or choose --scenario closed.",
             )
         if load.scenario == "single-stream" and load.batch > 1:
             raise InputError(
-                "Scenario 'single-stream' has one image a query by MLPerf's rules.",
+                f"{name} has one image per query by MLPerf's rules.",
                 "Leave --batch out, or choose multi-stream or closed.",
             )
         if load.concurrency > 1 and load.scenario in ("single-stream", "multi-stream"):
             raise InputError(
-                f"Scenario '{load.scenario}' has one query at a time by MLPerf's rules.",
+                f"{name} has one query at a time by MLPerf's rules.",
                 "Leave --concurrency out, or choose server or closed.",
             )

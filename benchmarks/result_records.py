@@ -1,20 +1,20 @@
-"""What a result says besides its times."""
+"""Parts of a result besides its samples. Loads no runtime: a cold start weighs it too."""
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import ConfigDict
 
 from spvit_deploy.core.records import StrictModel
 
 
 class Round(StrictModel):
-    """One turn of an artefact.
+    """One round of an artifact.
 
     Attributes:
         calls: samples taken.
         median: of them, seconds.
-        others: share of all processors that other processes took.
-        mhz: of the processor, where the system says.
+        others: fraction of all processors that other processes took.
+        mhz: of the processor; None where the system does not report it.
         noisy: what disturbed it; empty for nothing.
     """
 
@@ -26,14 +26,15 @@ class Round(StrictModel):
 
 
 class LoadRecord(StrictModel):
-    """What MLPerf's LoadGen says of a run.
+    """What MLPerf's LoadGen reports of a run.
 
     Attributes:
         version: of LoadGen.
         valid: whether all of its runs were, by MLPerf's rules.
-        why: what spoke against it.
+        why: the reason where they were not.
         rate: queries a second that were held (``server``), or samples a second (``offline``).
-        rates: samples a second of each round of ``offline``; what each search of ``server`` found.
+        rates: samples a second of each round of ``offline``; queries a second that each search of
+            ``server`` found.
         tried: other rates, and whether they were held.
     """
 
@@ -45,15 +46,15 @@ class LoadRecord(StrictModel):
     tried: tuple[tuple[float, bool], ...] = ()
 
 
-class Proof(BaseModel):
-    """How an artefact's answers compare with the model's before it.
+class Proof(StrictModel):
+    """How an artifact's outputs match those of the model that it was made from.
 
     Attributes:
         link: what was compared with what.
         samples: images.
         max_abs: largest difference of a score.
         cosine: smallest, of two score vectors.
-        top1: share of images with the same best class.
+        top1: fraction of images with the same best class.
     """
 
     model_config = ConfigDict(extra="ignore", frozen=True)
@@ -66,7 +67,7 @@ class Proof(BaseModel):
 
 
 class DataRecord(StrictModel):
-    """What accuracy was taken on.
+    """The data that accuracy was taken on.
 
     Attributes:
         spec: as ``--data`` has it.
@@ -77,3 +78,21 @@ class DataRecord(StrictModel):
     spec: str
     images: int
     sha256: dict[str, str]
+
+
+class Start(StrictModel):
+    """What a cold start took, in a process of its own.
+
+    Attributes:
+        load: seconds from a file to a session, libraries imported before.
+        first: seconds of the first inference.
+        idle_bytes: of memory, before the artifact was opened.
+        peak_bytes: the most of it up to the end of some inferences.
+        device_bytes: peak of the GPU's memory, where it is known.
+    """
+
+    load: float
+    first: float
+    idle_bytes: int
+    peak_bytes: int
+    device_bytes: int | None = None

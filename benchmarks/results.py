@@ -1,7 +1,8 @@
-"""``results.json``: raw samples, and what they were taken on."""
+"""``results.json``: raw samples, what they were taken on, and the JSON Schema of the file."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -9,25 +10,26 @@ from pydantic import Field, model_validator
 
 from spvit_deploy.benchmarks.block_times import BlockTime
 from spvit_deploy.benchmarks.host import HostRecord
-from spvit_deploy.benchmarks.result_records import DataRecord, LoadRecord, Proof, Round
+from spvit_deploy.benchmarks.result_records import DataRecord, LoadRecord, Proof, Round, Start
 from spvit_deploy.benchmarks.roofline import Peak
-from spvit_deploy.benchmarks.starting import Start
 from spvit_deploy.benchmarks.statistics import (
     early_stopping,
     median_interval,
     percentile,
-    samples_needed,
+    tail,
     variation,
 )
 from spvit_deploy.core.records import StrictModel, load_record, write_record
 
 VERSION: Literal[2] = 2
+SCHEMA_FILE = "results.schema.json"
+# How far the medians alone and interleaved may differ, as a fraction.
 STEADY = 0.03
-# Beyond which trtexec, too, warns of times that vary.
+# The variation beyond which trtexec, too, warns of times that vary.
 VARIES = 0.025
-# Beyond which layers tell little of a call.
+# How much longer than an inference its profiled layers may take.
 DISTURBED = 4.0
-# Percentiles that are told where there are samples enough.
+# Percentiles that are reported where there are samples enough.
 TAILS = (90.0, 95.0, 99.0, 99.9)
 Scenario = Literal["closed", "single-stream", "multi-stream", "offline", "server"]
 Boundary = Literal["compute", "preprocessing"]
@@ -35,20 +37,20 @@ Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class Workload(StrictModel):
-    """What is measured.
+    """What is measured, and how.
 
     Attributes:
         scenario: ``closed``, one call after another; or one of MLPerf Inference, whose LoadGen
             issues the queries.
-        batch: images a call; in ``server`` at most as many.
+        batch: images of an inference; in ``server`` at most as many.
         concurrency: callers at a time, each with a session of its own.
         boundary: what a time holds: ``compute``, all from images in the host's memory to scores
-            there, or as the session says; ``preprocessing``, from decoded pictures.
-        slo: seconds in which 99% of the answers of ``server`` have to come.
+            there, or as the session reports; ``preprocessing``, from decoded images.
+        slo: seconds in which 99% of the queries of ``server`` have to be done.
         warmup: least calls before the first sample; more until the median is stable, none for 0.
-        duration: seconds of samples, for each artefact and runtime.
+        duration: seconds of samples, for each artifact and runtime.
         threads: of the runtime, pinned to as many cores; None for its own choice.
-        pause: seconds of sleep between artefacts, in which thread pools stop spinning.
+        pause: seconds of sleep between artifacts, in which thread pools stop spinning.
         seed: of the images and of the order.
     """
 
@@ -66,33 +68,33 @@ class Workload(StrictModel):
     @model_validator(mode="before")
     @classmethod
     def _renamed(cls, values: Any) -> Any:
-        """Files of the first version call the closed loop ``latency``."""
+        """Migrate files of the first version, which call the closed loop ``latency``."""
         if isinstance(values, dict) and values.get("scenario") == "latency":
             return {**values, "scenario": "closed"}
         return values
 
 
 class BenchmarkResult(StrictModel):
-    """One artefact on one runtime under one workload; times in seconds.
+    """One artifact on one runtime under one workload; times in seconds.
 
     Attributes:
-        samples: interleaved with the other artefacts.
-        solo: the artefact alone, before and after.
+        samples: interleaved with the other artifacts.
+        solo: the artifact on its own, before and after.
         top1: accuracy in percent, where it was evaluated.
-        parts: what each call is made of, by name, where the session says: ``to_device``,
-            ``compute`` and ``to_host``, in seconds, and ``enqueue``, which overlaps with these; as
-            many as samples.
+        parts: what each inference is made of, by name, where the session reports it:
+            ``to_device``, ``compute`` and ``to_host``, in seconds, and ``enqueue``, which overlaps
+            with these; as many as samples.
         cuda_graph: whether it computed by a CUDA graph; None where there are none.
         copies: whether a sample holds copies to and from a device; None where there are none.
-        takes: ``pictures`` where the artefact prepares them itself, as part of its time.
+        takes: ``pictures`` where the artifact prepares images itself, as part of its time.
         clock: that took the times.
         rounds: of the samples, in their order.
         wall: seconds that the rounds took, where several callers overlap; 0 where one did.
-        start: in a fresh process.
-        load: what LoadGen says.
-        blocks: where the time of a call goes.
-        parity: what its export proved.
-        joules: of one image, by source; empty where nothing can be read.
+        start: of a process of its own.
+        load: what LoadGen reports.
+        blocks: where the time of an inference goes.
+        parity: what its export verified.
+        joules: per image, by source; empty where nothing can be read.
     """
 
     title: str
@@ -125,23 +127,21 @@ class BenchmarkResult(StrictModel):
 
     @property
     def p50(self) -> float:
-        """Median seconds of a call."""
+        """Median seconds of an inference."""
         return percentile(self.samples, 50)
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Of the median, 95%."""
+        """The 95% interval of the median, seconds."""
         return median_interval(self.samples)
 
-    def tail(self, share: float) -> float | None:
-        """A percentile, seconds; None for fewer samples than it takes."""
-        if len(self.samples) < samples_needed(share):
-            return None
-        return percentile(self.samples, share)
+    def tail(self, percent: float) -> float | None:
+        """Compute a percentile, seconds; None for fewer samples than it takes."""
+        return tail(self.samples, percent)
 
-    def bound(self, share: float) -> float | None:
-        """MLPerf's early-stopping estimate of a percentile, seconds."""
-        return early_stopping(self.samples, share)
+    def bound(self, percent: float) -> float | None:
+        """Compute MLPerf's early-stopping estimate of a percentile, seconds."""
+        return early_stopping(self.samples, percent)
 
     @property
     def p90(self) -> float | None:
@@ -152,6 +152,16 @@ class BenchmarkResult(StrictModel):
     def p99(self) -> float | None:
         """99th percentile, seconds; None for too few samples."""
         return self.tail(99)
+
+    def fraction_of_peak(self, peaks: Sequence[Peak]) -> float | None:
+        """Compute which fraction of the peak of its precision an inference reaches; None where no
+        peak was measured for its device, threads and precision.
+        """
+        macs, place = self.macs * self.workload.batch, (self.device, self.workload.threads)
+        for peak in peaks:
+            if (peak.device, peak.threads) == place and macs and self.precision in peak.macs:
+                return macs / self.p50 / peak.macs[self.precision]
+        return None
 
     @property
     def throughput(self) -> float:
@@ -164,7 +174,7 @@ class BenchmarkResult(StrictModel):
 
     @property
     def drift(self) -> float:
-        """How far the medians alone and interleaved differ, as a share."""
+        """How far the medians alone and interleaved differ, as a fraction."""
         return abs(self.p50 / percentile(self.solo, 50) - 1) if self.solo else 0.0
 
     @property
@@ -174,7 +184,7 @@ class BenchmarkResult(StrictModel):
 
     @property
     def noisy(self) -> int:
-        """Rounds that something disturbed."""
+        """The number of rounds that something disturbed."""
         return sum(bool(one.noisy) for one in self.rounds)
 
     @property
@@ -184,13 +194,13 @@ class BenchmarkResult(StrictModel):
 
     @property
     def begins(self) -> str:
-        """What a time begins with: prepared images, or pictures; of which size."""
+        """What a time begins with, and of which size."""
         if self.workload.boundary == "preprocessing":
-            return "decoded pictures of 500 × 375"
-        return "prepared images" if self.takes == "images" else "pictures of the model's size"
+            return "decoded images of 500 × 375"
+        return "prepared images" if self.takes == "images" else "uint8 images of the model's size"
 
     def remarks(self) -> list[str]:
-        """What a reader must know of the row, shortest first words first."""
+        """List what a reader must know of the row."""
         found = []
         if self.flagged:
             found.append(f"unsteady {100 * self.drift:.0f}%")
@@ -199,16 +209,18 @@ class BenchmarkResult(StrictModel):
         spread = variation(self.samples)
         if spread > VARIES and self.workload.scenario == "closed":
             found.append(f"varies {100 * spread:.1f}%")
-        found += self._bounds()
+        found += self._bottlenecks()
         layers = sum(block.seconds for block in self.blocks)
         if layers > DISTURBED * self.p50:
-            found.append(f"its layers were profiled at {layers / self.p50:.0f}× the time of a call")
+            found.append(
+                f"its layers were profiled at {layers / self.p50:.0f}× the time of an inference"
+            )
         if self.load is not None and not self.load.valid:
             found.append(f"not valid by MLPerf: {self.load.why}")
         return found
 
-    def _bounds(self) -> list[str]:
-        """What holds a device up."""
+    def _bottlenecks(self) -> list[str]:
+        """Name what holds a device up."""
         medians = {name: percentile(times, 50) for name, times in self.parts.items()}
         compute = medians.get("compute")
         if not compute:
@@ -227,10 +239,10 @@ class ResultsFile(StrictModel):
     Attributes:
         command: that made it.
         git: commit of the folder that it was made in, ``+`` for changes; None for no repository.
-        environment: variables that runtimes heed.
+        environment: variables that change what runtimes do.
         affinity: processors that calls were pinned to; empty for none.
         data: that accuracy was taken on.
-        peaks: what the host computes and copies at most, measured in the same run.
+        peaks: the most that the host computes and copies, measured in the same run.
     """
 
     schema_version: Literal[1, 2] = VERSION
@@ -263,3 +275,14 @@ def load_results(path: Path) -> ResultsFile:
         CorruptFileError: damaged.
     """
     return load_record(path, "results", ResultsFile, "Measure again", VERSION, older=(1,))
+
+
+def results_schema() -> dict[str, Any]:
+    """Build the JSON Schema (draft 2020-12) of the files that this version writes."""
+    found = ResultsFile.model_json_schema(mode="serialization")
+    # Written beside the fields, and checked before they are read.
+    found["properties"]["digest"] = {
+        "title": "Digest", "type": "string", "description": "SHA-256 of the rest.",
+    }  # fmt: skip
+    found["properties"]["schema_version"] = {"const": VERSION, "title": "Schema Version"}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **found}

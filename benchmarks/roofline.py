@@ -1,45 +1,29 @@
-"""What a host computes and copies at most, measured like everything else."""
+"""Roofline: the most that a host computes and copies, measured on the host itself."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Callable
 
 import torch
 
 from spvit_deploy.core.records import StrictModel
+from spvit_deploy.runtimes.timing import timed
 
-_SIDE = 1024
-_SIDE_GPU = 4096
-_BYTES = 2**28
-_TIMES = 20
+# Side of the matrices, and bytes of the copy: large enough that caches do not count.
+_SIDE, _SIDE_GPU, _BYTES = 1024, 4096, 2**28
+_WARM_UP, _TIMES = 3, 20
 _TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _GPU_TYPES = {**_TYPES, "fp16": torch.float16}
 
 
-class _Load(Protocol):
-    @property
-    def threads(self) -> int | None: ...
-
-
-class Place(Protocol):
-    """A result, as far as it says where it computed."""
-
-    @property
-    def device(self) -> str: ...
-
-    @property
-    def workload(self) -> _Load: ...
-
-
 class Peak(StrictModel):
-    """Of a device with so many threads.
+    """The peaks of a device with a number of threads.
 
     Attributes:
-        device: as results call it.
+        device: as in results.
         threads: of the matrix product; None for torch's own choice.
-        macs: multiply-adds a second of a large matrix product in PyTorch, by precision.
+        macs: multiply-adds a second of a large matrix product in PyTorch, by precision; not of
+            int8, for which PyTorch has no such product.
         bytes: a second, read and written, of a copy larger than any cache.
     """
 
@@ -50,7 +34,7 @@ class Peak(StrictModel):
 
 
 def measure_peak(device: str, threads: int | None) -> Peak:
-    """Time a matrix product in every precision, and a copy; a second or two.
+    """Time a matrix product in every precision, and a copy; takes a second or two.
 
     Args:
         device: ``cpu``, ``cuda`` or ``cuda:N``.
@@ -78,32 +62,11 @@ def _copy(where: torch.device) -> float:
 
 
 def _seconds(call: Callable[[], object], where: torch.device) -> float:
-    """The best, after some calls that do not count: a peak is what a host can do undisturbed."""
-    found = []
-    for index in range(_TIMES + 3):
-        start = time.perf_counter_ns()
+    """Time the fastest of several calls: a peak is what a host can do undisturbed."""
+
+    def run() -> None:
         call()
         if where.type == "cuda":
             torch.cuda.synchronize(where)
-        if index >= 3:
-            found.append((time.perf_counter_ns() - start) / 1e9)
-    return min(found)
 
-
-def fraction(
-    macs: int, seconds: float, precision: str, peaks: Sequence[Peak], place: Place
-) -> float | None:
-    """Share of the peak of its precision that a call reaches; None where no peak fits.
-
-    Args:
-        macs: of the call.
-        seconds: that it takes.
-        precision: of the artefact; int8 has no peak, since PyTorch has no such product for it.
-        peaks: of the run.
-        place: device and threads.
-    """
-    for peak in peaks:
-        fits = (peak.device, peak.threads) == (place.device, place.workload.threads)
-        if fits and macs and precision in peak.macs:
-            return macs / seconds / peak.macs[precision]
-    return None
+    return min([timed(run)() for _ in range(_WARM_UP + _TIMES)][_WARM_UP:])

@@ -1,4 +1,4 @@
-"""Dense and lean side by side."""
+"""Speed-ups: dense and lean results under the same terms."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _QUIET = 4
 
 @dataclass(frozen=True)
 class Pair:
-    """A dense and a lean artefact under the same runtime and workload.
+    """A dense and a lean artifact under the same runtime and workload.
 
     Attributes:
-        dense, lean: what was measured.
+        dense, lean: their results.
         ratio: of their times; of their rates, where a scenario has these.
     """
 
@@ -28,25 +28,25 @@ class Pair:
 
     @property
     def label(self) -> str:
-        """Where they were measured."""
+        """The runtime and workload."""
         load = self.lean.workload
         scenario = "" if load.scenario == "closed" else f"{load.scenario}, "
         return f"{self.lean.runtime}, {scenario}batch {load.batch}"
 
     @property
     def promised(self) -> float | None:
-        """What the MACs promise; None where they are unknown."""
+        """The ratio of the MACs; None where they are unknown."""
         return self.dense.macs / self.lean.macs if self.dense.macs and self.lean.macs else None
 
     @property
     def gains(self) -> list[Gain]:
-        """Promised and achieved by kind of block; none where either has no layers."""
+        """Promised and achieved ratios by kind of block; none where either has no layers."""
         if not (self.dense.blocks and self.lean.blocks):
             return []
         return gains(self.dense.blocks, self.lean.blocks)
 
     def said(self) -> str:
-        """One line."""
+        """Put the pair in one line."""
         ratio, word = self.ratio.said()
         interval = f" (95% interval {ratio.low:.2f} to {ratio.high:.2f})"
         if ratio.low == ratio.high:
@@ -59,7 +59,7 @@ class Pair:
 
 
 def comparable(one: BenchmarkResult, other: BenchmarkResult) -> bool:
-    """Whether two results say the same kind of thing: runtime, precision and all terms."""
+    """Tell whether two results have the same runtime, precision and terms."""
     return (one.runtime, one.precision, *one.same_terms) == (
         other.runtime,
         other.precision,
@@ -68,18 +68,19 @@ def comparable(one: BenchmarkResult, other: BenchmarkResult) -> bool:
 
 
 def ratio_of(slow: BenchmarkResult, fast: BenchmarkResult, together: bool = True) -> Ratio:
-    """Of times; by pairs of rounds where both took turns, else of all samples. Disturbed rounds are
-    left out where enough others are. Of rates, where a scenario has these: that of ``fast`` over
-    that of ``slow``.
+    """Compute the ratio of times, or of rates where a scenario has these.
+
+    By pairs of rounds where both were interleaved, else of all samples. Disturbed rounds are left
+    out where there are enough others.
 
     Args:
-        slow, fast: whose time is above, and below.
-        together: whether they took turns in one run.
+        slow, fast: whose time is divided, and divides; of rates the other way round.
+        together: whether they were interleaved in one run.
     """
     if slow.load and fast.load and slow.load.rate and fast.load.rate:
         if slow.load.rates and fast.load.rates:
-            turns = together and slow.workload.scenario == "offline"
-            paired = turns and len(slow.load.rates) == len(fast.load.rates)
+            interleaved = together and slow.workload.scenario == "offline"
+            paired = interleaved and len(slow.load.rates) == len(fast.load.rates)
             return (paired_ratio if paired else median_ratio)(fast.load.rates, slow.load.rates)
         value = fast.load.rate / slow.load.rate
         return Ratio(value, value, value)
@@ -92,7 +93,7 @@ def ratio_of(slow: BenchmarkResult, fast: BenchmarkResult, together: bool = True
 
 
 def pairs_of(rows: Sequence[BenchmarkResult]) -> list[Pair]:
-    """Every lean artefact beside every dense one that it can be compared with."""
+    """Pair every lean result with every dense one under the same terms."""
     return [
         Pair(dense, lean, ratio_of(dense, lean))
         for lean in rows

@@ -1,59 +1,69 @@
-"""Percentiles, as far as samples carry them, and how sure medians and their ratios are."""
+"""Percentiles where there are samples enough, and intervals of medians and their ratios."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from scipy.stats import binom
 
 # Of MLPerf Inference's early stopping.
 CONFIDENCE = 0.99
+_DRAWS = 1000
+_INTERVAL = (2.5, 97.5)
 
 
-def percentile(samples: Sequence[float], share: float) -> float:
-    """Linear percentile of samples, ``share`` in percent; NaN without samples."""
-    return float(np.percentile(samples, share)) if len(samples) else float("nan")
+def percentile(samples: Sequence[float], percent: float) -> float:
+    """Compute the linear percentile of samples; NaN without samples."""
+    return float(np.percentile(samples, percent)) if len(samples) else float("nan")
+
+
+def tail(samples: Sequence[float], percent: float) -> float | None:
+    """Compute the percentile; None for fewer samples than it takes."""
+    return percentile(samples, percent) if len(samples) >= samples_needed(percent) else None
 
 
 @lru_cache
-def samples_needed(share: float) -> int:
-    """Samples from which on a percentile can be told: as many as MLPerf Inference asks for, 64 for
-    the 90th and 662 for the 99th.
+def samples_needed(percent: float) -> int:
+    """Count the samples that a percentile takes by MLPerf Inference's rules: 64 for the 90th, 662
+    for the 99th.
     """
     count = 2
-    while _over(count, share) < 1:
+    while _over(count, percent) < 1:
         count += 1
     return count
 
 
-def _over(count: int, share: float) -> int:
-    """How many samples may lie beyond the percentile, were each there with the chance that it says,
-    so that so few are seen with a chance of 1% at most; -1 where none may.
+def _over(count: int, percent: float) -> int:
+    """Count how many samples may lie beyond the percentile, so that so few are seen with a chance
+    of 1% at most, were each there with the chance that it says; -1 where none may.
     """
-    chance = 1 - share / 100
+    chance = 1 - percent / 100
     # ppf is the first with a chance of at least 1%.
     most = int(binom.ppf(1 - CONFIDENCE, count, chance))
     return most if binom.cdf(most, count, chance) <= 1 - CONFIDENCE else most - 1
 
 
-def early_stopping(samples: Sequence[float], share: float) -> float | None:
-    """What the percentile does not exceed, with a confidence of 99%; None for too few samples.
+def early_stopping(samples: Sequence[float], percent: float) -> float | None:
+    """Bound a percentile from above with 99% confidence; None for too few samples.
 
     Source: MLPerf Inference rules, appendix "Early Stopping Criterion".
     """
     count = len(samples)
-    over = _over(count, share) if count else -1
+    over = _over(count, percent) if count else -1
     if over < 1:
         return None
     return float(np.partition(np.asarray(samples), count - over)[count - over])
 
 
 def variation(samples: Sequence[float]) -> float:
-    """How far samples lie from their median, as a share of it: 1.4826 times the median distance,
-    which for a normal distribution is its coefficient of variation, and which outliers do not move.
+    """Compute how far samples lie from their median, as a fraction of it.
+
+    1.4826 times the median distance, which for a normal distribution is its coefficient of
+    variation, and which outliers do not move.
     """
     if not len(samples):
         return 0.0
@@ -76,49 +86,45 @@ class Ratio:
         return not self.low <= 1 <= self.high
 
     def said(self) -> tuple[Ratio, str]:
-        """How many times faster, or slower, the second one is: a ratio from 1 on, and the word."""
+        """Put the ratio in words: how many times (from 1 on) the second one is faster or slower."""
         if self.value >= 1:
             return self, "faster"
         return Ratio(1 / self.value, 1 / self.high, 1 / self.low), "slower"
 
 
-def median_ratio(
-    slow: Sequence[float], fast: Sequence[float], draws: int = 1000, seed: int = 0
-) -> Ratio:
-    """Median of ``slow`` over median of ``fast``, resampled ``draws`` times."""
-    rng = np.random.default_rng(seed)
-    a, b = np.asarray(slow), np.asarray(fast)
-    tops = np.median(rng.choice(a, (draws, len(a))), axis=1)
-    bottoms = np.median(rng.choice(b, (draws, len(b))), axis=1)
-    low, high = np.percentile(tops / bottoms, [2.5, 97.5])
-    return Ratio(float(np.median(a) / np.median(b)), float(low), float(high))
+def median_ratio(slow: Sequence[float], fast: Sequence[float]) -> Ratio:
+    """Compute the median of ``slow`` over the median of ``fast``, with its interval."""
+    draw = _resampler()
+    low, high = np.percentile(draw(slow) / draw(fast), _INTERVAL)
+    return Ratio(float(np.median(slow) / np.median(fast)), float(low), float(high))
 
 
-def paired_ratio(
-    slow: Sequence[float], fast: Sequence[float], draws: int = 1000, seed: int = 0
-) -> Ratio:
-    """Median of the ratios of what was measured side by side, with its interval over the pairs.
+def paired_ratio(slow: Sequence[float], fast: Sequence[float]) -> Ratio:
+    """Compute the median of the ratios of interleaved rounds, with its interval over the rounds.
 
-    What slows a whole round slows both, and leaves the ratio.
+    What slows a whole round slows both, and does not change the ratio.
 
     Args:
-        slow, fast: medians of rounds, one round a place.
-        draws: resamplings.
-        seed: of these.
+        slow, fast: medians of rounds, one element for each round.
     """
     ratios = np.asarray(slow) / np.asarray(fast)
-    drawn = np.random.default_rng(seed).choice(ratios, (draws, len(ratios)))
-    low, high = np.percentile(np.median(drawn, axis=1), [2.5, 97.5])
-    return Ratio(float(np.median(ratios)), float(low), float(high))
+    return Ratio(float(np.median(ratios)), *median_interval(ratios))
 
 
-def median_interval(
-    samples: Sequence[float], draws: int = 1000, seed: int = 0
-) -> tuple[float, float]:
-    """Bootstrap interval of 95% of a median; NaN without samples."""
+def median_interval(samples: Sequence[float] | np.ndarray) -> tuple[float, float]:
+    """Compute the bootstrap interval of 95% of a median; NaN without samples."""
     if not len(samples):
         return float("nan"), float("nan")
-    values = np.asarray(samples)
-    drawn = np.random.default_rng(seed).choice(values, (draws, len(values)))
-    low, high = np.percentile(np.median(drawn, axis=1), [2.5, 97.5])
+    low, high = np.percentile(_resampler()(samples), _INTERVAL)
     return float(low), float(high)
+
+
+def _resampler() -> Callable[[Any], Any]:
+    """Make a function that draws medians of resampled samples, the same ones each time."""
+    rng = np.random.default_rng(0)
+
+    def draw(samples: Any) -> Any:
+        values = np.asarray(samples)
+        return np.median(rng.choice(values, (_DRAWS, len(values))), axis=1)
+
+    return draw

@@ -31,16 +31,13 @@ _FEW_TIMES_CHANCE = 2
 _LOW_TOP1 = 1.0
 
 
-def run_export(
-    job: ExportJob, output: Path, force: bool = False, earlier: tuple[ParityReport, ...] = ()
-) -> ExportRecord:
+def run_export(job: ExportJob, output: Path, force: bool = False) -> ExportRecord:
     """Write the artifact, if its outputs match those of the module.
 
     Args:
         job: with checked settings, model and images.
         output: folder to write.
         force: replace an old output.
-        earlier: parity of the steps before, recorded with this one.
 
     Raises:
         ParityError: they do not; nothing is left behind.
@@ -58,7 +55,7 @@ def run_export(
         parity, measured = verify(written)
         bar.advance(note="record")
         accuracy = _accuracy(written, measured, bar)
-        record = _record(written, (*earlier, *parity), accuracy)
+        record = _record(written, (*job.earlier, *parity), accuracy)
         write_record(staging / RECORD_FILE, record.model_dump(mode="json"))
         bar.advance(note="done")
     return record

@@ -24,7 +24,6 @@ from spvit_deploy.export.parity import (
     require,
 )
 from spvit_deploy.export.preprocessing_check import verify_preprocessing
-from spvit_deploy.export.speedup import alternate
 from spvit_deploy.runtimes.base import Session
 from spvit_deploy.runtimes.batching import in_batches
 from spvit_deploy.runtimes.calibration import Accuracy, top1
@@ -32,6 +31,7 @@ from spvit_deploy.runtimes.export_job import ExportJob, WrittenFiles
 from spvit_deploy.runtimes.info import FormatInfo
 from spvit_deploy.runtimes.onnx.graph import MODEL_FILE
 from spvit_deploy.runtimes.registry import load_exporter, open_session
+from spvit_deploy.runtimes.timing import time_ratio
 
 # What a user can do about outputs that a precision changes; those of fp32 may never differ.
 _HINTS = {
@@ -186,7 +186,7 @@ def measure_speedup(written: Written) -> float:
         fp32 = open_session(Path(scratch) / form.file, form.runtime)
         int8 = open_session(written.folder / form.file, form.runtime)
         try:
-            return alternate(lambda: fp32.run_all(image), lambda: int8.run_all(image))
+            return time_ratio(lambda: fp32.run_all(image), lambda: int8.run_all(image))
         finally:
             fp32.close()
             int8.close()

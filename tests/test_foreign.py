@@ -46,7 +46,7 @@ def test_what_others_wrote_is_inspected_measured_and_evaluated(kind: int, tmp_pa
          "-o", tmp_path / "r.json")  # fmt: skip
     done = good("evaluate", file, "--data", "digits", "--runtime", "onnxruntime", "--json")
     assert json.loads(done.stdout)["images"] == 355
-    assert "does not say how images are prepared" in done.stderr
+    assert "does not record how images are prepared" in done.stderr
 
 
 def test_what_takes_no_images_of_one_size_is_refused(tmp_path: Path) -> None:

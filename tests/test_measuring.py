@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spvit_deploy.benchmarks import measure
+from spvit_deploy.benchmarks import load_patterns, measure
 from spvit_deploy.benchmarks.host import read_host
 from spvit_deploy.benchmarks.measure import run_benchmark
 from spvit_deploy.benchmarks.reporting.html_report import write_report
@@ -23,6 +24,13 @@ from spvit_deploy.benchmarks.results import (
 from spvit_deploy.benchmarks.speedups import pairs_of
 from spvit_deploy.benchmarks.statistics import median_ratio, percentile
 from spvit_deploy.core.errors import CorruptFileError, InputError
+from spvit_deploy.runtimes.timing import (
+    Schedule,
+    TimedCall,
+    flattened,
+    time_interleaved,
+    time_ratio,
+)
 
 
 def row(kind: str, seconds: list[float], solo: list[float]) -> BenchmarkResult:
@@ -77,7 +85,7 @@ def test_units_of_a_result() -> None:
     assert result.throughput == pytest.approx(20)
 
 
-def test_artefacts_take_turns_in_an_order_that_changes(
+def test_artifacts_are_interleaved_in_an_order_that_changes(
     dense_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[str, float, float]] = []
@@ -93,11 +101,12 @@ def test_artefacts_take_turns_in_an_order_that_changes(
 
     def remember(*args: object) -> measure._Entry:
         entry = opened(*args)  # type: ignore[arg-type]
-        names[id(entry.call)] = "ab"[len(names)]
+        assert isinstance(entry.caller, load_patterns.Caller)
+        names[id(entry.caller._call)] = "ab"[len(names)]
         return entry
 
     monkeypatch.setattr(measure, "_open", remember)
-    monkeypatch.setattr(measure, "burst_of", burst)
+    monkeypatch.setattr(load_patterns, "burst", burst)
     workload = Workload(duration=1.0, warmup=0, pause=0.25)
     results = run_benchmark([dense_folder, dense_folder], ["torch"], [workload]).results
     turns = "".join(name for name, _, _ in seen)
@@ -107,6 +116,31 @@ def test_artefacts_take_turns_in_an_order_that_changes(
     assert {pause for _, _, pause in seen} == {0.25}
     assert [result.p50 for result in results] == [1e-3, 2e-3]
     assert sum(seconds for name, seconds, _ in seen[2:-2] if name == "a") == pytest.approx(1.0)
+
+
+def test_calls_are_timed_in_interleaved_bursts() -> None:
+    order: list[str] = []
+
+    def call(name: str, seconds: float) -> TimedCall:
+        def run() -> float:
+            order.append(name)
+            return seconds
+
+        return run
+
+    calls = {"often": call("often", 1e-3), "once": call("once", 2e-3)}
+    told: list[str] = []
+    bursts = time_interleaved(calls, Schedule(6, 0.0, 0.0), {"often": 2}, told.append)
+    assert {name: len(found) for name, found in bursts.items()} == {"often": 12, "once": 6}
+    # Two calls wake the thread pool before the three that count.
+    assert len(order) == 5 * 18
+    assert flattened(bursts) == {"often": [1e-3] * 36, "once": [2e-3] * 18}
+    assert sorted(told[:3]) == ["often", "often", "once"]
+    assert len({tuple(told[i : i + 3]) for i in range(0, 18, 3)}) > 1
+
+
+def test_a_ratio_of_two_calls_is_that_of_their_times() -> None:
+    assert 1.3 < time_ratio(lambda: time.sleep(0.02), lambda: time.sleep(0.01)) < 2.5
 
 
 def test_a_runtime_that_takes_nothing_is_refused(dense_folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""`recommend`: the answer, its evidence, and why the rest lost."""
+"""`recommend`: the answer, its evidence, and why the rest were eliminated."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spvit_deploy.benchmarks.evaluate import evaluate_artefact
+from spvit_deploy.benchmarks.evaluate import evaluate_artifact
 from spvit_deploy.core.records import read_record
 from spvit_deploy.core.units import parse_duration
 from spvit_deploy.data.spec import DataSettings
@@ -19,7 +19,7 @@ from spvit_deploy.runtimes.registry import artifact_kind
 from spvit_deploy.workflows.recommend.candidates import thread_counts
 from spvit_deploy.workflows.recommend.record import RECORD_FILE, Recommendation, Tried
 from spvit_deploy.workflows.recommend.target import Target, parse_target
-from spvit_deploy.workflows.recommend.tournament import Contest
+from spvit_deploy.workflows.recommend.tournament import Tournament
 from spvit_deploy.workflows.sweep.record import SweepPoint, SweepRecord, save_sweep
 from tests.calls import call, good, refused
 from tests.conftest import NAME, TINY_ARGS
@@ -56,17 +56,17 @@ def test_threads_are_those_that_the_host_has() -> None:
     assert list(counts) == sorted(set(counts))
 
 
-def test_an_artefact_that_does_not_open_is_out_and_the_others_stay(dense_folder: Path) -> None:
-    contest = Contest(Target(), (1,), (1,), lambda: 0.0)
+def test_an_artifact_that_does_not_open_is_out_and_the_others_stay(dense_folder: Path) -> None:
+    tournament = Tournament(Target(), (1,), (1,), lambda: 0.0)
     made = Tried(model="", format="dense", precision="fp32", runtime="torch")
-    assert contest.enter(dense_folder, made) < 1
+    assert tournament.enter(dense_folder, made) < 1
     missing = made.model_copy(update={"runtime": "onnxruntime"})
-    assert contest.enter(dense_folder, missing) == float("inf")
-    contest.settle()
-    assert [runner.tried.runtime for runner in contest.alive] == ["torch"]
-    (lost,) = contest.out
+    assert tournament.enter(dense_folder, missing) == float("inf")
+    tournament.finish()
+    assert [one.tried.runtime for one in tournament.remaining] == ["torch"]
+    (lost,) = tournament.eliminated
     assert "dense" in lost.lost
-    contest.close()
+    tournament.close()
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +93,7 @@ def test_the_answer_is_there_with_evidence_and_reasons(trained: Path, tmp_path: 
     assert best.drop <= 1.0
     folder = tmp_path / "out" / best.folder
     assert artifact_kind(folder)
-    assert evaluate_artefact(folder, DIGITS, best.runtime, "cpu").top1 == best.top1
+    assert evaluate_artifact(folder, DIGITS, best.runtime, "cpu").top1 == best.top1
     kept = {path.name for path in (tmp_path / "out").iterdir() if path.is_dir()}
     assert kept == {row.folder for row in found.best}
     assert all(row.lost for row in found.rest)

@@ -16,13 +16,14 @@ from spvit_deploy.benchmarks.headline import headline_of
 from spvit_deploy.benchmarks.host import read_host
 from spvit_deploy.benchmarks.reporting.pareto import pareto_front
 from spvit_deploy.benchmarks.results import (
+    SCHEMA_FILE,
     BenchmarkResult,
     ResultsFile,
     Workload,
     load_results,
+    results_schema,
     save_results,
 )
-from spvit_deploy.benchmarks.schema import SCHEMA_FILE, results_schema
 from spvit_deploy.core.records import write_record
 from spvit_deploy.workflows.export import export_model
 from tests.calls import good, refused

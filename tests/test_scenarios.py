@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spvit_deploy.benchmarks.load_patterns import no_collection, settle
 from spvit_deploy.benchmarks.measure import run_benchmark
 from spvit_deploy.benchmarks.mlperf.loadgen import run_scenario
 from spvit_deploy.benchmarks.mlperf.max_rate import highest_rate
 from spvit_deploy.benchmarks.results import Workload, load_results
 from spvit_deploy.benchmarks.statistics import early_stopping
 from spvit_deploy.core.errors import InputError
+from spvit_deploy.runtimes.timing import no_collection, warm_up
 from spvit_deploy.workflows.export import export_model
 from tests.calls import call, good, refused
 
@@ -153,10 +153,10 @@ def test_warming_up_ends_when_calls_are_stable() -> None:
         count += 1
         return next(seconds)
 
-    settle(timed, 5)
+    warm_up(timed, 5)
     assert 20 <= count <= 30
     count = 0
-    settle(timed, 0)
+    warm_up(timed, 0)
     assert count == 0
 
 

@@ -1,4 +1,4 @@
-"""``latency.json``: what each choice costs in time, and on which model, runtime and host."""
+"""``latency.json``: the latencies of each choice, and of which model, runtime and host."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from spvit_deploy.lean.cost import CostTable, SiteCost
 
 LATENCY_FILE = "latency.json"
 _NS = 10**9
-# Half the spread of the dense model's times, from which on a table is remarked on.
+# Half the spread of the dense model's times, as a fraction, beyond which a table is warned of.
 _UNSTEADY = 0.1
-# Of a host: what its speed depends on.
+# What the speed of a host depends on.
 _HARDWARE = ("cpu", "cores", "threads", "flags", "gpus")
 
 
@@ -34,7 +34,7 @@ class WidthTime(StrictModel):
 
 
 class TailTimes(StrictModel):
-    """A block that is needed for the tokens that the answer is read off alone.
+    """A block of which only the tokens are needed that the head reads.
 
     A convolution passes these on unchanged, and takes no more than a skip.
 
@@ -56,7 +56,7 @@ class ShapeTimes(StrictModel):
         hidden: units of their MLPs.
         attention: with each operation, and an MLP of half its width.
         mlp: with the cheapest operation, from no hidden units to all.
-        tail: where no tokens but those that are read have to be computed; None where all are.
+        tail: where only the tokens that the head reads are computed; None where all are.
 
     Raises:
         ValueError: MLP widths that do not rise from none to all.
@@ -109,11 +109,11 @@ class LatencyTable(StrictModel):
         model: that it is for.
         runtime, runtime_version, device: where it was taken.
         precision: that the model was exported in.
-        batch: images a call.
+        batch: images of an inference.
         threads: of the runtime; None for its own choice.
         host: that it ran on.
         created: when, in UTC.
-        anchors: times of whole models, which the sums of blocks are brought to.
+        anchors: times of whole models, which the sums of blocks are scaled to.
         shapes: times of blocks.
     """
 
@@ -140,7 +140,7 @@ class LatencyTable(StrictModel):
 
     @property
     def place(self) -> str:
-        """One line for people."""
+        """Where it was taken, in one line."""
         threads = f", {self.threads} threads" if self.threads else ""
         how = f"{self.precision}, batch {self.batch}{threads}"
         where = f"{self.device} of {self.host.cpu} ({self.host.threads} threads)"
@@ -152,7 +152,7 @@ class LatencyTable(StrictModel):
         return {path for shape in self.shapes for path in shape.paths}
 
     def is_of(self, other: LatencyTable) -> bool:
-        """Whether it says the same of the same model on the same host."""
+        """Tell whether both are of one model, runtime and host."""
         keys = ("model", "runtime", "device", "precision", "batch", "threads")
         same = all(getattr(self, key) == getattr(other, key) for key in keys)
         return same and same_host(self.host, other.host)
@@ -210,12 +210,12 @@ class LatencyFile(StrictModel):
 
 
 def same_host(one: HostRecord, other: HostRecord) -> bool:
-    """Whether two hosts are of the same hardware."""
+    """Tell whether two hosts have the same hardware."""
     return all(getattr(one, key) == getattr(other, key) for key in _HARDWARE)
 
 
 def merge(files: Sequence[LatencyFile]) -> LatencyFile:
-    """All their tables; of two that say the same of the same, the one that was taken last."""
+    """Join the tables of files; of two of the same, keep the one that was taken last."""
     kept: list[LatencyTable] = []
     for table in sorted((t for file in files for t in file.tables), key=lambda t: t.created):
         kept = [*(old for old in kept if not old.is_of(table)), table]
@@ -223,8 +223,8 @@ def merge(files: Sequence[LatencyFile]) -> LatencyFile:
 
 
 def warn_if_unsteady(table: LatencyTable) -> None:
-    """Say that the times of a table, of which those of the dense model were taken most often, vary
-    more than a budget can be met.
+    """Warn where the times of the dense model, which were taken most often, vary more than a budget
+    can be met.
     """
     spread = table.anchors.dense.spread / 2
     if spread > _UNSTEADY:
@@ -254,7 +254,7 @@ def load_latency(path: Path) -> LatencyFile:
 
 
 def _ratio(measured: float, summed: int) -> float:
-    """What nanoseconds that were summed are multiplied by; 1 where there are none."""
+    """Divide measured seconds by summed nanoseconds; 1 where there are none."""
     return _NS * max(0.0, measured) / summed if summed > 0 else 1.0
 
 
@@ -277,14 +277,14 @@ def _all_have_tails(shapes: Sequence[ShapeTimes]) -> bool:
 
 
 def _site(shape: ShapeTimes) -> SiteCost:
-    """Nanoseconds of each operation over the cheapest, and of an MLP over none."""
+    """Compute nanoseconds of each operation over the cheapest, and of an MLP over none."""
     least = shape.attention[AttentionKind.SKIP].seconds
     times = {kind: max(0.0, time.seconds - least) for kind, time in shape.attention.items()}
     return SiteCost(_nanoseconds(times), _curve(shape.mlp, shape.hidden))
 
 
 def _tail_site(shape: ShapeTimes) -> SiteCost:
-    """The same behind the last attention, over what the block would have cost before it."""
+    """Compute the same behind the last attention, over what the block would have cost before it."""
     assert shape.tail is not None
     skip = shape.tail.mlp[0].time.seconds - shape.mlp[0].time.seconds
     msa = skip + max(0.0, shape.tail.msa.seconds - shape.tail.skip.seconds)
@@ -297,8 +297,8 @@ def _nanoseconds(times: dict[AttentionKind, float]) -> dict[AttentionKind, int]:
 
 
 def _curve(points: Sequence[WidthTime], hidden: int) -> tuple[int, ...]:
-    """Nanoseconds of 0, 1, … and all hidden units over none: linear between those that were timed,
-    and nowhere less than before, which noise alone would make it.
+    """Interpolate nanoseconds of 0, 1, … and all hidden units over none: linear between those that
+    were timed, and nowhere falling, which only noise would cause.
     """
     widths = [point.width for point in points]
     rising = isotonic_regression([point.time.seconds for point in points])

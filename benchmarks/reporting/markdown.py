@@ -15,7 +15,7 @@ from spvit_deploy.benchmarks.reporting.tables import (
     start_table,
 )
 from spvit_deploy.benchmarks.results import TAILS, BenchmarkResult, ResultsFile
-from spvit_deploy.benchmarks.roofline import Peak, fraction
+from spvit_deploy.benchmarks.roofline import Peak
 from spvit_deploy.benchmarks.speedups import Pair, pairs_of
 
 
@@ -76,7 +76,7 @@ def _row(row: BenchmarkResult, peaks: Sequence[Peak]) -> dict[str, Any]:
         **{f"p{percent:g}": row.tail(percent) for percent in TAILS},
         "throughput": row.throughput, "macs": row.macs, "params": row.params,
         "size_bytes": row.size_bytes, "top1": row.top1,
-        "of_peak": fraction(row.macs * load.batch, row.p50, row.precision, peaks, row),
+        "of_peak": row.fraction_of_peak(peaks),
         "start": row.start.model_dump() if row.start else None,
         "joules": row.joules or None,
         "remarks": row.remarks(),

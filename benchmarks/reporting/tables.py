@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from spvit_deploy.benchmarks.block_times import Gain
 from spvit_deploy.benchmarks.mlperf.max_rate import JUDGED
 from spvit_deploy.benchmarks.results import BenchmarkResult, ResultsFile
-from spvit_deploy.benchmarks.roofline import Peak, fraction
+from spvit_deploy.benchmarks.roofline import Peak
 from spvit_deploy.benchmarks.speedups import Pair
 from spvit_deploy.benchmarks.statistics import percentile, samples_needed
 
@@ -126,7 +126,7 @@ def milliseconds(seconds: float | None) -> str:
 
 def _result_cells(row: BenchmarkResult, peaks: Sequence[Peak]) -> _Cells:
     low, high = row.interval
-    used = fraction(row.macs * row.workload.batch, row.p50, row.precision, peaks, row)
+    used = row.fraction_of_peak(peaks)
     return (
         row.title,
         row.runtime,

@@ -2,14 +2,13 @@
 
 Usage: python benchmarks/suites/agreement.py [--seconds 6] [--rounds 5] [--threads 1]
 
-The same file with the same threads and shape, in turns, each tool in a process of its own: ours is
-`spvit-deploy benchmark`. Writes results/agreement.json and the table of docs/benchmark.md.
+The same file with the same threads and shape, interleaved, each tool in a process of its own: ours
+is `spvit-deploy benchmark`. Writes results/agreement.json and the table of docs/benchmark.md.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import subprocess
 import sys
@@ -22,15 +21,15 @@ from statistics import median
 from typing import Any
 
 from spvit_deploy.benchmarks.cpu_affinity import pinned
-from spvit_deploy.benchmarks.host import read_host
 from spvit_deploy.benchmarks.results import load_results
+from spvit_deploy.benchmarks.suites.harness import save
 from spvit_deploy.benchmarks.suites.pages import replace_table
 from spvit_deploy.benchmarks.suites.published import DEIT_S, build_dense, build_lean
+from spvit_deploy.runtimes.timing import interleaved
 from spvit_deploy.workflows.export import export_model
 
-RESULTS = Path(__file__).parent / "results" / "agreement.json"
 PAGE = Path(__file__).parents[2] / "docs" / "benchmark.md"
-# Seconds of quiet between two processes.
+# Seconds between two processes.
 PAUSE = 1.0
 LOOP = """
 import sys, time, numpy as np, onnxruntime as ort
@@ -51,13 +50,13 @@ print(1000 * float(np.median(times)))
 
 
 def printed(*command: str) -> str:
-    """What a process prints."""
+    """Run a process, and return what it prints."""
     time.sleep(PAUSE)
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
 def ours(folder: Path, runtime: str, threads: int, seconds: float) -> float:
-    """Median milliseconds by `spvit-deploy benchmark`."""
+    """Measure median milliseconds by `spvit-deploy benchmark`."""
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch, "results.json")
         printed(
@@ -69,13 +68,13 @@ def ours(folder: Path, runtime: str, threads: int, seconds: float) -> float:
 
 
 def bare_loop(folder: Path, threads: int, seconds: float) -> float:
-    """Median milliseconds of a dozen lines on ONNX Runtime."""
+    """Measure median milliseconds by a dozen lines on ONNX Runtime."""
     model = str(folder / "model.onnx")
     return float(printed(sys.executable, "-c", LOOP, model, str(threads), str(seconds)))
 
 
 def benchmark_app(folder: Path, threads: int, seconds: float) -> float:
-    """Median milliseconds by OpenVINO's own tool."""
+    """Measure median milliseconds by OpenVINO's own tool."""
     tool = Path(sys.executable).parent / "benchmark_app"
     text = printed(
         str(tool), "-m", str(folder / "model.xml"), "-d", "CPU", "-api", "sync", "-nireq", "1",
@@ -84,7 +83,7 @@ def benchmark_app(folder: Path, threads: int, seconds: float) -> float:
     )  # fmt: skip
     found = re.search(r"Median:\s*([\d.]+) ms", text)
     if found is None:
-        raise RuntimeError(f"benchmark_app says no median:\n{text[-2000:]}")
+        raise RuntimeError(f"benchmark_app prints no median:\n{text[-2000:]}")
     return float(found[1])
 
 
@@ -92,42 +91,28 @@ Tool = Callable[[], float]
 Row = dict[str, Any]
 
 
-def in_turns(tools: dict[str, Tool], rounds: int) -> dict[str, list[float]]:
-    """Medians of every tool, round by round; who begins changes."""
-    found: dict[str, list[float]] = {name: [] for name in tools}
-    for index in range(rounds):
-        for name in list(tools)[:: 1 if index % 2 == 0 else -1]:
-            found[name].append(tools[name]())
-            print(f"{name}: {found[name][-1]:.3f} ms", flush=True)
-    return found
-
-
 def main() -> None:
-    """Measure, and write what came of it."""
+    """Measure and record, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=6.0, help="Of a tool in a round.")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
-    asked = parser.parse_args()
+    request = parser.parse_args()
     rows = []
-    with tempfile.TemporaryDirectory() as scratch, pinned(asked.threads):
+    with tempfile.TemporaryDirectory() as scratch, pinned(request.threads):
         for name, build in (("DeiT-S dense", build_dense), ("DeiT-S lean", build_lean)):
             model = build(DEIT_S, Path(scratch, name.replace(" ", "-")))
             folders = {form: Path(scratch, f"{model.name}-{form}") for form in ("onnx", "openvino")}
             for form, folder in folders.items():
                 export_model(str(model), folder, format=form, batch=1)
-            rows += compare(name, folders, asked)
-    content = {
-        "rows": rows, "threads": asked.threads, "seconds": asked.seconds,
-        "host": read_host().model_dump(mode="json"),
-    }  # fmt: skip
-    RESULTS.write_text(json.dumps(content, indent=1) + "\n")
+            rows += compare(name, folders, request)
+    save("agreement", {"rows": rows, "threads": request.threads, "seconds": request.seconds})
     replace_table(PAGE, "benchmarks/suites/agreement.py", table(rows))
 
 
-def compare(name: str, folders: dict[str, Path], asked: argparse.Namespace) -> list[Row]:
-    """Ours beside the peer, on ONNX Runtime and on OpenVINO."""
-    threads, seconds = asked.threads, asked.seconds
+def compare(name: str, folders: dict[str, Path], request: argparse.Namespace) -> list[Row]:
+    """Measure ours and the peer, on ONNX Runtime and on OpenVINO."""
+    threads, seconds = request.threads, request.seconds
     peers = (
         ("onnxruntime", folders["onnx"], "a bare loop", bare_loop),
         ("openvino", folders["openvino"], "benchmark_app", benchmark_app),
@@ -138,7 +123,10 @@ def compare(name: str, folders: dict[str, Path], asked: argparse.Namespace) -> l
             "ours": partial(ours, folder, runtime, threads, seconds),
             peer: partial(call, folder, threads, seconds),
         }
-        found = in_turns(tools, asked.rounds)
+        found: dict[str, list[float]] = {tool: [] for tool in tools}
+        for tool in interleaved(list(tools), request.rounds):
+            found[tool].append(tools[tool]())
+            print(f"{tool}: {found[tool][-1]:.3f} ms", flush=True)
         ratios = [a / b for a, b in zip(found["ours"], found[peer], strict=True)]
         rows.append(
             {"model": name, "runtime": runtime, "peer": peer, "ours_ms": found["ours"],
@@ -148,7 +136,7 @@ def compare(name: str, folders: dict[str, Path], asked: argparse.Namespace) -> l
 
 
 def table(rows: list[Row]) -> str:
-    """For the guide."""
+    """Format the table of the guide."""
     lines = ["| model | runtime | beside | ours, ms | theirs, ms | ours/theirs |",
              "| --- | --- | --- | ---: | ---: | ---: |"]  # fmt: skip
     for row in rows:

@@ -3,26 +3,22 @@
 Usage: python benchmarks/suites/gpu_torch.py [--rounds N] [--burst SECONDS]
 Batches 1, 8, 32 and 128 in fp32, fp16 and bf16, each as PyTorch runs it by itself and as a CUDA
 graph, which leaves out what the host takes to launch kernels. ``lean8`` has each MLP width rounded
-up to a multiple of 8, which tensor cores want. Dense and lean take turns, and are timed by events.
+up to a multiple of 8, which tensor cores need. Dense and lean are interleaved, and timed by events.
 fp32 is fp32: no TF32, which PyTorch would take for convolutions.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import random
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from statistics import median
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
-from spvit_deploy.benchmarks.host import read_host
-from spvit_deploy.benchmarks.load_patterns import burst_of
 from spvit_deploy.benchmarks.statistics import median_ratio
+from spvit_deploy.benchmarks.suites.harness import save
 from spvit_deploy.benchmarks.suites.published import (
     DEIT_B,
     DEIT_S,
@@ -34,21 +30,21 @@ from spvit_deploy.core.plan import PrunePlan
 from spvit_deploy.families.timm_models import create_model
 from spvit_deploy.lean.cost import count_cost
 from spvit_deploy.lean.materialize import shape_lean
+from spvit_deploy.runtimes.timing import Schedule, TimedCall, flattened, time_interleaved
 from spvit_deploy.runtimes.torch.session import cuda_call
 
-RESULTS = Path(__file__).parent / "results" / "gpu_torch.json"
 SIZE = (3, 224, 224)
 PLANS = {"DeiT-B": DEIT_B, "DeiT-S": DEIT_S, "Swin-T": SWIN_T}
 BATCHES = (1, 8, 32, 128)
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 LEAN = ("lean", "lean8")
-# What is timed in turns: a model, as PyTorch runs it or as a graph.
+# What is timed: a model, as PyTorch runs it or as a graph.
 Side = tuple[str, str]
 Row = dict[str, Any]
 
 
 def models(plan: PrunePlan) -> dict[str, nn.Module]:
-    """Dense, and lean with widths as published and rounded up."""
+    """Build dense, and lean with widths as published and rounded up."""
     torch.manual_seed(0)
     found: dict[str, nn.Module] = {"dense": with_biases(create_model(plan.model))}
     for name, lean in zip(LEAN, (plan, with_wider_mlps(plan, 8)), strict=True):
@@ -59,7 +55,7 @@ def models(plan: PrunePlan) -> dict[str, nn.Module]:
 
 
 def graph_of(module: nn.Module, images: torch.Tensor) -> Callable[[torch.Tensor], object]:
-    """A CUDA graph of a forward pass, always on these images."""
+    """Capture a CUDA graph of a forward pass, always on these images."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -73,33 +69,29 @@ def graph_of(module: nn.Module, images: torch.Tensor) -> Callable[[torch.Tensor]
 
 
 def measure(
-    nets: dict[str, nn.Module], precision: str, batch: int, rounds: int, burst: float
+    nets: dict[str, nn.Module], precision: str, batch: int, schedule: Schedule
 ) -> Iterator[Row]:
-    """Lean against dense, in one precision, at one batch."""
+    """Compare lean with dense, in one precision, at one batch."""
     kind = PRECISIONS[precision]
     images = torch.randn(batch, *SIZE, device="cuda", dtype=kind)
     ready = {name: net.to("cuda", kind) for name, net in nets.items()}
-    calls: dict[Side, Callable[[], float]] = {}
+    calls: dict[Side, TimedCall] = {}
     for name, net in ready.items():
         calls[name, "eager"] = cuda_call(net, images)
         calls[name, "graph"] = cuda_call(graph_of(net, images), images)
-    samples: dict[Side, list[float]] = {side: [] for side in calls}
-    order = random.Random(0)
-    for _ in range(rounds):
-        for side in order.sample(list(calls), len(calls)):
-            samples[side] += burst_of(calls[side], burst, 0.0)
+    samples = flattened(time_interleaved(calls, schedule))
     for mode in ("eager", "graph"):
         dense = samples["dense", mode]
         row: Row = {"precision": precision, "batch": batch, "mode": mode,
-                    "dense_s": float(np.median(dense))}  # fmt: skip
+                    "dense_s": median(dense)}  # fmt: skip
         for name in LEAN:
             lean = samples[name, mode]
-            row[name] = {"s": float(np.median(lean)), **median_ratio(dense, lean).__dict__}
+            row[name] = {"s": median(lean), **median_ratio(dense, lean).__dict__}
         yield row
 
 
 def line(title: str, row: Row) -> str:
-    """A row to be read."""
+    """Put a row in a line."""
     words = [f"{title} {row['precision']} batch {row['batch']} {row['mode']}:"]
     words.append(f"dense {1e3 * row['dense_s']:.3f} ms,")
     words += [f"{name} {1e3 * row[name]['s']:.3f} ms {row[name]['value']:.2f}×" for name in LEAN]
@@ -112,9 +104,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--burst", type=float, default=0.02)
-    asked = parser.parse_args()
+    request = parser.parse_args()
+    schedule = Schedule(request.rounds, request.burst, pause=0.0)
     torch.backends.cudnn.allow_tf32 = False
-    record: dict[str, Any] = {"host": read_host().model_dump(mode="json"), "models": {}}
+    record: dict[str, Any] = {"models": {}}
     for title, plan in PLANS.items():
         nets = models(plan)
         macs = {name: count_cost(net, SIZE).macs for name, net in nets.items()}
@@ -122,10 +115,10 @@ def main() -> None:
         record["models"][title] = {"macs": macs, "rows": rows}
         for precision in PRECISIONS:
             for batch in BATCHES:
-                for row in measure(nets, precision, batch, asked.rounds, asked.burst):
+                for row in measure(nets, precision, batch, schedule):
                     rows.append(row)
                     print(line(title, row), flush=True)
-        RESULTS.write_text(json.dumps(record, indent=1) + "\n")
+        save("gpu_torch", record)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""How well a latency table foretells whole models: random plans of DeiT-S, predicted and measured.
+"""How well a latency table predicts whole models: random plans of DeiT-S, predicted and measured.
 
-The plans are written as an export writes them, and timed in the same turns as the table, so that
-what differs is not the host's mood. Then gates of chance are projected onto budgets, as a search
-does at its end, and the plans are timed beside the dense model: do they take what was asked?
+The plans are exported as usual, and timed interleaved with the table, so that what differs is not
+the host. Then random gates are projected onto budgets, as a search does at its end, and the plans
+are timed beside the dense model: do they meet their budgets?
 
 Usage: python benchmarks/suites/latency_table.py [--runtime NAME …] [--plans N] [--rounds N]
            [--threads N] [--work FOLDER]
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import random
 import tempfile
 from pathlib import Path
@@ -23,11 +22,17 @@ import torch
 from scipy.stats import spearmanr
 from torch import nn
 
-from spvit_deploy.benchmarks.host import read_host
 from spvit_deploy.benchmarks.latency_tables.block_chain import shaken_model
-from spvit_deploy.benchmarks.latency_tables.interleaved import OFTEN, ROUNDS, Timing, time_in_turns
+from spvit_deploy.benchmarks.latency_tables.interleaved import (
+    OFTEN,
+    ROUNDS,
+    Timing,
+    TimingPlace,
+    time_files,
+)
 from spvit_deploy.benchmarks.latency_tables.table import LatencyFile, LatencyTable, save_latency
 from spvit_deploy.benchmarks.reporting.charts import LEAN, OTHER, style
+from spvit_deploy.benchmarks.suites.harness import save
 from spvit_deploy.benchmarks.suites.pages import write_picture
 from spvit_deploy.core.plan import AttentionKind, BlockPlan, ModelSpec, PrunePlan
 from spvit_deploy.export.trace import write_unverified
@@ -40,7 +45,6 @@ from spvit_deploy.search.projection import project
 from spvit_deploy.search.supernet import GateProbabilities
 from spvit_deploy.workflows.latency_profile import measure_beside, settings_of
 
-RESULTS = Path(__file__).parent / "results" / "latency_table.json"
 PICTURE = Path(__file__).parents[2] / "docs" / "images" / "latency-table.png"
 SPEC = ModelSpec(name="deit_small_patch16_224")
 BUDGETS = (0.35, 0.5, 0.6, 0.7, 0.8)
@@ -48,12 +52,12 @@ COLOURS = {"onnxruntime": LEAN, "openvino": OTHER}
 
 
 def random_plan(dice: random.Random, sites: list[BlockSite]) -> PrunePlan:
-    """A plan as dense as the dice say: operations and MLP widths of every block drawn alone."""
+    """Draw a plan: a density, then operations and MLP widths of every block around it."""
     density = dice.uniform(0.05, 0.95)
     blocks: list[BlockPlan] = []
     for site in sites:
-        dear = dice.random() < density
-        kind = AttentionKind.MSA if dear else dice.choice(list(AttentionKind)[:3])
+        attends = dice.random() < density
+        kind = AttentionKind.MSA if attends else dice.choice(list(AttentionKind)[:3])
         share = min(1.0, max(0.0, dice.gauss(density, 0.25)))
         width = round(share * site.hidden / 8) * 8
         blocks.append(BlockPlan(path=site.path, attention=kind, mlp_keep=tuple(range(width))))
@@ -63,7 +67,7 @@ def random_plan(dice: random.Random, sites: list[BlockSite]) -> PrunePlan:
 
 
 def write_plans(plans: list[PrunePlan], model: nn.Module, place: Place, work: Path) -> list[Path]:
-    """Artefacts of lean models with random weights; those that are there are taken as they are."""
+    """Export lean models with random weights; those that are there are taken as they are."""
     files = []
     for plan in plans:
         folder = work / f"{place.runtime}-{plan.digest[:12]}"
@@ -81,7 +85,7 @@ def write_plans(plans: list[PrunePlan], model: nn.Module, place: Place, work: Pa
 
 
 def compare(table: LatencyTable, plans: list[PrunePlan], times: list[Timing]) -> dict[str, Any]:
-    """Predicted and measured milliseconds of every plan, and how far they differ."""
+    """Compare predicted and measured milliseconds of every plan."""
     costs = table.costs([block.path for block in plans[0].blocks])
     measured = [1e3 * time.seconds for time in times]
     predicted = [costs.of_plan(plan) / 1e6 for plan in plans]
@@ -99,7 +103,7 @@ def compare(table: LatencyTable, plans: list[PrunePlan], times: list[Timing]) ->
 
 
 def plan_within(share: float, table: LatencyTable, dice: random.Random) -> PrunePlan:
-    """Gates of chance, and the plan that a search would end with for a share of the dense time."""
+    """Draw random gates, and project them onto a fraction of the dense time, as a search does."""
     sites = find_sites(create_model(SPEC), str(SPEC))
     gates = [
         GateProbabilities(
@@ -120,8 +124,8 @@ def plan_within(share: float, table: LatencyTable, dice: random.Random) -> Prune
 def meet_budgets(
     table: LatencyTable, model: nn.Module, place: Place, rounds: int, work: Path
 ) -> dict[str, Any]:
-    """Times of plans projected onto :data:`BUDGETS`, and of the dense model at last, whose shares
-    they are: a host may be faster now than when the table was taken.
+    """Time plans projected onto :data:`BUDGETS`, and the dense model, whose fractions they are: a
+    host may be faster now than when the table was taken.
     """
     dice = random.Random(1)
     plans = [plan_within(share, table, dice) for share in BUDGETS]
@@ -133,7 +137,8 @@ def meet_budgets(
     plans.append(PrunePlan(model=SPEC, blocks=tuple(dense)))
     files = write_plans(plans, model, place, work / "budgets")
     named = {str(index): file for index, file in enumerate(files)}
-    times, _ = time_in_turns(named, place.runtime, "cpu", place.threads, 1, OFTEN * rounds)
+    where = TimingPlace(place.runtime, threads=place.threads)
+    times, _ = time_files(named, where, OFTEN * rounds)
     costs = table.costs([block.path for block in dense])
     seconds = [times[name].seconds for name in named]
     of_dense = [one / seconds[-1] for one in seconds[:-1]]
@@ -146,7 +151,7 @@ def meet_budgets(
 
 
 def draw(found: dict[str, Any], picture: Path) -> None:
-    """Predicted against measured, one point a plan; needs an installed Chromium."""
+    """Draw predicted against measured, one point for each plan; needs an installed Chromium."""
     figure = go.Figure()
     most = max(max(row["measured_ms"]) for row in found.values()) * 1.08
     for factor, dash in ((1.0, "solid"), (1.05, "dot"), (0.95, "dot")):
@@ -206,8 +211,7 @@ def main() -> None:
             )
             for runtime in asked.runtime or ("onnxruntime", "openvino")
         }
-    record = {"runtimes": found, "host": read_host().model_dump(mode="json")}
-    RESULTS.write_text(json.dumps(record, indent=1) + "\n")
+    save("latency_table", {"runtimes": found})
     draw(found, PICTURE)
 
 

@@ -1,12 +1,9 @@
-"""Models with the plans that SPViT's authors publish, random weights, and a loop to time calls."""
+"""Models with the plans that SPViT's authors publish, and random weights."""
 
 from __future__ import annotations
 
-import random
-import time
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from torch import nn
@@ -16,7 +13,6 @@ from spvit_deploy.families.timm_models import create_model, preprocessing_of
 from spvit_deploy.lean.materialize import shape_lean
 from spvit_deploy.lean.model_folder import SavedModel, dense_saved, save_model
 
-Key = TypeVar("Key", bound=Hashable)
 _BLOCKS = [f"blocks.{index}" for index in range(12)]
 _SWIN_BLOCKS = [
     f"layers.{stage}.blocks.{index}"
@@ -53,7 +49,7 @@ SWIN_T = _plan(
 
 
 def with_wider_mlps(plan: PrunePlan, step: int) -> PrunePlan:
-    """The plan with its widths rounded up to multiples of ``step``."""
+    """Return the plan with its widths rounded up to multiples of ``step``."""
     blocks = tuple(
         block.model_copy(update={"mlp_keep": tuple(range(-(-len(block.mlp_keep) // step) * step))})
         for block in plan.blocks
@@ -62,7 +58,7 @@ def with_wider_mlps(plan: PrunePlan, step: int) -> PrunePlan:
 
 
 def with_biases(model: nn.Module) -> nn.Module:
-    """Random biases, as a trained model has them: an optimizer drops the addition of zeros."""
+    """Draw biases, as a trained model has them: an optimizer drops the addition of zeros."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("bias"):
@@ -71,38 +67,17 @@ def with_biases(model: nn.Module) -> nn.Module:
 
 
 def build_dense(plan: PrunePlan, folder: Path) -> Path:
-    """The dense model of a plan, with random weights."""
+    """Write the dense model of a plan, with random weights."""
     torch.manual_seed(0)
     save_model(dense_saved(with_biases(create_model(plan.model)), plan.model), folder)
     return folder
 
 
 def build_lean(plan: PrunePlan, folder: Path) -> Path:
-    """A lean model with random weights."""
+    """Write the lean model of a plan, with random weights."""
     torch.manual_seed(0)
     model = create_model(plan.model)
     prep = preprocessing_of(model)
     shape_lean(model, plan)
     save_model(SavedModel(with_biases(model), plan.model, prep, plan=plan), folder)
     return folder
-
-
-def in_turns(
-    calls: Mapping[Key, Callable[[], object]], rounds: int, burst: float, pause: float
-) -> dict[Key, list[float]]:
-    """Seconds of every call: bursts in an order that changes, with a pause before each, in which
-    the thread pools of the others go to sleep.
-    """
-    samples: dict[Key, list[float]] = {key: [] for key in calls}
-    order = random.Random(0)
-    for _ in range(rounds):
-        for key in order.sample(list(calls), len(calls)):
-            time.sleep(pause)
-            calls[key]()
-            calls[key]()
-            end = time.perf_counter() + burst
-            while time.perf_counter() < end:
-                start = time.perf_counter()
-                calls[key]()
-                samples[key].append(time.perf_counter() - start)
-    return samples

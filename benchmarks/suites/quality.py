@@ -32,9 +32,10 @@ import torch
 
 from spvit_deploy.benchmarks.host import read_host
 from spvit_deploy.benchmarks.latency_tables.table import LATENCY_FILE, load_latency
+from spvit_deploy.benchmarks.suites.harness import RESULTS, save
 from spvit_deploy.benchmarks.suites.quality_methods import METHODS, Shape, by_latency, from_scratch
 from spvit_deploy.benchmarks.suites.quality_pages import write_pages
-from spvit_deploy.benchmarks.suites.quality_setting import Method, Setting
+from spvit_deploy.benchmarks.suites.quality_setting import CPU, Method, Setting
 from spvit_deploy.benchmarks.suites.search_cost import MODEL
 from spvit_deploy.core.plan import AttentionKind
 from spvit_deploy.core.records import write_record
@@ -43,9 +44,10 @@ from spvit_deploy.data.spec import DataSettings
 from spvit_deploy.families.timm_models import create_model, preprocessing_of
 from spvit_deploy.lean.cost import count_cost
 from spvit_deploy.lean.model_folder import SavedModel, dense_saved, load_saved, save_model
+from spvit_deploy.search.search import SearchSettings, probe_of
 from spvit_deploy.training.finetune import FinetuneSettings, finetune_model, top1
 
-RESULTS = Path(__file__).parent / "results" / "quality.json"
+RECORDED = RESULTS / "quality.json"
 # Methods that start from the plan that ours found.
 SCRATCH, BY_LATENCY = "scratch", "by latency"
 AFTER = (SCRATCH, BY_LATENCY)
@@ -95,7 +97,7 @@ class Place:
 
     def done(self) -> dict[str, Row]:
         """Cells that are done, by their files."""
-        recorded = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+        recorded = json.loads(RECORDED.read_text()) if RECORDED.exists() else {}
         rows = recorded.get("cells", []) if recorded.get("epochs") == EPOCHS else []
         found = {} if self.afresh else {Cell.of(row).file: row for row in rows}
         for file in sorted(self.work.glob("*-*.json")):
@@ -118,10 +120,10 @@ def dense_of(place: Place, seed: int) -> SavedModel:
     folder = place.work / f"dense-{seed}"
     if not folder.exists():
         torch.manual_seed(seed)
-        fresh = dense_saved(create_model(MODEL), MODEL)
+        untrained = dense_saved(create_model(MODEL), MODEL)
         settings = FinetuneSettings(epochs=DENSE_EPOCHS, lr=1e-3, amp=True, seed=seed)
         train = place.batches(True, seed)
-        save_model(finetune_model(fresh, train, settings, None, place.where), folder)
+        save_model(finetune_model(untrained, train, settings, None, place.where), folder)
     return load_saved(folder)
 
 
@@ -141,6 +143,15 @@ def method_of(cell: Cell, place: Place) -> Method:
     return by_latency(shape, load_latency(place.work / LATENCY_FILE).tables[0])
 
 
+def settings_of(cell: Cell) -> tuple[SearchSettings, FinetuneSettings]:
+    """Settings of search and fine-tuning, with the defaults of a CPU wherever they run; in
+    bfloat16, in which CPUs that have it train twice as fast.
+    """
+    usual: dict[str, Any] = {"lr": 5e-4, "amp": True, "seed": cell.seed}
+    search = SearchSettings(epochs=SEARCH_EPOCHS, budget=cell.budget, probe=probe_of(CPU), **usual)
+    return search, FinetuneSettings(epochs=FINETUNE_EPOCHS, **usual)
+
+
 def share_cores(jobs: int) -> None:
     """Let a job use its part of the machine."""
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // jobs))
@@ -152,10 +163,7 @@ def run_cell(cell: Cell, place: Place) -> None:
         return
     start = time.perf_counter()
     dense, train = dense_of(place, cell.seed), place.batches(True, cell.seed)
-    at = Setting(
-        dense, train, cell.budget, cell.seed, DENSE_EPOCHS, SEARCH_EPOCHS, FINETUNE_EPOCHS,
-        device=place.where,
-    )  # fmt: skip
+    at = Setting(dense, train, cell.seed, DENSE_EPOCHS, *settings_of(cell), place.where)
     lean, held_out = method_of(cell, place)(at), place.batches(False)
     size = dense.preprocessing.input_size
     found: Row = {
@@ -231,8 +239,7 @@ def main() -> None:
             some = [cell for cell in cells if (cell.method in AFTER) is late]
             done += list(pool.map(attempt, some, [place] * len(some)))
     rows = [row for _, row in sorted(place.done().items())]
-    record = {"epochs": EPOCHS, "cells": rows, "host": read_host().model_dump(mode="json")}
-    RESULTS.write_text(json.dumps(record, indent=1) + "\n")
+    save("quality", {"epochs": EPOCHS, "cells": rows})
     write_pages(rows)
     dense = statistics.mean(row["dense_top1"] for row in rows)
     print(f"{len(rows)} cells; dense {dense:.2f}%")

@@ -1,4 +1,4 @@
-"""What the quality suite compares: ways from a dense model to one of a given number of MACs.
+"""Methods of the quality suite: from a dense model to one of a given number of MACs.
 
 All start from the same dense model, and train for as many epochs, in search and fine-tuning
 together, with the same settings and the dense model as teacher; but for the lean architecture
@@ -45,14 +45,14 @@ TRAVEL = 12.0
 
 
 def ours(**settings: Any) -> Method:
-    """This tool's search with these settings, materialized and fine-tuned."""
+    """Make this tool's search with these settings, materialized and fine-tuned."""
 
     def run(at: Setting) -> SavedModel:
-        chosen = at.search(**settings)
+        chosen = at.searching(**settings)
         net = supernet_of(at, chosen)
         teacher = copy.deepcopy(at.dense.module).to(at.device) if chosen.distill_weight else None
         plan = run_search(net, at.train, chosen, teacher=teacher).plan
-        return finetuned(at, lean_of(net, plan), at.finetune_epochs, plan)
+        return finetuned(at, lean_of(net, plan), at.finetune.epochs, plan)
 
     return run
 
@@ -71,15 +71,16 @@ class AdamWGates(GateOptimizer):
 
 
 def recombined(adamw: bool = False, penalty: bool = False, final: float = 8.0) -> Method:
-    """A search that freezes no gates, of these parts; AdamW, the penalty and samples that are not
-    annealed are what was published (arXiv 2111.11802), but for the plan, which is brought to
-    the budget like ours.
+    """Make a search of these parts, which no converged gate leaves.
+
+    AdamW, the penalty and draws that do not sharpen are what was published (arXiv 2111.11802), but
+    for the plan, which is brought to the budget like ours.
     """
 
     def run(at: Setting) -> SavedModel:
-        net, settings = supernet_of(at), at.search()
+        net, settings = supernet_of(at), at.search
         table = cost_table_of(net)
-        target = parse_budget(at.budget).target(table)
+        target = parse_budget(settings.budget).target(table)
         steps = settings.epochs * len(at.train)
         cost, logits = ExpectedCost(table, at.device), list(net.gate_parameters())
         kind = AdamWGates if adamw else GateOptimizer
@@ -97,13 +98,13 @@ def recombined(adamw: bool = False, penalty: bool = False, final: float = 8.0) -
         found = project(net.probabilities(), table, target, settings.align, attend)
         plan = plan_of(net, found)
         net.fix(plan)
-        return finetuned(at, lean_of(net, plan), at.finetune_epochs, plan)
+        return finetuned(at, lean_of(net, plan), at.finetune.epochs, plan)
 
     return run
 
 
 def dense_longer(at: Setting) -> SavedModel:
-    """The dense model, trained on for as long as the others, with itself as teacher."""
+    """Train the dense model on for as long as the others, with itself as teacher."""
     return finetuned(at, copy.deepcopy(at.dense.module), at.epochs, None)
 
 
@@ -120,7 +121,7 @@ class Shape:
     widths: list[int]
 
     def plan(self, net: Supernet) -> PrunePlan:
-        """With the first hidden units of each block."""
+        """Make a plan that keeps the first hidden units of each block."""
         blocks = tuple(
             BlockPlan(path=site.path, attention=kind, mlp_keep=tuple(range(width)))
             for site, kind, width in zip(net.sites, self.kinds, self.widths, strict=True)
@@ -129,7 +130,7 @@ class Shape:
 
 
 def from_scratch(shape: Shape) -> Method:
-    """A lean architecture with fresh weights, trained as long as dense and lean together."""
+    """Train a lean architecture with new weights, as long as dense and lean together."""
 
     def run(at: Setting) -> SavedModel:
         torch.manual_seed(1000 + at.seed)
@@ -141,15 +142,14 @@ def from_scratch(shape: Shape) -> Method:
 
 
 def by_latency(shape: Shape, table: LatencyTable) -> Method:
-    """Our search, given the time that an architecture takes, as its budget."""
+    """Make our search with the time that an architecture takes as its budget."""
 
     def run(at: Setting) -> SavedModel:
         net = supernet_of(at)
         times = measured(table, net.sites)
         budget = f"{times.table.of(shape.kinds, shape.widths)}ns@{table.runtime}"
-        settings = at.search().model_copy(update={"budget": budget})
-        found = run_search(net, at.train, settings, times).plan
-        return finetuned(at, lean_of(net, found), at.finetune_epochs, found)
+        found = run_search(net, at.train, at.searching(budget=budget), times).plan
+        return finetuned(at, lean_of(net, found), at.finetune.epochs, found)
 
     return run
 

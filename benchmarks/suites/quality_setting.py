@@ -18,7 +18,7 @@ from spvit_deploy.lean.cost import count_cost
 from spvit_deploy.lean.materialize import materialize_weights
 from spvit_deploy.lean.model_folder import SavedModel
 from spvit_deploy.search import search as searching
-from spvit_deploy.search.search import SearchSettings, probe_of
+from spvit_deploy.search.search import SearchSettings
 from spvit_deploy.search.supernet import Supernet
 from spvit_deploy.training.finetune import FinetuneSettings, finetune_model
 
@@ -27,66 +27,57 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Setting:
-    """One cell's ground.
+    """What one model is made from.
 
     Attributes:
         dense: trained, to be copied.
         train: its training split.
-        budget: share of the dense MACs, as ``50%``.
         seed: of everything.
-        dense_epochs, search_epochs, finetune_epochs: passes over the data.
-        lr: peak learning rate of search and fine-tuning.
-        amp: bfloat16 autocast, in which CPUs that have it train twice as fast.
+        dense_epochs: passes over the data that ``dense`` was trained for.
+        search, finetune: settings of both; the budget is in the first, as ``50%`` of the MACs.
         device: that trains, where the batches of ``train`` are; ``dense`` is on the CPU.
     """
 
     dense: SavedModel
     train: Batches
-    budget: str
     seed: int
     dense_epochs: int
-    search_epochs: int
-    finetune_epochs: int
-    lr: float = 5e-4
-    amp: bool = True
+    search: SearchSettings
+    finetune: FinetuneSettings
     device: torch.device = CPU
 
     @property
     def macs(self) -> int:
-        """The budget."""
-        return round(float(self.budget.rstrip("%")) / 100 * self.dense_macs)
+        """The budget in MACs."""
+        return round(float(self.search.budget.rstrip("%")) / 100 * self.dense_macs)
 
     @property
     def dense_macs(self) -> int:
-        """Of the dense model."""
+        """MACs of the dense model."""
         return count_cost(self.dense.module, self.dense.preprocessing.input_size).macs
 
     @property
     def epochs(self) -> int:
-        """Of search and fine-tuning."""
-        return self.search_epochs + self.finetune_epochs
+        """Epochs of search and fine-tuning."""
+        return self.search.epochs + self.finetune.epochs
 
-    def search(self, **more: Any) -> SearchSettings:
-        """Settings of a search, with the defaults of a CPU wherever it runs."""
-        own = {"probe": probe_of(CPU), **more}
-        return SearchSettings(
-            epochs=self.search_epochs, budget=self.budget, lr=self.lr, amp=self.amp,
-            seed=self.seed, **own,
-        )  # fmt: skip
+    def searching(self, **changes: Any) -> SearchSettings:
+        """Change settings of the search."""
+        return SearchSettings.model_validate({**self.search.model_dump(), **changes})
 
 
 Method = Callable[[Setting], SavedModel]
 
 
 def finetuned(at: Setting, module: nn.Module, epochs: int, plan: PrunePlan | None) -> SavedModel:
-    """Trained with the dense model as teacher."""
-    settings = FinetuneSettings(epochs=epochs, lr=at.lr, amp=at.amp, seed=at.seed)
+    """Train a model with the dense one as teacher."""
+    settings = at.finetune.model_copy(update={"epochs": epochs})
     saved = SavedModel(module, at.dense.spec, at.dense.preprocessing, plan=plan)
     return finetune_model(saved, at.train, settings, copy.deepcopy(at.dense), at.device)
 
 
 def lean_of(net: Supernet, plan: PrunePlan) -> nn.Module:
-    """The lean model of a supernet, on the CPU."""
+    """Build the lean model of a supernet, on the CPU."""
     weights, extras = net.cpu().dense_and_extras()
     module = create_empty(net.spec)
     load_weights(module, weights, "supernet")
@@ -94,8 +85,8 @@ def lean_of(net: Supernet, plan: PrunePlan) -> nn.Module:
 
 
 def supernet_of(at: Setting, settings: SearchSettings | None = None) -> Supernet:
-    """With the dense model's weights, and the candidates of these settings."""
+    """Build a supernet with the dense model's weights, and the candidates of these settings."""
     torch.manual_seed(at.seed)
-    chosen = settings or at.search()
+    chosen = settings or at.search
     dense = copy.deepcopy(at.dense.module)
     return searching.supernet_of(dense, at.dense.spec, chosen).to(at.device)

@@ -1,20 +1,16 @@
-"""Steps of a whole search against dense training steps, in turns: what settled gates save.
+"""Steps of a whole search against dense training steps: what converged gates save.
 
 Usage: python benchmarks/suites/search_cost.py --data-dir DIR [--dense FOLDER] [--epochs N]
            [--budget 50%]
 A small DeiT on Fashion-MNIST (``DIR/FashionMNIST/raw``, as torchvision keeps it), from the weights
-of a dense folder or of chance. Before each step of the search one of the dense model is timed, on
-the same batch, with the same optimizer. For memory each side runs 60 steps an epoch in a process
-of its own.
+of a dense folder, or random ones. Before each step of the search one of the dense model is timed,
+on the same batch, with the same optimizer. For memory each side runs 60 steps per epoch in a
+process of its own.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import resource
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -26,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from spvit_deploy.benchmarks.host import read_host
+from spvit_deploy.benchmarks.suites.harness import peak_in_process, peak_resident, save
 from spvit_deploy.core.plan import ModelSpec
 from spvit_deploy.data.batches import Batches, open_batches
 from spvit_deploy.data.spec import DataSettings
@@ -36,7 +32,6 @@ from spvit_deploy.search.search import SearchSettings, run_search
 from spvit_deploy.search.supernet import Supernet
 from spvit_deploy.training.optimizer import make_optimizer
 
-RESULTS = Path(__file__).parent / "results" / "search_cost.json"
 MODEL = ModelSpec(
     name="vit_tiny_patch16_224",
     args={
@@ -49,7 +44,7 @@ TENTHS = 10
 STEPS = 60
 
 
-class InTurns:
+class TimedBatches:
     """Batches of a search; before each, a dense step on it is timed, and then the search's.
 
     Args:
@@ -69,7 +64,7 @@ class InTurns:
         return len(self._batches)
 
     def epoch(self, epoch: int, done: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """As the batches' own."""
+        """Yield the batches of an epoch."""
         for images, labels in self._batches.epoch(epoch, done):
             start = time.perf_counter()
             self._dense_step(images, labels)
@@ -97,12 +92,12 @@ class Few:
         return self._count
 
     def epoch(self, epoch: int, done: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """As the batches' own."""
+        """Yield the batches of an epoch."""
         yield from islice(self._batches.epoch(epoch, done), self._count - done)
 
 
 def dense_stepper(model: nn.Module, settings: SearchSettings) -> Callable[[Tensor, Tensor], None]:
-    """A plain training step with the search's optimizer."""
+    """Make a plain training step with the search's optimizer."""
     model.train()
     optimizer, _ = make_optimizer(model, settings, 1, ())
     own = list(model.parameters())
@@ -118,22 +113,15 @@ def dense_stepper(model: nn.Module, settings: SearchSettings) -> Callable[[Tenso
 
 
 def start_of(dense: Path | None) -> nn.Module:
-    """The dense model that both sides train."""
+    """Load or create the dense model that both sides train."""
     torch.manual_seed(0)
     return create_model(MODEL) if dense is None else load_saved(dense).module
 
 
-def peak(side: str, argv: list[str]) -> int:
-    """Peak resident bytes of a process that trains one side."""
-    command = [sys.executable, __file__, *argv, "--memory", side]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    return int(done.stdout)
-
-
-def train_alone(side: str, asked: argparse.Namespace, settings: SearchSettings) -> None:
+def train_alone(side: str, request: argparse.Namespace, settings: SearchSettings) -> None:
     """Train one side, and print this process's peak of memory."""
-    model = start_of(asked.dense)
-    batches: Any = Few(batches_for(asked, model), STEPS)
+    model = start_of(request.dense)
+    batches: Any = Few(batches_for(request, model), STEPS)
     if side == "search":
         run_search(Supernet(model, MODEL), batches, settings)
     else:
@@ -141,12 +129,12 @@ def train_alone(side: str, asked: argparse.Namespace, settings: SearchSettings) 
         for epoch in range(settings.epochs):
             for images, labels in batches.epoch(epoch):
                 step(images, labels)
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    print(peak_resident())
 
 
-def batches_for(asked: argparse.Namespace, model: nn.Module) -> Batches:
-    """Fashion-MNIST, as the model takes it."""
-    data = DataSettings(spec="torch/fashion_mnist", root=asked.data_dir, batch_size=128)
+def batches_for(request: argparse.Namespace, model: nn.Module) -> Batches:
+    """Open Fashion-MNIST, as the model takes it."""
+    data = DataSettings(spec="torch/fashion_mnist", root=request.data_dir, batch_size=128)
     return open_batches(data, preprocessing_of(model), True)
 
 
@@ -158,16 +146,17 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--budget", default="50%")
     parser.add_argument("--memory", choices=("dense", "search"))
-    asked = parser.parse_args()
-    settings = SearchSettings(epochs=asked.epochs, budget=asked.budget)
-    if asked.memory:
-        train_alone(asked.memory, asked, settings)
+    request = parser.parse_args()
+    settings = SearchSettings(epochs=request.epochs, budget=request.budget)
+    if request.memory:
+        train_alone(request.memory, request, settings)
         return
-    bytes_of = {side: peak(side, sys.argv[1:]) for side in ("dense", "search")}
-    model = start_of(asked.dense)
-    turns: Any = InTurns(batches_for(asked, model), dense_stepper(start_of(asked.dense), settings))
-    result = run_search(Supernet(model, MODEL), turns, settings)
-    dense, search = np.array(turns.dense), np.array(turns.search)
+    bytes_of = {side: peak_in_process(side) for side in ("dense", "search")}
+    model = start_of(request.dense)
+    dense_step = dense_stepper(start_of(request.dense), settings)
+    both: Any = TimedBatches(batches_for(request, model), dense_step)
+    result = run_search(Supernet(model, MODEL), both, settings)
+    dense, search = np.array(both.dense), np.array(both.search)
     parts = zip(np.array_split(search, TENTHS), np.array_split(dense, TENTHS), strict=True)
     record = {
         "mean_ratio": float(search.mean() / dense.mean()),
@@ -176,11 +165,10 @@ def main() -> None:
         "dense_ms": 1e3 * float(dense.mean()),
         "peak_bytes": bytes_of,
         "memory_ratio": bytes_of["search"] / bytes_of["dense"],
-        "budget": asked.budget,
+        "budget": request.budget,
         "met_macs": result.plan.budget.met_macs if result.plan.budget else None,
-        "host": read_host().model_dump(mode="json"),
     }
-    RESULTS.write_text(json.dumps(record, indent=1) + "\n")
+    save("search_cost", record)
     tenths = " ".join(f"{ratio:.2f}" for ratio in record["ratio_by_tenth"])
     print(f"mean step of the search: {record['mean_ratio']:.3f}× a dense one; by tenths: {tenths}")
     print(f"peak memory: {record['memory_ratio']:.3f}×")

@@ -23,7 +23,7 @@ SCENARIOS = ("closed", "single-stream", "multi-stream", "offline", "server")
 
 
 @click.command()
-@click.argument("artefacts", metavar="ARTEFACT…", type=Folder, nargs=-1, required=True)
+@click.argument("artifacts", metavar="ARTIFACT…", type=Folder, nargs=-1, required=True)
 @click.option(
     "--runtime",
     "runtimes",
@@ -84,7 +84,7 @@ SCENARIOS = ("closed", "single-stream", "multi-stream", "offline", "server")
 @output_option("results.json to write.")
 @force_option
 def benchmark(**options: Any) -> None:
-    """Measure latency and throughput of every artefact on every runtime, interleaved.
+    """Measure latency and throughput of every artifact on every runtime, interleaved.
 
     \b
     Examples: spvit-deploy benchmark dense/ lean/ engine/ -o results.json

@@ -66,7 +66,7 @@ if TYPE_CHECKING:
     "batches",
     type=click.IntRange(1),
     multiple=True,
-    help="Images a call to try.  [default: 1; for throughput 1, 4, 16, 64]",
+    help="Images per inference to try.  [default: 1; for throughput 1, 4, 16, 64]",
 )
 @click.option(
     "--validation",
@@ -76,13 +76,13 @@ if TYPE_CHECKING:
     help="Images that accuracy is taken on.",
 )
 @json_option
-@output_option("Folder for the three best artefacts and recommend.json.")
+@output_option("Folder for the three best artifacts and recommend.json.")
 @force_option
 def recommend(output: Path, force: bool, as_json: bool, **options: Any) -> None:
-    """Say what to serve MODEL with on this host: runtime, precision, threads, batch.
+    """Find what to serve MODEL with on this host: runtime, precision, threads, batch.
 
-    Everything that is installed is written, timed in turns and judged by its accuracy; what has
-    clearly lost is left early. Exit code 1 where nothing holds the target.
+    Everything that is installed is exported, timed interleaved and judged by its accuracy; what is
+    clearly slower is eliminated early. Exit code 1 where nothing meets the target.
 
     \b
     Example: spvit-deploy recommend tuned/ --data folder/imagenet --target "p99<10ms" \\
@@ -102,7 +102,7 @@ def recommend(output: Path, force: bool, as_json: bool, **options: Any) -> None:
 
 
 def print_answer(found: Recommendation, output: Path) -> None:
-    """The best with its evidence, the next two, and why the rest lost."""
+    """Print the best with its evidence, the next two, and why the rest were eliminated."""
     from rich.table import Table
 
     from spvit_deploy.workflows.console import console
@@ -112,8 +112,8 @@ def print_answer(found: Recommendation, output: Path) -> None:
         word = ("best", "second", "third")[place]
         out.print(f"{word}: {row.title}: {evidence(row, found)}")
     out.print(f"      {output / found.best[0].folder}")
-    table = Table(title="why the rest lost", title_justify="left")
-    for heading in ("artefact", "p50 ms", "why"):
+    table = Table(title="why the rest were eliminated", title_justify="left")
+    for heading in ("artifact", "p50 ms", "why"):
         table.add_column(heading, justify="right" if heading == "p50 ms" else "left")
     for row in sorted(found.rest, key=lambda row: row.p50 or float("inf")):
         table.add_row(row.title, "" if row.p50 is None else f"{1000 * row.p50:.3f}", row.lost)
@@ -122,14 +122,14 @@ def print_answer(found: Recommendation, output: Path) -> None:
 
 
 def evidence(row: Tried, found: Recommendation) -> str:
-    """What was measured of one of the best."""
+    """Put the figures of one of the best in a line."""
     words = [f"p50 {1000 * (row.p50 or 0):.3f} ms"]
     name = found.target.replace("best ", "").partition(" ")[0]
     if name not in ("p50", "images/s"):
-        tail = "too few calls" if row.tail is None else f"{1000 * row.tail:.3f} ms"
+        tail = "too few samples" if row.tail is None else f"{1000 * row.tail:.3f} ms"
         bound = "" if row.bound is None else f" (99% sure: at most {1000 * row.bound:.3f})"
         words.append(f"{name} {tail}{bound}")
-    words.append(f"{row.throughput or 0:,.1f} images/s of {row.calls} calls")
+    words.append(f"{row.throughput or 0:,.1f} images/s of {row.calls} samples")
     if row.top1 is not None:
         words.append(f"top-1 {row.top1:.2f}%")
     if row.drop is not None:

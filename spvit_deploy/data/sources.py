@@ -22,6 +22,7 @@ from spvit_deploy.data.hf_datasets import (
     load_rows,
 )
 from spvit_deploy.data.image_folder import folder_root, open_folder
+from spvit_deploy.data.shard_files import find_shards
 from spvit_deploy.data.spec import (
     TRAIN_NAMES,
     VAL_NAMES,
@@ -32,7 +33,6 @@ from spvit_deploy.data.spec import (
 )
 from spvit_deploy.data.timm_dataset import open_timm, timm_source
 from spvit_deploy.data.webdataset import open_shards
-from spvit_deploy.shard_files import find_shards
 
 __all__ = ["DataSettings", "Source", "fingerprint", "open_source"]
 

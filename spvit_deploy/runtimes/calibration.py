@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from spvit_deploy.accuracy import top1_accuracy
 from spvit_deploy.core.arrays import Array, OutputsRunner
 from spvit_deploy.core.errors import DataError
+from spvit_deploy.data.accuracy import top1_accuracy
 
 Labelled = Callable[[], Iterable[tuple[Array, Array]]]
 

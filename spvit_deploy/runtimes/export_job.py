@@ -66,6 +66,7 @@ class ExportJob:
         load_calibration: reads what int8 needs; called for int8 only.
         labelled: batches of (images, labels) that fp16 and bf16 are measured on; None for none.
         source_sha256: of what the model was loaded from.
+        earlier: parity reports of the steps before this one.
         outputs: the module with named outputs that is written.
         proto: the optimized ONNX graph in the requested precision; empty where the format is
             written from the module.
@@ -80,6 +81,7 @@ class ExportJob:
     load_calibration: Callable[[], Calibration] | None = None
     labelled: LabelledBatches | None = None
     source_sha256: str = ""
+    earlier: tuple[Any, ...] = ()
     outputs: NamedOutputs = None  # type: ignore[assignment]
     proto: onnx.ModelProto = None  # type: ignore[assignment]
     calibration: Calibration | None = None

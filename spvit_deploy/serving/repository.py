@@ -120,7 +120,7 @@ def export_triton(
         _find_destination(repository / check_model_name(name), version, force, reads)
     if "backend" in chosen:
         check_settings(replace(exported, format=BACKENDS[chosen["backend"]]))
-    job, earlier = open_export(request, data, exported)
+    job = open_export(request, data, exported)
     name = name or default_model_name(job.spec.name)
     place = _find_destination(repository / name, version, force, reads)
     served = _choose_serving(chosen, place, exported)
@@ -128,7 +128,7 @@ def export_triton(
     # Nothing can be renamed into a mounted folder from beside it.
     mounted = os.path.ismount(repository)
     with staging_folder(place.model if mounted else repository) as staging:
-        record = run_export(job, staging / name / str(place.version), earlier=earlier)
+        record = run_export(job, staging / name / str(place.version))
         _add_triton_files(staging / name, place, make_config(record, name, served), record)
         _install(staging / name, place, force)
     return TritonExport(name, place.version, place.folder, served, record)

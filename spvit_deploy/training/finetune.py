@@ -9,11 +9,11 @@ from typing import Annotated
 import torch
 from torch import nn
 
-from spvit_deploy.accuracy import count_correct
 from spvit_deploy.core.distributed import SINGLE_PROCESS, Processes
 from spvit_deploy.core.errors import DataError
 from spvit_deploy.core.progress import progress_bar, stderr_console
 from spvit_deploy.core.records import parsed_by
+from spvit_deploy.data.accuracy import count_correct
 from spvit_deploy.data.batches import Batches
 from spvit_deploy.lean.model_folder import SavedModel
 from spvit_deploy.training.distillation import DistillationLoss, DistillSettings, check_teacher

@@ -1,4 +1,4 @@
-"""Benchmarks and reports as files, for commands and recipes."""
+"""Benchmarks as files, for commands and recipes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from spvit_deploy.benchmarks.artifacts import describe
-from spvit_deploy.benchmarks.evaluate import evaluate_artefact
+from spvit_deploy.benchmarks.evaluate import evaluate_artifact
 from spvit_deploy.benchmarks.extras import Details
 from spvit_deploy.benchmarks.measure import run_benchmark
 from spvit_deploy.benchmarks.mlperf.loadgen import STREAMS
@@ -31,14 +31,14 @@ _BATCHES = {"multi-stream": STREAMS, "offline": 16}
 
 @dataclass(frozen=True)
 class BenchSettings:
-    """What is measured, as a command or a recipe has it.
+    """What is measured, as a command or a recipe gives it.
 
     Attributes:
         runtimes: none for all that fit.
         batches: none for what the scenario has by default.
         duration: None for what the scenario has by default; seconds.
         latency_slo: seconds, for ``server``.
-        quick: times alone.
+        quick: measure only times.
     Others are those of :class:`Workload`.
     """
 
@@ -55,7 +55,7 @@ class BenchSettings:
 
     @property
     def workloads(self) -> list[Workload]:
-        """One for each batch."""
+        """One workload for each batch."""
         seconds = self.duration or (_SECONDS if self.scenario == "closed" else _LOADGEN_SECONDS)
         return [
             Workload(
@@ -68,13 +68,13 @@ class BenchSettings:
 
     @property
     def details(self) -> Details:
-        """All but for a quick run."""
+        """What is measured besides times: all, or nothing in a quick run."""
         full = not self.quick
         return Details(start=full, layers=full, energy=full, roofline=full)
 
 
 def bench_to_file(
-    artefacts: Sequence[Path],
+    artifacts: Sequence[Path],
     output: Path,
     force: bool,
     data: DataSettings | None = None,
@@ -83,7 +83,7 @@ def bench_to_file(
     """Measure, evaluate where ``data`` are given, and write ``results.json``.
 
     Args:
-        artefacts: to measure.
+        artifacts: to measure.
         output: file to write.
         force: replace it.
         data: whose validation split to evaluate on, or None.
@@ -93,24 +93,24 @@ def bench_to_file(
         OutputExistsError, StorageError: as :func:`ensure_free`.
         InputError: as :func:`run_benchmark`.
     """
-    ensure_free(output, force, folder=False, reads=artefacts)
-    asked = BenchSettings(**settings)
-    if asked.latency_slo is not None and asked.scenario != "server":
+    ensure_free(output, force, folder=False, reads=artifacts)
+    chosen = BenchSettings(**settings)
+    if chosen.latency_slo is not None and chosen.scenario != "server":
         raise InputError(
-            f"--latency-slo is for --scenario server; {asked.scenario} was asked for.",
+            f"--latency-slo is for --scenario server; {chosen.scenario} was requested.",
             "Leave it out, or choose server.",
         )
-    runtimes = list(asked.runtimes) or None
-    results = run_benchmark(artefacts, runtimes, asked.workloads, asked.device, asked.details)
+    runtimes = list(chosen.runtimes) or None
+    results = run_benchmark(artifacts, runtimes, chosen.workloads, chosen.device, chosen.details)
     if data is not None:
-        results = _evaluated(results, artefacts, data)
+        results = _evaluated(results, artifacts, data)
     save_results(results, output)
     return results
 
 
-def _evaluated(results: ResultsFile, artefacts: Sequence[Path], data: DataSettings) -> ResultsFile:
-    """With accuracies, and what they were taken on."""
-    found = {describe(path).digest: evaluate_artefact(path, data) for path in artefacts}
+def _evaluated(results: ResultsFile, artifacts: Sequence[Path], data: DataSettings) -> ResultsFile:
+    """Add accuracies, and what they were taken on."""
+    found = {describe(path).digest: evaluate_artifact(path, data) for path in artifacts}
     rows = tuple(
         row.model_copy(update={"top1": found[row.model_hash].top1}) for row in results.results
     )
@@ -121,7 +121,7 @@ def _evaluated(results: ResultsFile, artefacts: Sequence[Path], data: DataSettin
 
 
 def print_summary(results: Path) -> None:
-    """Every artefact, and how much faster the lean ones are."""
-    from spvit_deploy.workflows import console as show
+    """Print every artifact, and how much faster the lean ones are."""
+    from spvit_deploy.workflows.console import benchmark
 
-    show.benchmark(load_results(results))
+    benchmark(load_results(results))

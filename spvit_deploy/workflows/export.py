@@ -83,8 +83,7 @@ def export_model(
     target, request = Path(output), request_of(model, options)
     ensure_free(target, force, reads=(request.name, request.checkpoint))
     chosen = check_settings(with_options(settings or ExportSettings(), options))
-    job, earlier = open_export(request, data, chosen)
-    return run_export(job, target, force, earlier)
+    return run_export(open_export(request, data, chosen), target, force)
 
 
 def request_of(model: Pathish | ModelRequest, options: Any = MappingProxyType({})) -> ModelRequest:

@@ -1,32 +1,36 @@
-"""Every format and precision that this machine can write, of one model, in one folder."""
+"""One model exported in many formats and precisions: for `export --all` and for `recommend`."""
 
 from __future__ import annotations
 
-import importlib
 import shutil
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from spvit_deploy.benchmarks.artifacts import bytes_of
 from spvit_deploy.benchmarks.measure import run_benchmark
 from spvit_deploy.benchmarks.results import Workload
-from spvit_deploy.core.cuda_driver import find_driver
 from spvit_deploy.core.errors import JobError, SpvitError
 from spvit_deploy.core.output_folders import ensure_free, new_folder
 from spvit_deploy.core.progress import stderr_console
 from spvit_deploy.core.records import StrictModel, write_record
-from spvit_deploy.export.formats import FORMATS, Format, flags_of
+from spvit_deploy.data.spec import DataSettings
+from spvit_deploy.export.export_model import run_export
 from spvit_deploy.export.record import ExportRecord
-from spvit_deploy.lean.named_outputs import Answers
-from spvit_deploy.runtimes.export_job import ExportSettings
-from spvit_deploy.runtimes.tensorrt.exporter import check_gpus, lacks
-from spvit_deploy.workflows.export import export_original, export_settings
-from spvit_deploy.workflows.export_inputs import ORIGINAL_OPTIONS, Original, open_original
+from spvit_deploy.export.settings import check_settings
+from spvit_deploy.lean.load_model import ModelRequest
+from spvit_deploy.lean.model_folder import save_model
+from spvit_deploy.lean.named_outputs import NamedOutputs
+from spvit_deploy.runtimes.export_job import ExportJob, ExportSettings
+from spvit_deploy.runtimes.info import load_attribute
+from spvit_deploy.runtimes.registry import formats, load_exporter, runtimes
+from spvit_deploy.workflows.export import Pathish, request_of
+from spvit_deploy.workflows.export_inputs import open_export
 
 RECORD_FILE = "exports.json"
-# Seconds of timing an artefact; `benchmark` measures longer, and on other runtimes too.
+# Seconds of timing an artifact; `benchmark` measures longer, and on other runtimes too.
 _TIMING = 1.0
 
 
@@ -34,19 +38,19 @@ class ExportRow(StrictModel):
     """What became of one format and precision.
 
     Attributes:
-        format, precision: what was asked.
+        format, precision: that were requested.
         status: ``written``, ``failed``, or ``skipped`` where this machine cannot.
         reason: why it was not written.
         folder: its name.
-        size_bytes: of the artefact's files.
+        size_bytes: of the artifact's files.
         seconds: that the export took.
-        latency: median seconds of a call at batch 1, or the fixed one, in its own runtime; None
-            where it does not run here.
-        max_abs: largest difference from the model's answers.
+        latency: median seconds of an inference at batch 1, or the fixed one, in its own runtime;
+            None where it does not run here.
+        max_abs: largest difference from the model's outputs.
         drop: points of top-1 that a low precision lost.
         speedup: of int8 over fp32, in its own runtime.
         kept: layers that stayed in fp32 for accuracy.
-        left_out: GPUs that were asked for and lack the precision, with the reason.
+        left_out: GPUs that were requested and lack the precision, with the reason.
     """
 
     format: str
@@ -64,57 +68,109 @@ class ExportRow(StrictModel):
     left_out: tuple[str, ...] = ()
 
 
-def export_all(
-    model: str,
-    output: Path,
-    precision: str | None = None,
-    force: bool = False,
-    **options: Any,
-) -> tuple[ExportRow, ...]:
-    """Export everything; what fails does not stop the rest.
+@dataclass(frozen=True)
+class Candidate:
+    """A model to be written in one format and precision.
 
-    The model is loaded once, and so are the images.
+    Attributes:
+        job: the model, loaded.
+        settings: with the format and the precision; an unknown format stands for the model's own
+            folder, which PyTorch runs.
+        folder: to write.
+    """
+
+    job: ExportJob
+    settings: ExportSettings
+    folder: Path
+
+    @property
+    def title(self) -> str:
+        """``onnx, fp32``."""
+        return f"{self.settings.format}, {self.settings.precision}"
+
+
+def export_candidates(
+    candidates: Iterable[Candidate],
+    note: Callable[[str], None],
+    rule_out: Callable[[Candidate], str] = lambda _: "",
+) -> Iterator[tuple[Candidate, ExportRow]]:
+    """Export candidates one by one, as they are taken; one that fails does not stop the rest.
 
     Args:
-        model: as in :func:`spvit_deploy.export_model`.
-        output: folder to write, with a folder for each artefact.
-        precision: one alone; None for all.
-        force: replace an old output.
-        options: of :func:`spvit_deploy.export_model`. Each artefact takes those that its format
-            has.
+        candidates: in order.
+        note: called with each title before its export.
+        rule_out: returns why a candidate is not worth writing; empty where it is.
+    """
+    for candidate in candidates:
+        reason = _unavailable(candidate.settings) or rule_out(candidate)
+        if not reason:
+            note(candidate.title)
+        yield candidate, _export(candidate, reason)
 
-    Returns:
-        A row for each format and precision; nothing is written where every one failed.
+
+def export_all(
+    model: Pathish | ModelRequest,
+    output: Path,
+    precision: str | None = None,
+    settings: ExportSettings | None = None,
+    data: DataSettings | str | None = None,
+    force: bool = False,
+) -> tuple[ExportRow, ...]:
+    """Export everything, and return a row for each format and precision.
+
+    Args:
+        model: as in :func:`spvit_deploy.export_model`; loaded once, as are the images.
+        output: folder to write, with a folder for each artifact.
+        precision: the only one to write; None for all.
+        settings: what to write; each format takes the settings that it has.
+        data: as in :func:`spvit_deploy.export_model`.
+        force: replace an old output.
 
     Raises:
         InputError: an output that exists, a model or data that do not open, outputs that the model
             does not have, or a GPU that no library knows.
-        JobError: not one was written.
+        JobError: not one was written; nothing is.
     """
-    ensure_free(output, force, reads=(model, options.get("checkpoint")))
-    own = {name: options.pop(name) for name in ORIGINAL_OPTIONS if name in options}
-    settings = export_settings(**options)
-    _check(settings)
-    original = open_original(model, **own)
-    saved = original.saved
-    Answers(saved.module, settings.outputs, saved.preprocessing.input_size)
+    request, chosen = request_of(model), settings or ExportSettings()
+    ensure_free(output, force, reads=(request.name, request.checkpoint))
+    _check_gpus(chosen)
+    job, console = open_export(request, data, chosen), stderr_console()
+    assert job.saved is not None
+    NamedOutputs(job.saved.module, chosen.outputs, chosen.feature_layers, job.size)
     with new_folder(output, force) as staging:
-        rows = [
-            _export(original, replace(settings, format=form.name, precision=chosen), staging)
-            for form, chosen in _wanted(precision)
-        ]
+        candidates = _all_of(job, precision, staging)
+        found = export_candidates(candidates, lambda title: console.print(title, highlight=False))
+        rows = [row for _, row in found]
         if not any(row.status == "written" for row in rows):
             reasons = [f"{row.format} {row.precision} {row.status}: {row.reason}" for row in rows]
             raise JobError(f"No format could be written. {' '.join(reasons)}")
-        rows = _timed(rows, staging, settings.fixed_batch or 1)
-        record = {"schema_version": 1, "kind": "exports", "model": model}
-        dumped = [row.model_dump(mode="json") for row in rows]
-        write_record(staging / RECORD_FILE, {**record, "rows": dumped})
+        rows = _timed(rows, staging, chosen.batch or 1)
+        record: dict[str, Any] = {"schema_version": 1, "kind": "exports", "model": request.name}
+        record["rows"] = [row.model_dump(mode="json") for row in rows]
+        write_record(staging / RECORD_FILE, record)
     return tuple(rows)
 
 
+def _check_gpus(settings: ExportSettings) -> None:
+    """Refuse GPUs that no format knows."""
+    gpus = settings.options.get("gpus", ())
+    for form in formats().values() if gpus else ():
+        if form.check_gpus and runtimes()[form.runtime].installed:
+            load_attribute(form.check_gpus)(gpus)
+
+
+def _all_of(job: ExportJob, precision: str | None, folder: Path) -> list[Candidate]:
+    """List every format and precision; with a ``precision`` only that one."""
+    return [
+        Candidate(job, replace(job.settings, format=form, precision=one), folder / f"{form}-{one}")
+        for form, info in formats().items()
+        for one in info.precisions
+        if precision in (None, one)
+    ]
+
+
 def require_all(rows: Sequence[ExportRow]) -> None:
-    """Raises JobError where an export failed."""
+    """Raise JobError where an export failed."""
     failed = [row for row in rows if row.status == "failed"]
     if failed:
         names = ", ".join(f"{row.format} {row.precision}" for row in failed)
@@ -122,109 +178,79 @@ def require_all(rows: Sequence[ExportRow]) -> None:
         raise JobError(f"{len(failed)} of {tried} exports failed: {names}.")
 
 
-def _wanted(precision: str | None) -> Iterator[tuple[Format, str]]:
-    for form in FORMATS.values():
-        for one in form.precisions:
-            if precision in (None, one):
-                yield form, one
-
-
-def _check(settings: ExportSettings) -> None:
-    """Refuse what no artefact of the call could take."""
-    if settings.engine.gpus and FORMATS["tensorrt-rtx"].installed:
-        library = importlib.import_module(FORMATS["tensorrt-rtx"].package)
-        check_gpus(library, settings.engine.gpus)
-
-
-def _export(original: Original, settings: ExportSettings, staging: Path) -> ExportRow:
+def _export(candidate: Candidate, reason: str) -> ExportRow:
+    """Export a candidate, unless there is a reason not to."""
+    start, settings, folder = time.perf_counter(), candidate.settings, candidate.folder
     row = ExportRow(format=settings.format, precision=settings.precision, status="skipped")
-    reason = _cannot(settings)
     if reason:
         return row.model_copy(update={"reason": reason})
-    stderr_console().print(f"{row.format}, {row.precision}", highlight=False)
-    start, folder = time.perf_counter(), staging / f"{row.format}-{row.precision}"
+    found: dict[str, Any] = {"status": "written", "folder": folder.name}
     try:
-        record = export_original(original, _fitting(settings), folder)
+        if settings.format in formats():
+            fitting, left_out = _fitting(settings)
+            record = run_export(replace(candidate.job, settings=fitting), folder)
+            found |= {**_figures(record), "left_out": left_out}
+        elif candidate.job.saved is not None:
+            save_model(candidate.job.saved, folder)
+        found["size_bytes"] = bytes_of(folder)
     except SpvitError as error:
         shutil.rmtree(folder, ignore_errors=True)
-        seconds = time.perf_counter() - start
-        update = {"status": "failed", "reason": str(error), "seconds": seconds}
-        return row.model_copy(update=update)
-    return _written(record, folder, time.perf_counter() - start, _left_out(settings))
+        found = {"status": "failed", "reason": str(error)}
+    return row.model_copy(update={**found, "seconds": time.perf_counter() - start})
 
 
-def _cannot(settings: ExportSettings) -> str:
-    """Why this machine cannot write a format in a precision, or nothing."""
-    form, gpus = FORMATS[settings.format], settings.engine.gpus
+def _unavailable(settings: ExportSettings) -> str:
+    """Tell why this host cannot write a format in a precision; empty where it can."""
+    form = formats().get(settings.format)
+    if form is None:
+        return ""
     try:
-        form.load()
+        load_exporter(form)
     except SpvitError as error:
         return str(error)
-    if form.name == "tensorrt-rtx" and not gpus:
-        return "Give --gpu for an engine."
-    if form.name == "tensorrt-rtx" and all(lacks(gpu, settings.precision) for gpu in gpus):
-        return f"None of {', '.join(gpus)} has {settings.precision} in {form.package}."
-    if form.name == "tensorrt" and find_driver() is None:
-        return "No CUDA driver found; TensorRT builds on the GPU that the engine is for."
-    return ""
+    why = load_attribute(form.not_here) if form.not_here else None
+    return "" if why is None else str(why(settings.options, settings.precision))
 
 
-def _fitting(settings: ExportSettings) -> ExportSettings:
-    """The settings without what the format does not have."""
-    form, engine = FORMATS[settings.format], settings.engine
-    rtx = form.name == "tensorrt-rtx"
-    gpus = [gpu for gpu in engine.gpus if rtx and not lacks(gpu, settings.precision)]
-    flags = flags_of(form.name, engine.flags)
-    return replace(
+def _fitting(settings: ExportSettings) -> tuple[ExportSettings, tuple[str, ...]]:
+    """Leave out settings that the format does not have, and GPUs that lack the precision."""
+    form, options = formats()[settings.format], settings.options
+    options = form.options_in(options)
+    left_out: tuple[str, ...] = ()
+    if form.for_named_gpus:
+        options["gpus"], left_out = form.split_gpus(options["gpus"], settings.precision)
+    else:
+        options.pop("gpus", None)
+    fitting = replace(
         settings,
         opset=settings.opset if form.from_onnx else None,
-        with_preprocessing=settings.with_preprocessing and form.pictures,
-        engine=replace(engine, gpus=tuple(gpus), flags=flags),
+        with_preprocessing=settings.with_preprocessing and form.takes_preprocessing,
+        options=options,
     )
+    return check_settings(fitting), left_out
 
 
-def _left_out(settings: ExportSettings) -> tuple[str, ...]:
-    """GPUs that an engine in this precision is not built for."""
-    if settings.format != "tensorrt-rtx":
-        return ()
-    lacking = [(gpu, lacks(gpu, settings.precision)) for gpu in settings.engine.gpus]
-    return tuple(f"{gpu}: {lack}" for gpu, lack in lacking if lack)
-
-
-def _written(
-    record: ExportRecord, folder: Path, seconds: float, left_out: tuple[str, ...]
-) -> ExportRow:
-    files = [folder / name for name in record.files if not name.endswith(".json")]
-    return ExportRow(
-        format=record.format,
-        precision=record.precision,
-        status="written",
-        folder=folder.name,
-        size_bytes=sum(file.stat().st_size for file in files),
-        seconds=seconds,
-        max_abs=max(report.max_abs for report in record.parity),
-        drop=record.accuracy.before - record.accuracy.after if record.accuracy else None,
-        speedup=record.accuracy.speedup if record.accuracy else None,
-        kept=tuple(record.accuracy.kept) if record.accuracy else (),
-        left_out=left_out,
-    )
+def _figures(record: ExportRecord) -> dict[str, Any]:
+    """Take a row's figures from an export's record."""
+    found: dict[str, Any] = {"max_abs": max(report.max_abs for report in record.parity)}
+    if record.accuracy is not None:
+        found["drop"] = record.accuracy.before - record.accuracy.after
+        found["speedup"], found["kept"] = record.accuracy.speedup, tuple(record.accuracy.kept)
+    return found
 
 
 def _timed(rows: list[ExportRow], staging: Path, batch: int) -> list[ExportRow]:
-    """The rows with latencies, those of one runtime taken in turns."""
-    latencies: dict[str, float] = {}
-    for runtime in dict.fromkeys(FORMATS[row.format].runtime for row in rows):
-        own = [
-            staging / row.folder
-            for row in rows
-            if row.folder and FORMATS[row.format].runtime == runtime and not _engine(row)
-        ]
-        if own:
-            workload = Workload(batch=batch, duration=_TIMING)
-            found = run_benchmark(own, [runtime], [workload]).results
-            latencies.update({result.path: result.p50 for result in found})
+    """Add latencies; those of one runtime are interleaved. Engines are left to `benchmark`."""
+    by_runtime: dict[str, list[Path]] = {}
+    for row in rows:
+        info = runtimes()[formats()[row.format].runtime]
+        if row.folder and not info.needs_gpu:
+            own = by_runtime.setdefault(info.name, [])
+            own.append(staging / row.folder)
+    workload = Workload(batch=batch, duration=_TIMING)
+    latencies = {
+        result.path: result.p50
+        for runtime, paths in by_runtime.items()
+        for result in run_benchmark(paths, [runtime], [workload]).results
+    }
     return [row.model_copy(update={"latency": latencies.get(row.folder)}) for row in rows]
-
-
-def _engine(row: ExportRow) -> bool:
-    return row.format.startswith("tensorrt")

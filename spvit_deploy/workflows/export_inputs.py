@@ -34,16 +34,13 @@ if TYPE_CHECKING:
 
 def open_export(
     request: ModelRequest, data: DataSettings | str | None, settings: ExportSettings
-) -> tuple[ExportJob, tuple[ParityReport, ...]]:
+) -> ExportJob:
     """Load a model for its exports, and report once what is worth a warning.
 
     Args:
         request: the model; a search folder's is its lean one.
         data: real images; None for those that the model was trained on.
         settings: how many images int8 is calibrated, and precisions are measured on.
-
-    Returns:
-        The job, and the parity of the steps before it.
 
     Raises:
         InputError: no such model, or data that do not open.
@@ -54,7 +51,7 @@ def open_export(
         warn(advice(saved.plan, saved.history))
     recorded = "" if data else str(request.checkpoint or request.name)
     images = ExportImages(DataSettings.of(data or saved.data), recorded, saved, settings)
-    job = ExportJob(
+    return ExportJob(
         settings=settings,
         size=saved.preprocessing.input_size,
         saved=saved,
@@ -62,8 +59,8 @@ def open_export(
         load_calibration=images.calibration,
         labelled=None if recorded else images.labelled,
         source_sha256=digest,
+        earlier=earlier,
     )
-    return job, earlier
 
 
 def _load(request: ModelRequest) -> tuple[SavedModel, str, tuple[ParityReport, ...]]:

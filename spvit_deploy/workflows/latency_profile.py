@@ -1,4 +1,4 @@
-"""Latency tables: measured on a runtime, kept in a file, and handed to a search."""
+"""Latency profiles: tables measured on a runtime, kept in a file, and given to a search."""
 
 from __future__ import annotations
 
@@ -15,7 +15,13 @@ from torch import nn
 
 from spvit_deploy.benchmarks.host import read_host
 from spvit_deploy.benchmarks.latency_tables.block_chain import DEPTH
-from spvit_deploy.benchmarks.latency_tables.interleaved import OFTEN, ROUNDS, Timing, time_in_turns
+from spvit_deploy.benchmarks.latency_tables.interleaved import (
+    OFTEN,
+    ROUNDS,
+    Timing,
+    TimingPlace,
+    time_files,
+)
 from spvit_deploy.benchmarks.latency_tables.probes import Probes, SiteProbes, make_probes
 from spvit_deploy.benchmarks.latency_tables.table import (
     Anchors,
@@ -67,7 +73,7 @@ def profile_latency(
         output: file to write.
         runtimes: a table each, as ``benchmark`` calls them.
         precision: that the plan will be exported in.
-        batch: images a call.
+        batch: images of an inference.
         threads: of the runtime; None for its own choice.
         device: where it computes; None for ``cpu``, or the first GPU for engines.
         model_args, checkpoint, pretrained: as in :func:`search_gates`.
@@ -107,7 +113,7 @@ def merge_latencies(files: Sequence[Pathish], output: Pathish, force: bool = Fal
 
 
 def settings_of(place: Place) -> ExportSettings:
-    """How a model is exported for a place.
+    """Choose how a model is exported for a place.
 
     Raises:
         InputError: an unknown runtime or precision, or one that is not installed.
@@ -143,12 +149,12 @@ def measure_beside(
     others: Mapping[str, Path],
     rounds: int = ROUNDS,
 ) -> tuple[LatencyTable, dict[str, Timing]]:
-    """A table, and the times of other artefacts, taken in the same turns.
+    """Measure a table, and interleaved with it the times of other artifacts.
 
     Args:
         module: dense, on the CPU; left as it was.
         spec: what it is.
-        place: where; what it leaves open is fp32, one image a call, and the runtime's own choice.
+        place: where; what it leaves open is fp32, one image, and the runtime's own choice.
         others: files by name.
         rounds: bursts of each.
 
@@ -169,29 +175,26 @@ def measure_beside(
         total = count * (rounds + 1) + (len(others) + more) * rounds
         with progress_bar(f"latency on {place.runtime}", total) as bar:
             files = _write(probes, input_size(module), settings, batch, Path(scratch), bar)
-            times, session = time_in_turns(
-                {**files, **others}, place.runtime, device, place.threads, batch, rounds,
-                lambda _: bar.advance(note="measure"), probes.anchors,
-            )  # fmt: skip
+            where = TimingPlace(place.runtime, device, place.threads, batch)
+            times, session = time_files(
+                {**files, **others},
+                where,
+                rounds,
+                probes.anchors,
+                note=lambda _: bar.advance(note="measure"),
+            )
     table = LatencyTable(
-        model=spec,
-        runtime=place.runtime,
-        runtime_version=session.version,
-        device=device,
-        precision=settings.precision,
-        batch=batch,
-        threads=place.threads,
-        host=read_host(),
+        model=spec, runtime=place.runtime, runtime_version=session.version, device=device,
+        precision=settings.precision, batch=batch, threads=place.threads, host=read_host(),
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        anchors=_anchors(times, place),
-        shapes=tuple(_shapes(probes, times)),
-    )
+        anchors=_anchors(times, place), shapes=tuple(_shapes(probes, times)),
+    )  # fmt: skip
     warn_if_unsteady(table)
     return table, {name: times[name] for name in others}
 
 
 def _anchors(times: Mapping[str, Timing], place: Place) -> Anchors:
-    """Of what was timed, where that says anything."""
+    """Take the times of whole models; refuse those that only noise tells apart."""
     try:
         return Anchors(dense=times["dense"], no_mlp=times["no MLP"], least=times["least"])
     except ValueError:
@@ -209,7 +212,7 @@ def _write(
     scratch: Path,
     bar: Bar,
 ) -> dict[str, Path]:
-    """An artefact for every block and anchor."""
+    """Export an artifact for every block and anchor."""
     files = {}
     for key, probe in probes.blocks.items():
         own = settings if probe.call.free else replace(settings, batch=batch)
@@ -231,7 +234,7 @@ def _folder(scratch: Path, name: str, bar: Bar) -> Iterator[Path]:
 
 
 def _shapes(probes: Probes, times: dict[str, Timing]) -> Iterator[ShapeTimes]:
-    """Blocks that compute the same, together."""
+    """Group blocks that compute the same."""
     groups: dict[tuple[Any, ...], list[SiteProbes]] = {}
     for site in probes.sites:
         groups.setdefault((*site.attention.values(), site.mlp, site.tail), []).append(site)

@@ -185,7 +185,7 @@ def _predictions(
         if isinstance(pixels, str):
             yield Prediction(name, (), pixels)
         else:
-            yield Prediction(name, _guesses(next(rows), opened.artefact.class_names, top))
+            yield Prediction(name, _guesses(next(rows), opened.artifact.class_names, top))
 
 
 def _guesses(scores: Array, names: Sequence[str], top: int) -> tuple[Guess, ...]:

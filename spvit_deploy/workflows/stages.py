@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from spvit_deploy.benchmarks.evaluate import Evaluation, evaluate_artefact
+from spvit_deploy.benchmarks.evaluate import Evaluation, evaluate_artifact
 from spvit_deploy.benchmarks.measure import run_benchmark
 from spvit_deploy.benchmarks.results import ResultsFile, Workload
 from spvit_deploy.core.distributed import Processes, first_process_only, join_processes
@@ -357,7 +357,7 @@ def evaluate(
     Raises:
         InputError: nothing that can be evaluated, or data that do not fit.
     """
-    return evaluate_artefact(Path(artefact), DataSettings.of(data), runtime, device)
+    return evaluate_artifact(Path(artefact), DataSettings.of(data), runtime, device)
 
 
 def predict(

@@ -15,11 +15,11 @@ from xml.etree import ElementTree
 import numpy as np
 import openvino
 
-from spvit_deploy.accuracy import top1_accuracy
 from spvit_deploy.core.arrays import Array
 from spvit_deploy.core.errors import JobError, RuntimeMissingError, first_line
 from spvit_deploy.core.files import write_bytes
 from spvit_deploy.core.log_filters import quiet, silenced
+from spvit_deploy.data.accuracy import top1_accuracy
 from spvit_deploy.runtimes.batching import in_batches
 from spvit_deploy.runtimes.calibration import Accuracy, Calibration
 from spvit_deploy.runtimes.export_job import ExportJob, Note, WrittenFiles

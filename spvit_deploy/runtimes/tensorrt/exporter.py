@@ -7,6 +7,7 @@ TensorRT only for the one that is. Networks are strongly typed, so the precision
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,7 @@ from spvit_deploy.core.errors import InputError, JobError
 from spvit_deploy.core.files import sha256_file, write_bytes
 from spvit_deploy.core.progress import stderr_console
 from spvit_deploy.core.records import write_record
-from spvit_deploy.runtimes.export_job import ExportJob, ExportSettings, Note, WrittenFiles
+from spvit_deploy.runtimes.export_job import ExportJob, Note, WrittenFiles
 from spvit_deploy.runtimes.onnx.graph import INPUT_NAME, MODEL_FILE, write
 from spvit_deploy.runtimes.onnx.precision import lower, rounded
 from spvit_deploy.runtimes.tensorrt.engine_record import SUFFIX, EngineRecord, sidecar
@@ -96,18 +97,26 @@ def export_plain(graph: ExportJob, folder: Path, note: Note) -> WrittenFiles:
     return replace(source, files=(*source.files, *build.save(gpu, blob)))
 
 
-def tensorrt_not_here(settings: ExportSettings) -> str:
-    """Why this host cannot build the engine, or nothing."""
-    return "" if find_driver() is not None else "no CUDA driver on this host"
+def tensorrt_not_here(options: Mapping[str, Any], precision: str) -> str:
+    """Why this host cannot build an engine, or nothing."""
+    if find_driver() is not None:
+        return ""
+    return "No CUDA driver found; TensorRT builds on the GPU that the engine is for."
 
 
-def tensorrt_rtx_not_here(settings: ExportSettings) -> str:
+def tensorrt_rtx_not_here(options: Mapping[str, Any], precision: str) -> str:
     """Why no engine can be built, or nothing: no GPU is named, or none has the precision."""
-    gpus = settings.options.gpus
+    gpus = options.get("gpus", ())
     if not gpus:
-        return "name GPUs with --gpu, such as --gpu sm86"
-    reasons = [lacks(gpu, settings.precision) for gpu in gpus]
-    return "" if not all(reasons) else f"{', '.join(gpus)}: {reasons[0]}"
+        return "Give --gpu for an engine."
+    if all(lacks(gpu, precision) for gpu in gpus):
+        return f"None of {', '.join(gpus)} has {precision} in tensorrt_rtx."
+    return ""
+
+
+def check_known_gpus(gpus: tuple[str, ...]) -> None:
+    """Refuse GPUs that TensorRT for RTX does not know; errors as :func:`check_gpus`."""
+    check_gpus(importlib.import_module("tensorrt_rtx"), gpus)
 
 
 def check_gpus(trt: Any, asked: tuple[str, ...], precision: str | None = None) -> tuple[str, ...]:

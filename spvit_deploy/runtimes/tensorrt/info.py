@@ -59,6 +59,8 @@ RUNTIMES = (
             options=tuple(option for option in OPTIONS if option.name not in RTX_LACKS),
             unsupported=RTX_LACKS,
             for_named_gpus=True,
+            check_gpus=f"{_HERE}.exporter:check_known_gpus",
+            gpu_lacks=f"{_HERE}.exporter:lacks",
         ),
     ),
     _engine_runtime(

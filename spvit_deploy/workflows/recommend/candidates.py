@@ -1,28 +1,25 @@
-"""What this host can write and run of a model, likely winners first."""
+"""Candidates: what this host can write and run of some models, likely winners first."""
 
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import psutil
 
-from spvit_deploy.benchmarks.artifacts import bytes_of
-from spvit_deploy.core.cuda_driver import find_driver
-from spvit_deploy.core.errors import JobError, SpvitError
-from spvit_deploy.export.formats import FORMATS
-from spvit_deploy.lean.model_folder import save_model
-from spvit_deploy.workflows.export import export_original, export_settings
-from spvit_deploy.workflows.export_inputs import Original
+from spvit_deploy.runtimes.export_job import ExportJob
+from spvit_deploy.runtimes.registry import formats
+from spvit_deploy.workflows.export_all import Candidate, ExportRow, export_candidates
 from spvit_deploy.workflows.recommend.record import Tried
+from spvit_deploy.workflows.recommend.tournament import Tournament
 
 # Format and precision, in the order in which they are tried: what is slow to write or seldom wins
-# comes last, and is left out where its format lost in fp32.
+# comes last, and is left out where its format was too slow in fp32. PyTorch runs the folder.
+FOLDER = "folder"
 _ORDER = (
-    ("onnx", "fp32"), ("openvino", "fp32"), ("openvino", "bf16"), ("folder", "fp32"),
+    ("onnx", "fp32"), ("openvino", "fp32"), ("openvino", "bf16"), (FOLDER, "fp32"),
     ("openvino", "int8"), ("onnx", "int8"), ("torch", "bf16"), ("executorch", "fp32"),
     ("onnx", "fp16"), ("tensorrt", "fp16"), ("tensorrt", "int8"),
 )  # fmt: skip
@@ -30,126 +27,139 @@ _ORDER = (
 _HOPELESS = 3.0
 
 
-def enter_all(
-    models: Sequence[Entrants], enter: Callable[[Path, Tried], float], best: Callable[[], float]
-) -> Iterator[Tried]:
-    """Write and enter all that may win, likely winners of every model first.
+@dataclass(frozen=True)
+class Model:
+    """A model that takes part.
 
-    Args:
-        models: to write.
-        enter: times an artefact; seconds of an image at its best.
-        best: the same of the fastest so far.
-
-    Yields:
-        Those that cannot win, and why.
+    Attributes:
+        job: the model, loaded.
+        label: its name among several; empty where it is the only one.
+        drop: points of accuracy that it has lost already.
+        top1: percent of the validation images, where it is known.
     """
-    # int8 is fitted and judged, which takes many times what others do.
-    took = {"int8": 0.0, "": 0.0}
-    for form, precision in _ORDER:
-        like = precision if precision in took else ""
-        for model in models:
-            row, start = model.row(form, precision), time.monotonic()
-            reason = model.cannot(form, best()) or model.late(took[like])
-            try:
-                path, made = (None, row) if reason else model.made(form, row)
-            except SpvitError as error:
-                path, made, reason = None, row, error.message
-            if path is None:
-                yield made.model_copy(update={"lost": reason})
-                continue
-            took[like] = max(took[like], time.monotonic() - start)
-            reason = model.inaccurate(made)
-            if reason:
-                yield made.model_copy(update={"lost": reason})
-                continue
-            seconds = enter(path, made)
-            if precision == "fp32":
-                model.fp32[form] = seconds
+
+    job: ExportJob
+    label: str = ""
+    drop: float = 0.0
+    top1: float | None = None
+
+    def candidate(self, form: str, precision: str, folder: Path) -> Candidate:
+        """Make a candidate of it, to be written within a folder."""
+        assert self.job.saved is not None
+        name = self.job.saved.kind if form == FOLDER else form
+        parts = [part for part in (self.label, name, precision) if part]
+        target = folder / "-".join(parts).replace("%", "").replace("/", "-")
+        settings = replace(self.job.settings, format=name, precision=precision)
+        return Candidate(self.job, settings, target)
+
+    def tried(self, row: ExportRow, max_drop: float) -> Tried:
+        """Judge what was exported; ``lost`` has the reason where it does not take part.
+
+        Args:
+            row: what became of the export.
+            max_drop: points of accuracy that may be lost in all.
+        """
+        form, lost = formats().get(row.format), row.reason
+        found = Tried(model=self.label, format=row.format, precision=row.precision, lost=lost)
+        if row.status != "written":
+            return found
+        drop = self.drop + (row.drop or 0.0)
+        if row.drop is None and row.precision != "fp32":
+            lost = "its accuracy is not known. Give --data."
+        elif drop > max_drop:
+            lost = f"loses {drop:.2f} points, {max_drop:g} may be lost"
+        runtime = form.runtime if form else "torch"
+        return found.model_copy(
+            update={
+                "runtime": runtime,
+                "drop": drop,
+                "top1": None if self.top1 is None else self.top1 - (row.drop or 0.0),
+                "size_bytes": row.size_bytes,
+                "folder": row.folder,
+                "lost": lost,
+            }
+        )
 
 
 @dataclass
-class Entrants:
-    """Artefacts of one model.
+class _Known:
+    """What earlier candidates tell of later ones.
 
     Attributes:
-        original: the model.
-        label: its name among several.
-        drop: points of accuracy that it has lost already.
-        top1: that it has, where it is known.
-        folder: to write into.
-        max_drop: points that may be lost in all.
-        left: seconds that are left for writing.
-        fp32: seconds of an image of each format in fp32.
+        took: seconds of the slowest export, of int8 (fitted and judged, which takes many times as
+            long) and of others.
+        fp32: seconds per image of each model's formats in fp32.
     """
 
-    original: Original
-    label: str
-    drop: float
-    top1: float | None
-    folder: Path
-    max_drop: float
-    left: Callable[[], float]
-    fp32: dict[str, float] = field(default_factory=dict)
+    took: dict[bool, float] = field(default_factory=lambda: {True: 0.0, False: 0.0})
+    fp32: dict[tuple[int, str], float] = field(default_factory=dict)
 
-    def row(self, form: str, precision: str) -> Tried:
-        """Before anything is known of it."""
-        named = self.original.saved.kind if form == "folder" else form
-        return Tried(model=self.label, format=named, precision=precision)
-
-    def cannot(self, form: str, best: float) -> str:
-        """Why a format is not written; empty where it is."""
-        if form == "folder":
-            return ""
-        if not FORMATS[form].installed:
-            return f"{FORMATS[form].package} is not installed"
-        if form.startswith("tensorrt") and find_driver() is None:
-            return "no CUDA driver here"
-        slow = self.fp32.get(form, 0.0) / best
+    def rule_out(self, candidate: Candidate, left: float, best: float) -> str:
+        """Tell why a candidate is not worth writing; empty where it is."""
+        settings = candidate.settings
+        slow = self.fp32.get((id(candidate.job), settings.format), 0.0) / best
         if slow > _HOPELESS:
             return f"not tried: its fp32 takes {slow:.1f}× the time of the fastest"
-        return ""
-
-    def late(self, took: float) -> str:
-        """Whether there is less time left than another like it took."""
-        return "not tried: no time left" if self.left() < took else ""
-
-    def inaccurate(self, made: Tried) -> str:
-        """Whether it has lost more than may be lost."""
-        if made.drop is None or made.drop <= self.max_drop:
-            return ""
-        return f"loses {made.drop:.2f} points, {self.max_drop:g} may be lost"
-
-    def made(self, form: str, row: Tried) -> tuple[Path, Tried]:
-        """Written, with what it has lost.
-
-        Raises:
-            SpvitError: as an export; JobError for a precision whose accuracy is not known.
-        """
-        name = "-".join(part for part in (self.label, row.format, row.precision) if part)
-        path = self.folder / name.replace("%", "").replace("/", "-")
-        if form == "folder":
-            save_model(self.original.saved, path)
-            update = {"runtime": "torch", "drop": self.drop, "top1": self.top1}
-            return path, _sized(row.model_copy(update=update), path)
-        settings = replace(export_settings(), format=row.format, precision=row.precision)
-        record = export_original(self.original, settings, path)
-        lost = record.accuracy.before - record.accuracy.after if record.accuracy else 0.0
-        top1 = self.top1 - lost if self.top1 is not None else None
-        if record.accuracy is None and row.precision != "fp32":
-            raise JobError("its accuracy is not known", "Give --data.")
-        runtime = FORMATS[row.format].runtime
-        if row.format.startswith("tensorrt"):
-            runtime = row.format
-        update = {"runtime": runtime, "drop": self.drop + lost, "top1": top1}
-        return path, _sized(row.model_copy(update=update), path)
+        return "not tried: no time left" if left < self.took[settings.precision == "int8"] else ""
 
 
-def _sized(row: Tried, path: Path) -> Tried:
-    return row.model_copy(update={"size_bytes": bytes_of(path), "folder": path.name})
+def enter_all(
+    models: Sequence[Model],
+    folder: Path,
+    max_drop: float,
+    left: Callable[[], float],
+    tournament: Tournament,
+    note: Callable[[str], None],
+) -> Iterator[Tried]:
+    """Export and enter all that may win, likely winners of every model first.
+
+    Args:
+        models: that take part.
+        folder: to write into.
+        max_drop: points of accuracy that may be lost.
+        left: returns the seconds that are left for writing.
+        tournament: times what is written.
+        note: called with what is written.
+
+    Yields:
+        Those that do not take part, and why.
+    """
+    owners = {id(model.job): model for model in models}
+    known = _Known()
+    candidates = (
+        model.candidate(form, precision, folder) for form, precision in _order() for model in models
+    )
+
+    def rule_out(candidate: Candidate) -> str:
+        return known.rule_out(candidate, left(), tournament.best)
+
+    for candidate, row in export_candidates(candidates, note, rule_out):
+        int8, owner = row.precision == "int8", id(candidate.job)
+        if row.status == "written":
+            known.took[int8] = max(known.took[int8], row.seconds)
+        found = owners[owner].tried(row, max_drop)
+        if found.lost:
+            yield found
+            continue
+        seconds = tournament.enter(candidate.folder, found)
+        if row.precision == "fp32":
+            known.fp32[owner, row.format] = seconds
+
+
+def _order() -> list[tuple[str, str]]:
+    """Formats and precisions to try; what runtimes of other packages write comes last."""
+    known = {form for form, _ in _ORDER}
+    added = [
+        (name, precision)
+        for name, form in formats().items()
+        if name not in known and not form.for_named_gpus
+        for precision in form.precisions
+    ]
+    return [*_ORDER, *added]
 
 
 def thread_counts() -> tuple[int, ...]:
-    """One, half of the cores, all of them, and all that the processor runs at a time."""
+    """List one, half of the cores, all of them, and all threads of the processor."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
     most = allowed or psutil.cpu_count() or 1
     cores = min(psutil.cpu_count(logical=False) or most, most)

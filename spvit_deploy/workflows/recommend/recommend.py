@@ -1,4 +1,4 @@
-"""From a model and a target to the artefact to serve."""
+"""The recommendation: from a model and a target to the artifact to serve."""
 
 from __future__ import annotations
 
@@ -10,45 +10,46 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from spvit_deploy.benchmarks.evaluate import evaluate_artefact
+from spvit_deploy.benchmarks.evaluate import evaluate_artifact
 from spvit_deploy.benchmarks.host import read_host
 from spvit_deploy.benchmarks.statistics import percentile
 from spvit_deploy.core.errors import JobError
 from spvit_deploy.core.output_folders import ensure_free, new_folder
-from spvit_deploy.core.progress import Bar, progress_bar, warn
+from spvit_deploy.core.progress import progress_bar, warn
 from spvit_deploy.core.records import write_record
 from spvit_deploy.data.spec import DataSettings
-from spvit_deploy.workflows.export_inputs import Original, open_original
-from spvit_deploy.workflows.recommend.candidates import Entrants, enter_all, thread_counts
+from spvit_deploy.lean.load_model import ModelRequest
+from spvit_deploy.runtimes.export_job import ExportJob, ExportSettings
+from spvit_deploy.workflows.export_inputs import open_export
+from spvit_deploy.workflows.recommend.candidates import Model, enter_all, thread_counts
 from spvit_deploy.workflows.recommend.record import RECORD_FILE, Recommendation, Tried
 from spvit_deploy.workflows.recommend.target import Target
-from spvit_deploy.workflows.recommend.tournament import Contest, Runner, clock
+from spvit_deploy.workflows.recommend.tournament import Tournament, clock
 from spvit_deploy.workflows.sweep.record import load_sweep
 
-# Shares of the time: for writing, and for writing and timing.
+# Fractions of the time: for writing, and for writing and timing.
 _WRITING, _TIMING = 0.7, 0.8
-# Images of a call that are tried where throughput counts.
+# Images of an inference that are tried where throughput counts.
 _BATCHES = (1, 4, 16, 64)
-# Percent right below which accuracies say nothing.
+# Top-1 in percent below which accuracies cannot be compared.
 _CHANCE = 1.0
-Left = Callable[[], float]
-Tell = Callable[[str], None]
+Seconds = Callable[[], float]
 
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked.
+    """What is requested.
 
     Attributes:
         model: folder or timm name.
-        data: images to judge on.
-        target: to hold.
+        data: images that accuracy is taken on.
+        target: to meet.
         max_drop: points of accuracy that may be lost.
-        seconds: that it may take.
+        seconds: that all of it may take.
         sweep: folder of a sweep whose trials are tried as well, or None.
         threads: numbers of threads to try; none for what the host has.
-        batches: images a call; none for 1, or for several where throughput counts.
-        validation: images that accuracy is taken on.
+        batches: images of an inference; none for 1, or for several where throughput counts.
+        validation: how many images accuracy is taken on.
         model_args, checkpoint, pretrained: as for an export.
     """
 
@@ -67,7 +68,7 @@ class Request:
 
 
 def recommend(request: Request, output: Path, force: bool = False) -> Recommendation:
-    """Try what this host has, and keep the three best artefacts.
+    """Try what this host has, and keep the three best artifacts.
 
     Raises:
         InputError: a model, data or sweep that do not open.
@@ -79,11 +80,21 @@ def recommend(request: Request, output: Path, force: bool = False) -> Recommenda
     if request.sweep is not None:
         load_sweep(request.sweep)
     with new_folder(output, force) as staging, progress_bar("recommend", request.seconds) as bar:
-        tell = _teller(bar, time.monotonic(), request.seconds)
-        best, rest, met = _compete(request, staging, left, tell)
-        tell("accuracy")
+        done = 0.0
+
+        def note(text: str) -> None:
+            """Move the bar to where the time is."""
+            nonlocal done
+            now = min(request.seconds, time.monotonic() - start)
+            bar.advance(now - done, text)
+            done = now
+
+        best, rest, met = _compete(request, staging, left, note)
+        note("accuracy")
         best = list(_judged(best, staging, request, left))
-        _keep(staging, {row.folder for row in best})
+        for path in staging.iterdir():
+            if path.is_dir() and path.name not in {row.folder for row in best}:
+                shutil.rmtree(path)
         found = Recommendation(
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"), host=read_host(),
             model=request.model, target=str(request.target), max_drop=request.max_drop, met=met,
@@ -95,96 +106,75 @@ def recommend(request: Request, output: Path, force: bool = False) -> Recommenda
 
 
 def _compete(
-    request: Request, staging: Path, left: Left, tell: Tell
+    request: Request, staging: Path, left: Seconds, note: Callable[[str], None]
 ) -> tuple[list[Tried], list[Tried], bool]:
-    """The best, the others, and whether the first holds the target."""
+    """Return the best, the others, and whether the first meets the target."""
     usual = _BATCHES if request.target.metric == "throughput" else (1,)
 
-    def until(share: float) -> Left:
-        return lambda: left() - (1 - share) * request.seconds
+    def until(fraction: float) -> Seconds:
+        return lambda: left() - (1 - fraction) * request.seconds
 
-    contest = Contest(
+    tournament = Tournament(
         request.target, request.threads or thread_counts(), request.batches or usual,
         until(_TIMING),
     )  # fmt: skip
     try:
-        models = list(_models(request, staging, until(_WRITING)))
-        contest.out += enter_all(models, _entering(contest, tell), lambda: contest.best)
-        if not contest.alive:
-            reasons = "; ".join(f"{row.title}: {row.lost}" for row in contest.out)
+        models, writing = list(_models(request)), until(_WRITING)
+        tournament.eliminated += enter_all(
+            models, staging, request.max_drop, writing, tournament, note
+        )
+        if not tournament.remaining:
+            reasons = "; ".join(f"{row.title}: {row.lost}" for row in tournament.eliminated)
             raise JobError(f"Nothing can be recommended. {reasons}.")
-        tell("the best in turns")
-        contest.settle()
-        best = [runner.measured(request.target) for runner in contest.alive]
-        return best, contest.out, _met(contest.alive[0], request.target)
+        note("the best, interleaved")
+        tournament.finish()
+        first = tournament.remaining[0]
+        value = percentile(first.samples, request.target.share)
+        if request.target.metric == "throughput":
+            value = first.tried.batch / percentile(first.samples, 50)
+        best = [one.measured(request.target) for one in tournament.remaining]
+        return best, tournament.eliminated, request.target.holds(value)
     finally:
-        contest.close()
+        tournament.close()
 
 
-def _teller(bar: Bar, beginning: float, seconds: float) -> Tell:
-    """Moves the bar to where the time is."""
-    done = 0.0
-
-    def tell(note: str) -> None:
-        nonlocal done
-        now = min(seconds, time.monotonic() - beginning)
-        bar.advance(now - done, note)
-        done = now
-
-    return tell
-
-
-def _entering(contest: Contest, tell: Tell) -> Callable[[Path, Tried], float]:
-    def enter(path: Path, made: Tried) -> float:
-        tell(made.title)
-        return contest.enter(path, made)
-
-    return enter
-
-
-def _models(request: Request, staging: Path, left: Left) -> Iterator[Entrants]:
-    """The model that was named, and the trials of a sweep, the most accurate first."""
-    original = _opened(request, request.model)
-    several = request.sweep is not None
-    label = "" if not several else "named"
-    yield Entrants(original, label, 0.0, None, staging, request.max_drop, left)
+def _models(request: Request) -> Iterator[Model]:
+    """Open the model that was named, and the trials of a sweep, the most accurate first."""
+    job = _opened(request, request.model)
     if request.sweep is None:
+        yield Model(job)
         return
+    yield Model(job, "named")
     record = load_sweep(request.sweep)
     base = record.dense.top1
     for point in sorted(record.points, key=lambda one: -one.place[1]):
         drop = base - point.place[1] if base is not None else 0.0
         if drop <= request.max_drop:
             trial = _opened(request, str(request.sweep / point.model))
-            yield Entrants(trial, point.name, drop, point.top1, staging, request.max_drop, left)
+            yield Model(trial, point.name, drop, point.top1)
 
 
-def _opened(request: Request, model: str) -> Original:
-    named = model == request.model
-    return open_original(
-        model, request.data, request.model_args if named else None,
-        request.checkpoint if named else None, request.pretrained and named,
-        max_drop=request.max_drop, validation=request.validation,
-    )  # fmt: skip
+def _opened(request: Request, model: str) -> ExportJob:
+    named = ModelRequest(model)
+    if model == request.model:
+        named = ModelRequest.of(model, request.model_args, request.checkpoint, request.pretrained)
+    settings = ExportSettings(max_drop=request.max_drop, validation=request.validation)
+    return open_export(named, request.data, settings)
 
 
-def _met(best: Runner, target: Target) -> bool:
-    if target.metric == "throughput":
-        return target.holds(best.tried.batch / percentile(best.samples, 50))
-    return target.holds(percentile(best.samples, target.share))
-
-
-def _judged(best: Sequence[Tried], staging: Path, request: Request, left: Any) -> Iterator[Tried]:
-    """With accuracy by the artefact's own runtime, as long as there is time; of the best always."""
+def _judged(
+    best: Sequence[Tried], staging: Path, request: Request, left: Seconds
+) -> Iterator[Tried]:
+    """Add accuracy in the artifact's own runtime while there is time; to the best always."""
     data = request.data.model_copy(update={"batch_size": max(16, best[0].batch)})
     known: dict[str, float] = {}
-    for place, row in enumerate(best):
-        if row.folder not in known and (place == 0 or left() > 0):
-            found = evaluate_artefact(
+    for rank, row in enumerate(best):
+        if row.folder not in known and (rank == 0 or left() > 0):
+            found = evaluate_artifact(
                 staging / row.folder, data, row.runtime, "cpu", limit=request.validation
             )
             known[row.folder] = found.top1
-            if place == 0 and found.top1 <= _CHANCE:
+            if rank == 0 and found.top1 <= _CHANCE:
                 warn(
                     f"the model is right on {found.top1:.2f}% of the images: its precisions cannot "
                     "be judged. Is it trained, and for these classes?"
@@ -192,23 +182,16 @@ def _judged(best: Sequence[Tried], staging: Path, request: Request, left: Any) -
         yield row.model_copy(update={"top1": known.get(row.folder, row.top1)})
 
 
-def _keep(staging: Path, folders: set[str]) -> None:
-    """Artefacts of the answer alone."""
-    for path in staging.iterdir():
-        if path.is_dir() and path.name not in folders:
-            shutil.rmtree(path)
-
-
 def require_met(found: Recommendation, request: Request) -> None:
-    """Raises JobError where the best one misses the target."""
+    """Raise JobError where the best one misses the target."""
     if found.met:
         return
     best = found.best[0]
     value = best.tail or best.p50 or 0.0
-    told = f"{1000 * value:.2f} ms"
+    figure = f"{1000 * value:.2f} ms"
     if request.target.metric == "throughput":
-        told = f"{best.throughput:,.1f} images/s"
+        figure = f"{best.throughput:,.1f} images/s"
     raise JobError(
-        f"Nothing here holds {found.target}: the best, {best.title}, has {told}.",
-        "Search a smaller model (`spvit-deploy search --budget`), or let more accuracy go.",
+        f"Nothing here holds {found.target}: the best, {best.title}, has {figure}.",
+        "Search a smaller model (`spvit-deploy search --budget`), or raise --max-drop.",
     )

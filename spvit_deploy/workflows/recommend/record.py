@@ -1,4 +1,4 @@
-"""``recommend.json``: what was tried, and what became of it."""
+"""``recommend.json``: the configurations that were tried, and what became of each."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ RECORD_FILE = "recommend.json"
 
 
 class Tried(StrictModel):
-    """One artefact in one runtime with so many threads and images a call.
+    """One artifact in one runtime with a number of threads and of images per inference.
 
     Attributes:
         model: of which it was made; of a sweep, the budget.
         format, precision, runtime: ``lean`` or ``dense`` for a folder that is not exported.
-        threads, batch: of a call.
-        folder: of the artefact, as seen from the record; empty where it was not kept.
-        calls: samples that were taken.
-        p50: seconds of a call.
-        tail: of the target's percentile, seconds; None for too few samples.
-        bound: early-stopping estimate of the same, which 99 of 100 such measurements keep to.
+        threads, batch: of an inference.
+        folder: of the artifact, relative to the record; empty where it was not kept.
+        calls: the number of samples.
+        p50: median seconds of an inference.
+        tail: the target's percentile, seconds; None for too few samples.
+        bound: early-stopping estimate of the same, seconds, which holds with 99% confidence.
         throughput: images a second.
         top1: percent of the validation images; None where it was not taken.
         drop: points of accuracy lost against the model that was named.
-        size_bytes: of the artefact.
-        lost: why it is not the answer; empty for the best ones.
+        size_bytes: of the artifact.
+        lost: why it was eliminated; empty for the best ones.
     """
 
     model: str
@@ -63,10 +63,10 @@ class Recommendation(StrictModel):
         model: that was named.
         target: in words.
         max_drop: points of accuracy that may be lost.
-        met: whether the best one holds the target.
+        met: whether the best one meets the target.
         seconds: that it took.
         images: that accuracies were taken on.
-        best: the answer, and the next two; at most three.
+        best: the recommended one, and the next two; at most three.
         rest: all others.
     """
 

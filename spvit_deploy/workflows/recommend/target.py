@@ -1,4 +1,4 @@
-"""What a deployment has to hold."""
+"""The target that a deployment has to meet."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ class Target:
         return f"{self.name} > {self.limit:g}"
 
     def holds(self, value: float) -> bool:
-        """Whether a figure is within the limit."""
+        """Tell whether a figure (seconds, or images a second) meets the limit."""
         if self.limit is None:
             return True
         return value < self.limit if self.metric == "latency" else value > self.limit
 
 
 def parse_target(text: str) -> Target:
-    """``p99<10ms``, ``latency<4ms`` (the median) or ``throughput>200/s``.
+    """Parse ``p99<10ms``, ``latency<4ms`` (the median) or ``throughput>200/s``.
 
     Raises:
         ValueError: none of these.

@@ -1,4 +1,4 @@
-"""Artefacts timed against each other, losers leaving early."""
+"""The tournament: artifacts timed against each other, of which slow ones are eliminated early."""
 
 from __future__ import annotations
 
@@ -10,54 +10,55 @@ from pathlib import Path
 
 import torch
 
-from spvit_deploy.benchmarks.load_patterns import burst_of, images_for, settle
-from spvit_deploy.benchmarks.statistics import early_stopping, percentile, samples_needed
+from spvit_deploy.benchmarks.load_patterns import images_for
+from spvit_deploy.benchmarks.statistics import early_stopping, percentile, samples_needed, tail
 from spvit_deploy.core.errors import SpvitError
 from spvit_deploy.core.log_filters import without_lines
 from spvit_deploy.runtimes.base import Session
 from spvit_deploy.runtimes.registry import open_session
+from spvit_deploy.runtimes.timing import TimedCall, burst, interleaved, warm_up
 from spvit_deploy.workflows.recommend.record import Tried
 from spvit_deploy.workflows.recommend.target import Target
 
 _BURST, _PAUSE = 0.2, 0.08
-# How much slower than the best one may be, before and after it was measured for longer.
-_CLEARLY, _SURELY = 1.5, 1.15
+# How much slower than the best one may be, at first and after it was measured for longer.
+_AT_FIRST, _AT_LAST = 1.5, 1.15
 _FINALISTS = 3
-SLOWER = "slower"
-# Bursts at first, and between looks at who has lost.
-_FIRST, _LOOK = 2, 4
+_SLOWER = "slower"
+# Bursts at first, and between two eliminations.
+_FIRST, _BETWEEN = 2, 4
+# Samples, as a multiple of those that the target's percentile takes.
+_ENOUGH = 1.2
 
 
-@dataclass
-class Runner:
-    """One configuration in the contest."""
+@dataclass(eq=False)
+class Configuration:
+    """An artifact with a number of threads and images, and the seconds of its calls."""
 
     tried: Tried
-    path: Path
     session: Session
-    call: Callable[[], float]
+    call: TimedCall
     samples: list[float] = field(default_factory=list)
 
-    def burst(self, seconds: float = _BURST) -> None:
-        """Calls for so long; PyTorch's threads are the process's, so they are set each time."""
+    def sample(self, seconds: float = _BURST) -> None:
+        """Take a burst; PyTorch's threads are the process's, so they are set each time."""
         if self.tried.runtime.startswith("torch"):
             torch.set_num_threads(self.tried.threads)
-        self.samples += burst_of(self.call, seconds, _PAUSE)
+        self.samples += burst(self.call, seconds, _PAUSE)
 
     @property
     def seconds(self) -> float:
-        """Of an image: the quartile, since what else runs on a host only adds."""
+        """Seconds per image: the quartile, since what else runs on a host only adds."""
         return percentile(self.samples, 25) / self.tried.batch
 
     def measured(self, target: Target, lost: str = "") -> Tried:
-        """With its figures."""
-        p50, enough = percentile(self.samples, 50), samples_needed(target.share)
-        many = len(self.samples) >= enough
+        """Return the configuration with its figures."""
+        p50 = percentile(self.samples, 50)
         return self.tried.model_copy(
             update={
                 "calls": len(self.samples),
                 "p50": p50,
-                "tail": percentile(self.samples, target.share) if many else None,
+                "tail": tail(self.samples, target.share),
                 "bound": early_stopping(self.samples, target.share),
                 "throughput": self.tried.batch / p50,
                 "lost": lost,
@@ -65,14 +66,14 @@ class Runner:
         )
 
 
-class Contest:
-    """All configurations that are still in, and those that are out.
+class Tournament:
+    """Configurations that are still in, and those that are eliminated.
 
     Args:
         target: that decides.
         threads: numbers of threads to try.
-        batches: numbers of images of a call to try.
-        left: seconds that are left.
+        batches: numbers of images of an inference to try.
+        left: returns the seconds that are left.
     """
 
     def __init__(
@@ -83,120 +84,114 @@ class Contest:
         left: Callable[[], float],
     ) -> None:
         self.target, self._threads, self._batches, self._left = target, threads, batches, left
-        self.alive: list[Runner] = []
-        self.out: list[Tried] = []
+        self.remaining: list[Configuration] = []
+        self.eliminated: list[Tried] = []
         self._order = random.Random(0)
 
     @property
     def best(self) -> float:
-        """Seconds of an image of the fastest."""
-        return min((runner.seconds for runner in self.alive), default=float("inf"))
+        """Seconds per image of the fastest."""
+        return min((one.seconds for one in self.remaining), default=float("inf"))
 
     def enter(self, path: Path, made: Tried) -> float:
-        """Time an artefact with every number of threads and images.
+        """Time an artifact with every number of threads and images.
 
         Returns:
-            Seconds of an image at its best; infinity where it does not run.
+            Seconds per image at its best; infinity where it does not run.
         """
         found = list(self._opened(path, made))
-        for _ in range(_FIRST):
-            for runner in self._order.sample(found, len(found)):
-                runner.burst()
-        self.alive += found
-        fastest = min((runner.seconds for runner in found), default=float("inf"))
-        self._drop(_CLEARLY)
+        for one in interleaved(found, _FIRST, self._order):
+            one.sample()
+        self.remaining += found
+        fastest = min((one.seconds for one in found), default=float("inf"))
+        self._eliminate_slower(_AT_FIRST)
         return fastest
 
-    def _opened(self, path: Path, made: Tried) -> Iterator[Runner]:
+    def _opened(self, path: Path, made: Tried) -> Iterator[Configuration]:
         # ExecuTorch's pool is the process's: resized under a model that is open, it locks up.
         pool = self._threads[-1:] if made.runtime == "executorch" else self._threads
         for threads in pool:
             for batch in self._batches:
-                asked = made.model_copy(update={"threads": threads, "batch": batch})
+                tried = made.model_copy(update={"threads": threads, "batch": batch})
                 try:
-                    runner = _runner(path, asked)
+                    found = _open(path, tried)
                 except SpvitError as error:
-                    self.out.append(asked.model_copy(update={"lost": error.message}))
+                    self.eliminated.append(tried.model_copy(update={"lost": error.message}))
                     return
-                if runner is not None:
-                    yield runner
+                if found is not None:
+                    yield found
 
-    def settle(self) -> None:
-        """Measure those that are in, in turns, until three are left with calls enough for the
+    def finish(self) -> None:
+        """Measure those that remain, interleaved, until three are left with samples enough for the
         target's percentile, or time is over.
         """
-        while len(self.alive) > 1 and self._left() > 0:
-            for _ in range(_LOOK):
-                for runner in self._order.sample(self.alive, len(self.alive)):
-                    runner.burst()
-            self._drop(_SURELY)
-            if len(self.alive) <= _FINALISTS:
+        while len(self.remaining) > 1 and self._left() > 0:
+            for one in interleaved(self.remaining, _BETWEEN, self._order):
+                one.sample()
+            self._eliminate_slower(_AT_LAST)
+            if len(self.remaining) <= _FINALISTS:
                 break
-            self._cut()
-        self._tails()
-        self.alive.sort(key=self._place)
-        self._end(self.alive[_FINALISTS:])
-        self.out = [self._against(row) for row in self.out]
+            ranked = sorted(self.remaining, key=lambda one: one.seconds)
+            self._eliminate(ranked[max(_FINALISTS, len(ranked) // 2) :])
+        self._sample_tails()
+        self.remaining.sort(key=self._rank)
+        self._eliminate(self.remaining[_FINALISTS:])
+        self.eliminated = [self._against_best(row) for row in self.eliminated]
 
-    def _against(self, row: Tried) -> Tried:
-        """With how much slower than the answer it was."""
-        if row.lost != SLOWER or row.p50 is None:
+    def _sample_tails(self) -> None:
+        """Sample until the target's percentile can be reported."""
+        needed = _ENOUGH * samples_needed(self.target.share)
+        while self._left() > 0:
+            short = [one for one in self.remaining if len(one.samples) < needed]
+            if not short:
+                return
+            for one in interleaved(short, 1, self._order):
+                one.sample(2 * _BURST)
+
+    def _rank(self, one: Configuration) -> float:
+        """What the target counts, per image; the median, where there are too few samples."""
+        value = tail(one.samples, self.target.share)
+        return (percentile(one.samples, 50) if value is None else value) / one.tried.batch
+
+    def _against_best(self, row: Tried) -> Tried:
+        """Say how much slower than the best an eliminated one was."""
+        if row.lost != _SLOWER or row.p50 is None:
             return row
-        best = self.alive[0]
+        best = self.remaining[0]
         factor = row.p50 / row.batch / (percentile(best.samples, 50) / best.tried.batch)
         return row.model_copy(update={"lost": f"{factor:.2f}× the time of the best"})
 
-    def _place(self, runner: Runner) -> float:
-        """What the target counts, for an image; the median, where there are calls too few."""
-        share = self.target.share
-        if len(runner.samples) < samples_needed(share):
-            share = 50.0
-        return percentile(runner.samples, share) / runner.tried.batch
+    def _eliminate_slower(self, factor: float) -> None:
+        best = self.best
+        self._eliminate([one for one in self.remaining if one.seconds > factor * best])
 
-    def _cut(self) -> None:
-        """The slower half of those that are in, but for as many as the answer has."""
-        ranked = sorted(self.alive, key=lambda runner: runner.seconds)
-        self._end(ranked[max(_FINALISTS, len(ranked) // 2) :])
-
-    def _tails(self) -> None:
-        needed = samples_needed(self.target.share)
-        while self._left() > 0:
-            short = [runner for runner in self.alive if len(runner.samples) < 1.2 * needed]
-            if not short:
-                return
-            for runner in self._order.sample(short, len(short)):
-                runner.burst(2 * _BURST)
-
-    def _drop(self, factor: float) -> None:
-        self._end([runner for runner in self.alive if runner.seconds > factor * self.best])
-
-    def _end(self, losers: list[Runner]) -> None:
-        for runner in losers:
-            self.out.append(runner.measured(self.target, SLOWER))
-            runner.session.close()
-            self.alive.remove(runner)
+    def _eliminate(self, losers: list[Configuration]) -> None:
+        for one in losers:
+            self.eliminated.append(one.measured(self.target, _SLOWER))
+            one.session.close()
+            self.remaining.remove(one)
 
     def close(self) -> None:
-        """Close what is open."""
-        for runner in self.alive:
-            runner.session.close()
+        """Close the sessions that are open."""
+        for one in self.remaining:
+            one.session.close()
 
 
-def _runner(path: Path, asked: Tried) -> Runner | None:
-    """Opened and warm; None where the artefact takes other numbers of images."""
-    # ExecuTorch says how many threads it has.
+def _open(path: Path, tried: Tried) -> Configuration | None:
+    """Open an artifact and warm it up; None where it takes other numbers of images."""
+    # ExecuTorch prints how many threads it has.
     with without_lines(b"threadpool.cpp"):
-        session = open_session(path, asked.runtime, "cpu", asked.threads)
+        session = open_session(path, tried.runtime, "cpu", tried.threads)
     least, most = session.batch_limits()
-    if not least <= asked.batch <= (most or asked.batch):
+    if not least <= tried.batch <= (most or tried.batch):
         session.close()
         return None
-    call = session.prepare(images_for(session, asked.batch, 0))
-    settle(call, 3)
-    return Runner(asked, path, session, call)
+    call = session.prepare(images_for(session, tried.batch, 0))
+    warm_up(call, 3)
+    return Configuration(tried, session, call)
 
 
 def clock(seconds: float) -> Callable[[], float]:
-    """What is left of so many seconds from now on."""
+    """Make a function that returns what is left of so many seconds from now on."""
     end = time.monotonic() + seconds
     return lambda: end - time.monotonic()

@@ -14,7 +14,7 @@ import yaml
 from pydantic import Field
 
 from spvit_deploy._version import __version__
-from spvit_deploy.benchmarks.evaluate import evaluate_artefact
+from spvit_deploy.benchmarks.evaluate import evaluate_artifact
 from spvit_deploy.core.errors import InputError, JobError, SpvitError, first_line
 from spvit_deploy.core.files import sha256_bytes, write_bytes
 from spvit_deploy.core.locks import lock_folder
@@ -153,7 +153,7 @@ def evaluate_stage(runner: Runner, recipe: Recipe, images: str, engine: Path) ->
     runtime = next(iter(recipe.benchmark.runtimes), None)
 
     def work() -> None:
-        found = evaluate_artefact(engine, recipe.data, runtime)
+        found = evaluate_artifact(engine, recipe.data, runtime)
         facts = {"macs": found.macs, "params": found.params, "top1": found.top1}
         write_record(output, {"kind": "evaluation", **facts})
 
