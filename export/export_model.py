@@ -23,8 +23,11 @@ from spvit_deploy.lean.cost import count_cost
 from spvit_deploy.lean.named_outputs import Answers
 from spvit_deploy.runtimes.calibration import Accuracy
 from spvit_deploy.runtimes.onnx import graph as onnxrt
-from spvit_deploy.runtimes.onnx.precision import lower, rounded
-from spvit_deploy.runtimes.onnx.preprocessing_graph import behind_pictures, check_preprocessing
+from spvit_deploy.runtimes.onnx.precision import emulate_rounding, reduce_precision
+from spvit_deploy.runtimes.onnx.preprocessing_graph import (
+    check_preprocessing,
+    prepend_preprocessing,
+)
 
 _TOOLS = (
     "torch", "timm", "pillow", "onnx", "onnxscript", "onnxslim", "onnxruntime", "openvino", "nncf",
@@ -111,11 +114,12 @@ def _graph(
     settings, metadata = job.settings, _metadata(job)
     onnxrt.stamp(proto, metadata, __version__)
     prep = job.saved.preprocessing if settings.with_preprocessing else None
-    proof = rounded(proto, settings.precision) if low else None
+    written = reduce_precision(proto, settings.precision) if low else proto
+    proof = emulate_rounding(written) if low else None
     if proof is not None and prep is not None:
-        proof = behind_pictures(proof, prep)
+        proof = prepend_preprocessing(proof, prep)
     graph = Graph(
-        lower(proto, settings.precision) if low else proto,
+        written,
         answers,
         job.saved.preprocessing.input_size,
         settings.fixed_batch,

@@ -153,27 +153,27 @@ FORMATS = {
     one.name: one
     for one in (
         Format(
-            "onnx", "spvit_deploy.runtimes.onnx.graph:write_model", "model.onnx", "onnxruntime", "onnx",  # noqa: E501
+            "onnx", "spvit_deploy.runtimes.onnx.graph:write_model", "model.onnx", "onnxruntime", "onnx",
             precisions=("fp32", "fp16", "int8"), lowers=True, pictures=True,
         ),
         Format(
-            "openvino", "spvit_deploy.runtimes.openvino.exporter:write_model", "model.xml", "openvino",  # noqa: E501
+            "openvino", "spvit_deploy.runtimes.openvino.exporter:write_model", "model.xml", "openvino",
             "openvino", "openvino", ("fp32", "bf16", "int8"), pictures=True,
         ),
         Format(
-            "tensorrt-rtx", "spvit_deploy.runtimes.tensorrt.exporter:write_rtx", "model.onnx", "onnxruntime",  # noqa: E501
+            "tensorrt-rtx", "spvit_deploy.runtimes.tensorrt.exporter:write_rtx", "model.onnx", "onnxruntime",
             "tensorrt_rtx", "tensorrt-rtx", ("fp32", "fp16", "bf16", "int8"), lowers=True,
         ),
         Format(
-            "tensorrt", "spvit_deploy.runtimes.tensorrt.exporter:write_plain", "model.onnx", "onnxruntime",  # noqa: E501
+            "tensorrt", "spvit_deploy.runtimes.tensorrt.exporter:write_plain", "model.onnx", "onnxruntime",
             "tensorrt", "tensorrt", ("fp32", "fp16", "bf16", "int8"), lowers=True,
         ),
         Format(
-            "torch", "spvit_deploy.runtimes.torch.exporter:write_model", "model.pt2", "torch", "torch",  # noqa: E501
+            "torch", "spvit_deploy.runtimes.torch.exporter:write_model", "model.pt2", "torch", "torch",
             precisions=("fp32", "bf16"), from_onnx=False,
         ),
         Format(
-            "executorch", "spvit_deploy.runtimes.executorch.exporter:write_model", "model.pte", "executorch",  # noqa: E501
+            "executorch", "spvit_deploy.runtimes.executorch.exporter:write_model", "model.pte", "executorch",
             "executorch", "executorch", from_onnx=False,
         ),
     )

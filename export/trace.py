@@ -14,7 +14,7 @@ from spvit_deploy.export.settings import ExportSettings
 from spvit_deploy.lean.named_outputs import Answers
 from spvit_deploy.runtimes.calibration import Calibration
 from spvit_deploy.runtimes.onnx import graph as onnxrt
-from spvit_deploy.runtimes.onnx.precision import LOW_TYPES, lower
+from spvit_deploy.runtimes.onnx.precision import LOW_TYPES, reduce_precision
 from spvit_deploy.runtimes.tensorrt.engine_record import SUFFIX
 
 # From here on ONNX has convolutions in bf16.
@@ -85,7 +85,7 @@ def write_unproven(
     proto = trace_named(settings, answers, size)
     proto = onnxrt.optimize(proto) if form.from_onnx else proto
     if is_lowered(settings, form):
-        proto = lower(proto, settings.precision)
+        proto = reduce_precision(proto, settings.precision)
     fit = _noise(size, settings.fixed_batch) if settings.precision == "int8" else None
     graph = Graph(
         proto, answers, size, settings.fixed_batch, settings.precision, fit, settings.engine

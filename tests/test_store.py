@@ -35,8 +35,7 @@ def test_the_second_of_two_runs_on_one_output_is_refused(tmp_path: Path) -> None
 @pytest.mark.skipif(sys.platform == "win32", reason="no locks on folders")
 def test_what_a_killed_run_left_is_removed_and_a_run_at_work_is_not(tmp_path: Path) -> None:
     code = (
-        "import sys, time\nfrom pathlib import Path\n"
-        "from spvit_deploy.core.files import new_folder\n"
+        "import sys, time\nfrom pathlib import Path\nfrom spvit_deploy.core.files import new_folder\n"
         "with new_folder(Path(sys.argv[1])) as staging:\n"
         "    print(staging.name, flush=True)\n    time.sleep(60)\n"
     )

@@ -65,11 +65,11 @@ REGISTRY = {
         "openvino",
     ),
     "tensorrt-rtx": Runtime(
-        "spvit_deploy.runtimes.tensorrt.session:TensorRtRtxSession", ("tensorrt-rtx",), "tensorrt_rtx",  # noqa: E501
+        "spvit_deploy.runtimes.tensorrt.session:TensorRtRtxSession", ("tensorrt-rtx",), "tensorrt_rtx",
         "tensorrt-rtx",
     ),
     "tensorrt": Runtime(
-        "spvit_deploy.runtimes.tensorrt.session:TensorRtSession", ("tensorrt",), "tensorrt", "tensorrt"  # noqa: E501
+        "spvit_deploy.runtimes.tensorrt.session:TensorRtSession", ("tensorrt",), "tensorrt", "tensorrt"
     ),
     "executorch": Runtime(
         "spvit_deploy.runtimes.executorch.session:ExecuTorchSession", ("executorch",), "executorch",
