@@ -22,8 +22,11 @@ from spvit_deploy.lean.named_outputs import NamedOutputs
 from spvit_deploy.runtimes.calibration import Accuracy
 from spvit_deploy.runtimes.export_job import ExportJob, WrittenFiles
 from spvit_deploy.runtimes.onnx.graph import INPUT_NAME, stamp
-from spvit_deploy.runtimes.onnx.precision import lower, rounded
-from spvit_deploy.runtimes.onnx.preprocessing_graph import behind_pictures, check_preprocessing
+from spvit_deploy.runtimes.onnx.precision import emulate_rounding, reduce_precision
+from spvit_deploy.runtimes.onnx.preprocessing_graph import (
+    check_preprocessing,
+    prepend_preprocessing,
+)
 from spvit_deploy.runtimes.registry import find_format, load_exporter, runtimes
 
 # Top-1 in percent below which what a precision costs cannot be measured: a few times chance.
@@ -74,10 +77,10 @@ def _write(job: ExportJob, staging: Path, bar: Bar) -> Written:
     stamp(job.proto, dict(job.metadata), __version__)
     reference = None
     if converts_graph(job.settings, form):
-        reference = rounded(job.proto, job.precision)
+        job = replace(job, proto=reduce_precision(job.proto, job.precision))
+        reference = emulate_rounding(job.proto)
         if job.preprocessing is not None:
-            reference = behind_pictures(reference, job.preprocessing)
-        job = replace(job, proto=lower(job.proto, job.precision))
+            reference = prepend_preprocessing(reference, job.preprocessing)
     if job.precision == "int8" and job.load_calibration is not None:
         job = replace(job, calibration=job.load_calibration())
     files: WrittenFiles = load_exporter(form)(job, staging, lambda text: bar.advance(0, text))

@@ -15,7 +15,7 @@ from spvit_deploy.runtimes.calibration import Calibration
 from spvit_deploy.runtimes.export_job import ExportJob, ExportSettings
 from spvit_deploy.runtimes.info import FormatInfo
 from spvit_deploy.runtimes.onnx.graph import name_nodes, optimize, prepare, trace
-from spvit_deploy.runtimes.onnx.precision import lower
+from spvit_deploy.runtimes.onnx.precision import reduce_precision
 from spvit_deploy.runtimes.registry import find_format, load_exporter
 
 # Images of noise that int8 is calibrated on where only the time is of interest.
@@ -73,7 +73,7 @@ def write_unverified(
     fit = _noise(size, settings.batch) if settings.precision == "int8" else None
     job = trace_job(ExportJob(settings, size, outputs=outputs, calibration=fit))
     if converts_graph(settings, form):
-        job = replace(job, proto=lower(job.proto, settings.precision))
+        job = replace(job, proto=reduce_precision(job.proto, settings.precision))
     load_exporter(form)(job, folder, note)
     return form.artifact(folder)
 

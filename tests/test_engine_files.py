@@ -16,12 +16,7 @@ from spvit_deploy.core.errors import CorruptFileError, InputError, JobError, Run
 from spvit_deploy.core.files import sha256_bytes
 from spvit_deploy.core.records import write_record
 from spvit_deploy.export.formats import EngineFlags, check_flags
-from spvit_deploy.runtimes.tensorrt.bindings import (
-    EngineTensor,
-    bindings,
-    check_tensors,
-    image_size,
-)
+from spvit_deploy.runtimes.tensorrt.bindings import bindings, image_size
 from spvit_deploy.runtimes.tensorrt.engine_record import (
     Engine,
     EngineRecord,
@@ -122,7 +117,7 @@ def test_damaged_and_foreign_engines_are_refused(tmp_path: Path) -> None:
     sidecar(file).unlink()
     for command in (("benchmark", file, "-o", tmp_path / "r.json"), ("inspect", file)):
         refused(*command, says="no model.sm86.engine.json beside it")
-    with pytest.raises(InputError, match="no engine in it"):
+    with pytest.raises(InputError, match="contains no engine"):
         find_engines(tmp_path / "nowhere")
 
 
@@ -145,7 +140,7 @@ def test_an_engine_of_another_version_is_refused_before_it_is_opened(
     refused("benchmark", file, "-o", tmp_path / "r.json", says="is for sm86 (this GPU is sm120).")
 
 
-def test_buffers_follow_the_record(tmp_path: Path) -> None:
+def test_buffers_follow_the_record() -> None:
     parts = bindings(record(), 4)
     assert [(p.name, p.shape, p.is_input) for p in parts] == [
         ("images", (4, 3, 16, 24), True),
@@ -155,20 +150,10 @@ def test_buffers_follow_the_record(tmp_path: Path) -> None:
     assert [p.nbytes for p in parts] == [4 * 4608, 160, 1920]
     assert image_size(record()) == (3, 16, 24)
     for batch, takes in ((0, "1 to 32"), (33, "1 to 32")):
-        with pytest.raises(InputError, match=f"A batch of {batch} .* takes {takes}"):
+        with pytest.raises(InputError, match=f"Batch {batch} .* takes {takes}"):
             bindings(record(), batch)
     with pytest.raises(InputError, match=r"the engine takes 4\."):
         bindings(record(batches=[4], inputs={"images": [4, 3, 8, 8]}), 2)
-
-    tensors = [EngineTensor("logits", (-1, 10), False, "FLOAT"),
-               EngineTensor("map", (-1, 5, 4, 6), False, "FLOAT"),
-               EngineTensor("images", (-1, 3, 16, 24), True, "FLOAT")]  # fmt: skip
-    one = Engine(tmp_path / "a.engine", record())
-    check_tensors(one, tensors)
-    half = EngineTensor("map", (-1, 5, 4, 6), False, "HALF")
-    for wrong in ([half, tensors[0], tensors[2]], tensors[::2]):
-        with pytest.raises(CorruptFileError, match="describes map otherwise"):
-            check_tensors(one, wrong)
 
 
 def test_devices_of_engines() -> None:
@@ -239,7 +224,7 @@ def test_a_damaged_timing_cache_is_ignored_and_replaced(tmp_path: Path) -> None:
     file.write_bytes(b"rubbish" * 100)
     cache.attach(config)
     assert len(said) == 1
-    assert "damaged or of another version" in said[0]
+    assert "damaged or of another version of TensorRT" in said[0]
     cache.save(config)
     assert file.read_bytes() == fresh
 
@@ -268,7 +253,7 @@ def test_types_are_read_from_the_engine() -> None:
 
 def test_an_engine_of_another_precision_fails_the_build() -> None:
     layers = [layer("Float", "Float")] * 6
-    with pytest.raises(JobError, match=r"fp16 was asked for; the engine's layers are .*FLOAT"):
+    with pytest.raises(JobError, match=r"fp16 was requested; the engine's layers are .*FLOAT"):
         built_types(ASKED, json.dumps({"Layers": layers}), "fp16")
 
 

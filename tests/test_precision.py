@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spvit_deploy.core.errors import DataError
-from spvit_deploy.runtimes.calibration import Calibration, least_harm
+from spvit_deploy.runtimes.calibration import Calibration, revert_layers
 from tests.calls import good, refused
 from tests.conftest import NAME, TINY_ARGS
 
@@ -123,6 +123,27 @@ def test_layers_return_to_fp32_until_the_drop_holds(dense: Path, tmp_path: Path)
     assert "stayed in fp32 for accuracy" in text
 
 
+def test_openvino_returns_layers_to_fp32_by_the_same_control(dense: Path, tmp_path: Path) -> None:
+    """A drop that nothing satisfies leaves no layer in int8, and the model as it was."""
+    import openvino
+
+    from spvit_deploy.runtimes.openvino.exporter import _quantize
+
+    good("export", dense, "--format", "openvino", "-o", tmp_path / "fp32")
+    model = openvino.Core().read_model(tmp_path / "fp32" / "model.xml")
+    images = np.random.default_rng(0).standard_normal((8, 1, 16, 16), dtype=np.float32)
+    compiled = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    labels = compiled({0: images})[0].argmax(1)
+    notes: list[str] = []
+    calibration = Calibration(images, lambda: [(images, labels)], -1)
+    same, accuracy = _quantize(model, calibration, 1, notes.append)
+    assert (accuracy.before, accuracy.after) == (100, 100)
+    assert len(accuracy.kept) == 13
+    assert not any("head" in name for name in accuracy.kept)
+    assert sum("ranking" in note for note in notes) == 13
+    assert "FakeQuantize" not in {node.get_type_name() for node in same.get_ops()}
+
+
 def test_bf16_is_rounded_and_near(dense: Path, tmp_path: Path) -> None:
     from spvit_deploy.runtimes.registry import open_session
 
@@ -221,7 +242,7 @@ def test_the_most_harmful_layers_leave_first(harms: list[float], allowed: float)
     def measure(kept: tuple[str, ...]) -> float:
         return 100 - sum(harm for name, harm in by_name.items() if name not in kept)
 
-    kept, reached = least_harm(names, by_name.__getitem__, measure, 100 - allowed)
+    kept, reached = revert_layers(names, by_name.__getitem__, measure, 100 - allowed)
     assert reached >= 100 - allowed - 1e-9
     assert reached == measure(kept)
     left = [by_name[name] for name in names if name not in kept]

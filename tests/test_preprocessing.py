@@ -26,8 +26,8 @@ from spvit_deploy.core.preprocessing import Preprocessing
 from spvit_deploy.data.pixels import to_pixels, to_raw_images
 from spvit_deploy.lean.model_folder import SavedModel, load_saved, save_model
 from spvit_deploy.runtimes.model_input import read_intake
-from spvit_deploy.runtimes.onnx import preprocessing_graph
-from spvit_deploy.runtimes.onnx.preprocessing_graph import check_preprocessing, picture_graph
+from spvit_deploy.runtimes.onnx import preprocessing_graph as picturegraph
+from spvit_deploy.runtimes.onnx.preprocessing_graph import check_preprocessing, preprocessing_graph
 from spvit_deploy.runtimes.registry import open_session
 from tests.calls import good, refused
 
@@ -49,7 +49,7 @@ def prep_of(
 
 @functools.lru_cache(maxsize=64)
 def prepared_by(runtime: str, prep: Preprocessing) -> Run:
-    content = picture_graph(prep, None, 20, "images").SerializeToString()
+    content = preprocessing_graph(prep, None, 20, "images").SerializeToString()
     if runtime == "openvino":
         core = openvino.Core()
         hint = {"INFERENCE_PRECISION_HINT": "f32"}
@@ -137,10 +137,10 @@ def test_tall_pictures_are_resized_in_the_order_of_the_pillow_that_is_here(
     tall = content("edges", (300, 40), 3, 0)
     prep = prep_of((32, 32))
     assert levels_apart("onnxruntime", tall, prep) <= 1 + 1e-3
-    here = picture_graph(prep, None, 20, "images")
-    ours = preprocessing_graph._PILLOW >= (13,)
+    here = preprocessing_graph(prep, None, 20, "images")
+    ours = picturegraph._PILLOW >= (13,)
     assert ours == any(node.op_type == "If" for node in here.graph.node)
-    monkeypatch.setattr(preprocessing_graph, "_PILLOW", (12, 3) if ours else (13, 0))
+    monkeypatch.setattr(picturegraph, "_PILLOW", (12, 3) if ours else (13, 0))
     other = prep_of((32, 32), crop_pct=0.9000001)
     assert levels_apart("onnxruntime", tall, other) > 2
 
@@ -297,6 +297,6 @@ def test_what_cannot_be_put_into_a_graph_is_refused(make_lean: Make, tmp_path: P
         save_model(SavedModel(saved.module, saved.spec, changed, plan=saved.plan), folder)
         refused("export", folder, "--with-preprocessing", "-o", out, says=says)
     check_preprocessing(prep_of((8, 8), interpolation="nearest"), "onnx")
-    with pytest.raises(InputError, match="OpenVINO has none"):
+    with pytest.raises(InputError, match="OpenVINO has no float64"):
         check_preprocessing(prep_of((8, 8), interpolation="nearest"), "openvino")
     assert not out.exists()

@@ -1,4 +1,8 @@
-"""The CUDA driver of this host, asked by ctypes: no torch, pycuda or CUDA toolkit is needed."""
+"""The CUDA driver and the GPUs of this host, through ctypes.
+
+pycuda has the same calls, but is compiled against CUDA's headers and cannot be imported without a
+driver; `doctor`, engine builds and error messages need the answer without it.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +19,12 @@ _MAJOR, _MINOR = 75, 76
 
 @dataclass(frozen=True)
 class Gpu:
-    """A device, as the driver numbers it.
+    """A CUDA device.
 
     Attributes:
-        index: of ``cuda:N``.
-        name: as sold.
-        capability: ``sm86``.
+        index: N of ``cuda:N``.
+        name: Product name.
+        capability: Compute capability, such as ``sm86``.
     """
 
     index: int
@@ -30,11 +34,11 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Driver:
-    """A driver that loads.
+    """An installed driver.
 
     Attributes:
-        version: newest CUDA that it runs, such as ``13.0``; empty where it does not say.
-        gpus: none where the driver starts but finds no device, or does not start.
+        version: Newest CUDA version that it supports, such as ``13.0``; empty if unknown.
+        gpus: Empty where it finds no device, or fails to start.
     """
 
     version: str
@@ -42,7 +46,7 @@ class Driver:
 
 
 def load_library() -> ctypes.CDLL | None:
-    """The driver's library, or None where there is none."""
+    """Load the driver's library; None where no driver is installed."""
     try:
         return ctypes.CDLL(_LIBRARY)
     except OSError:
@@ -50,7 +54,7 @@ def load_library() -> ctypes.CDLL | None:
 
 
 def find_driver() -> Driver | None:
-    """The driver and its devices, or None where no driver is installed."""
+    """Find the driver and its devices; None where no driver is installed."""
     library = load_library()
     if library is None:
         return None
@@ -64,7 +68,7 @@ def find_driver() -> Driver | None:
 
 
 def describe_driver() -> str:
-    """One line for people."""
+    """Describe the driver and its devices in one line."""
     driver = find_driver()
     if driver is None:
         return "none"
@@ -73,16 +77,16 @@ def describe_driver() -> str:
 
 
 def require_gpu(why: str, hint: str, device: str = "auto") -> Gpu:
-    """The GPU that ``device`` means; engines run nowhere else, so ``cpu`` is the first GPU too.
+    """Return the GPU that ``device`` names; ``cpu`` means the first one, since engines need a GPU.
 
     Args:
-        why: what is not done without one; the second half of the sentence.
-        hint: what to do.
+        why: What needs a GPU, as the second half of the error's sentence.
+        hint: What the user can do without one.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
 
     Raises:
-        JobError: no driver, or one that finds no GPU.
-        RuntimeMissingError: no such device.
+        JobError: No driver, or no GPU.
+        RuntimeMissingError: No such device.
     """
     index = device_index(device)
     driver = find_driver()
@@ -92,17 +96,17 @@ def require_gpu(why: str, hint: str, device: str = "auto") -> Gpu:
         raise JobError(f"The CUDA driver finds no GPU; {why}.", hint)
     if index >= len(driver.gpus):
         raise RuntimeMissingError(
-            f"Device '{device}' was asked for; this host has {len(driver.gpus)} CUDA devices.",
+            f"--device {device}: this host has {len(driver.gpus)} CUDA devices.",
             "Choose --device cuda.",
         )
     return driver.gpus[index]
 
 
 def device_index(device: str) -> int:
-    """The number in ``cuda:N``; 0 for ``auto``, ``cuda`` and ``cpu``.
+    """Return N of ``cuda:N``; 0 for ``auto``, ``cuda`` and ``cpu``.
 
     Raises:
-        RuntimeMissingError: anything else.
+        RuntimeMissingError: Another device.
     """
     kind, colon, number = device.partition(":")
     if kind in ("auto", "cpu", "cuda") and not colon:
@@ -110,7 +114,7 @@ def device_index(device: str) -> int:
     if kind == "cuda" and number.isdigit():
         return int(number)
     raise RuntimeMissingError(
-        f"Device '{device}' was asked for; TensorRT runs on cuda or cuda:N.",
+        f"--device {device}: TensorRT runs on cuda or cuda:N.",
         "Choose --device cuda.",
     )
 

@@ -109,7 +109,7 @@ class FormatInfo:
     def split_gpus(
         self, gpus: Sequence[str], precision: str
     ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Split GPUs into those that have a precision, and ``gpu: reason`` of those that lack it."""
+        """Split GPUs into those that have a precision, and ``gpu: reason`` of the others."""
         lacking = load_attribute(self.gpu_lacks) if self.gpu_lacks else (lambda _, __: "")
         reasons = {gpu: str(lacking(gpu, precision)) for gpu in gpus}
         having = tuple(gpu for gpu, reason in reasons.items() if not reason)

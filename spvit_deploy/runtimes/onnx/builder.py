@@ -1,26 +1,27 @@
-"""ONNX graphs written as calls of operators."""
+"""A builder of ONNX graphs: operators are called like functions on names of values."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-# Of the checker's own choice for the operator sets that we write; runtimes refuse what is newer.
+# The IR version of the operator sets that we write; runtimes refuse newer ones.
 _IR_VERSION = 10
 Value = tuple[str, int, Sequence[int | str]]
+Branch: TypeAlias = "Callable[[GraphBuilder], str]"
 
 
-class Calls:
-    """Operators in the order in which they are called; values are names.
+class GraphBuilder:
+    """Collects operators in the order in which they are called; values are names.
 
     Args:
-        scope: that names begin with.
-        constants: of the graph that this one is a branch of; None for a graph of its own.
+        scope: Prefix of all names.
+        constants: Of the graph that this one is a branch of; None for a graph of its own.
     """
 
     def __init__(self, scope: str, constants: dict[str, onnx.TensorProto] | None = None) -> None:
@@ -29,63 +30,61 @@ class Calls:
         self._constants = {} if constants is None else constants
 
     def __call__(self, operator: str, *inputs: str, to_name: str = "", **attributes: Any) -> str:
-        """Call an operator.
+        """Add an operator.
 
         Args:
-            operator: its name.
-            inputs: names of values.
-            to_name: of the result; empty for a name of its own.
-            attributes: of the operator.
+            operator: Its name.
+            inputs: Names of its inputs.
+            to_name: Name of its output; empty for a generated one.
+            attributes: Of the operator.
 
         Returns:
-            The name of its first result.
+            The name of its output.
         """
         name = f"{self._scope}/{operator}_{len(self._nodes)}"
         output = to_name or f"{name}_out"
         self._nodes.append(helper.make_node(operator, inputs, [output], name, **attributes))
         return output
 
-    def choose(
-        self, condition: str, then: Callable[[Calls], str], other: Callable[[Calls], str]
-    ) -> str:
-        """What one of two functions gives, which see all values that there are so far."""
+    def if_else(self, condition: str, then: Branch, other: Branch) -> str:
+        """Add an If whose branches two functions build; they may read all values made so far."""
         name = f"{self._scope}/If_{len(self._nodes)}"
         branches = {}
         for branch, function in (("then", then), ("else", other)):
-            inner = Calls(f"{name}/{branch}", self._constants)
+            inner = GraphBuilder(f"{name}/{branch}", self._constants)
             result = onnx.ValueInfoProto(name=function(inner))
             branches[f"{branch}_branch"] = helper.make_graph(inner._nodes, branch, [], [result])
         node = helper.make_node("If", [condition], [f"{name}_out"], name, **branches)
         self._nodes.append(node)
         return f"{name}_out"
 
-    def sides(self, pictures: str) -> tuple[str, str]:
-        """Height and width of pictures [batch, height, width, channels], two whole numbers."""
-        shape = self("Shape", pictures)
-        return self("Gather", shape, self.whole(1)), self("Gather", shape, self.whole(2))
+    def height_and_width(self, images: str) -> tuple[str, str]:
+        """Read height and width of images [batch, height, width, channels] as two int64 scalars."""
+        shape = self("Shape", images)
+        return self("Gather", shape, self.integer(1)), self("Gather", shape, self.integer(2))
 
-    def upto(self, end: str) -> str:
-        """Whole numbers from 0 to one less than ``end``."""
-        return self("Range", self.whole(0), end, self.whole(1))
+    def arange(self, end: str) -> str:
+        """Count from 0 to one less than ``end``, int64."""
+        return self("Range", self.integer(0), end, self.integer(1))
 
-    def whole(self, value: int) -> str:
-        """A whole number."""
+    def integer(self, value: int) -> str:
+        """Make an int64 scalar."""
         return self._constant(np.asarray(value, np.int64))
 
-    def wholes(self, values: Iterable[int]) -> str:
-        """Whole numbers in a row."""
+    def integers(self, values: Iterable[int]) -> str:
+        """Make an int64 vector."""
         return self._constant(np.asarray(list(values), np.int64))
 
-    def number(self, value: float) -> str:
-        """A float32."""
+    def float32(self, value: float) -> str:
+        """Make a float32 scalar."""
         return self._constant(np.asarray(value, np.float32))
 
-    def double(self, value: float) -> str:
-        """A float64."""
+    def float64(self, value: float) -> str:
+        """Make a float64 scalar."""
         return self._constant(np.asarray(value, np.float64))
 
-    def column(self, values: NDArray[Any]) -> str:
-        """float32 numbers, one a channel of [batch, channels, height, width]."""
+    def per_channel(self, values: NDArray[Any]) -> str:
+        """Make float32 [channels, 1, 1] from one value per channel."""
         return self._constant(values.astype(np.float32).reshape(-1, 1, 1))
 
     def _constant(self, value: NDArray[Any]) -> str:
@@ -98,12 +97,12 @@ class Calls:
     def model(
         self, given: Value, found: Value, opset: int, metadata: Mapping[str, str]
     ) -> onnx.ModelProto:
-        """What was called, as a model.
+        """Build the model of all operators.
 
         Args:
-            given, found: name, element type and shape of input and output.
+            given, found: Name, element type and shape of input and output.
             opset: ONNX operator set.
-            metadata: what it says of itself.
+            metadata: Properties of the model.
         """
         graph = helper.make_graph(
             self._nodes,

@@ -1,4 +1,4 @@
-"""ONNX: from a trained module to one checked file whose nodes know their blocks."""
+"""ONNX: trace a trained module, optimize the graph, and write it as a checked file."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from spvit_deploy.core.log_filters import quiet
 from spvit_deploy.families.attention import disable_fused_attention
 from spvit_deploy.lean.blocks import ConvAttention
 from spvit_deploy.lean.named_outputs import NamedOutputs
-from spvit_deploy.runtimes.onnx.token_pruning import drop_unread_tokens
+from spvit_deploy.runtimes.onnx.token_pruning import eliminate_dead_tokens
 
 INPUT_NAME = "images"
 MODEL_FILE = "model.onnx"
@@ -35,10 +35,13 @@ _SCOPES = "pkg.torch.onnx.name_scopes"
 
 
 def prepare(module: NamedOutputs, fused: bool = False) -> NamedOutputs:
-    """A copy for inference: BatchNorm folded into convolutions, attention spelled out.
+    """Copy a module for inference, with BatchNorm folded into convolutions.
 
-    Runtimes fuse the spelled-out attention; torch's own decomposition of the fused one carries
-    shape arithmetic into the graph. Where torch itself runs it, it stays ``fused``.
+    Args:
+        module: Is not changed.
+        fused: Whether attention stays one fused operation, as torch runs it best. Otherwise it is
+            spelled out, which other runtimes fuse themselves: torch's decomposition of the fused
+            one adds shape arithmetic to the graph.
     """
     ready = copy.deepcopy(module).cpu().eval()
     if not fused:
@@ -53,7 +56,7 @@ def prepare(module: NamedOutputs, fused: bool = False) -> NamedOutputs:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """torch.onnx and onnxslim talk about things that no user can act on."""
+    """Silence torch.onnx and onnxslim, whose warnings no user can act on."""
     with warnings.catch_warnings(), quiet("torch.onnx", "onnxscript", "onnx_ir"):
         warnings.simplefilter("ignore")
         yield
@@ -62,17 +65,17 @@ def _quiet() -> Iterator[None]:
 def trace(
     module: NamedOutputs, size: tuple[int, int, int], batch: int | None, opset: int
 ) -> onnx.ModelProto:
-    """The graph of a prepared module.
+    """Trace a prepared module to an ONNX graph.
 
     Args:
-        module: from :func:`prepare`; images → one tensor for each of its names.
+        module: From :func:`prepare`; images [B, *size] → one tensor for each of its names.
         size: (channels, height, width).
-        batch: fixed batch, or None for a free one.
+        batch: Fixed batch, or None for a dynamic one.
         opset: ONNX operator set.
 
     Raises:
         JobError: torch cannot export it.
-        InputError: it cannot be brought to this opset.
+        InputError: It cannot be converted to this opset.
     """
     # A trace at batch 1 would freeze the batch.
     example = torch.zeros(batch or 2, *size)
@@ -102,14 +105,14 @@ def trace(
     if found != opset:
         least = _least_opset(proto, opset, found)
         raise InputError(
-            f"Opset {opset} was asked for; the least that this model can be written in is {least}.",
+            f"--opset {opset}: this model needs at least {least}.",
             f"Choose --opset {least}.",
         )
     return proto
 
 
 def _least_opset(proto: onnx.ModelProto, below: int, found: int) -> int:
-    """The first above ``below`` that ONNX's own converter, which torch uses, brings a graph to."""
+    """Find the first opset above ``below`` that ONNX's converter, which torch uses, can write."""
     for opset in range(below + 1, found):
         with suppress(RuntimeError):
             onnx.version_converter.convert_version(proto, opset)
@@ -118,7 +121,7 @@ def _least_opset(proto: onnx.ModelProto, below: int, found: int) -> int:
 
 
 def name_nodes(proto: onnx.ModelProto) -> None:
-    """Name each node after the module that it comes from: ``blocks.3.attn.qkv/MatMul_12``."""
+    """Name each node after its module: ``blocks.3.attn.qkv/MatMul_12``."""
     scope = ""
     for index, node in enumerate(proto.graph.node):
         scope = _scope(node) or scope
@@ -136,20 +139,18 @@ def _scope(node: onnx.NodeProto) -> str:
 
 
 def optimize(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """onnxslim's constant folding, shape inference and fusions, and no token that nobody reads;
-    names are kept.
-    """
+    """Optimize a graph by onnxslim and by dead-token elimination; nodes keep their names."""
     with _quiet():
         slim: onnx.ModelProto = onnxslim.slim(proto)
     for index, node in enumerate(slim.graph.node):
         if "/" not in node.name:
-            node.name = f"{_neighbour(slim, index)}/{node.op_type}_s{index}"
+            node.name = f"{_previous_scope(slim, index)}/{node.op_type}_s{index}"
     _rename_parameters(slim)
-    drop_unread_tokens(slim)
+    eliminate_dead_tokens(slim)
     return slim
 
 
-def _neighbour(proto: onnx.ModelProto, index: int) -> str:
+def _previous_scope(proto: onnx.ModelProto, index: int) -> str:
     for node in reversed(proto.graph.node[:index]):
         if "/" in node.name:
             return node.name.split("/")[0]
@@ -157,7 +158,7 @@ def _neighbour(proto: onnx.ModelProto, index: int) -> str:
 
 
 def _rename_parameters(proto: onnx.ModelProto) -> None:
-    """Drop the wrapper's name from those of the weights."""
+    """Remove the wrapper's name from the names of the weights."""
     names = {t.name: t.name.removeprefix("net.") for t in proto.graph.initializer}
     for tensor in proto.graph.initializer:
         tensor.name = names[tensor.name]
@@ -167,26 +168,23 @@ def _rename_parameters(proto: onnx.ModelProto) -> None:
 
 
 def stamp(proto: onnx.ModelProto, metadata: dict[str, str], version: str) -> None:
-    """Put what the file is into the file; nothing that changes from one run to the next."""
+    """Write metadata into a model, and remove what differs between runs of the same export."""
     proto.producer_name, proto.producer_version = "spvit-deploy", version
     proto.doc_string = proto.graph.doc_string = ""
-    del proto.metadata_props[:]
-    for key in sorted(metadata):
-        entry = proto.metadata_props.add()
-        entry.key, entry.value = key, metadata[key]
+    onnx.helper.set_model_props(proto, dict(sorted(metadata.items())))
     for value in (*proto.graph.input, *proto.graph.output):
         del value.metadata_props[:]
 
 
 def write(proto: onnx.ModelProto, folder: Path) -> list[str]:
-    """Write and check the file; weights go beside it when it would pass 2 GB.
+    """Write and check a model; beyond 2 GB, its weights are written to a file beside it.
 
     Returns:
         Names of the files written.
 
     Raises:
-        JobError: the checker refuses the file.
-        StorageError: no space, or not writable.
+        JobError: The checker refuses the file.
+        StorageError: No space, or not writable.
     """
     names = [MODEL_FILE]
     if proto.ByteSize() > _ONE_FILE_BYTES:
@@ -198,6 +196,6 @@ def write(proto: onnx.ModelProto, folder: Path) -> list[str]:
         onnx.checker.check_model(str(folder / MODEL_FILE), full_check=True)
     except (onnx.checker.ValidationError, RuntimeError, ValueError) as error:
         raise JobError(
-            f"onnx.checker refuses the graph: {first_line(error)}.", "Please report it."
+            f"The ONNX graph is not valid: {first_line(error)}.", "Please report it."
         ) from error
     return names

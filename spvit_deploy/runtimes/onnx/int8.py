@@ -1,20 +1,16 @@
-"""int8 for ONNX Runtime: post-training, in the shape of QDQ that its fusions recognize.
+"""int8 for ONNX Runtime: post-training quantization in the QDQ form that its fusions recognize.
 
-Unsigned activations, weights a scale a channel, on the linear layers and the 3×3 convolutions.
-Products of two activations (attention scores) stay as they are: they cost accuracy first. So do
-classifiers: one token's product costs no time, and in int8 the most accuracy of all layers.
-docs/decisions/0005 has the figures.
+Unsigned activations and per-channel weights, on the linear layers and the 3×3 convolutions.
+Products of two activations (attention scores) stay in fp32, because they cost accuracy first; so
+do classifiers. docs/decisions/0005 has the measurements.
 """
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
-import numpy as np
 import onnx
 import onnxruntime as ort
 from onnxruntime.quantization import (
@@ -28,16 +24,19 @@ from onnxruntime.quantization import (
 from spvit_deploy.core.arrays import Array, OutputsRunner
 from spvit_deploy.core.log_filters import quiet
 from spvit_deploy.runtimes.batching import in_batches
-from spvit_deploy.runtimes.calibration import Accuracy, Calibration, least_harm
+from spvit_deploy.runtimes.calibration import (
+    Accuracy,
+    Calibration,
+    calibration_batches,
+    find_classifiers,
+    quantize_with_control,
+)
 
 _OPERATORS = ("MatMul", "Gemm", "Conv")
-# Two heads (class and distillation token) are averaged.
-_ARITHMETIC = ("Add", "Mul", "Div", "Identity")
 _MOVES = ("Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze")
 _BATCH = 8
-_JUDGED = 32
-# What a product gives is read in fp32: rounding it to int8 too costs accuracy, and its own kernels.
-# A convolution in ONNX Runtime is int8 between int8 tensors alone.
+# The output of a product is read in fp32: rounding it to int8 too costs accuracy, and a kernel of
+# its own. A convolution in ONNX Runtime is int8 only between int8 tensors.
 _UNSIGNED = {"OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm"]}
 _SYMMETRIC = {
     "ActivationSymmetric": True,
@@ -47,18 +46,16 @@ _SYMMETRIC = {
 
 
 class _Reader(CalibrationDataReader):  # type: ignore[misc]
-    def __init__(self, images: Array, batch: int, name: str) -> None:
-        whole = len(images) // batch * batch
-        self._parts = iter(np.split(images[:whole], max(1, whole // batch)))
-        self._name = name
+    def __init__(self, batches: Sequence[Array], name: str) -> None:
+        self._batches, self._name = iter(batches), name
 
     def get_next(self) -> dict[str, Array] | None:
-        part = next(self._parts, None)
-        return None if part is None else {self._name: part}
+        batch = next(self._batches, None)
+        return None if batch is None else {self._name: batch}
 
 
 def linear_layers(proto: onnx.ModelProto) -> list[str]:
-    """Names of the nodes that are quantized: products and convolutions with weights.
+    """List the nodes that are quantized: products and convolutions with weights.
 
     Classifiers are left out, unless there is nothing else.
     """
@@ -73,25 +70,20 @@ def linear_layers(proto: onnx.ModelProto) -> list[str]:
 
 
 def _classifiers(proto: onnx.ModelProto) -> set[str]:
-    """Products of a vector an image with nothing but arithmetic between them and an output."""
     makers = {name: node for node in proto.graph.node for name in node.output}
-    found, todo = set(), [output.name for output in proto.graph.output]
-    while todo:
-        node = makers.get(todo.pop())
-        if node is None:
-            continue
-        if node.op_type == "Gemm":  # a product of tokens is a MatMul
-            found.add(node.name)
-        elif node.op_type in _ARITHMETIC:
-            todo.extend(node.input)
-    return found
+    found = find_classifiers(
+        (makers[output.name] for output in proto.graph.output),
+        lambda node: [makers[name] for name in node.input if name in makers],
+        lambda node: str(node.op_type),  # a product of tokens is a MatMul
+    )
+    return {node.name for node in found}
 
 
-def _beside_others(proto: onnx.ModelProto) -> set[str]:
-    """Convolutions whose answers are joined with other tensors: a patch embedding, with tokens.
+def _joined_convolutions(proto: onnx.ModelProto) -> set[str]:
+    """Find convolutions whose outputs are concatenated: a patch embedding, with class tokens.
 
-    In int8 they answer in int8 here, and OpenVINO then rounds what they are joined with as well,
-    class tokens to the scale of patches.
+    The output of an int8 convolution is int8, and OpenVINO then rounds what it is concatenated
+    with as well: class tokens to the scale of patches.
     """
     constants = {tensor.name for tensor in proto.graph.initializer}
     readers: dict[str, list[onnx.NodeProto]] = {}
@@ -105,9 +97,7 @@ def _beside_others(proto: onnx.ModelProto) -> set[str]:
 
     def joins(node: onnx.NodeProto) -> bool:
         after = [reader for name in node.output for reader in readers.get(name, [])]
-        if any(reader.op_type == "Concat" for reader in after):
-            return True
-        return any(joins(reader) for reader in after if moves(reader))
+        return any(r.op_type == "Concat" or (moves(r) and joins(r)) for r in after)
 
     return {node.name for node in proto.graph.node if node.op_type == "Conv" and joins(node)}
 
@@ -120,72 +110,47 @@ def quantize(
     symmetric: bool = False,
     finish: Callable[[onnx.ModelProto], onnx.ModelProto] = lambda proto: proto,
 ) -> tuple[onnx.ModelProto, Accuracy]:
-    """Quantize a graph, and leave layers out until no more accuracy is lost than allowed.
+    """Quantize a graph, with some layers in fp32 where more accuracy is lost than allowed.
 
     Args:
-        proto: in fp32.
-        calibration: images, and what may be lost.
-        batch: fixed batch of the graph, or None.
-        note: told what is being done.
-        symmetric: signed activations around zero and biases in fp32, as TensorRT takes them.
-        finish: what is made of the quantized graph afterwards, for its accuracy to be measured.
+        proto: In fp32.
+        calibration: Images, and the accuracy that may be lost.
+        batch: Fixed batch of the graph, or None.
+        note: Takes a line of progress.
+        symmetric: Signed activations around zero and biases in fp32, as TensorRT takes them.
+        finish: Conversion of the quantized graph that its accuracy is measured after.
     """
-    layers = linear_layers(proto)
-    if not symmetric:
-        beside = _beside_others(proto)
-        layers = [name for name in layers if name not in beside]
-    fit = _Fit(calibration.images, batch or _BATCH, symmetric)
-    before = calibration.top1(_runner(proto, batch))
+    joined = set() if symmetric else _joined_convolutions(proto)
+    layers = [name for name in linear_layers(proto) if name not in joined]
 
-    @lru_cache(maxsize=1)  # what was measured last is what is returned
-    def build(kept: tuple[str, ...]) -> onnx.ModelProto:
-        return _quantized(proto, [name for name in layers if name not in kept], fit)
+    def fit(layers: Sequence[str], images: Array) -> onnx.ModelProto:
+        batches = calibration_batches(images, batch or min(_BATCH, len(images)))
+        return _quantized(proto, layers, batches, symmetric) if layers else proto
 
-    def measure(kept: tuple[str, ...]) -> float:
-        note(f"{len(kept)} of {len(layers)} layers in fp32")
-        return calibration.top1(_runner(finish(build(kept)), batch))
+    def run(model: onnx.ModelProto | None) -> OutputsRunner:
+        return _runner(proto if model is None else finish(model), batch)
 
-    after = measure(())
-    kept: tuple[str, ...] = ()
-    if calibration.max_drop is not None and before - after > calibration.max_drop:
-        judged = calibration.images[: batch or _JUDGED]
-        reference = _runner(proto, batch)(judged)[0]
-
-        def harm(layer: str) -> float:
-            note(f"judging {layer}")
-            alone = _quantized(proto, [layer], fit)
-            return float(np.abs(_runner(alone, batch)(judged)[0] - reference).mean())
-
-        kept, after = least_harm(layers, harm, measure, before - calibration.max_drop)
-    return build(kept), Accuracy(before, after, kept)
+    return quantize_with_control(layers, fit, run, calibration, note)
 
 
-@dataclass(frozen=True)
-class _Fit:
-    images: Array
-    batch: int
-    symmetric: bool
-
-
-def _quantized(proto: onnx.ModelProto, layers: Sequence[str], fit: _Fit) -> onnx.ModelProto:
-    if not layers:
-        return proto
-    name = proto.graph.input[0].name
-    # On the root logger the quantizer advises its own pre-processing, which our graphs are through.
+def _quantized(
+    proto: onnx.ModelProto, layers: Sequence[str], batches: Sequence[Array], symmetric: bool
+) -> onnx.ModelProto:
+    # On the root logger the quantizer recommends its own preprocessing, which is done already.
     with tempfile.TemporaryDirectory() as scratch, quiet(""):
         source, target = Path(scratch) / "fp32.onnx", Path(scratch) / "int8.onnx"
         onnx.save(proto, source)
         quantize_static(
             source,
             target,
-            _Reader(fit.images, fit.batch, name),
+            _Reader(batches, proto.graph.input[0].name),
             quant_format=QuantFormat.QDQ,
             per_channel=True,
-            activation_type=QuantType.QInt8 if fit.symmetric else QuantType.QUInt8,
+            activation_type=QuantType.QInt8 if symmetric else QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             nodes_to_quantize=list(layers),
             calibrate_method=CalibrationMethod.MinMax,
-            extra_options=_SYMMETRIC if fit.symmetric else _UNSIGNED,
+            extra_options=_SYMMETRIC if symmetric else _UNSIGNED,
         )
         return onnx.load(target)
 
@@ -194,10 +159,10 @@ def _runner(proto: onnx.ModelProto, batch: int | None) -> OutputsRunner:
     options = ort.SessionOptions()
     options.log_severity_level = 3
     session = ort.InferenceSession(proto.SerializeToString(), options)
-    name = session.get_inputs()[0].name
+    name = proto.graph.input[0].name
 
-    def first(images: Array) -> Array:
-        scores: Array = session.run(None, {name: images})[0]
-        return scores
+    def scores(images: Array) -> Array:
+        found: Array = session.run(None, {name: images})[0]
+        return found
 
-    return lambda images: [in_batches(first, images, batch, batch)]
+    return lambda images: [in_batches(scores, images, batch, batch)]

@@ -1,9 +1,9 @@
-"""Preprocessing as an ONNX graph: uint8 pictures of any size → what the model takes.
+"""Preprocessing as an ONNX graph: uint8 images of any size → the model's input.
 
-It follows timm's evaluation transform, and that Pillow: two passes, one along each axis, each
-rounded to whole grey levels. ONNX's own Resize is off by two levels in ONNX Runtime, and by a
-hundred in OpenVINO, which has no antialiasing there; two products with matrices of weights are the
-same in every runtime. The matrices hold the rows and columns of the crop alone.
+It follows timm's evaluation transform, and so Pillow: two passes, one along each axis, each
+rounded to integer gray levels. ONNX's own Resize is off by two levels in ONNX Runtime, and by a
+hundred in OpenVINO, which has no antialiasing there. Two products with weight matrices, which hold
+only the rows and columns of the crop, give the same result in every runtime.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from onnx import TensorProto
 from spvit_deploy.core.errors import InputError
 from spvit_deploy.core.preprocessing import Preprocessing
 from spvit_deploy.data.pixels import resized_size
-from spvit_deploy.runtimes.onnx.builder import Calls
-from spvit_deploy.runtimes.onnx.resampling import Axis, late, spread
+from spvit_deploy.runtimes.onnx.builder import GraphBuilder
+from spvit_deploy.runtimes.onnx.resampling import Axis, runtime_constant, unsqueeze
 
 INTERPOLATIONS = ("bicubic", "bilinear", "nearest")
 CROP_MODES = ("center", "squash", "border")
@@ -28,66 +28,68 @@ _PILLOW = tuple(int(part) for part in PIL.__version__.split(".")[:2])
 
 
 def check_preprocessing(prep: Preprocessing, format: str) -> None:
-    """Refuse what cannot be put into a graph of this format.
+    """Check that a graph of this format can do the preprocessing.
 
     Raises:
-        InputError: an interpolation or a crop that is not among those above, or a crop larger than
-            what is resized; nearest in OpenVINO.
+        InputError: Unsupported interpolation or crop mode, a crop larger than the resized image,
+            or nearest in OpenVINO.
     """
     if (prep.interpolation, format) == ("nearest", "openvino"):
         raise InputError(
-            "The model wants its images resized by nearest, for which Pillow adds up doubles; "
-            "OpenVINO has none.",
+            "--with-preprocessing: the model needs interpolation nearest, which takes float64; "
+            "OpenVINO has no float64.",
             "Leave --with-preprocessing out, or choose --format onnx.",
         )
     if not 0 < prep.crop_pct <= 1:
         raise InputError(
-            f"--with-preprocessing cuts out at most the whole picture; the model wants "
+            f"--with-preprocessing crops at most the whole image; the model needs "
             f"{100 * prep.crop_pct:g}% of it.",
-            "Leave it out, and prepare images outside.",
+            "Leave it out, and prepare images outside the model.",
         )
-    for what, asked, known in (
+    for what, needed, known in (
         ("interpolation", prep.interpolation, INTERPOLATIONS),
         ("crop mode", prep.crop_mode, CROP_MODES),
     ):
-        if asked not in known:
+        if needed not in known:
             raise InputError(
-                f"--with-preprocessing has no {what} '{asked}', which the model wants; it has "
+                f"--with-preprocessing has no {what} '{needed}', which the model needs; it has "
                 f"{', '.join(known)}.",
-                "Leave it out, and prepare images outside.",
+                "Leave it out, and prepare images outside the model.",
             )
 
 
-def picture_graph(prep: Preprocessing, batch: int | None, opset: int, name: str) -> onnx.ModelProto:
-    """The preprocessing alone.
+def preprocessing_graph(
+    prep: Preprocessing, batch: int | None, opset: int, name: str
+) -> onnx.ModelProto:
+    """Build a graph of only the preprocessing.
 
     Args:
-        prep: what to do.
-        batch: fixed batch, or None.
+        prep: Preprocessing to follow.
+        batch: Fixed batch, or None.
         opset: ONNX operator set, 17 or later.
-        name: of the input.
+        name: Name of the input.
 
     Returns:
-        A graph from uint8 [batch, height, width, channels], of free height and width, to float32
-        [batch, channels, *size].
+        A graph from uint8 [batch, height, width, channels], of dynamic height and width, to
+        float32 [batch, channels, *size].
     """
     channels, height, width = prep.input_size
-    calls = Calls(SCOPE)
-    sides = calls.sides(name)
-    resized = _resized(calls, prep, sides)
+    op = GraphBuilder(SCOPE)
+    sides = op.height_and_width(name)
+    resized = _resized(op, prep, sides)
     axes = [
-        Axis(calls, prep, side, new, out, axis)
+        Axis(op, prep, side, new, out, axis)
         for axis, side, new, out in zip((0, 1), sides, resized, (height, width), strict=True)
     ]
-    planes = calls("Cast", calls("Transpose", name, perm=[0, 3, 1, 2]), to=TensorProto.FLOAT)
-    levels = _both_passes(calls, planes, axes, _tall_first(calls, sides, resized))
-    levels = _bordered(calls, prep, levels, axes)
-    mean = calls.column(np.multiply(prep.mean, -_WHITE))
-    scale = calls.column(1 / np.multiply(prep.std, _WHITE))
-    kept = late(calls, scale, sides[0], TensorProto.FLOAT)
-    calls("Mul", calls("Add", levels, mean), kept, to_name=_PREPARED)
+    planes = op("Cast", op("Transpose", name, perm=[0, 3, 1, 2]), to=TensorProto.FLOAT)
+    levels = _resample(op, planes, axes, _tall_first(op, sides, resized))
+    levels = _fill_border(op, prep, levels, axes)
+    mean = op.per_channel(np.multiply(prep.mean, -_WHITE))
+    scale = op.per_channel(1 / np.multiply(prep.std, _WHITE))
+    kept = runtime_constant(op, scale, sides[0], TensorProto.FLOAT)
+    op("Mul", op("Add", levels, mean), kept, to_name=_PREPARED)
     free = batch or "batch"
-    return calls.model(
+    return op.model(
         (name, TensorProto.UINT8, [free, "height", "width", channels]),
         (_PREPARED, TensorProto.FLOAT, [free, channels, height, width]),
         opset,
@@ -95,22 +97,22 @@ def picture_graph(prep: Preprocessing, batch: int | None, opset: int, name: str)
     )
 
 
-def behind_pictures(proto: onnx.ModelProto, prep: Preprocessing) -> onnx.ModelProto:
-    """A model behind its preprocessing; the input keeps its name.
+def prepend_preprocessing(proto: onnx.ModelProto, prep: Preprocessing) -> onnx.ModelProto:
+    """Put the preprocessing before a model; the input keeps its name.
 
     Args:
-        proto: one input, float32 [batch, *size].
-        prep: what to do before it.
+        proto: Model with one input, float32 [batch, *size].
+        prep: Preprocessing to follow.
 
     Returns:
-        The same with one input, uint8 [batch, height, width, channels].
+        A model with one input, uint8 [batch, height, width, channels].
     """
     whole = onnx.ModelProto()
     whole.CopyFrom(proto)
     entry = whole.graph.input[0]
     batch = entry.type.tensor_type.shape.dim[0].dim_value or None
     opset = next(o.version for o in whole.opset_import if o.domain in ("", "ai.onnx"))
-    front = picture_graph(prep, batch, opset, entry.name).graph
+    front = preprocessing_graph(prep, batch, opset, entry.name).graph
     for node in whole.graph.node:
         for position, value in enumerate(node.input):
             if value == entry.name:
@@ -123,67 +125,58 @@ def behind_pictures(proto: onnx.ModelProto, prep: Preprocessing) -> onnx.ModelPr
     return whole
 
 
-def _resized(calls: Calls, prep: Preprocessing, sides: tuple[str, str]) -> tuple[str, str]:
-    """Height and width of the resized picture, of which the model's size is cut out."""
+def _resized(op: GraphBuilder, prep: Preprocessing, sides: tuple[str, str]) -> tuple[str, str]:
+    """Compute height and width of the resized image, before the crop."""
     target = resized_size(prep)
     if prep.crop_mode == "squash":
-        return calls.whole(target[0]), calls.whole(target[1])
+        return op.integer(target[0]), op.integer(target[1])
     if prep.crop_mode == "center" and target[0] == target[1]:
-        short = calls("Min", *sides)
-        high, wide = (
-            calls("Div", calls("Mul", side, calls.whole(target[0])), short) for side in sides
-        )
+        short = op("Min", *sides)
+        high, wide = (op("Div", op("Mul", side, op.integer(target[0])), short) for side in sides)
         return high, wide
-    # In doubles, as timm does: ties are rounded by their last digit.
-    exact = [calls("Cast", side, to=TensorProto.DOUBLE) for side in sides]
-    ratios = [
-        calls("Div", side, calls.double(part)) for side, part in zip(exact, target, strict=True)
-    ]
-    ratio = calls("Max" if prep.crop_mode == "border" else "Min", *ratios)
+    # In float64, as timm does: ties are rounded by their last digit.
+    exact = [op("Cast", side, to=TensorProto.DOUBLE) for side in sides]
+    ratios = [op("Div", side, op.float64(part)) for side, part in zip(exact, target, strict=True)]
+    ratio = op("Max" if prep.crop_mode == "border" else "Min", *ratios)
     high, wide = (
-        calls("Cast", calls("Round", calls("Div", side, ratio)), to=TensorProto.INT64)
-        for side in exact
+        op("Cast", op("Round", op("Div", side, ratio)), to=TensorProto.INT64) for side in exact
     )
     return high, wide
 
 
-def _tall_first(calls: Calls, sides: tuple[str, str], resized: tuple[str, str]) -> str:
-    """Whether the rows are first; empty for never. Pillow's own rule, from its version 13 on."""
+def _tall_first(op: GraphBuilder, sides: tuple[str, str], resized: tuple[str, str]) -> str:
+    """Compute whether rows are resampled first, as Pillow ≥ 13 decides; empty for never."""
     if _PILLOW < (13,):
         return ""
-    high, wide = (calls("Sub", old, new) for old, new in zip(sides, resized, strict=True))
-    shrinks = calls("Greater", high, calls.whole(0))
-    return calls("And", shrinks, calls("Greater", high, calls("Mul", wide, calls.whole(2))))
+    high, wide = (op("Sub", old, new) for old, new in zip(sides, resized, strict=True))
+    shrinks = op("Greater", high, op.integer(0))
+    return op("And", shrinks, op("Greater", high, op("Mul", wide, op.integer(2))))
 
 
-def _both_passes(calls: Calls, planes: str, axes: list[Axis], tall: str) -> str:
-    """[batch, channels, height, width] → the same of the crop, in whole grey levels."""
+def _resample(op: GraphBuilder, planes: str, axes: list[Axis], tall: str) -> str:
+    """Resample [batch, channels, height, width] to the crop, in integer gray levels."""
     rows, columns = (axis.weights for axis in axes)
 
-    def columns_first(calls: Calls) -> str:
-        return _levels(
-            calls, calls("MatMul", rows, _levels(calls, calls("MatMul", planes, columns)))
-        )
+    def columns_first(op: GraphBuilder) -> str:
+        return _gray_levels(op, op("MatMul", rows, _gray_levels(op, op("MatMul", planes, columns))))
 
-    def rows_first(calls: Calls) -> str:
-        return _levels(
-            calls, calls("MatMul", _levels(calls, calls("MatMul", rows, planes)), columns)
-        )
+    def rows_first(op: GraphBuilder) -> str:
+        return _gray_levels(op, op("MatMul", _gray_levels(op, op("MatMul", rows, planes)), columns))
 
-    return calls.choose(tall, rows_first, columns_first) if tall else columns_first(calls)
+    return op.if_else(tall, rows_first, columns_first) if tall else columns_first(op)
 
 
-def _levels(calls: Calls, values: str) -> str:
-    """Whole grey levels; halves go up, as Pillow's do."""
-    up = calls("Floor", calls("Add", values, calls.number(0.5)))
-    return calls("Clip", up, calls.number(0), calls.number(_WHITE))
+def _gray_levels(op: GraphBuilder, values: str) -> str:
+    """Round to gray levels, halves up, as Pillow does."""
+    up = op("Floor", op("Add", values, op.float32(0.5)))
+    return op("Clip", up, op.float32(0), op.float32(_WHITE))
 
 
-def _bordered(calls: Calls, prep: Preprocessing, levels: str, axes: list[Axis]) -> str:
-    """The same with a border of the mean where the crop reaches beyond the picture."""
+def _fill_border(op: GraphBuilder, prep: Preprocessing, levels: str, axes: list[Axis]) -> str:
+    """Fill with the mean where the crop extends beyond the image."""
     if prep.crop_mode != "border":
         return levels
     fill = [round(_WHITE * part) for part in prep.mean]
-    rows, columns = (spread(calls, axis.inside, [1 - index]) for index, axis in enumerate(axes))
-    inside = calls("And", rows, columns)
-    return calls("Where", inside, levels, calls.column(np.asarray(fill)))
+    rows, columns = (unsqueeze(op, axis.inside, [1 - index]) for index, axis in enumerate(axes))
+    inside = op("And", rows, columns)
+    return op("Where", inside, levels, op.per_channel(np.asarray(fill)))

@@ -7,7 +7,7 @@ from pathlib import Path
 from spvit_deploy.runtimes.export_job import ExportJob, Note, WrittenFiles
 from spvit_deploy.runtimes.onnx.graph import write
 from spvit_deploy.runtimes.onnx.int8 import quantize
-from spvit_deploy.runtimes.onnx.preprocessing_graph import behind_pictures
+from spvit_deploy.runtimes.onnx.preprocessing_graph import prepend_preprocessing
 
 
 def export_onnx(job: ExportJob, folder: Path, note: Note) -> WrittenFiles:
@@ -21,5 +21,5 @@ def export_onnx(job: ExportJob, folder: Path, note: Note) -> WrittenFiles:
     if job.calibration is not None:
         proto, accuracy = quantize(proto, job.calibration, job.batch, note)
     if job.preprocessing is not None:
-        proto = behind_pictures(proto, job.preprocessing)
+        proto = prepend_preprocessing(proto, job.preprocessing)
     return WrittenFiles(tuple(write(proto, folder)), accuracy)

@@ -1,7 +1,7 @@
-"""TensorRT engines as files: the record beside each, and whether one fits this host.
+"""TensorRT engine files: the record beside each, and which one fits a host.
 
-The record is a file of its own, ``model.sm86.engine.json``: a prefix inside the engine would make
-other tools refuse it. All here is pure: nothing of TensorRT or CUDA is imported.
+The record is a file of its own, ``model.sm86.engine.json``, because other tools would refuse an
+engine with a prefix. Neither TensorRT nor CUDA is imported.
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ from spvit_deploy.core.errors import CorruptFileError, InputError, first_line
 from spvit_deploy.core.records import StrictModel, check_files, read_record
 
 SUFFIX = ".engine"
-# Module of the library → how users call it, as format and as runtime.
+# Module of the library → name of the format and the runtime.
 LIBRARIES = {"tensorrt_rtx": "tensorrt-rtx", "tensorrt": "tensorrt"}
-# The oldest that a hardware-compatible engine runs on.
+# Oldest compute capability that a hardware-compatible engine runs on.
 _AMPERE = 80
 
 
 class EngineRecord(StrictModel):
-    """The sidecar of an engine.
+    """The record of an engine.
 
     Attributes:
         library: ``tensorrt`` or ``tensorrt_rtx``.
-        compute_capability: of the GPU that it is for, such as ``sm86``.
-        version_compatible: newer versions of the library, of the same major one, run it too.
+        compute_capability: Of the GPU that it was built for, such as ``sm86``.
+        version_compatible: Newer minor versions of the library run it too.
         hardware_compatible: GPUs from Ampere (sm80) on run it too.
-        refittable: its weights can be replaced.
-        products: share of matrix products and convolutions in each type, in the network.
-        layers: share of all layers in each type, by their first input.
-        layers_of: what they were read from: the engine, where a GPU could open it, or the network.
-        batches: a fixed one; or the smallest, the usual and the largest.
-        inputs, outputs: sizes by name, in order; the first is ``batch`` where that is free.
+        refittable: Its weights can be replaced.
+        products: Fraction of matrix products and convolutions by type, in the network.
+        layers: Fraction of all layers by the type of their first input.
+        layers_of: Source of ``layers``: the engine, where a GPU could open it, or the network.
+        batches: A fixed batch; or the smallest, the usual and the largest.
+        inputs, outputs: Shapes by name, in order; the first size is ``batch`` where it is dynamic.
     """
 
     schema_version: Literal[1] = 1
@@ -59,22 +59,22 @@ class EngineRecord(StrictModel):
 
     @property
     def smallest(self) -> int:
-        """Fewest images that it takes."""
+        """Smallest batch that it takes."""
         return self.batches[0]
 
     @property
     def usual(self) -> int:
-        """The batch that it is fastest at."""
+        """Batch that it was optimized for."""
         return self.batches[len(self.batches) // 2]
 
     @property
     def largest(self) -> int:
-        """Most images that it takes."""
+        """Largest batch that it takes."""
         return self.batches[-1]
 
     @property
     def runtime(self) -> str:
-        """The runtime that opens it."""
+        """Name of the runtime that opens it."""
         return LIBRARIES[self.library]
 
 
@@ -88,12 +88,12 @@ class Engine:
 
 @dataclass(frozen=True)
 class Place:
-    """Where an engine is to run.
+    """The library and the GPU that an engine is to run with.
 
     Attributes:
-        library: module name.
-        version: of the library.
-        capability: of the GPU, such as ``sm86``.
+        library: Module name.
+        version: Version of the library.
+        capability: Compute capability of the GPU, such as ``sm86``.
     """
 
     library: str
@@ -102,21 +102,21 @@ class Place:
 
 
 def sidecar(file: Path) -> Path:
-    """Where the record of an engine lies."""
+    """Return the path of an engine's record."""
     return file.with_name(f"{file.name}.json")
 
 
 def read_engine(file: Path) -> Engine:
-    """An engine's record; the engine itself is not read.
+    """Read the record of an engine, not the engine itself.
 
     Raises:
-        InputError: no record beside it.
-        CorruptFileError: a damaged one.
+        InputError: No record beside it.
+        CorruptFileError: The record is damaged.
     """
     path = sidecar(file)
     if not path.is_file():
         raise InputError(
-            f"{file}: no {path.name} beside it, so nothing says which library and GPU it is for.",
+            f"{file}: no {path.name} beside it, which records its library and GPU.",
             "Export the model again, or run it with the tool that built it.",
         )
     return Engine(file, parse_record(path))
@@ -139,11 +139,11 @@ def describe_unused(path: Path) -> str:
 
 
 def parse_record(path: Path) -> EngineRecord:
-    """A sidecar.
+    """Parse the record of an engine.
 
     Raises:
-        InputError: a record of something else.
-        CorruptFileError: damaged.
+        InputError: A record of another kind.
+        CorruptFileError: It is damaged.
     """
     record = read_record(path, kind="engine")
     try:
@@ -153,15 +153,15 @@ def parse_record(path: Path) -> EngineRecord:
 
 
 def find_engines(path: Path) -> tuple[Engine, ...]:
-    """The engine that a path is, or those of an exported folder, checked against their hashes.
+    """Find an engine file, or those of an exported folder, and check their hashes.
 
     Raises:
-        InputError: none, or one without a record.
-        CorruptFileError: an engine or a record was truncated or changed.
+        InputError: No engine, or one without a record.
+        CorruptFileError: An engine or a record was truncated or changed.
     """
     files = [path] if path.is_file() else sorted(path.glob(f"*{SUFFIX}"))
     if not files:
-        raise InputError(f"{path}: no engine in it.", "Export it again.")
+        raise InputError(f"{path}: contains no engine.", "Export it again.")
     found = [read_engine(file) for file in files]
     engines = tuple(sorted(found, key=lambda one: _number(one.record.compute_capability)))
     for engine in engines:
@@ -170,7 +170,7 @@ def find_engines(path: Path) -> tuple[Engine, ...]:
 
 
 def untouched(engines: Sequence[Engine]) -> str:
-    """Half a sentence on engines that could not be run."""
+    """Describe engines that could not be run, as half a sentence."""
     gpus = ", ".join(dict.fromkeys(engine.record.compute_capability for engine in engines))
     if len(engines) == 1:
         return f"the engine was built for {gpus} and is untouched"
@@ -178,7 +178,7 @@ def untouched(engines: Sequence[Engine]) -> str:
 
 
 def misfits(record: EngineRecord, place: Place) -> list[str]:
-    """Why an engine does not run at a place: library, device, or both; empty where it does."""
+    """List why an engine does not run at a place: its library, its GPU, or both."""
     found = []
     here = f"{place.library} {place.version}"
     if not _fits_library(record, place):
@@ -189,10 +189,10 @@ def misfits(record: EngineRecord, place: Place) -> list[str]:
 
 
 def choose(engines: Sequence[Engine], place: Place) -> Engine:
-    """The engine that fits a place; one built for just this GPU before a compatible one.
+    """Choose the engine for a place; one built for this GPU comes before a compatible one.
 
     Raises:
-        InputError: none does; says for each which of library and device is wrong, and what to do.
+        InputError: None fits; names the library or GPU of each, and what to do.
     """
     fitting = [engine for engine in engines if not misfits(engine.record, place)]
     fitting.sort(key=lambda engine: engine.record.compute_capability != place.capability)

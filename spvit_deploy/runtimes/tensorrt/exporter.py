@@ -1,7 +1,7 @@
 """TensorRT and TensorRT for RTX: engines built from the ONNX graph.
 
-Both libraries share their Python interface; TensorRT for RTX builds for GPUs that are not here,
-TensorRT only for the one that is. Networks are strongly typed, so the precision is the graph's.
+Both libraries share their Python interface. TensorRT for RTX builds for any GPU, TensorRT only for
+the GPU of this host. Networks are strongly typed, so the precision is a property of the graph.
 """
 
 from __future__ import annotations
@@ -9,9 +9,10 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
+
+import onnx
 
 from spvit_deploy.core.cuda_driver import find_driver, require_gpu
 from spvit_deploy.core.errors import InputError, JobError
@@ -20,7 +21,7 @@ from spvit_deploy.core.progress import stderr_console
 from spvit_deploy.core.records import write_record
 from spvit_deploy.runtimes.export_job import ExportJob, Note, WrittenFiles
 from spvit_deploy.runtimes.onnx.graph import INPUT_NAME, MODEL_FILE, write
-from spvit_deploy.runtimes.onnx.precision import lower, rounded
+from spvit_deploy.runtimes.onnx.precision import emulate_rounding, reduce_precision
 from spvit_deploy.runtimes.tensorrt.engine_record import SUFFIX, EngineRecord, sidecar
 from spvit_deploy.runtimes.tensorrt.layer_types import (
     LayerTypes,
@@ -31,9 +32,9 @@ from spvit_deploy.runtimes.tensorrt.layer_types import (
 from spvit_deploy.runtimes.tensorrt.logger import make_logger
 from spvit_deploy.runtimes.tensorrt.timing_cache import TimingCache
 
-# What products that are not int8 compute in.
+# Precision of the products that are not int8 in an int8 engine.
 _REST = "fp16"
-# What a generation has no kernels for, found by building.
+# Precisions that a GPU generation has no kernels for, found by building.
 _LACKS = {
     ("sm75", "fp32"): "it has no fp32 GEMM there",
     ("sm75", "bf16"): "the GPU has no bf16",
@@ -41,18 +42,18 @@ _LACKS = {
 
 
 def export_rtx(graph: ExportJob, folder: Path, note: Note) -> WrittenFiles:
-    """Engines of TensorRT for RTX, one a GPU, and the ONNX graph that they are built from.
+    """Write engines of TensorRT for RTX, one per GPU, and the ONNX graph they are built from.
 
     Raises:
-        InputError: no GPU named, one that the library does not know, or lacks this precision.
-        JobError: the library cannot build it.
+        InputError: No GPU, one that the library does not know, or one without this precision.
+        JobError: The library cannot build it.
     """
     trt: Any = importlib.import_module("tensorrt_rtx")
     gpus = check_gpus(trt, graph.settings.options.gpus, graph.precision)
     if graph.settings.options.refittable:
         require_gpu(
-            f"{trt.__name__} {trt.__version__} builds refittable engines only where there is a GPU",
-            "Leave --refittable out, or run it where the GPU is.",
+            f"{trt.__name__} {trt.__version__} builds refittable engines only on a host with a GPU",
+            "Leave --refittable out, or run it on the host with the GPU.",
         )
     source = _source(graph, folder, note)
     build = _Build(trt, graph, folder)
@@ -67,20 +68,20 @@ def export_rtx(graph: ExportJob, folder: Path, note: Note) -> WrittenFiles:
 
 
 def export_plain(graph: ExportJob, folder: Path, note: Note) -> WrittenFiles:
-    """An engine of TensorRT, for the GPU of this host.
+    """Write an engine of TensorRT for the GPU of this host.
 
     Raises:
-        InputError: another GPU is named.
-        JobError: no GPU, or the library cannot build it.
+        InputError: Another GPU is requested.
+        JobError: No GPU, or the library cannot build it.
     """
     gpu = require_gpu(
-        "TensorRT builds an engine on the GPU that it is for",
-        "Run it where the GPU is, or build with --format tensorrt-rtx --gpu sm86.",
+        "TensorRT builds an engine only on the GPU that it is for",
+        "Run it on the host with the GPU, or build with --format tensorrt-rtx --gpu sm86.",
     ).capability
     others = [name for name in graph.settings.options.gpus if name.lower() != gpu]
     if others:
         raise InputError(
-            f"TensorRT builds for the GPU of this host, which is {gpu}, not for {others[0]}.",
+            f"--gpu {others[0]}: TensorRT builds only for the GPU of this host, {gpu}.",
             "Leave --gpu out, or choose --format tensorrt-rtx.",
         )
     trt: Any = importlib.import_module("tensorrt")
@@ -88,7 +89,7 @@ def export_plain(graph: ExportJob, folder: Path, note: Note) -> WrittenFiles:
     build = _Build(trt, graph, folder)
     note("engine")
     config, file = build.config(), graph.settings.options.timing_cache
-    cache = TimingCache(file, build.logger, _say) if file is not None else None
+    cache = TimingCache(file, build.logger, _warn) if file is not None else None
     if cache is not None:
         cache.attach(config)
     blob = build.run(config, gpu)
@@ -98,14 +99,14 @@ def export_plain(graph: ExportJob, folder: Path, note: Note) -> WrittenFiles:
 
 
 def tensorrt_not_here(options: Mapping[str, Any], precision: str) -> str:
-    """Why this host cannot build an engine, or nothing."""
+    """Tell why this host cannot build an engine; empty where it can."""
     if find_driver() is not None:
         return ""
     return "No CUDA driver found; TensorRT builds on the GPU that the engine is for."
 
 
 def tensorrt_rtx_not_here(options: Mapping[str, Any], precision: str) -> str:
-    """Why no engine can be built, or nothing: no GPU is named, or none has the precision."""
+    """Tell why no engine can be built: no GPU is named, or none has the precision."""
     gpus = options.get("gpus", ())
     if not gpus:
         return "Give --gpu for an engine."
@@ -119,54 +120,56 @@ def check_known_gpus(gpus: tuple[str, ...]) -> None:
     check_gpus(importlib.import_module("tensorrt_rtx"), gpus)
 
 
-def check_gpus(trt: Any, asked: tuple[str, ...], precision: str | None = None) -> tuple[str, ...]:
-    """GPU names as the library knows them.
+def check_gpus(trt: Any, gpus: tuple[str, ...], precision: str = "") -> tuple[str, ...]:
+    """Check the requested GPUs, and return each once, as the library names them.
 
     Raises:
-        InputError: none, unknown, or without this precision.
+        InputError: None, an unknown one, or one without this precision.
     """
     known = sorted(name.lower() for name in dir(trt.ComputeCapability) if name.startswith("SM"))
-    if not asked:
-        raise InputError("An engine is built for a GPU.", f"Add --gpu: {', '.join(known)}.")
-    for gpu in asked:
+    if not gpus:
+        raise InputError("No GPU to build the engine for.", f"Add --gpu: {', '.join(known)}.")
+    for gpu in gpus:
         if gpu.lower() not in known:
             raise InputError(
-                f"{trt.__name__} {trt.__version__} does not know the GPU '{gpu}'.",
-                f"It knows {', '.join(known)}.",
+                f"--gpu {gpu}: unknown to {trt.__name__} {trt.__version__}.",
+                f"Choose {', '.join(known)}.",
             )
-        lack = lacks(gpu, precision) if precision else ""
+        lack = lacks(gpu, precision)
         if lack:
             raise InputError(
                 f"{trt.__name__} cannot build {precision} for {gpu}: {lack}.",
                 "Choose --precision fp16.",
             )
-    return tuple(dict.fromkeys(gpu.lower() for gpu in asked))
+    return tuple(dict.fromkeys(gpu.lower() for gpu in gpus))
 
 
 def lacks(gpu: str, precision: str) -> str:
-    """Why TensorRT for RTX cannot build this precision for a GPU, or nothing."""
+    """Say why TensorRT for RTX cannot build a precision for a GPU; empty where it can."""
     return _LACKS.get((gpu.lower(), precision), "")
 
 
 def _source(graph: ExportJob, folder: Path, note: Note) -> WrittenFiles:
-    """Write the graph that engines are built from; in one of int8 the rest is fp16."""
+    """Write the graph that engines are built from; the products that are not int8 are fp16."""
     if graph.calibration is None:
         return WrittenFiles(tuple(write(graph.proto, folder)))
     from spvit_deploy.runtimes.onnx.int8 import quantize
 
-    with_rest = partial(rounded, precision=_REST)
+    def emulated(proto: onnx.ModelProto) -> onnx.ModelProto:
+        return emulate_rounding(reduce_precision(proto, _REST))
+
     proto, accuracy = quantize(
-        graph.proto, graph.calibration, graph.batch, note, symmetric=True, finish=with_rest
+        graph.proto, graph.calibration, graph.batch, note, symmetric=True, finish=emulated
     )
-    files = write(lower(proto, _REST), folder)
-    return WrittenFiles(tuple(files), accuracy, reference=with_rest(proto))
+    files = write(reduce_precision(proto, _REST), folder)
+    return WrittenFiles(tuple(files), accuracy, reference=emulated(proto))
 
 
 class _Build:
     """The graph as a network of the library, from which engines are built.
 
     Raises:
-        JobError: the library cannot read the graph, or reads another precision in it.
+        JobError: The library cannot parse the graph, or finds another precision in it.
     """
 
     def __init__(self, trt: Any, graph: ExportJob, folder: Path) -> None:
@@ -184,12 +187,12 @@ class _Build:
         self._types = network_types(self._network, graph.precision)
 
     def config(self) -> Any:
-        """Builder settings: batches, flags, and layer information that says types."""
+        """Make the builder's settings: batches, flags, and layer information with types."""
         trt, graph = self._trt, self._graph
         config = self._builder.create_builder_config()
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
         if graph.precision == "fp32":
-            # Left set, products of fp32 are taken in TF32, with ten bits of mantissa.
+            # With TF32, products of fp32 have ten bits of mantissa.
             config.clear_flag(trt.BuilderFlag.TF32)
         flags = graph.settings.options
         if flags.version_compatible:
@@ -211,10 +214,10 @@ class _Build:
         return config
 
     def run(self, config: Any, gpu: str) -> bytes:
-        """The engine.
+        """Build the engine.
 
         Raises:
-            JobError: the library refuses.
+            JobError: The library fails.
         """
         blob = self._builder.build_serialized_network(self._network, config)
         if blob is None:
@@ -225,17 +228,17 @@ class _Build:
         return bytes(blob)
 
     def save(self, gpu: str, blob: bytes) -> list[str]:
-        """Write an engine and its record; returns their names.
+        """Write an engine and its record, and return their names.
 
         Raises:
-            JobError: the engine was built in another precision.
+            JobError: The engine was built in another precision.
         """
         graph, flags = self._graph, self._graph.settings.options
         types = self._built_types(gpu, blob)
         file = self._folder / f"model.{gpu}{SUFFIX}"
         write_bytes(file, blob)
         batch: int | str = graph.batch or "batch"
-        answers = zip(graph.outputs.names, graph.outputs.shapes, strict=True)
+        outputs = zip(graph.outputs.names, graph.outputs.shapes, strict=True)
         record = EngineRecord(
             library=self._trt.__name__,
             library_version=self._trt.__version__,
@@ -249,7 +252,7 @@ class _Build:
             layers_of=types.layers_of,
             batches=(graph.batch,) if graph.batch else graph.settings.options.profile,
             inputs={INPUT_NAME: (batch, *graph.size)},
-            outputs={name: (batch, *shape) for name, shape in answers},
+            outputs={name: (batch, *shape) for name, shape in outputs},
             source_sha256=sha256_file(self._folder / MODEL_FILE),
             sha256=sha256_file(file),
         )
@@ -257,7 +260,7 @@ class _Build:
         return [file.name, sidecar(file).name]
 
     def _built_types(self, gpu: str, blob: bytes) -> LayerTypes:
-        """Of the engine, where the GPU that it is for is here to open it; else of the network."""
+        """Read the types from the engine where this host has its GPU, else from the network."""
         driver = find_driver()
         if driver is None or not driver.gpus or driver.gpus[0].capability != gpu:
             return self._types
@@ -266,5 +269,5 @@ class _Build:
         return built_types(self._types, information, self._graph.precision)
 
 
-def _say(text: str) -> None:
+def _warn(text: str) -> None:
     stderr_console().print(text, highlight=False, soft_wrap=True)

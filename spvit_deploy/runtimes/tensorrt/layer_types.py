@@ -1,4 +1,4 @@
-"""Which types a TensorRT network asks for, and which an engine was built with."""
+"""Element types of the layers of a TensorRT network, and of the engine built from it."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from spvit_deploy.core.errors import JobError
 
 _PRODUCTS = ("MATRIX_MULTIPLY", "CONVOLUTION")
 _TYPES = {"fp32": "FLOAT", "fp16": "HALF", "bf16": "BF16", "int8": "INT8"}
-# Words of the inspector, such as "Row major linear FP16 format" or "Half".
+# Types in the inspector's text, such as "Row major linear FP16 format" or "Half".
 _WORD = re.compile(r"\b(bf16|fp16|half|fp32|float|int8|fp8|fp4|int4)\b", re.I)
-# Shape arithmetic, in whole numbers, has no precision.
+# Integer layers (shape arithmetic) are not counted.
 _NUMBERS = ("FLOAT", "HALF", "BF16", "INT8", "FP8", "FP4", "INT4")
 _NAMES = {"fp16": "HALF", "fp32": "FLOAT"}
 _TYPE_KEYS = ("Format/Datatype", "Datatype", "Type")
-# An engine of so few layers is fused as a whole, and shows the types of its ends alone.
+# An engine with so few layers is fused as a whole, and shows only the types of its ends.
 _FEW = 4
 
 
 @dataclass(frozen=True)
 class LayerTypes:
-    """Shares by type, ``FLOAT``, ``HALF``, ``BF16``, ``INT8``, …
+    """Fractions by type: ``FLOAT``, ``HALF``, ``BF16``, ``INT8``, …
 
     Attributes:
-        products: of the matrix products and convolutions, in the network.
-        layers: of all layers that compute in one of them.
-        layers_of: what ``layers`` were read from.
+        products: Of the matrix products and convolutions, in the network.
+        layers: Of all layers that compute in one of these types.
+        layers_of: What ``layers`` were read from.
     """
 
     products: dict[str, float]
@@ -39,10 +39,10 @@ class LayerTypes:
 
 
 def network_types(network: Any, precision: str) -> LayerTypes:
-    """Types of the strongly typed network, which the engine has to keep.
+    """Count the types of a strongly typed network, which the engine has to keep.
 
     Raises:
-        JobError: not one product has the type that was asked for.
+        JobError: No product has the requested precision.
     """
     made_by: dict[str, str] = {}
     products: Counter[str] = Counter()
@@ -58,52 +58,55 @@ def network_types(network: Any, precision: str) -> LayerTypes:
         if kind in _PRODUCTS:
             quantized = made_by.get(tensor.name) == "DEQUANTIZE"
             products["INT8" if quantized else _last(tensor.dtype)] += 1
-    shares = _shares(products)
-    if not shares.get(_TYPES[precision]):
+    fractions = _fractions(products)
+    if not fractions.get(_TYPES[precision]):
         raise JobError(
-            f"{precision} was asked for; the network's products are {shares}.", "Please report it."
+            f"{precision} was requested; the network's products are {fractions}.",
+            "Please report it.",
         )
-    return LayerTypes(shares, _shares(layers), "network")
+    return LayerTypes(fractions, _fractions(layers), "network")
 
 
-def built_types(asked: LayerTypes, information: str, precision: str) -> LayerTypes:
-    """Types of the layers that an engine really has.
+def built_types(requested: LayerTypes, information: str, precision: str) -> LayerTypes:
+    """Count the types of the layers that an engine has.
 
     Args:
-        asked: of the network.
-        information: JSON of the library's engine inspector, written at detailed verbosity.
-        precision: that was asked for.
+        requested: Types of the network.
+        information: JSON of the library's engine inspector, at detailed verbosity.
+        precision: Requested precision.
 
     Returns:
-        ``asked`` where the information does not settle it: layers without types, or so few that
-        the whole network is fused, and the types of its ends alone are seen.
+        ``requested`` where the information is not sufficient: layers without types, or so few
+        that the whole network is fused and only the types of its ends are known.
 
     Raises:
-        JobError: the layers say their types, and none has the one that was asked for.
+        JobError: The layers have types, and none has the requested one.
     """
     layers = [list(_layer_words(layer)) for layer in _layers(information)]
     typed = [words for words in layers if words]
     if not typed:
-        return asked
+        return requested
     wanted = _TYPES[precision]
     if not any(wanted in words for words in typed):
         if len(layers) <= _FEW:
-            return asked
-        found = _shares(Counter(words[0] for words in typed))
+            return requested
+        found = _fractions(Counter(words[0] for words in typed))
         raise JobError(
-            f"{precision} was asked for; the engine's layers are {found}.", "Please report it."
+            f"{precision} was requested; the engine's layers are {found}.", "Please report it."
         )
-    return LayerTypes(asked.products, _shares(Counter(words[0] for words in typed)), "engine")
+    return LayerTypes(
+        requested.products, _fractions(Counter(words[0] for words in typed)), "engine"
+    )
 
 
 def inspect_engine(trt: Any, logger: Any, blob: bytes, batch: int) -> str:
-    """What the library's inspector says of an engine, as JSON; empty where it cannot load it.
+    """Inspect an engine by the library, as JSON; empty where it cannot be loaded.
 
     Args:
-        trt: the library.
-        logger: of the library.
-        blob: the engine.
-        batch: one that it takes; formats are shown for known shapes alone.
+        trt: The library.
+        logger: Logger of the library.
+        blob: The engine.
+        batch: One that it takes; formats are only shown for known shapes.
     """
     runtime = trt.Runtime(logger)
     runtime.engine_host_code_allowed = True
@@ -125,12 +128,12 @@ def _layers(information: str) -> list[dict[str, Any]]:
         found = json.loads(information).get("Layers", [])
     except (ValueError, AttributeError):
         return []
-    # At a lower verbosity, layers are names alone.
+    # At a lower verbosity, layers are only names.
     return [layer for layer in found if isinstance(layer, dict)]
 
 
 def _layer_words(layer: dict[str, Any]) -> Iterator[str]:
-    """Types of inputs, weights, outputs, in this order."""
+    """Find the types of a layer's inputs, weights and outputs, in this order."""
     parts = [*layer.get("Inputs", []), layer.get("Weights"), *layer.get("Outputs", [])]
     for part in parts:
         if not isinstance(part, dict):
@@ -140,11 +143,11 @@ def _layer_words(layer: dict[str, Any]) -> Iterator[str]:
             yield _NAMES.get(word.lower(), word.upper())
 
 
-def _shares(found: Counter[str]) -> dict[str, float]:
+def _fractions(found: Counter[str]) -> dict[str, float]:
     total = max(1, sum(found.values()))
     return {name: round(count / total, 4) for name, count in found.most_common()}
 
 
 def _last(value: Any) -> str:
-    """``FLOAT`` of ``DataType.FLOAT``."""
+    """Return ``FLOAT`` for ``DataType.FLOAT``."""
     return str(value).rsplit(".", 1)[-1]

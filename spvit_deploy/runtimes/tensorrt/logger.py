@@ -1,4 +1,4 @@
-"""A logger for TensorRT and TensorRT for RTX that keeps what they complain of."""
+"""A logger for TensorRT and TensorRT for RTX that keeps their errors and warnings."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ _log = logging.getLogger(__name__)
 
 
 def make_logger(trt: Any) -> Any:
-    """A logger of the library's own class.
+    """Make a logger of the library's own class.
 
-    ``errors`` and ``warnings`` hold the messages of that severity, oldest first; all go to
-    :mod:`logging` as debug messages. ``last_error`` is the newest on one line.
+    ``errors`` and ``warnings`` hold the messages of that severity, oldest first; all messages go
+    to :mod:`logging` at debug level. ``last_error`` is the newest error on one line.
     """
 
     class Logger(trt.ILogger):  # type: ignore[misc]
