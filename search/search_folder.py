@@ -12,12 +12,12 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from spvit_deploy.core.errors import CorruptFileError, InputError, PlanError, first_line
+from spvit_deploy.core.errors import InputError, PlanError
 from spvit_deploy.core.files import sha256_file, write_bytes
 from spvit_deploy.core.output_folders import new_folder
 from spvit_deploy.core.plan import GATES_FILE, ModelSpec, PrunePlan, load_plan, save_plan
 from spvit_deploy.core.preprocessing import Preprocessing
-from spvit_deploy.core.records import StrictModel, check_files, read_record, write_record
+from spvit_deploy.core.records import StrictModel, check_files, load_record, write_record
 from spvit_deploy.families import BlockSite, find_sites
 from spvit_deploy.families.timm_models import (
     create_empty,
@@ -162,10 +162,7 @@ def load_search(folder: Path) -> SavedSearch:
             f"{folder}: not a search folder (no {RECORD_FILE}).",
             "`spvit-deploy inspect PATH` says what a path is.",
         )
-    try:
-        record = SearchRecord.model_validate(read_record(folder / RECORD_FILE, kind="search"))
-    except ValueError as error:
-        raise CorruptFileError(f"{folder / RECORD_FILE}: {first_line(error)}.") from None
+    record = load_record(folder / RECORD_FILE, "search", SearchRecord, "Search again")
     plan = load_plan(folder)
     # Gates may be edited by hand; weights may not.
     check_files(folder, {k: v for k, v in record.files.items() if k != GATES_FILE})
