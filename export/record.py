@@ -7,10 +7,9 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from spvit_deploy.core.errors import CorruptFileError, first_line
 from spvit_deploy.core.plan import ModelSpec
 from spvit_deploy.core.preprocessing import Preprocessing
-from spvit_deploy.core.records import StrictModel, check_files, read_record
+from spvit_deploy.core.records import StrictModel, check_files, load_record
 from spvit_deploy.export.parity import ParityReport
 
 RECORD_FILE = "export.json"
@@ -83,10 +82,6 @@ def load_export(folder: Path) -> ExportRecord:
         InputError: none there.
         CorruptFileError: damaged.
     """
-    record = read_record(folder / RECORD_FILE, kind="exported")
-    try:
-        parsed = ExportRecord.model_validate(record)
-    except ValueError as error:
-        raise CorruptFileError(f"{folder / RECORD_FILE}: {first_line(error)}.") from None
+    parsed = load_record(folder / RECORD_FILE, "exported", ExportRecord, "Export it again")
     check_files(folder, parsed.files)
     return parsed

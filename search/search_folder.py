@@ -10,11 +10,14 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from spvit_deploy.core.errors import CorruptFileError, InputError, PlanError, first_line
+from spvit_deploy.core.errors import InputError, PlanError
 from spvit_deploy.core.files import sha256_file
 from spvit_deploy.core.output_folders import new_folder
 from spvit_deploy.core.plan import GATES_FILE, ModelSpec, PrunePlan, load_plan
-from spvit_deploy.core.records import check_files, read_record
+from spvit_deploy.core.records import (
+    check_files,
+    load_record,
+)
 from spvit_deploy.families.base import BlockSite
 from spvit_deploy.families.checkpoints import load_weights, read_state_dict
 from spvit_deploy.families.registry import find_sites
@@ -146,10 +149,7 @@ def load_search(folder: Path) -> SavedSearch:
             f"{folder}: not a search folder (no {RECORD_FILE}).",
             "`spvit-deploy inspect PATH` shows what a path is.",
         )
-    try:
-        record = SearchRecord.model_validate(read_record(folder / RECORD_FILE, kind="search"))
-    except ValueError as error:
-        raise CorruptFileError(f"{folder / RECORD_FILE}: {first_line(error)}.") from None
+    record = load_record(folder / RECORD_FILE, "search", SearchRecord, "Search again")
     plan = load_plan(folder)
     # Gates may be edited by hand; weights may not.
     check_files(folder, {k: v for k, v in record.files.items() if k != GATES_FILE})

@@ -297,12 +297,15 @@ def test_a_recipe_is_refused_before_its_first_stage(tmp_path: Path) -> None:
         ({"data": {"spce": "digits"}}, "Did you mean spec?"),
         ({"train": {"qqq": 1}}, "adapters. Compare it with `run --init`."),
         ({"data": {"root": "x"}}, "data lacks the entry 'spec'."),
-        ({"search": None}, "search is empty; it should be a table of entries, or left out"),
-        ({"search": {"epochs": "many"}}, "search.epochs is 'many'; it should be a whole number."),
-        ({"search": {"lr": None}}, "search.lr is empty; it should be a number."),
-        ({"finetune": {"distillation": "x"}}, "is 'x'; it should be soft or hard."),
-        ({"data": {"spec": "digits", "augment": "x"}}, "it should be auto or none or shift or"),
-        ({"benchmark": {"batches": []}}, "batches is []; it should be a list of 1 or more."),
+        ({"search": None}, "search: empty: input should be a valid dictionary"),
+        ({"search": {"epochs": "many"}}, "search.epochs: 'many': input should be a valid integer"),
+        ({"search": {"lr": None}}, "search.lr: empty: input should be a valid number."),
+        ({"finetune": {"distillation": "x"}}, "'x': string should match pattern '^(soft|hard)$'."),
+        (
+            {"data": {"spec": "digits", "augment": "x"}},
+            "pattern '^(auto|none|shift|timm)$'.",
+        ),
+        ({"benchmark": {"batches": []}}, "batches: []: tuple should have at least 1 item"),
         ({"checkpoint_every": "soon"}, "recipe.yaml: checkpoint_every: 'soon': expected 500"),
     ],
 )
@@ -316,7 +319,7 @@ def test_a_recipe_that_is_none_is_told_in_its_own_words(
     file.write_text(yaml.safe_dump({**whole, **change}))
     refused("run", file, says=says)
     file.write_text("")
-    refused("run", file, says="the recipe is empty")
+    refused("run", file, says="the recipe: empty: input should be a valid dictionary")
 
 
 def test_a_run_notices_images_that_changed_and_outlives_a_damaged_state(

@@ -113,7 +113,7 @@ def load_record(
     try:
         return model.model_validate(record)
     except ValueError as error:
-        raise CorruptFileError(f"{path}: {first_line(error)}", f"{again}.") from None
+        raise CorruptFileError(f"{path}: {first_line(error)}.", f"{again}.") from None
 
 
 def parsed_by(parse: Callable[[str], Any]) -> BeforeValidator:

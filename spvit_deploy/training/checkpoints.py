@@ -20,17 +20,11 @@ from typing import Any, Literal
 import torch
 from pydantic import Field
 
-from spvit_deploy.core.errors import (
-    CorruptFileError,
-    InputError,
-    JobError,
-    StorageError,
-    first_line,
-)
+from spvit_deploy.core.errors import CorruptFileError, InputError, JobError, StorageError
 from spvit_deploy.core.files import sha256_bytes, write_bytes
 from spvit_deploy.core.output_folders import move_into_place, staging_folder
 from spvit_deploy.core.progress import warn
-from spvit_deploy.core.records import StrictModel, check_files, read_record, write_record
+from spvit_deploy.core.records import StrictModel, check_files, load_record, write_record
 from spvit_deploy.core.units import Interval
 from spvit_deploy.lean.model_folder import tool_versions
 
@@ -174,10 +168,7 @@ class Checkpoints:
 
     def _record(self, step: int) -> CheckpointRecord:
         folder = self._path(step)
-        try:
-            record = CheckpointRecord.model_validate(read_record(folder / RECORD_FILE))
-        except ValueError as error:
-            raise CorruptFileError(f"{folder / RECORD_FILE}: {first_line(error)}.") from None
+        record = load_record(folder / RECORD_FILE, "checkpoint", CheckpointRecord, "Train again")
         check_files(folder, record.files)
         return record
 

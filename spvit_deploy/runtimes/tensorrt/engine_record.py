@@ -13,8 +13,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from spvit_deploy.core.errors import CorruptFileError, InputError, first_line
-from spvit_deploy.core.records import StrictModel, check_files, read_record
+from spvit_deploy.core.errors import InputError
+from spvit_deploy.core.records import StrictModel, check_files, load_record
 
 SUFFIX = ".engine"
 # Module of the library → name of the format and the runtime.
@@ -145,11 +145,7 @@ def parse_record(path: Path) -> EngineRecord:
         InputError: A record of another kind.
         CorruptFileError: It is damaged.
     """
-    record = read_record(path, kind="engine")
-    try:
-        return EngineRecord.model_validate(record)
-    except ValueError as error:
-        raise CorruptFileError(f"{path}: {first_line(error)}.", "Export it again.") from None
+    return load_record(path, "engine", EngineRecord, "Export it again")
 
 
 def find_engines(path: Path) -> tuple[Engine, ...]:

@@ -10,15 +10,8 @@ from typing import Any
 from spvit_deploy.core.cuda_driver import require_gpu
 from spvit_deploy.core.errors import InputError, JobError
 from spvit_deploy.runtimes.base import Array, LayerTime, Session, check_images
-from spvit_deploy.runtimes.tensorrt.bindings import (
-    bindings,
-    image_size,
-)
-from spvit_deploy.runtimes.tensorrt.cuda_buffers import (
-    Buffers,
-    CudaDevice,
-    capture_graph,
-)
+from spvit_deploy.runtimes.tensorrt.bindings import bindings, image_size
+from spvit_deploy.runtimes.tensorrt.cuda_buffers import Buffers, CudaDevice, capture_graph
 from spvit_deploy.runtimes.tensorrt.engine_record import (
     Engine,
     Place,
