@@ -10,7 +10,7 @@ import torch
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 from torch import Tensor, nn
 
-from spvit_deploy.core.plan import ModelSpec, PrunePlan, TokenMerges
+from spvit_deploy.core.plan import ModelSpec, PrunePlan
 from spvit_deploy.core.progress import warn
 from spvit_deploy.data.batches import Batches
 from spvit_deploy.lean.cost import CostTable
@@ -24,6 +24,7 @@ from spvit_deploy.search.head_matching import match_head_maps
 from spvit_deploy.search.plan_builder import budget_met, plan_of
 from spvit_deploy.search.projection import Projection, project
 from spvit_deploy.search.supernet import Supernet
+from spvit_deploy.token_merges import TokenMerges
 from spvit_deploy.training.distillation import DistillationLoss, DistillSettings
 from spvit_deploy.training.loop import GateTraining, LossFunction, train
 from spvit_deploy.training.malloc_trim import Trimming
