@@ -5,7 +5,7 @@ It turns the least certain gates first.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -82,95 +82,7 @@ def project(
     if table.least > target:
         raise too_small(table, target, table.least, "what is never trimmed")
     fitting = [block for block, cost in costs.items() if cost <= target]
-    return _ending_anywhere(probabilities, table, target, step, fitting)
-
-
-def _ending_anywhere(
-    probabilities: Sequence[GateProbabilities],
-    table: CostTable,
-    target: int,
-    step: int,
-    attend: Sequence[int],
-) -> Projection:
-    """As :func:`project`, for each block that may have the last attention: what lies behind costs
-    less, and where the head reads a token that only attention informs of the image, no operation
-    there has an effect.
-    """
-    kinds = probabilities[0].kinds
-    bare = (AttentionKind.MSA, *(kinds[1:-1] if attend else ()))
-
-    def ending(last: int, *forced: int) -> Projection:
-        start = _starts(probabilities, forced)
-        costs = _ending(last, table, target, bare)
-        return _meet(probabilities, costs, target, step, start, attend)
-
-    last = len(table.sites) - 1
-    found = ending(last)
-    if attend and not table.tail and _idle(found):
-        kept = _last(found)
-        found = _first_that_fits(lambda end: ending(end, kept, end), range(kept, last + 1))
-    if table.tail and _last(found) < last:
-        plans = (_if_any(ending, end) for end in range(last + 1))
-        found = _nearest_to_gates(list(filter(None, plans)), probabilities, target)
-    if found.cost > target:
-        raise nearest(table, target, found.cost)
-    said = [hard_choice(p) for p in probabilities]
-    count = sum(len(p.attention) + len(p.units) + len(p.heads) for p in probabilities)
-    return replace(found, cost_before=_cost(table, said), gates=count)
-
-
-def _if_any(ending: Callable[..., Projection], last: int) -> Projection | None:
-    """Return the plan with its last attention here; None where none costs that little."""
-    with suppress(BudgetError):
-        return ending(last, last)
-    return None
-
-
-def _nearest_to_gates(
-    plans: Sequence[Projection], probabilities: Sequence[GateProbabilities], target: int
-) -> Projection:
-    """Return the plan that uses the budget up, or else is nearest to it, and of several the one
-    that differs least from the open gates.
-    """
-    said = [hard_choice(p) for p in probabilities]
-
-    def key(plan: Projection) -> tuple[bool, float, float]:
-        used = min(plan.cost, (1 - TOLERANCE) * target)
-        return plan.cost <= target, used, -sum(map(against, said, plan.choices, probabilities))
-
-    return max(plans, key=key)
-
-
-def _last(found: Projection) -> int:
-    return last_attention([choice.kind for choice in found.choices])
-
-
-def _idle(found: Projection) -> bool:
-    """Whether an operation behind the last attention has no effect."""
-    behind = found.choices[_last(found) + 1 :]
-    return any(choice.kind is not AttentionKind.SKIP for choice in behind)
-
-
-def _first_that_fits(ending: Callable[[int], Projection], lasts: Sequence[int]) -> Projection:
-    """Return the plan of the earliest last attention that uses the budget up."""
-    for last in lasts[:-1]:
-        with suppress(BudgetError):
-            return ending(last)
-    return ending(lasts[-1])
-
-
-def _ending(last: int, table: CostTable, target: int, shut: Sequence[AttentionKind]) -> CostTable:
-    """Return the table of plans whose last attention is in this block; the kinds ``shut`` behind
-    it cost more than any budget.
-    """
-    ending = table.ending(last)
-    beyond = table.dense + target + 1
-    rest = tuple(
-        replace(site, attention={kind: beyond if kind in shut else price
-                                 for kind, price in site.attention.items()})
-        for site in ending.sites[last + 1 :]
-    )  # fmt: skip
-    return replace(ending, sites=(*ending.sites[: last + 1], *rest))
+    return _Projector(probabilities, table, target, step, fitting).best()
 
 
 def least_cost(
@@ -204,100 +116,158 @@ def _bare(
     return table.of([p.kinds[start.gates] for start, p in pairs], [0] * len(starts), heads)
 
 
-def _meet(
-    probabilities: Sequence[GateProbabilities],
-    table: CostTable,
-    target: int,
-    step: int,
-    start: list[Start],
-    attend: Sequence[int],
-) -> Projection:
-    """As :func:`project`, with ``start`` open from the beginning."""
-    found = _meet_at_all(probabilities, table, target, step, start)
-    if not attend or any(found.choices[block].kind is AttentionKind.MSA for block in attend):
-        return found
-    best = max(attend, key=lambda block: min(probabilities[block].attention))
-    return _meet_at_all(probabilities, table, target, step, _starts(probabilities, [best]))
-
-
-def _meet_at_all(
-    probabilities: Sequence[GateProbabilities],
-    table: CostTable,
-    target: int,
-    step: int,
-    start: list[Start],
-) -> Projection:
-    """As :func:`_meet`, perhaps without attention."""
-    forced: list[Start] | None = start
-    found: list[Projection] = []
-    units, before = [p.units for p in probabilities], [hard_choice(p) for p in probabilities]
-    least = (1 - TOLERANCE) * target
-    while forced is not None:
-        exact = _fill(probabilities, table, target, forced)
-        choices, width = align_if_it_fits(exact, units, table, target, step, least)
-        flipped = sum(map(distance, before, choices, probabilities))
-        spent = _cost(table, choices)
-        found.append(Projection(choices, spent, _cost(table, before), flipped, width))
-        if spent >= least:
-            return found[-1]
-        forced = _force_one_more(exact, probabilities, table, target, forced)
-    best = max(found, key=lambda projection: projection.cost)
-    if table.unit != "ns":
-        raise nearest(table, target, best.cost)
-    return best
-
-
-def _fill(
-    probabilities: Sequence[GateProbabilities], table: CostTable, target: int, forced: list[Start]
-) -> tuple[Choice, ...]:
-    """Open gates in order of probability while they fit, those of ``forced`` first.
-
-    Attention with one head, or by its latency, may cost less than the convolution that it
-    replaces; what did not fit before may fit then.
-    """
-    items = sorted(
-        (-rank, block, order, index)
-        for block, row in enumerate(map(ranked_items, probabilities))
-        for order, (rank, index) in enumerate(row)
-    )
-    blocks = [
-        OpenBlock(site, gates, start)
-        for site, gates, start in zip(table.sites, probabilities, forced, strict=True)
-    ]
-    spent = _bare(table, forced, probabilities)
-    refunded = True
-    while refunded:
-        refunded = False
-        for _, block, _, index in items:
-            price = blocks[block].take(index, target - spent)
-            spent += price
-            refunded |= price < 0
-    return tuple(block.choice() for block in blocks)
-
-
-def _force_one_more(
-    choices: Sequence[Choice],
-    probabilities: Sequence[GateProbabilities],
-    table: CostTable,
-    target: int,
-    forced: list[Start],
-) -> list[Start] | None:
-    """Open the most probable closed gate of attention, or of a head, before all hidden units; it
-    did not fit behind them.
-    """
-    now = [Start.of(choice, p) for choice, p in zip(choices, probabilities, strict=True)]
-    closed = [
-        (chance, -b, more)
-        for b, start in enumerate(now)
-        for chance, more in start.next(probabilities[b])
-    ]
-    for _, minus, one in sorted(closed, key=lambda c: c[:2], reverse=True):
-        more = [one if b == -minus else start.with_all_of(f) for b, (start, f) in
-                enumerate(zip(now, forced, strict=True))]  # fmt: skip
-        if _bare(table, more, probabilities) <= target:
-            return more
-    return None
-
-
 def _cost(table: CostTable, choices: Sequence[Choice]) -> int:
     return cost_of(table, choices, [len(c.keep) for c in choices])
+
+
+def _last(found: Projection) -> int:
+    return last_attention([choice.kind for choice in found.choices])
+
+
+def _idle(found: Projection) -> bool:
+    """Whether an operation behind the last attention has no effect."""
+    behind = found.choices[_last(found) + 1 :]
+    return any(choice.kind is not AttentionKind.SKIP for choice in behind)
+
+
+@dataclass(frozen=True)
+class _Projector:
+    """The projection of one model; attributes as the arguments of :func:`project`."""
+
+    probabilities: Sequence[GateProbabilities]
+    table: CostTable
+    target: int
+    step: int
+    attend: Sequence[int]
+
+    @property
+    def hard(self) -> list[Choice]:
+        """What the open gates alone choose."""
+        return [hard_choice(p) for p in self.probabilities]
+
+    def best(self) -> Projection:
+        """Try each block that may have the last attention: what lies behind costs less, and where
+        the head reads a token that only attention connects to the image, no operation there has an
+        effect.
+        """
+        last = len(self.table.sites) - 1
+        found = self._ending(last)
+        if self.attend and not self.table.tail and _idle(found):
+            found = self._first_that_fits(_last(found))
+        if self.table.tail and _last(found) < last:
+            plans = (self._if_any(end) for end in range(last + 1))
+            found = self._nearest_to_gates(list(filter(None, plans)))
+        if found.cost > self.target:
+            raise nearest(self.table, self.target, found.cost)
+        count = sum(len(p.attention) + len(p.units) + len(p.heads) for p in self.probabilities)
+        return replace(found, cost_before=_cost(self.table, self.hard), gates=count)
+
+    def _ending(self, last: int, *forced: int) -> Projection:
+        """Find the plan whose last attention is in block ``last``, with attention in ``forced``.
+
+        Behind it, operations that have no effect there cost more than any budget.
+        """
+        ending, kinds = self.table.ending(last), self.probabilities[0].kinds
+        bare = (AttentionKind.MSA, *(kinds[1:-1] if self.attend else ()))
+        beyond = dict.fromkeys(bare, self.table.dense + self.target + 1)
+        behind = tuple(
+            replace(site, attention={**site.attention, **beyond})
+            for site in ending.sites[last + 1 :]
+        )
+        table = replace(ending, sites=(*ending.sites[: last + 1], *behind))
+        found = self._meet(table, _starts(self.probabilities, forced))
+        kept = (found.choices[block].kind is AttentionKind.MSA for block in self.attend)
+        if not self.attend or any(kept):
+            return found
+        most = max(self.attend, key=lambda block: min(self.probabilities[block].attention))
+        return self._meet(table, _starts(self.probabilities, [most]))
+
+    def _if_any(self, last: int) -> Projection | None:
+        with suppress(BudgetError):
+            return self._ending(last, last)
+        return None
+
+    def _first_that_fits(self, kept: int) -> Projection:
+        """Find the plan of the earliest last attention, from block ``kept`` on, that uses the
+        budget up; ``kept`` keeps its own.
+        """
+        last = len(self.table.sites) - 1
+        for end in range(kept, last):
+            with suppress(BudgetError):
+                return self._ending(end, kept, end)
+        return self._ending(last, kept, last)
+
+    def _nearest_to_gates(self, plans: Sequence[Projection]) -> Projection:
+        """Return the plan that uses the budget up, or else is nearest to it, and of several the one
+        that differs least from the open gates.
+        """
+        hard = self.hard
+
+        def key(plan: Projection) -> tuple[bool, float, float]:
+            used = min(plan.cost, (1 - TOLERANCE) * self.target)
+            differs = sum(map(against, hard, plan.choices, self.probabilities))
+            return plan.cost <= self.target, used, -differs
+
+        return max(plans, key=key)
+
+    def _meet(self, table: CostTable, start: list[Start]) -> Projection:
+        """Find the plan that meets the budget with ``start`` open from the beginning."""
+        forced: list[Start] | None = start
+        found: list[Projection] = []
+        units, hard = [p.units for p in self.probabilities], self.hard
+        least = (1 - TOLERANCE) * self.target
+        while forced is not None:
+            exact = self._fill(table, forced)
+            choices, width = align_if_it_fits(exact, units, table, self.target, self.step, least)
+            flipped = sum(map(distance, hard, choices, self.probabilities))
+            spent = _cost(table, choices)
+            found.append(Projection(choices, spent, _cost(table, hard), flipped, width))
+            if spent >= least:
+                return found[-1]
+            forced = self._force_one_more(table, exact, forced)
+        best = max(found, key=lambda projection: projection.cost)
+        if table.unit != "ns":
+            raise nearest(table, self.target, best.cost)
+        return best
+
+    def _fill(self, table: CostTable, forced: list[Start]) -> tuple[Choice, ...]:
+        """Open gates in order of probability while they fit, those of ``forced`` first.
+
+        Attention with one head, or by its latency, may cost less than the convolution that it
+        replaces; what did not fit before may fit then.
+        """
+        items = sorted(
+            (-rank, block, order, index)
+            for block, row in enumerate(map(ranked_items, self.probabilities))
+            for order, (rank, index) in enumerate(row)
+        )
+        rows = zip(table.sites, self.probabilities, forced, strict=True)
+        blocks = [OpenBlock(*row) for row in rows]
+        spent = _bare(table, forced, self.probabilities)
+        refunded = True
+        while refunded:
+            refunded = False
+            for _, block, _, index in items:
+                price = blocks[block].take(index, self.target - spent)
+                spent += price
+                refunded |= price < 0
+        return tuple(block.choice() for block in blocks)
+
+    def _force_one_more(
+        self, table: CostTable, choices: Sequence[Choice], forced: list[Start]
+    ) -> list[Start] | None:
+        """Open the most probable closed gate of attention, or of a head, before all hidden units;
+        it did not fit behind them.
+        """
+        now = [Start.of(choice, p) for choice, p in zip(choices, self.probabilities, strict=True)]
+        closed = [
+            (chance, -b, more)
+            for b, start in enumerate(now)
+            for chance, more in start.next(self.probabilities[b])
+        ]
+        for _, minus, one in sorted(closed, key=lambda c: c[:2], reverse=True):
+            more = [start.with_all_of(f) for start, f in zip(now, forced, strict=True)]
+            more[-minus] = one
+            if _bare(table, more, self.probabilities) <= self.target:
+                return more
+        return None

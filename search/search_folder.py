@@ -14,10 +14,7 @@ from spvit_deploy.core.errors import InputError, PlanError
 from spvit_deploy.core.files import sha256_file
 from spvit_deploy.core.output_folders import new_folder
 from spvit_deploy.core.plan import GATES_FILE, ModelSpec, PrunePlan, load_plan
-from spvit_deploy.core.records import (
-    check_files,
-    load_record,
-)
+from spvit_deploy.core.records import check_files, load_record
 from spvit_deploy.families.base import BlockSite
 from spvit_deploy.families.checkpoints import load_weights, read_state_dict
 from spvit_deploy.families.registry import find_sites

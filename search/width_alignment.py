@@ -40,38 +40,33 @@ def align(
 ) -> tuple[Choice, ...]:
     """Round MLP widths to multiples of ``step``, chosen by gate probability.
 
-    Every width is rounded down; then, while the target allows, the MLP whose next ``step``
-    units are the most probable gets them. An MLP that keeps all units keeps its width.
+    Widths are rounded down, but those of whole MLPs; then, while the target allows, the MLP whose
+    next ``step`` units are the most probable gets them.
 
     Args:
         choices: Of each block; operations and heads stay.
         units: Gate probability of each hidden unit, one row per block.
-        table: Cost of units.
-        target: Bound of the result's cost.
+        table, target: Cost of units, and bound of the result's cost.
         step: Such as 8.
     """
-    ranked = [_by_keep_then_probability(c.keep, row) for c, row in zip(choices, units, strict=True)]
-    widths = [
-        len(c.keep) if len(c.keep) == len(row) else len(c.keep) // step * step
-        for c, row in zip(choices, units, strict=True)
-    ]
+    rows = list(zip(choices, units, strict=True))
+    ranked = [_by_keep_then_probability(c.keep, row) for c, row in rows]
+    widths = [len(c.keep) - (len(c.keep) % step if len(c.keep) < len(u) else 0) for c, u in rows]
     spent = cost_of(table, choices, widths)
-    queue = [
-        (*_next_units(ranked[block], units[block], width, step), block)
-        for block, width in enumerate(widths)
-    ]
+
+    def following(block: int) -> tuple[float, int, int]:
+        return (*_next_units(ranked[block], units[block], widths[block], step), block)
+
+    queue = list(map(following, range(len(widths))))
     heapq.heapify(queue)
     while queue:
         _, more, block = heapq.heappop(queue)
         costs = table.sites[block].mlp
         price = costs[widths[block] + more] - costs[widths[block]]
-        if not more or spent + price > target:
-            continue
-        spent += price
-        widths[block] += more
-        heapq.heappush(
-            queue, (*_next_units(ranked[block], units[block], widths[block], step), block)
-        )
+        if more and spent + price <= target:
+            spent += price
+            widths[block] += more
+            heapq.heappush(queue, following(block))
     return tuple(
         replace(c, keep=tuple(sorted(row[:width])))
         for c, row, width in zip(choices, ranked, widths, strict=True)

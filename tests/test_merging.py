@@ -17,10 +17,8 @@ from spvit_deploy.core.plan import (
     BlockPlan,
     ModelSpec,
     PrunePlan,
-    TokenKeep,
     load_plan,
     parse_plan,
-    parse_token_keep,
 )
 from spvit_deploy.families.timm_models import create_model, input_size, preprocessing_of
 from spvit_deploy.lean.cost import count_cost
@@ -29,6 +27,7 @@ from spvit_deploy.lean.token_merging import merge_tokens
 from spvit_deploy.search.search import SearchSettings
 from spvit_deploy.search.search_folder import SearchRecord, load_search, save_search
 from spvit_deploy.search.supernet import Supernet
+from spvit_deploy.token_merges import TokenKeep, parse_token_keep
 from tests.calls import good, refused
 from tests.conftest import plan_for, shake, tiny_spec
 from tests.leans import require_lean_equals_supernet
