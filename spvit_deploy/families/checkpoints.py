@@ -118,8 +118,7 @@ def load_weights(
         hint: What to do where they do not fit.
 
     Raises:
-        CheckpointError: naming the first keys that are missing, unexpected, of another shape, or
-            not finite.
+        CheckpointError: keys are missing, unexpected, of another shape, or not finite.
     """
     own = model.state_dict()
     state = _with_timm_names(model, state, own)

@@ -107,8 +107,7 @@ def standard_site(
     hidden, parts = mlp_parts(block.mlp)
     heads = int(getattr(attn, "num_heads", None) or attn.heads)
     weight, _ = values(attn)
-    derivable = weight.shape[0] == attn.proj.in_features and getattr(attn, "gate", None) is None
-    if not derivable:
+    if weight.shape[0] != attn.proj.in_features or getattr(attn, "gate", None) is not None:
         kinds = tuple(kind for kind in kinds if kind in WITHOUT_CONVS)
     return BlockSite(
         path=path,
