@@ -205,13 +205,8 @@ def test_plan_to_lean_to_onnx(case: Case, tmp_path: Path) -> None:
     np.testing.assert_allclose(session.run(images.numpy()), wanted.numpy(), atol=2e-3, rtol=1e-3)
 
 
-<<<<<<< HEAD
-# One model of each block interface: tokens, maps, windows, two streams, tokens and a class token,
-# blocks that change the size of what they are given.
-=======
 # One model of each block interface: tokens, maps, windows, two streams, tokens beside a class
 # token, blocks that change the size of their input.
->>>>>>> s/data
 BLOCK_INTERFACES = (
     "vit_relpos_small_patch16_224", "eva02_tiny_patch14_224", "cait_xxs24_224",
     "swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256", "hiera_tiny_224", "pvt_v2_b0",
