@@ -1,1 +1,0 @@
-"""What every runtime, and every family, must pass."""
