@@ -155,12 +155,9 @@ def run_search(
     """Train weights and gates together, and fix the gates to the plan that meets the budget.
 
     Args:
-        supernet: On the device of the batches; trained in place.
-        batches: Training split.
-        settings: See :class:`SearchSettings`.
-        measured: Latencies of the choices, for a latency budget.
-        run: As in :func:`train`.
-        teacher: Model to distil from, on that device and frozen; None for no distillation.
+        supernet, batches: The supernet, trained in place, and the training split, on one device.
+        settings, measured: How to search; latencies of the choices, for a latency budget.
+        run, teacher: As in :func:`train`; and the frozen model to distil from, or None.
 
     Raises:
         BudgetError: No plan meets the budget; before training if that is known.
@@ -168,29 +165,33 @@ def run_search(
     """
     goal = target_of(supernet, settings.requested, measured)
     _warn_of_unused_options(settings, goal, supernet)
-    run = run or Run()
 
     def choose() -> Projection:
         gates = supernet.probabilities()
         return project(gates, goal.table, goal.amount, settings.align, goal.attend)
 
     choose()  # a budget that no plan meets is refused before training
+    run = run or Run()
     if settings.head_map == "matched" and run.state is None:
         match_head_maps(supernet, batches, run.processes)
     hooks = _search_hooks(supernet, goal, settings, max(1, settings.epochs * max(1, len(batches))))
     if settings.stop_when_settled is not None:
-        units = sum(site.hidden for site in supernet.sites)
-        stopping = EarlyStopping(settings.stop_when_settled, units)
+        stopping = EarlyStopping(settings.stop_when_settled, sum(s.hidden for s in supernet.sites))
         hooks.stop_early(stopping, lambda: choose().choices)
-    task = DistillationLoss(settings, teacher)
-    epochs = train(supernet, batches, task, settings, "search", hooks, run)
+    loss = DistillationLoss(settings, teacher)
+    epochs = train(supernet, batches, loss, settings, "search", hooks, run)
     projection, expected = choose(), hooks.expected_cost()
-    plan = plan_of(supernet, projection)
-    tables, on = (cost_table_of(supernet), goal.table), measured.on if measured else ""
-    met = budget_met(plan, settings.budget, goal.amount, tables, on)
-    plan = plan.model_copy(update={"budget": met})
+    plan = _final_plan(supernet, projection, goal, measured.on if measured else "")
     supernet.fix(plan)
     return SearchResult(plan, projection, tuple(epoch.loss for epoch in epochs), expected)
+
+
+def _final_plan(supernet: Supernet, projection: Projection, goal: Target, on: str) -> PrunePlan:
+    """Return the plan with the budget that it meets."""
+    plan = plan_of(supernet, projection)
+    tables = cost_table_of(supernet), goal.table
+    met = budget_met(plan, goal.asked.text, goal.amount, tables, on)
+    return plan.model_copy(update={"budget": met})
 
 
 def _warn_of_unused_options(settings: SearchSettings, goal: Target, supernet: Supernet) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from torch import nn
@@ -48,44 +49,59 @@ def finetune_model(
         batches: Training split, on ``device``.
         settings: See :class:`FinetuneSettings`.
         teacher: Model to distil from, or None.
-        device: Where to compute.
-        label: Name of the progress bar.
+        device, label: Where to compute, and the name of the progress bar.
         run: As in :func:`train`.
 
     Returns:
         The model on the CPU, with the settings and losses added to its history.
 
     Raises:
-        ModelError: The teacher or the adapters do not fit the model.
-        RuntimeMissingError: Adapters are requested, and peft is not installed.
+        ModelError, RuntimeMissingError: As :func:`check_teacher` and :func:`lora_adapters`.
         JobError, DataError: As :func:`train`.
     """
+    teaching = None
     if teacher is not None:
         check_teacher(saved, teacher)
-        teacher.module.to(device).requires_grad_(False)
-    loss = DistillationLoss(settings, teacher.module if teacher else None)
-    module = saved.module.to(device)
-    with ExitStack() as stack:
-        if settings.adapters is not None:
-            size = saved.preprocessing.input_size
-            adapters = lora_adapters(module, settings.adapters, size, settings.seed)
-            counts = stack.enter_context(adapters)
-            stderr_console().print(str(counts), highlight=False)
+        teaching = teacher.module.to(device).requires_grad_(False)
+    loss, module = DistillationLoss(settings, teaching), saved.module.to(device)
+    with _adapters(saved, settings):
         epochs = train(module, batches, loss, settings, label, run=run)
+    more = {
+        "teacher": teacher.title if teacher else None,
+        "loss": [round(epoch.loss, 5) for epoch in epochs],
+    }
+    return _trained(saved, batches, settings, more)
+
+
+@contextmanager
+def _adapters(saved: SavedModel, settings: FinetuneSettings) -> Iterator[None]:
+    """Add the adapters of the settings, if any, to a model within this context."""
+    if settings.adapters is None:
+        yield
+        return
+    size = saved.preprocessing.input_size
+    with lora_adapters(saved.module, settings.adapters, size, settings.seed) as counts:
+        stderr_console().print(str(counts), highlight=False)
+        yield
+
+
+def _trained(
+    saved: SavedModel, batches: Batches, settings: FinetuneSettings, more: dict[str, Any]
+) -> SavedModel:
+    """Record in a model what it was trained on; ``more`` goes into the entry of its history."""
     entry = {
         "stage": "finetune",
         "data": batches.settings.spec,
         "settings": settings.model_dump(),
         "batch_size": batches.settings.batch_size,
-        "teacher": teacher.title if teacher else None,
-        "loss": [round(epoch.loss, 5) for epoch in epochs],
+        **more,
     }
     prep = saved.preprocessing
     if batches.no_crop:
         prep = prep.model_copy(update={"crop_pct": 1.0})
     return replace(
         saved,
-        module=module.cpu().eval(),
+        module=saved.module.cpu().eval(),
         preprocessing=prep,
         class_names=batches.class_names or saved.class_names,
         data=batches.settings.spec,

@@ -54,8 +54,7 @@ def train(
     """Train a model in place.
 
     Args:
-        model: On the device of the batches.
-        batches: Training split.
+        model, batches: The model and the training split, on one device.
         loss_function: Maps output, images [B, C, H, W] and labels [B] to a scalar.
         settings: Epochs, learning rate and so on.
         label: Name of the progress bar.
@@ -70,17 +69,15 @@ def train(
         DataError: There is no batch, or the model has no output for a label.
         StorageError: The log cannot be written.
     """
-    run = run or Run()
-    history: list[Epoch] = []
+    run, history = run or Run(), []
     if settings.epochs:
-        _warn_if_few(batches)
         with ExitStack() as stack:
             if run.processes.several:
                 stack.enter_context(sync_batch_norm(model))
             if settings.grad_checkpointing:
                 stack.enter_context(gradient_checkpointing(model))
-            device = next(model.parameters()).device
-            stack.enter_context(training_attention(model, settings.amp, device))
+            where = next(model.parameters()).device
+            stack.enter_context(training_attention(model, settings.amp, where))
             loop = _Loop(model, batches, loss_function, settings, label, hooks or NoHooks(), run)
             history = loop.run_epochs()
     model.eval()
@@ -100,6 +97,7 @@ class _Loop:
     run: Run
 
     def __post_init__(self) -> None:
+        _warn_if_few(self.batches)
         steps = max(1, self.settings.epochs * max(1, len(self.batches)))
         self._optimizer, self._schedule = make_optimizer(
             self.model, self.settings, steps, self.hooks.owned_parameters()

@@ -124,30 +124,34 @@ def lora_adapters(
     before = {id(p): p.requires_grad for p in model.parameters()}
     total = sum(p.numel() for p in model.parameters())
     unfrozen, found = _classifier_and_norms(model), _adaptable_layers(model)
-    # A layer whose weights the model reads without calling it would bypass its adapter.
-    called = _called(model, found, input_size)
-    if not called:
-        raise ModelError(
-            f"A {type(model).__name__} has no layer that can have an adapter.",
-            "Leave the adapters out.",
-        )
-    _check_rank(model, called, settings)
+    _check_rank(model, found, settings)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        adapted = _add_adapters(model, called, settings)
-    for parameter in model.parameters():
-        if id(parameter) in unfrozen:
-            parameter.requires_grad_(before[id(parameter)])
+        adapted = _add_adapters(model, found, settings)
+        # A layer whose weights the model reads without calling it would bypass its adapter. Some
+        # are called only because of the adapter, so that this cannot be found out before.
+        called = _called(model, found, input_size)
+        if called != found:
+            adapted.unload()
+            _forget_adapters(model)
+            adapted = _add_adapters(model, called, settings)
+    for parameter in (p for p in model.parameters() if id(p) in unfrozen):
+        parameter.requires_grad_(before[id(parameter)])
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     yield LoraCounts(trained, total, len(called), len(found) - len(called))
     adapted.merge_and_unload()
-    vars(model).pop("peft_config", None)  # some versions of peft leave it
+    _forget_adapters(model)
     for parameter in model.parameters():
         parameter.requires_grad_(before[id(parameter)])
 
 
 def _add_adapters(model: nn.Module, names: list[str], settings: LoraSettings) -> Any:
     """Add adapters to these layers, freeze everything else, and return peft's wrapper."""
+    if not names:
+        raise ModelError(
+            f"A {type(model).__name__} has no layer that can have an adapter.",
+            "Leave the adapters out.",
+        )
     with silenced():  # warnings of peft's imports about each other
         from peft import LoraConfig, LoraModel
 
@@ -158,6 +162,11 @@ def _add_adapters(model: nn.Module, names: list[str], settings: LoraSettings) ->
         target_modules=f"(?:{pattern})",
     )  # fmt: skip
     return LoraModel(model, {_NAME: config}, _NAME)
+
+
+def _forget_adapters(model: nn.Module) -> None:
+    """Delete the attribute that some versions of peft leave on a model without adapters."""
+    vars(model).pop("peft_config", None)
 
 
 def _classifier_and_norms(model: nn.Module) -> set[int]:
@@ -207,7 +216,7 @@ def _adaptable(part: nn.Module) -> bool:
 
 def _check_rank(model: nn.Module, names: list[str], settings: LoraSettings) -> None:
     weights: list[Any] = [model.get_submodule(name).weight for name in names]
-    most = max(min(weight.flatten(1).shape) for weight in weights)
+    most = max((min(weight.flatten(1).shape) for weight in weights), default=settings.r)
     if settings.r > most:
         raise ModelError(
             f"Adapters of rank {settings.r}: no layer of this model has more than rank {most}.",
@@ -228,9 +237,8 @@ def _called(model: nn.Module, names: list[str], input_size: tuple[int, int, int]
 
             hook = model.get_submodule(name).register_forward_hook(note)
             stack.callback(hook.remove)
-        if names:
-            like = next(model.parameters())
-            model.eval()
-            model(torch.zeros(1, *input_size, device=like.device, dtype=like.dtype))
-            model.train(training)
+        like = next(model.parameters())
+        model.eval()
+        model(torch.zeros(1, *input_size, device=like.device, dtype=like.dtype))
+        model.train(training)
     return [name for name in names if name in called]

@@ -157,8 +157,7 @@ def open_run(
         output: Folder that the training writes; checkpoints are beside it.
         inputs: All that determines the result of the training, see :func:`run_inputs`.
         settings: See :class:`RunSettings`.
-        processes: The processes that share the training.
-        device: Device of this process.
+        processes, device: The processes that share the training, and the device of this one.
 
     Raises:
         InputError: The checkpoints are of another run, or another run uses the folder.
@@ -179,12 +178,16 @@ def open_run(
         run = Run(processes, state=checkpoints.load(step) if step else None, folder=folder)
         if processes.first:
             run.checkpoints = checkpoints
-            lines = run.state["lines"] if run.state else 0
             board = settings.tensorboard and settings.tensorboard / output.name
-            run.log = TrainLog(folder / LOG_FILE, lines, board, step)
-            run.files.append(run.log.path)
+            _open_log(run, board, step)
         with _cleaned_up(checkpoints, run), lost_process_reported(processes):
             yield run
+
+
+def _open_log(run: Run, tensorboard: Path | None, step: int) -> None:
+    lines = run.state["lines"] if run.state else 0
+    run.log = TrainLog(run.folder / LOG_FILE, lines, tensorboard, step)
+    run.files.append(run.log.path)
 
 
 @contextmanager
