@@ -1,4 +1,4 @@
-"""Options whose text a function reads. Loads click alone."""
+"""Click callbacks that parse the text of an option. Loads only click."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ import click
 
 
 def parsed(parse: Callable[[str], Any]) -> Callable[..., Any]:
-    """A callback of click: what ``parse`` makes of an option's text, whose ValueError says what is
-    wrong with it; None stays None.
+    """Return a click callback that parses an option's text; None stays None.
+
+    Args:
+        parse: Raises ValueError with a message for the user.
     """
 
     def read(ctx: click.Context, option: click.Parameter, text: str | None) -> Any:
