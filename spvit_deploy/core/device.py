@@ -1,4 +1,4 @@
-"""Choice of the device that a stage computes on."""
+"""Choice of the device to compute on."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from spvit_deploy.core.errors import RuntimeMissingError
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """The device for ``auto|cpu|cuda|cuda:N|mps``; ``auto`` is the best there is.
+    """Return the device for ``auto|cpu|cuda|cuda:N|mps``; ``auto`` prefers CUDA, then MPS.
 
     Raises:
-        RuntimeMissingError: the device is not here.
+        RuntimeMissingError: The device is unknown or not available.
     """
     if name == "auto":
         if torch.cuda.is_available():
@@ -20,17 +20,15 @@ def pick_device(name: str = "auto") -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise RuntimeMissingError(
-            f"Device '{name}' is unknown.", "Choose auto, cpu, cuda, cuda:N or mps."
-        ) from None
+        device = None
+    if device is None or device.type not in {"cpu", "cuda", "mps"}:
+        raise RuntimeMissingError(f"--device {name}: expected auto, cpu, cuda, cuda:N or mps.")
     found = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device.type == "cuda" and (device.index or 0) >= found:
         raise RuntimeMissingError(
-            f"Device '{name}' was asked for; this host has {found} CUDA devices.",
+            f"--device {name}: not available; this host has {found} CUDA devices.",
             "Choose --device cpu.",
         )
     if device.type == "mps" and not torch.backends.mps.is_available():
-        raise RuntimeMissingError("Device 'mps' is not here.", "Choose --device cpu.")
-    if device.type not in {"cpu", "cuda", "mps"}:
-        raise RuntimeMissingError(f"Device '{name}' is not supported.", "Choose cpu, cuda or mps.")
+        raise RuntimeMissingError(f"--device {name}: not available.", "Choose --device cpu.")
     return device

@@ -1,18 +1,18 @@
-"""What can go wrong, and the exit code of each.
+"""Errors that users meet, and their exit codes.
 
 SpvitError
 ├── InputError            exit 2: the call or a file given is wrong
-│   ├── ModelError            unknown model, or one that no family takes
+│   ├── ModelError            unknown model, or one that no family supports
 │   ├── CheckpointError       weights that do not fit, or are not weights
-│   ├── CorruptFileError      a file that is not what its record says
+│   ├── CorruptFileError      a file that differs from its record
 │   ├── PlanError             gates that do not fit the model
 │   ├── DataError             no images, one class, unreadable images
-│   ├── BudgetError           a budget that no plan can meet
+│   ├── BudgetError           a budget that no plan meets
 │   ├── OutputExistsError     would overwrite something
-│   └── RuntimeMissingError   a runtime or device that is not here
+│   └── RuntimeMissingError   a runtime or device that is not installed
 └── JobError              exit 1: the call was right, the work failed
-    ├── ParityError           the exported model answers differently
-    ├── DivergedError         the loss or a weight of a training is no number any more
+    ├── ParityError           the outputs of the exported model differ
+    ├── DivergedError         the loss or a weight became NaN or infinite
     └── StorageError          the disk is full or not writable
 """
 
@@ -26,14 +26,14 @@ class SpvitError(Exception):
     """Base of all errors that a user can cause or meet.
 
     Args:
-        message: one sentence: what was asked and what was found.
-        hint: one sentence: what to do. Printed after the message.
+        message: One sentence: what is wrong, and what was found.
+        hint: One sentence: what to do. Printed after the message.
     """
 
     exit_code = 1
-    # Whether one of several processes met it alone, and so has to say it itself.
+    # Whether only one of several processes met it, and so has to report it itself.
     alone = False
-    # Whether the others say it as well, where they are still there a while after.
+    # Whether the others report it as well, if they still run a while later.
     late = False
 
     def __init__(self, message: str, hint: str = "") -> None:
@@ -49,7 +49,7 @@ class InputError(SpvitError):
 
 
 class ModelError(InputError):
-    """The model is unknown, or no family takes it."""
+    """The model is unknown, or no family supports it."""
 
 
 class CheckpointError(InputError):
@@ -73,11 +73,11 @@ class BudgetError(InputError):
 
 
 class OutputExistsError(InputError):
-    """The output is there already."""
+    """The output exists already."""
 
 
 class RuntimeMissingError(InputError):
-    """The runtime or the device is not on this host."""
+    """The runtime or the device is not available on this host."""
 
 
 class JobError(SpvitError):
@@ -85,11 +85,11 @@ class JobError(SpvitError):
 
 
 class ParityError(JobError):
-    """Two forms of one model answer differently."""
+    """Two forms of one model have different outputs."""
 
 
 class DivergedError(JobError):
-    """The loss or a weight of a training is no number any more."""
+    """The loss or a weight became NaN or infinite in training."""
 
 
 class StorageError(JobError):

@@ -15,12 +15,16 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def sha256_bytes(data: bytes) -> str:
-    """SHA-256 of ``data`` in hex."""
+    """Return the SHA-256 of ``data`` in hex."""
     return hashlib.sha256(data).hexdigest()
 
 
 def sha256_file(path: Path) -> str:
-    """SHA-256 of a file in hex."""
+    """Return the SHA-256 of a file in hex.
+
+    Raises:
+        InputError: There is no such file.
+    """
     if not path.is_file():
         raise InputError(f"{path}: no such file.", "Check the path.")
     digest = hashlib.sha256()
@@ -31,10 +35,10 @@ def sha256_file(path: Path) -> str:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file beside its place and rename it, so that the old one stays whole on failure.
+    """Write a file atomically: on failure the old one stays as it was.
 
     Raises:
-        StorageError: the disk is full, or the place cannot be written.
+        StorageError: The disk is full, or the place cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -65,7 +69,7 @@ def is_full(error: OSError) -> bool:
 
 
 def storage_error(error: OSError, path: Path) -> StorageError:
-    """What an ``OSError`` at ``path`` means to the user."""
+    """Return the error that tells users what an ``OSError`` at ``path`` means."""
     if is_full(error):
         return StorageError(f"{path}: no space left to write it.", "Free some space and try again.")
     return StorageError(f"{path}: {error.strerror or error}.", "Choose a place you may write to.")

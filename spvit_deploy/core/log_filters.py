@@ -1,4 +1,4 @@
-"""Libraries that talk about what no user can act on."""
+"""Log filters for libraries whose messages no user can act on."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def quiet(*names: str) -> Iterator[None]:
-    """Let these loggers ("" is the root) speak of errors alone; with ``--debug`` they say all."""
+    """Limit these loggers ("" is the root) to errors, unless ``--debug`` is given."""
     loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
     if logging.root.level > logging.DEBUG:
@@ -26,7 +26,7 @@ def quiet(*names: str) -> Iterator[None]:
 
 @contextmanager
 def silenced() -> Iterator[None]:
-    """Let no logger speak of less than errors: for imports that warn of each other."""
+    """Limit all loggers to errors, for imports that warn about each other."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -37,23 +37,23 @@ def silenced() -> Iterator[None]:
 
 @contextmanager
 def without_lines(mark: bytes) -> Iterator[None]:
-    """Keep lines of native code that hold ``mark`` off standard error; ``--debug`` shows them.
+    """Drop the lines with ``mark`` that native code writes to standard error, unless ``--debug``.
 
-    Native code knows no loggers. What else is written meanwhile is passed on in the end.
+    Native code does not use loggers. Other lines are written when the block ends.
     """
     try:
         screen = os.dup(2)
     except OSError:  # a process without standard error
         yield
         return
-    with tempfile.TemporaryFile() as heard:
-        os.dup2(heard.fileno(), 2)
+    with tempfile.TemporaryFile() as written:
+        os.dup2(written.fileno(), 2)
         try:
             yield
         finally:
             os.dup2(screen, 2)
             os.close(screen)
-            heard.seek(0)
-            for line in heard:
+            written.seek(0)
+            for line in written:
                 if mark not in line or logging.root.level <= logging.DEBUG:
                     os.write(2, line)

@@ -53,17 +53,17 @@ OUTPUT_KINDS = (MODEL, SEARCH, PLAN, EXPORT, EXPORTS, RECOMMENDATION)
 def ensure_free(
     path: Path, force: bool, folder: bool = True, reads: Sequence[Path | str | None] = ()
 ) -> None:
-    """Refuse an output that exists, unless ``force``, or cannot be written, before long work.
+    """Refuse an output that exists (unless ``force``) or that cannot be written, before long work.
 
     Args:
-        path: where the output goes.
-        force: whether an old output is to be replaced.
-        folder: whether the output is a folder, or a file.
-        reads: what the call reads, and so must not replace.
+        path: Where the output goes.
+        force: Whether an old output is to be replaced.
+        folder: Whether the output is a folder, or a file.
+        reads: What the call reads, and so must not replace.
 
     Raises:
-        OutputExistsError: it exists, or what is there is not of its kind.
-        InputError, StorageError: as :func:`ensure_parent`.
+        OutputExistsError: It exists, or something that is not an output is there.
+        InputError, StorageError: As :func:`ensure_parent`.
     """
     try:
         _require_free(path, force, folder, reads)
@@ -78,10 +78,12 @@ def _require_free(
     if path.exists() and not force:
         raise OutputExistsError(f"{path} exists.", "Choose another -o, or replace it with --force.")
     if path.is_symlink() and not path.exists():
-        raise OutputExistsError(f"{path} is a link to nothing.", "Choose another -o, or remove it.")
+        raise OutputExistsError(f"{path} is a broken link.", "Choose another -o, or remove it.")
     if path.exists() and path.is_dir() != folder:
         kinds = ("a file", "a folder") if folder else ("a folder", "a file")
-        raise OutputExistsError(f"{path} is {kinds[0]}; {kinds[1]} goes there.", "Choose another.")
+        raise OutputExistsError(
+            f"{path} is {kinds[0]}: the output is {kinds[1]}.", "Choose another -o."
+        )
     _require_apart(path, reads)
     if path.is_dir():
         _require_ours(path)
@@ -91,49 +93,49 @@ def ensure_parent(path: Path) -> None:
     """Refuse a place that cannot be written.
 
     Raises:
-        InputError: what exists above it is a file, or a folder that nothing can be put in.
-        StorageError: the disk is full.
+        InputError: What exists above it is a file, or a folder that is not writable.
+        StorageError: The disk is full.
     """
     parent = path.absolute().parent
     try:
         while not parent.exists():
             parent = parent.parent
         if not parent.is_dir():
-            raise InputError(f"{path}: {parent} is a file.", "Choose another place.")
-        # Permissions do not tell: root has all of them, and no folder of /proc takes a file.
+            raise InputError(f"{path}: {parent} is a file.", "Choose another -o.")
+        # Permission bits do not suffice: root has all of them, and /proc takes no file.
         tempfile.TemporaryDirectory(dir=parent, prefix=_partial(path)).cleanup()
     except OSError as error:
         raise _unwritable(error, path) from error
 
 
 def _unwritable(error: OSError, path: Path) -> SpvitError:
-    """What is wrong at the start of a call is wrong with the call, but for a disk that is full."""
+    """Return the error to raise before work starts: the call is wrong, unless the disk is full."""
     if is_full(error):
         return storage_error(error, path)
     return InputError(f"{path} cannot be written: {error.strerror or error}.", "Choose another -o.")
 
 
 def _require_apart(output: Path, inputs: Sequence[Path | str | None]) -> None:
-    """Refuse an output that is, or holds, an input: to replace it would lose what is read."""
+    """Refuse an output that is an input or contains one: replacing it would lose the input."""
     target = output.resolve()
     for given in inputs:
         if given is not None and Path(given).exists():
             source = Path(given).resolve()
             if source == target or source.is_relative_to(target):
                 raise OutputExistsError(
-                    f"{output} is what this call reads from; it is not replaced.",
+                    f"{output} is an input of this call and cannot be its output.",
                     "Choose another -o.",
                 )
 
 
 def _require_ours(folder: Path) -> None:
-    """Refuse to replace a folder with anything in it that no command wrote."""
+    """Refuse to replace a folder that contains anything that no command wrote."""
     if Path.cwd().is_relative_to(folder.resolve()):
-        raise OutputExistsError(f"{folder} is where you are; it is not replaced.", "Go elsewhere.")
+        raise OutputExistsError(f"{folder} is the working directory.", "Change to another.")
     foreign = _foreign(folder)
     if foreign:
         raise OutputExistsError(
-            f"{folder} holds '{foreign}', which is none of ours; it is not replaced.",
+            f"{folder} contains '{foreign}', which was not created by spvit-deploy.",
             "Choose another -o, or remove it yourself.",
         )
 
@@ -165,32 +167,32 @@ def _listed(record: Path) -> set[str]:
 
 @contextmanager
 def new_folder(path: Path, force: bool = False) -> Iterator[Path]:
-    """A folder to fill, renamed to ``path`` when the block ends well, and removed when it fails.
+    """Give a folder to fill, renamed to ``path`` when the block succeeds, removed when it fails.
 
-    With ``force`` an old folder is kept until the new one is whole. What a killed run left
+    With ``force`` an old folder stays until the new one is complete. What a killed run left
     beside ``path`` is removed.
 
     Raises:
-        OutputExistsError: it exists, or another run wrote it in the meantime.
-        StorageError: no space, or not writable.
-        NotImplementedError: what was written is of no kind in :data:`OUTPUT_KINDS`.
+        OutputExistsError: It exists, or another run wrote it in the meantime.
+        StorageError: No space, or not writable.
+        NotImplementedError: What was written is not of a kind in :data:`OUTPUT_KINDS`.
     """
     _require_free(path, force)
     with staging_folder(path) as staging:
         yield staging
         if foreign := _foreign(staging):
-            raise NotImplementedError(f"'{foreign}' is of no kind in OUTPUT_KINDS")
+            raise NotImplementedError(f"'{foreign}' is not of a kind in OUTPUT_KINDS")
         move_into_place(staging, path.absolute(), force)
 
 
 @contextmanager
 def staging_folder(path: Path) -> Iterator[Path]:
-    """A folder beside ``path`` to fill, from which what is whole can be renamed into place.
+    """Give a folder beside ``path`` to fill; what is complete can be renamed into place from it.
 
-    It is removed in the end, with what is left in it, and so is what a killed run left there.
+    It is removed in the end with what is left in it, and so is what a killed run left there.
 
     Raises:
-        StorageError: no space, or not writable.
+        StorageError: No space, or not writable.
     """
     path = path.absolute()
     try:
@@ -215,7 +217,7 @@ def _partial(path: Path) -> str:
 
 
 def _sweep(path: Path) -> None:
-    """Remove what runs that were killed left beside ``path``; those at work hold a lock."""
+    """Remove what killed runs left beside ``path``; runs at work hold a lock."""
     for left in path.parent.iterdir():
         mine = left.name.startswith(_partial(path))
         with suppress(OSError, InputError):
@@ -227,11 +229,11 @@ def _sweep(path: Path) -> None:
 
 
 def move_into_place(staging: Path, path: Path, force: bool) -> None:
-    """Rename a folder that is whole to ``path``; with ``force`` in the place of an old one.
+    """Rename a complete folder to ``path``, with ``force`` in place of an old one.
 
     Raises:
-        OutputExistsError: it exists, and is not to be replaced.
-        OSError: it cannot be renamed; the old one is where it was.
+        OutputExistsError: ``path`` exists, and ``force`` is not given.
+        OSError: It cannot be renamed; the old one is where it was.
     """
     if not path.exists():
         staging.rename(path)

@@ -1,4 +1,4 @@
-"""How images are prepared. Loads no PyTorch: processes that only serve stay small."""
+"""How images are prepared. Does not load PyTorch: processes that only serve stay small."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from spvit_deploy.core.records import StrictModel
 
 
 class Preprocessing(StrictModel):
-    """How an image becomes the model's input; travels with every model that we write."""
+    """How an image becomes the model's input; stored with every model that is written."""
 
     input_size: tuple[int, int, int]
     mean: tuple[float, ...]

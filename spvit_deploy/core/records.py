@@ -22,7 +22,7 @@ class StrictModel(BaseModel):
 
 
 def record_digest(record: dict[str, Any]) -> str:
-    """SHA-256 of a record, ``digest`` left out, in a form that does not depend on key order."""
+    """Return the SHA-256 of a record without its ``digest``; key order does not matter."""
     rest = {key: value for key, value in record.items() if key != "digest"}
     return sha256_bytes(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode())
 
@@ -34,50 +34,50 @@ def write_record(path: Path, record: dict[str, Any]) -> None:
 
 
 def read_record(path: Path, kind: str | None = None) -> dict[str, Any]:
-    """Read a JSON record and check its digest, which may be absent in a file made by hand.
+    """Read a JSON record and check its digest, which a file written by hand may lack.
+
+    Returns:
+        The record without ``digest``.
 
     Raises:
-        InputError: no such file, or a record of another kind.
-        CorruptFileError: not a JSON object, or changed since it was written. ``digest`` is
-            taken out of the result.
+        InputError: No such file, or a record of another kind.
+        CorruptFileError: Not a JSON object, or changed since it was written.
     """
     try:
         record = json.loads(path.read_bytes())
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}.", "Check the path.") from None
     except (ValueError, RecursionError):
-        raise CorruptFileError(
-            f"{path}: not JSON.", "The file is damaged; make it again."
-        ) from None
+        raise CorruptFileError(f"{path}: not JSON.", "It is damaged; create it again.") from None
     if not isinstance(record, dict):
-        raise CorruptFileError(f"{path}: not a JSON object.", "The file is damaged; make it again.")
+        raise CorruptFileError(f"{path}: not a JSON object.", "It is damaged; create it again.")
     digest = record.pop("digest", None)
     if digest is not None and digest != record_digest(record):
         raise CorruptFileError(
             f"{path}: hash mismatch, it was changed after it was written.",
-            "Make it again, or delete its 'digest' entry if the change was meant.",
+            "Create it again, or delete its 'digest' entry if the change was intended.",
         )
     if kind is not None and record.get("kind") != kind:
-        raise InputError(f"{path}: a {record.get('kind')!r} record; '{kind}' was expected.")
+        raise InputError(f"{path}: a {record.get('kind')!r} record; expected '{kind}'.")
     return record
 
 
 def check_files(folder: Path, hashes: dict[str, str]) -> None:
-    """Compare files of a folder with the hashes that its record names.
+    """Compare the files of a folder with the hashes in its record.
 
     Raises:
-        CorruptFileError: a file is missing or differs.
+        CorruptFileError: A file is missing or differs.
     """
     for name, expected in hashes.items():
         file = folder / name
         if Path(name).name != name:
             raise CorruptFileError(f"{folder}: its record names '{name}', outside the folder.")
         if not file.is_file():
-            raise CorruptFileError(f"{file}: missing.", "The folder is incomplete; make it again.")
+            raise CorruptFileError(f"{file}: missing.", "Create the folder again.")
         if sha256_file(file) != expected:
             raise CorruptFileError(
                 f"{file}: hash mismatch, it was truncated or changed after it was written.",
-                "Make it again.",
+                "Create it again.",
             )
 
 
@@ -92,16 +92,16 @@ def load_record(
     """Read and validate a record.
 
     Args:
-        path: of the file.
-        kind: that it says it is.
-        model: that it is validated by.
-        again: what a person does who needs another: "Measure again".
-        version: of its schema.
-        older: versions that the model reads as well.
+        path: File of the record.
+        kind: Its ``kind``.
+        model: Pydantic model that validates it.
+        again: How to get another one, such as "Measure again".
+        version: Schema version that is written today.
+        older: Other schema versions that ``model`` reads.
 
     Raises:
-        InputError: no such file, another record, or an unknown schema version.
-        CorruptFileError: damaged.
+        InputError: No such file, a record of another kind, or an unknown schema version.
+        CorruptFileError: It is damaged.
     """
     record = read_record(path, kind=kind)
     if record.get("schema_version") not in (version, *older):

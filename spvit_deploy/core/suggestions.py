@@ -1,4 +1,4 @@
-"""What may have been meant by a name that is not known."""
+"""Suggestions for unknown names."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from typing import Any
 
 
 def did_you_mean(name: str, known: Iterable[str], otherwise: str = "", most: int = 1) -> str:
-    """A question with the names that come nearest, or ``otherwise``."""
+    """Return "Did you mean …?" with the ``most`` closest names, or ``otherwise``."""
     close = difflib.get_close_matches(name, list(known), n=most)
     return f"Did you mean {', '.join(close)}?" if close else otherwise
 
 
 def argument_meant(error: Exception, entrypoint: Callable[..., Any], otherwise: str) -> str:
-    """The same for an argument that the class behind one of timm's functions does not take.
+    """Suggest a name for an unknown argument of the class behind one of timm's functions.
 
     Args:
-        error: that was raised.
-        entrypoint: the function.
-        otherwise: what to say of any other error.
+        error: Raised by the function.
+        entrypoint: The function.
+        otherwise: Returned for any other error.
     """
     found = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
     built = getattr(sys.modules[entrypoint.__module__], found[1], None) if found else None

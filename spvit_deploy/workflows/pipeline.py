@@ -1,8 +1,8 @@
-"""The whole way of one model, from a recipe.
+"""Runs the pipeline of a recipe, stage by stage.
 
 Each stage has a key: the hash of its settings and of what it reads. A stage whose key and
-outputs are as ``state.json`` says is skipped, so a killed or changed run goes on where it must;
-a training that was cut short goes on from its last checkpoint.
+outputs match ``state.json`` is skipped, so an interrupted or changed run continues where needed;
+an interrupted training continues from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from spvit_deploy._version import __version__
 from spvit_deploy.core.errors import InputError
 from spvit_deploy.core.files import sha256_bytes, sha256_file
 from spvit_deploy.core.locks import lock_folder
-from spvit_deploy.core.output_folders import ensure_parent
+from spvit_deploy.core.output_folders import OUTPUT_KINDS, ensure_parent
 from spvit_deploy.core.plan import ModelSpec
 from spvit_deploy.core.progress import stderr_console, warn
 from spvit_deploy.core.records import read_record, write_record
@@ -29,18 +29,17 @@ from spvit_deploy.workflows import stages as api
 from spvit_deploy.workflows.recipe import Recipe, check_recipe, load_recipe
 
 STATE_FILE = "state.json"
-_RECORDS = ("config.json", "search.json", "export.json")
 
 
 @dataclass
 class Runner:
-    """Runs stages, and remembers what is done.
+    """Runs stages and records which are done.
 
     Attributes:
-        root: folder of all results.
-        force: do everything again.
-        ran: names of the stages that ran; the others were skipped.
-        begun: told the name of each stage as its turn comes.
+        root: Folder of all results.
+        force: Whether to run every stage again.
+        ran: Names of the stages that ran; the others were skipped.
+        begun: Called with the name of each stage before it runs or is skipped.
     """
 
     root: Path
@@ -51,7 +50,7 @@ class Runner:
     def stage(
         self, name: str, settings: Any, inputs: list[Path], output: Path, work: Callable[[], Any]
     ) -> Path:
-        """Do ``work`` unless its key and output are as last time."""
+        """Do ``work`` unless its key and output are unchanged."""
         self.begun(name)
         key = sha256_bytes(
             json.dumps(
@@ -85,9 +84,9 @@ class Runner:
 
 
 def digest_of(path: Path) -> str | None:
-    """SHA-256 of a file or of a folder's record, whose hashes cover the rest; None if absent."""
-    for name in _RECORDS:
-        if (path / name).is_file():
+    """Return the SHA-256 of a file or an output folder; None if there is none."""
+    for kind in OUTPUT_KINDS:
+        if (path / kind.record).is_file():
             parts = sorted(file for file in path.iterdir() if file.is_file())
             return sha256_bytes("".join(sha256_file(part) for part in parts).encode())
     return sha256_file(path) if path.is_file() else None

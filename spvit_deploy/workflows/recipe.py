@@ -1,4 +1,4 @@
-"""Recipes: the settings of the whole way of one model, in one validated file."""
+"""Recipes: the settings of the whole pipeline, in one validated file."""
 
 from __future__ import annotations
 
@@ -79,14 +79,14 @@ class Recipe(_Section):
     benchmark: BenchmarkSection = BenchmarkSection()
 
     def run_settings(self) -> RunSettings:
-        """How trainings are kept and followed; each goes on where it was cut short."""
+        """Return the settings of checkpoints and logs; an interrupted training continues."""
         return RunSettings(
             checkpoint_every=self.checkpoint_every, resume="auto", tensorboard=self.tensorboard
         )
 
 
 TEMPLATE = """\
-# The whole way of one model. `spvit-deploy run recipe.yaml`; relative paths count from here.
+# The whole pipeline of one model. `spvit-deploy run recipe.yaml`; relative paths count from here.
 version: 1
 output: run              # folder for all results
 device: auto             # auto, cpu, cuda, cuda:N, mps
@@ -130,7 +130,7 @@ def write_template(path: Path, force: bool) -> Path:
     """Write a commented recipe.
 
     Raises:
-        OutputExistsError: it exists and ``force`` is not given.
+        OutputExistsError: It exists and ``force`` is not given.
     """
     if path.exists() and not force:
         raise OutputExistsError(f"{path} exists.", "Name another file, or replace it with --force.")
@@ -162,7 +162,7 @@ def load_recipe(path: Path) -> Recipe:
 
 
 def anchored(recipe: Recipe, here: Path) -> Recipe:
-    """The recipe with its relative paths counted from ``here``, and so the same everywhere."""
+    """Return the recipe with its relative paths made absolute, counted from ``here``."""
     model = recipe.model
     if model.checkpoint:
         model = model.model_copy(update={"checkpoint": str(here / model.checkpoint)})
@@ -180,10 +180,10 @@ def anchored(recipe: Recipe, here: Path) -> Recipe:
 
 
 def check_recipe(recipe: Recipe) -> None:
-    """Refuse before the first stage what a later one would refuse.
+    """Check before the first stage what later stages would refuse.
 
     Raises:
-        InputError: a model, budget, format, precision, batch or runtime that cannot be.
+        InputError: A model, budget, format, precision, batch or runtime is invalid.
     """
     asked = recipe.export
     for training in (recipe.train, recipe.finetune):
@@ -194,8 +194,8 @@ def check_recipe(recipe: Recipe) -> None:
         find_runtime(name)
     if fixed is not None and set(recipe.benchmark.batches) != {fixed}:
         raise InputError(
-            f"The export is for batches of {fixed}; the benchmark asks for "
-            f"{', '.join(map(str, recipe.benchmark.batches))}.",
+            f"benchmark.batches {', '.join(map(str, recipe.benchmark.batches))}: "
+            f"the export is for batches of {fixed}.",
             f"Set benchmark.batches: [{fixed}].",
         )
     _check_budget(recipe)

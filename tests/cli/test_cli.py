@@ -362,7 +362,7 @@ def test_a_demo_replaces_nothing_but_a_demo(tmp_path: Path) -> None:
     good("run", "--init", tmp_path / "recipe.yaml")
     (tmp_path / "notes.txt").write_text("mine")
     for force in ([], ["--force"]):
-        refused("demo", "-o", tmp_path, *force, says="is no demo")
+        refused("demo", "-o", tmp_path, *force, says="is not a demo")
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
@@ -636,8 +636,8 @@ def test_images_of_the_wrong_size_are_refused_by_sessions(work: Path) -> None:
 def test_what_is_read_is_not_replaced(work: Path, tmp_path: Path) -> None:
     lean = tmp_path / "lean"
     shutil.copytree(work / "lean", lean)
-    refused("export", lean, "-o", lean, "--force", says="reads from")
-    refused("finetune", lean, "--data", "digits", "-o", lean, "--force", says="reads from")
+    refused("export", lean, "-o", lean, "--force", says="is an input")
+    refused("finetune", lean, "--data", "digits", "-o", lean, "--force", says="is an input")
     refused("materialize", lean, "-o", tmp_path / "out", says="is a model already")
     refused("evaluate", lean / "gates.json", "--data", "digits", says="not a dense, lean")
     refused("export", NAME, *TINY_ARGS, "--checkpoint", work / "search", "-o", tmp_path / "out",
@@ -690,7 +690,7 @@ def test_runtimes_and_devices_that_are_not_here(work: Path, tmp_path: Path) -> N
     bench = ["benchmark", work / "tuned", "-o", tmp_path / "r.json"]
     refused(*bench, "--runtime", "abacus", says="unknown")
     refused(*bench, "--runtime", "onnxruntime", says="takes it")
-    refused(*bench, "--device", "abacus", says="unknown")
+    refused(*bench, "--device", "abacus", says="--device abacus: expected auto")
     onnx_bench = ["benchmark", work / "onnx", "-o", tmp_path / "r.json"]
     trained = ["--data", "digits", "-o", tmp_path / "out"]
     for device in ("cuda:x", "cuda:", "cpu:x", ":0"):
@@ -699,7 +699,7 @@ def test_runtimes_and_devices_that_are_not_here(work: Path, tmp_path: Path) -> N
             ["search", "--model", work / "dense", "--budget", "50%", *trained],
             ["finetune", work / "dense", *trained],
         ):  # fmt: skip
-            refused(*command, "--device", device, says=f"Device '{device}' is ")
+            refused(*command, "--device", device, says=f"--device {device}: ")
     for command in ("evaluate", "benchmark"):
         assert "mps|tensorrt|openvino" in good(command, "--help").stdout
     if not torch.cuda.is_available():

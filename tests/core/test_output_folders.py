@@ -71,11 +71,11 @@ def test_outputs_of_another_kind_are_refused_at_once(tmp_path: Path) -> None:
     file.write_text("{}")
     folder.mkdir()
     link.symlink_to(tmp_path / "nowhere")
-    with pytest.raises(OutputExistsError, match="a folder goes there"):
+    with pytest.raises(OutputExistsError, match="the output is a folder"):
         ensure_free(file, force=True)
-    with pytest.raises(OutputExistsError, match="a file goes there"):
+    with pytest.raises(OutputExistsError, match="the output is a file"):
         ensure_free(folder, force=True, folder=False)
-    with pytest.raises(OutputExistsError, match="link to nothing"):
+    with pytest.raises(OutputExistsError, match="broken link"):
         ensure_free(link, force=True)
     fill(folder, "in an empty folder", force=True)
 
@@ -83,21 +83,21 @@ def test_outputs_of_another_kind_are_refused_at_once(tmp_path: Path) -> None:
 def test_what_we_did_not_write_is_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.jpg").write_bytes(b"")
-    with pytest.raises(OutputExistsError, match="none of ours"):
+    with pytest.raises(OutputExistsError, match="not created by spvit-deploy"):
         ensure_free(tmp_path / "photos", force=True)
     fill(tmp_path / "mixed", "{}")
     (tmp_path / "mixed" / "notes.txt").write_text("mine")
-    with pytest.raises(OutputExistsError, match=r"'notes\.txt', which is none of ours"):
+    with pytest.raises(OutputExistsError, match=r"'notes\.txt', which was not created by"):
         ensure_free(tmp_path / "mixed", force=True)
     fill(tmp_path / "run" / "lean", "{}")
     (tmp_path / "run" / "state.json").write_text("{}")
-    with pytest.raises(OutputExistsError, match="none of ours"):
+    with pytest.raises(OutputExistsError, match="not created by spvit-deploy"):
         ensure_free(tmp_path / "run", force=True)
     fill(tmp_path / "all" / "onnx-fp32", "{}")
     (tmp_path / "all" / "exports.json").write_text("{}")
     ensure_free(tmp_path / "all", force=True)
     fill(tmp_path / "all" / "onnx-fp32" / "deeper", "{}")
-    with pytest.raises(OutputExistsError, match="none of ours"):
+    with pytest.raises(OutputExistsError, match="not created by spvit-deploy"):
         ensure_free(tmp_path / "all", force=True)
 
 
@@ -140,7 +140,7 @@ def test_what_could_never_be_replaced_is_not_written(tmp_path: Path) -> None:
 def test_what_a_call_reads_is_not_replaced(tmp_path: Path) -> None:
     fill(tmp_path / "lean", "{}")
     for reads in (tmp_path / "lean", tmp_path / "lean" / "config.json", str(tmp_path / "lean")):
-        with pytest.raises(OutputExistsError, match="reads from"):
+        with pytest.raises(OutputExistsError, match="is an input of this call"):
             ensure_free(tmp_path / "lean", force=True, reads=(reads, None))
     ensure_free(tmp_path / "lean", force=True, reads=("vit_tiny_patch16_224", tmp_path))
 
