@@ -123,6 +123,7 @@ def test_layers_return_to_fp32_until_the_drop_holds(dense: Path, tmp_path: Path)
     assert "stayed in fp32 for accuracy" in text
 
 
+@pytest.mark.slow
 def test_openvino_returns_layers_to_fp32_by_the_same_control(dense: Path, tmp_path: Path) -> None:
     """A drop that nothing satisfies leaves no layer in int8, and the model as it was."""
     import openvino
@@ -138,9 +139,9 @@ def test_openvino_returns_layers_to_fp32_by_the_same_control(dense: Path, tmp_pa
     calibration = Calibration(images, lambda: [(images, labels)], -1)
     same, accuracy = _quantize(model, calibration, 1, notes.append)
     assert (accuracy.before, accuracy.after) == (100, 100)
-    assert len(accuracy.kept) == 13
+    assert len(accuracy.kept) == 16  # patches; 3 × qkv, attention, proj, fc1, fc2
     assert not any("head" in name for name in accuracy.kept)
-    assert sum("ranking" in note for note in notes) == 13
+    assert sum("ranking" in note for note in notes) == 16
     assert "FakeQuantize" not in {node.get_type_name() for node in same.get_ops()}
 
 
