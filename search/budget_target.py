@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from spvit_deploy.core.errors import BudgetError
 from spvit_deploy.families.timm_models import input_size
 from spvit_deploy.lean.cost import CostTable, Unit
-from spvit_deploy.lean.parameter_table import cost_table, parameter_table
+from spvit_deploy.lean.cost_tables import cost_table, parameter_table
 from spvit_deploy.search.budget import BudgetRequest
 from spvit_deploy.search.candidates.token_merging import require_no_merges, with_saved_macs
 from spvit_deploy.search.projection import least_cost

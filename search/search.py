@@ -11,6 +11,7 @@ from torch import nn
 
 from spvit_deploy.core.plan import ModelSpec, PrunePlan
 from spvit_deploy.core.progress import warn
+from spvit_deploy.core.token_merges import TokenKeep, TokenMerges
 from spvit_deploy.data.batches import Batches
 from spvit_deploy.search.budget import BudgetRequest, parse_budget
 from spvit_deploy.search.budget_target import Measured, Target, cost_table_of, target_of
@@ -22,7 +23,6 @@ from spvit_deploy.search.plan_builder import budget_met, plan_of
 from spvit_deploy.search.projection import Projection, project
 from spvit_deploy.search.search_hooks import SearchHooks
 from spvit_deploy.search.supernet import Supernet
-from spvit_deploy.token_merges import TokenKeep, TokenMerges
 from spvit_deploy.training.distillation import DistillationLoss, DistillSettings
 from spvit_deploy.training.loop import train
 from spvit_deploy.training.run import Run

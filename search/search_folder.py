@@ -20,10 +20,10 @@ from spvit_deploy.families.checkpoints import load_weights, read_state_dict
 from spvit_deploy.families.registry import find_sites
 from spvit_deploy.families.timm_models import create_empty, create_model, create_shell, input_size
 from spvit_deploy.lean.cost import count_cost
+from spvit_deploy.lean.cost_tables import cost_table
 from spvit_deploy.lean.materialize import check_plan, materialize_weights
 from spvit_deploy.lean.model_folder import FolderRecord, SavedModel, fill_folder
 from spvit_deploy.lean.operations.base import EXTRAS_PREFIX
-from spvit_deploy.lean.parameter_table import cost_table
 from spvit_deploy.search.candidates.registry import needed_by, offered_in
 from spvit_deploy.search.candidates.token_merging import sites_with_merges
 from spvit_deploy.search.supernet import Supernet

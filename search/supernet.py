@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from spvit_deploy.core.plan import AttentionKind, BlockPlan, ModelSpec, PrunePlan, Semantics
+from spvit_deploy.core.token_merges import TokenKeep
 from spvit_deploy.families.timm_models import input_size
 from spvit_deploy.lean.input_dependence import depends_on_input
 from spvit_deploy.lean.materialize import check_plan
@@ -24,7 +25,6 @@ from spvit_deploy.search.candidates.token_merging import sites_with_merges
 from spvit_deploy.search.gated_attention import GatedAttention
 from spvit_deploy.search.gated_mlp import GatedMlp
 from spvit_deploy.search.gates import draw
-from spvit_deploy.token_merges import TokenKeep
 
 
 @dataclass(frozen=True)

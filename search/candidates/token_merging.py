@@ -13,13 +13,13 @@ from torch import nn
 
 from spvit_deploy.core.errors import BudgetError
 from spvit_deploy.core.plan import ModelSpec
+from spvit_deploy.core.token_merges import TokenKeep
 from spvit_deploy.families.base import BlockSite
 from spvit_deploy.families.registry import find_sites
 from spvit_deploy.families.timm_models import input_size
 from spvit_deploy.lean.cost import CostTable, count_cost
 from spvit_deploy.lean.token_merging import insert_merges, without_merges
 from spvit_deploy.search.budget import BudgetRequest
-from spvit_deploy.token_merges import TokenKeep
 
 
 def sites_with_merges(model: Any, spec: ModelSpec, keeps: Sequence[TokenKeep]) -> list[BlockSite]:

@@ -13,13 +13,13 @@ from spvit_deploy.families.checkpoints import load_weights, read_state_dict
 from spvit_deploy.families.timm_models import create_shell, preprocessing_of
 from spvit_deploy.lean.materialize import shape_lean
 from spvit_deploy.lean.model_folder import SavedModel
-from spvit_deploy.search.authors_plan import complete_sizes, published_plan, units_of_weights
 from spvit_deploy.search.published.config import (
     AuthorsConfig,
     find_indicators,
     read_config,
     read_indicators,
 )
+from spvit_deploy.search.published.plan import complete_sizes, published_plan, units_of_weights
 from spvit_deploy.search.published.weights import lean_state
 
 

@@ -286,7 +286,7 @@ def take_adapters(_: click.Context, __: click.Parameter, value: str | None) -> L
 
 def take_token_keep(_: click.Context, __: click.Parameter, value: str | None) -> Any:
     """Parse ``0.7@3,0.7@6``."""
-    from spvit_deploy.token_merges import parse_token_keep
+    from spvit_deploy.core.token_merges import parse_token_keep
 
     return parse_token_keep(value)
 

@@ -23,7 +23,7 @@ from pydantic import (
 
 from spvit_deploy.core.errors import PlanError, first_line
 from spvit_deploy.core.records import StrictModel, read_record, record_digest, write_record
-from spvit_deploy.token_merges import TokenKeep
+from spvit_deploy.core.token_merges import TokenKeep
 
 SCHEMA_VERSION = 1
 GATES_FILE = "gates.json"

@@ -20,9 +20,9 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from spvit_deploy.core.errors import ModelError
+from spvit_deploy.core.token_merges import TokenKeep
 from spvit_deploy.families.base import BlockSite
 from spvit_deploy.families.parts import WITHOUT_CONVS
-from spvit_deploy.token_merges import TokenKeep
 
 
 def merge_tokens(x: Tensor, size: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -26,9 +26,9 @@ from spvit_deploy.families.timm_models import (
     preprocessing_of,
 )
 from spvit_deploy.lean.cost import count_cost
+from spvit_deploy.lean.cost_tables import cost_table, parameter_table
 from spvit_deploy.lean.materialize import materialize_weights
 from spvit_deploy.lean.model_folder import SavedModel, load_saved, save_model
-from spvit_deploy.lean.parameter_table import cost_table, parameter_table
 from spvit_deploy.runtimes.onnxruntime.session import OnnxRuntimeSession
 from spvit_deploy.search.supernet import Supernet
 from tests.conftest import shake

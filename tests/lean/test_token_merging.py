@@ -20,6 +20,7 @@ from spvit_deploy.core.plan import (
     load_plan,
     parse_plan,
 )
+from spvit_deploy.core.token_merges import TokenKeep, parse_token_keep
 from spvit_deploy.families.timm_models import create_model, input_size, preprocessing_of
 from spvit_deploy.lean.cost import count_cost
 from spvit_deploy.lean.model_folder import load_saved
@@ -27,7 +28,6 @@ from spvit_deploy.lean.token_merging import merge_tokens
 from spvit_deploy.search.search import SearchSettings
 from spvit_deploy.search.search_folder import SearchRecord, load_search, save_search
 from spvit_deploy.search.supernet import Supernet
-from spvit_deploy.token_merges import TokenKeep, parse_token_keep
 from tests.conftest import plan_for, shake, tiny_spec
 from tests.helpers.calls import good, refused
 from tests.helpers.lean_checks import require_lean_equals_supernet
