@@ -52,7 +52,8 @@ def resized_size(prep: Preprocessing) -> tuple[int, int]:
 def to_raw_images(images: Array, prep: Preprocessing) -> Array:
     """Make raw images that the model's preprocessing turns into these normalized images.
 
-    As :func:`to_pixels`, with borders up to :func:`resized_size` that the crop removes.
+    Maps [B, C, H, W] to uint8 [B, height, width, C]: as :func:`to_pixels`, with borders up to
+    :func:`resized_size` that the crop removes.
     """
     pixels = to_pixels(images, prep)
     margins = [(0, 0)]
