@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from spvit_deploy.core.errors import InputError
@@ -48,11 +49,17 @@ def written(dense: Path, tmp_path_factory: pytest.TempPathFactory) -> ExportReco
     return export_triton(str(dense), repository, name=NAME).record
 
 
+@pytest.fixture(scope="module")
+def first_version(dense: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    repository = tmp_path_factory.mktemp("first") / "repo"
+    good("export", dense, *TRITON, "--backend", "python", "-o", repository)
+    return repository
+
+
 @pytest.fixture
-def repository(dense: Path, tmp_path: Path) -> Path:
+def repository(first_version: Path, tmp_path: Path) -> Path:
     """With one version of one model, for the Python backend."""
-    good("export", dense, *TRITON, "--backend", "python", "-o", tmp_path / "repo")
-    return tmp_path / "repo"
+    return shutil.copytree(first_version, tmp_path / "repo")
 
 
 @pytest.mark.parametrize(
@@ -122,7 +129,6 @@ servings = st.builds(
 )
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     inputs=st.lists(tensors, min_size=1, max_size=3, unique_by=lambda one: one.name),
     outputs=st.lists(tensors, min_size=1, max_size=3, unique_by=lambda one: one.name),
@@ -237,7 +243,6 @@ def test_names_that_triton_does_not_take(name: str, dense: Path, tmp_path: Path)
     assert not (tmp_path / "repo").exists()
 
 
-@settings(max_examples=200)
 @given(st.text(max_size=300))
 def test_every_model_has_a_name_in_triton(model: str) -> None:
     assert check_model_name(default_model_name(model))

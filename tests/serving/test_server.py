@@ -29,7 +29,7 @@ from spvit_deploy.serving.server_install import find_server
 from tests.helpers.calls import call, good, refused
 from tests.helpers.triton_server import NAME, SERVER, free_ports, needs_server, save_dense
 
-pytestmark = [needs_server, pytest.mark.slow]
+pytestmark = needs_server
 # The program, ended by SIGINT also where this process ignores it, as jobs in the background do.
 INTERRUPTIBLE = """
 import signal
@@ -161,6 +161,7 @@ def test_requests_are_batched_and_each_gets_its_own_answer(
     assert after.failed == before.failed
 
 
+@pytest.mark.slow
 def test_a_load_keeps_its_times_and_says_what_it_saw(server: RunningServer) -> None:
     for url in (server.grpc, server.http):
         said = good("load", url, "--model", NAME, "--rate", 50, "--duration", 2, "--slo", "5s")
@@ -185,6 +186,7 @@ def test_the_highest_rate_that_holds_a_limit_is_found(server: RunningServer) -> 
     assert call(*asked).exit_code == 2
 
 
+@pytest.mark.slow
 def test_lost_requests_are_counted_when_the_server_dies(fresh: tuple[RunningServer, Path]) -> None:
     server, _ = fresh
 
@@ -214,6 +216,7 @@ def test_lost_requests_are_counted_when_the_server_dies(fresh: tuple[RunningServ
     refused("load", server.http, "--model", NAME, says="No Triton server responds")
 
 
+@pytest.mark.slow
 def test_a_client_has_a_new_version_loaded_without_a_failed_request(
     fresh: tuple[RunningServer, Path], models: list[Path]
 ) -> None:
@@ -241,6 +244,7 @@ def test_a_client_has_a_new_version_loaded_without_a_failed_request(
         assert client.infer(images(1)).version == "2"
 
 
+@pytest.mark.slow
 def test_serve_finds_new_versions_itself_and_ends_with_an_interrupt(
     models: list[Path], tmp_path: Path
 ) -> None:
@@ -273,6 +277,7 @@ def test_serve_finds_new_versions_itself_and_ends_with_an_interrupt(
     assert [log.count(f'"loading: {NAME}:{version}"') for version in (1, 2)] == [1, 1]
 
 
+@pytest.mark.slow
 def test_serve_says_that_its_server_was_killed(repository: Path) -> None:
     here = settings()
     ports = ["--http-port", here.http, "--grpc-port", here.grpc]
@@ -290,6 +295,7 @@ def test_serve_says_that_its_server_was_killed(repository: Path) -> None:
     assert process.returncode == 1
 
 
+@pytest.mark.slow
 def test_what_the_server_does_not_have_is_refused(models: list[Path], tmp_path: Path) -> None:
     export_triton(str(models[0]), tmp_path / "repo", name=NAME)
     refused("serve", tmp_path / "repo", "--server", SERVER, says="the backend 'onnxruntime': nv")
