@@ -125,7 +125,6 @@ def run_load(
     A server that dies ends the test early, within about two of the client's timeouts.
 
     Args:
-        client: Of the server and model.
         images: Requests, sent in a cycle.
         rate: Requests per second, in the mean.
         duration: Seconds that the requests take, in the mean.
@@ -186,7 +185,6 @@ def find_served_rate(
     """Find the highest rate that holds a limit in short trials, then hold it in a long run.
 
     Args:
-        client: Of the server and model.
         images: Requests, sent in a cycle.
         slo: Limit of the 99th percentile, seconds.
         duration: Seconds of the long run.

@@ -74,7 +74,6 @@ class _Destination:
 
     @property
     def folder(self) -> Path:
-        """The version's folder."""
         return self.model / str(self.version)
 
 

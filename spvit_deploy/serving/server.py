@@ -41,22 +41,17 @@ class ServerSettings:
 
     @property
     def ports(self) -> dict[str, int]:
-        """Ports by the option that chooses each."""
-        found = {"--http-port": self.http, "--grpc-port": self.grpc}
-        return found if self.metrics is None else {**found, "--metrics-port": self.metrics}
+        """Ports by service."""
+        found = {"http": self.http, "grpc": self.grpc}
+        return found if self.metrics is None else {**found, "metrics": self.metrics}
 
     def arguments(self) -> list[str]:
         """Return the arguments of ``tritonserver``."""
-        services = ["http", "grpc"] if self.metrics is None else ["http", "grpc", "metrics"]
-        found = [
-            f"--exit-timeout-secs={_SHUTDOWN}",
-            f"--allow-metrics={str(self.metrics is not None).lower()}",
-        ]
-        for service in services:
-            found += [
-                f"--{service}-address={self.host}",
-                f"--{service}-port={getattr(self, service)}",
-            ]
+        found = [f"--exit-timeout-secs={_SHUTDOWN}"]
+        if self.metrics is None:
+            found.append("--allow-metrics=false")
+        for service, port in self.ports.items():
+            found += [f"--{service}-address={self.host}", f"--{service}-port={port}"]
         if self.poll:
             return [*found, "--model-control-mode=poll", f"--repository-poll-secs={self.poll}"]
         return [*found, "--model-control-mode=explicit", "--load-model=*"]
@@ -71,7 +66,7 @@ class ServerSettings:
             raise InputError(
                 f"Two ports are the same: {sorted(self.ports.values())}.", "Choose different ones."
             )
-        for option, port in self.ports.items():
+        for service, port in self.ports.items():
             with closing(socket.socket()) as tried:
                 tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 try:
@@ -79,7 +74,7 @@ class ServerSettings:
                 except OSError as error:
                     raise InputError(
                         f"Port {port} of {self.host} cannot be used: {error.strerror or error}.",
-                        f"Choose another with {option}.",
+                        f"Choose another with --{service}-port.",
                     ) from None
 
 
