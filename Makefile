@@ -13,12 +13,15 @@ HAS_SERVER := $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m))
 APART := harness pages published quality_methods quality_pages quality_peers quality_setting quality search_cost
 SUITES := $(filter-out $(APART:%=benchmarks/suites/%.py),$(wildcard benchmarks/suites/*.py))
 
-.PHONY: demo test lint bench serve-env clean
+.PHONY: help demo test test-slow test-all lint bench serve-env clean
+# Workers of pytest-xdist; more need more than 2 GB of memory each.
+PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo   train, search, export and benchmark a small model; writes demo/report.html"
-	@echo "make test   run the whole test suite"
+	@echo "make test   run the tests, but for the slow ones: ten minutes on two cores"
+	@echo "make test-all  run all tests"
 	@echo "make lint   ruff, mypy, import-linter"
 	@echo "make serve-env  Triton's server in $(SERVE), for spvit-deploy serve --server $(SERVE)"
 	@echo "make bench  comparisons against peers; rewrites benchmarks/suites/results"
@@ -49,7 +52,12 @@ $(SERVED):
 serve-env: $(SERVED)
 
 test: $(READY) $(if $(HAS_SERVER),$(SERVED))
-	$(BIN)/python -m pytest -n auto --maxprocesses 4
+	$(PYTEST) -m "not slow and not gpu"
+
+test-slow: $(READY) $(if $(HAS_SERVER),$(SERVED))
+	$(PYTEST) -m "slow and not gpu"
+
+test-all: test test-slow
 
 lint: $(READY)
 	$(BIN)/ruff check .

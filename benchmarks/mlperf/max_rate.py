@@ -130,12 +130,12 @@ def settle_rate(driven: Driven, workload: Workload) -> Trials:
 
 
 def load_record(
-    driven: Driven,
-    samples: Sequence[float],
-    tried: Trials,
-    workload: Workload,
+    driven: Driven, samples: Sequence[float], tried: Trials, workload: Workload
 ) -> LoadRecord:
     """Summarize the rounds of a workload that LoadGen drove.
+
+    The rate of ``server`` is 0 only where the rounds exceeded the limit; a rate that held for too
+    few queries is reported, and is not valid.
 
     Args:
         driven: The session.
@@ -148,8 +148,9 @@ def load_record(
     rates: tuple[float, ...] = ()
     if workload.scenario == "offline":
         rate, rates = median(driven.rates), tuple(driven.rates)
-    elif workload.scenario == "server":
-        rate, rates = 0.0 if why else driven.rate, tuple(rate for rate in driven.found if rate)
+    elif workload.slo is not None:
+        rate = driven.rate if percentile(samples, 99) <= workload.slo else 0.0
+        rates = tuple(each for each in driven.found if each)
     return LoadRecord(
         version=loadgen_version(), valid=not why, why=why, rate=rate, rates=rates, tried=tried
     )

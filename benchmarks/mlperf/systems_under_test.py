@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
@@ -107,7 +106,9 @@ class QueuedSystem(InlineSystem):
 
     def __init__(self, lg: Any, calls: Sequence[Call], batch: int) -> None:
         super().__init__(lg, calls, batch)
-        self._waiting: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._waiting: list[Any] = []
+        self._changed = threading.Condition()
+        self._ended = False
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -119,27 +120,24 @@ class QueuedSystem(InlineSystem):
             try:
                 yield
             finally:
-                for _ in workers:
-                    self._waiting.put(None)
+                self._ended = True
+                self.issue([])
                 for worker in workers:
                     worker.join()
 
     def issue(self, samples: list[Any]) -> None:
         """Queue the samples."""
-        for sample in samples:
-            self._waiting.put(sample)
+        with self._changed:
+            self._waiting += samples
+            self._changed.notify_all()
 
     def _work(self, call: Call) -> None:
-        while (first := self._waiting.get()) is not None:
-            self.run(call, [first, *self._more()])
+        while batch := self._next():
+            self.run(call, batch)
 
-    def _more(self) -> Iterator[Any]:
-        for _ in range(self._batch - 1):
-            try:
-                sample = self._waiting.get_nowait()
-            except queue.Empty:
-                return
-            if sample is None:
-                self._waiting.put(None)
-                return
-            yield sample
+    def _next(self) -> list[Any]:
+        """Wait for samples and take a batch of them; empty at the end."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._ended)
+            batch, self._waiting = self._waiting[: self._batch], self._waiting[self._batch :]
+        return batch

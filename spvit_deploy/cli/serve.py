@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -17,7 +14,7 @@ from spvit_deploy.core.units import parse_duration
 from spvit_deploy.lean.load_model import ModelRequest
 
 if TYPE_CHECKING:
-    from spvit_deploy.serving.load_test import LoadReport, ServedRate
+    from spvit_deploy.serving.load_test import LoadReport
 
 _PORT = click.IntRange(1, 65535)
 
@@ -26,10 +23,12 @@ def deploy(
     model: ModelRequest, output: Path, triton: dict[str, Any], common: dict[str, Any]
 ) -> None:
     """Export into a repository, and print what was written."""
+    from spvit_deploy.serving.config import Serving
     from spvit_deploy.serving.repository import export_triton
     from spvit_deploy.workflows import console as show
 
-    written = export_triton(model, output, **triton, **common)
+    chosen = Serving(**triton.pop("serving"))
+    written = export_triton(model, output, chosen, **triton, **common)
     show.export(written.record, written.folder)
     serving = written.serving
     batches = f"batches up to {serving.max_batch}" if serving.max_batch else "its fixed batch"
@@ -75,27 +74,16 @@ def serve(repository: Path, server: str | None, log: Path, wait: float, **settin
     from spvit_deploy.serving.server_install import find_server
 
     found = find_server(server, repository)
-    address = ServerSettings(**settings)
-    with _interrupt_on_sigterm(), run_server(repository, found, address, log) as running:
-        try:
+    # Supervisors send SIGTERM.
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with run_server(repository, found, ServerSettings(**settings), log) as running:
             for name, versions in running.wait_ready(wait).items():
                 click.echo(f"{name}, version {', '.join(map(str, versions))}: ready")
             click.echo(f"HTTP {running.http}\ngRPC {running.grpc}\nCtrl-C ends it.")
             running.wait()
-        except KeyboardInterrupt:
-            click.echo("ended")
-
-
-@contextmanager
-def _interrupt_on_sigterm() -> Iterator[None]:
-    """Handle SIGTERM, which supervisors send, like Ctrl-C."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
+    except KeyboardInterrupt:
+        click.echo("ended")
     finally:
         signal.signal(signal.SIGTERM, before)
 
@@ -159,8 +147,10 @@ def load(
     with TritonClient(url, model, version, timeout) as client:
         images = random_images(client, seed)
         if find_rate and slo is not None:
-            found = find_served_rate(client, images, slo, duration, rate)
-            click.echo(_rate_json(found, slo) if as_json else _rate_text(found, slo))
+            rate, report, tried = find_served_rate(client, images, slo, duration, rate)
+            content = {"rate": rate, "p99": report.p99, "bound": report.bound, "slo": slo,
+                       "queries": report.answered, "tried": tried}  # fmt: skip
+            click.echo(json.dumps(content) if as_json else _rate_text(rate, report, slo))
             return
         report = run_load(client, images, rate, duration, seed)
     click.echo(_report_json(report, slo) if as_json else _report_text(report))
@@ -169,22 +159,14 @@ def load(
         click.echo(f"99% are answered within {1000 * slo:g} ms")
 
 
-def _rate_text(found: ServedRate, slo: float) -> str:
-    report = found.report
+def _rate_text(rate: float, report: LoadReport, slo: float) -> str:
     bound = "too few requests for a confidence of 99%" if report.bound is None else (
         f"with a confidence of 99%: at most {1000 * report.bound:.2f}"
     )  # fmt: skip
     return (
-        f"{found.rate:.4g} requests/s with 99% answered within {1000 * slo:g} ms: p99 "
+        f"{rate:.4g} requests/s with 99% answered within {1000 * slo:g} ms: p99 "
         f"{1000 * report.p99:.2f} ms of {report.answered} requests ({bound})"
     )
-
-
-def _rate_json(found: ServedRate, slo: float) -> str:
-    report = found.report
-    content = {"rate": found.rate, "p99": report.p99, "bound": report.bound, "slo": slo,
-               "queries": report.answered, "tried": found.trials}  # fmt: skip
-    return json.dumps(content)
 
 
 def _report_text(report: LoadReport) -> str:

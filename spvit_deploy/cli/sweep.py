@@ -32,7 +32,6 @@ from spvit_deploy.runtimes.registry import PRECISIONS, formats
 if TYPE_CHECKING:
     from spvit_deploy.workflows.recipe import Recipe
 
-# An engine of TensorRT for RTX takes --gpu, which recipes do not have.
 # Trials name no GPU that an engine could be built for.
 _FORMATS = tuple(name for name, form in formats().items() if not form.for_named_gpus)
 
@@ -128,9 +127,6 @@ def run(ctx: click.Context, /, **options: Any) -> None:
     Example: spvit-deploy sweep --model dense/ --data digits --budgets 30%,50%,70% \\
                --search-epochs 10 --finetune-epochs 10 -o sweep/
     """
-    from spvit_deploy.workflows.sweep.ray_cluster import require_ray
-
-    require_ray()
     from spvit_deploy.workflows.sweep import console
     from spvit_deploy.workflows.sweep.request import SweepSettings
     from spvit_deploy.workflows.sweep.sweep import require_all, run_sweep

@@ -56,7 +56,8 @@ triton_options = stack(
 
 def take_triton(options: dict[str, Any]) -> dict[str, Any] | None:
     """Take the options of :data:`triton_options` out of a command's, as arguments of
-    :func:`~spvit_deploy.serving.repository.export_triton`; None without ``--format triton``.
+    :func:`~spvit_deploy.serving.repository.export_triton`, with ``serving`` as a dict; None without
+    ``--format triton``.
 
     Raises:
         InputError: One is given without ``--format triton``.

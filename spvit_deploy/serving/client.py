@@ -143,18 +143,6 @@ class TritonClient:
             failed=sum(int(row["inference_stats"]["fail"].get("count", 0)) for row in rows),
         )
 
-    def load_model(self, timeout: float = 600.0) -> None:
-        """Make a server that does not poll load new versions of the model.
-
-        Args:
-            timeout: Seconds that it may take.
-
-        Raises:
-            RefusedError: It cannot load them; loaded versions stay.
-            LostError: No response came.
-        """
-        self._await(self._client.load_model(self.model), timeout)
-
     def close(self) -> None:
         """Close the connection; outstanding requests are lost."""
         if hasattr(self, "_client"):

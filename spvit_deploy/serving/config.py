@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 from spvit_deploy.core.errors import InputError
+from spvit_deploy.core.records import StrictModel
 from spvit_deploy.export.record import ExportRecord, TensorInfo
 from spvit_deploy.runtimes.tensorrt.engine_record import SUFFIX
 from spvit_deploy.serving.repository_layout import LABELS_FILE
@@ -22,19 +22,8 @@ _KINDS = {"openvino": "KIND_CPU", "tensorrt": "KIND_GPU", "python": "KIND_CPU"}
 _TYPES = {"float32": "TYPE_FP32", "float16": "TYPE_FP16", "uint8": "TYPE_UINT8"}
 
 
-class ServingOptions(TypedDict, total=False):
-    """The settings of :class:`Serving` that the user chose."""
-
-    backend: str
-    max_batch: int
-    queue_delay: int
-    instances: int
-    live_versions: int
-
-
-@dataclass(frozen=True)
-class Serving:
-    """How Triton serves a model.
+class Serving(StrictModel):
+    """How Triton serves a model. Fields that are not given are the user's to leave open.
 
     Attributes:
         backend: ``onnxruntime``, ``openvino``, ``tensorrt`` or ``python``.
@@ -71,56 +60,50 @@ def default_model_name(model: str) -> str:
     return check_model_name(short.lstrip("_.-")[:128] or "model")
 
 
-@dataclass(frozen=True)
-class BatchLimits:
-    """Batches that an artifact accepts.
-
-    Attributes:
-        fixed: The only batch, or None.
-        profile: Smallest, usual and largest batch of a TensorRT engine with a dynamic one.
-    """
-
-    fixed: int | None = None
-    profile: tuple[int, int, int] | None = None
-
-    def check(self, max_batch: int) -> None:
-        """Check that the artifact accepts a ``max_batch_size``.
-
-        Raises:
-            InputError: It does not.
-        """
-        if self.fixed is not None and max_batch:
-            raise InputError(
-                f"Triton cannot batch requests for a model of the fixed batch {self.fixed}.",
-                "Omit --batch; or --max-batch, and choose a model that has this batch.",
-            )
-        if self.fixed is None and not max_batch:
-            raise InputError("The other versions have a fixed batch.", "Give it with --batch.")
-        if self.profile is not None and self.fixed is None and max_batch > self.profile[2]:
-            raise InputError(
-                f"Batches of {max_batch} exceed the engine's largest, {self.profile[2]}.",
-                f"Give --profile {self.profile[0]},{self.profile[1]},{max_batch}, or --max-batch.",
-            )
+# Smallest, usual and largest batch of a TensorRT engine with a dynamic one.
+Profile = tuple[int, int, int]
 
 
-def new_serving(options: ServingOptions, limits: BatchLimits) -> Serving:
-    """Choose how a new model is served.
+def _check_batch(max_batch: int, fixed: int | None, profile: Profile | None) -> None:
+    """Require that an artifact accepts a ``max_batch_size``."""
+    if fixed is not None and max_batch:
+        raise InputError(
+            f"Triton cannot batch requests for a model of the fixed batch {fixed}.",
+            "Omit --batch; or --max-batch, and choose a model that has this batch.",
+        )
+    if fixed is None and not max_batch:
+        raise InputError("The other versions have a fixed batch.", "Give it with --batch.")
+    if profile is not None and fixed is None and max_batch > profile[2]:
+        raise InputError(
+            f"Batches of {max_batch} exceed the engine's largest, {profile[2]}.",
+            f"Give --profile {profile[0]},{profile[1]},{max_batch}, or --max-batch.",
+        )
+
+
+def new_serving(chosen: Serving, fixed: int | None, profile: Profile | None) -> Serving:
+    """Complete how a new model is served.
+
+    Args:
+        chosen: What the user chose.
+        fixed: The only batch that the artifact accepts, or None.
+        profile: Of a TensorRT engine.
 
     Raises:
         InputError: The artifact does not accept the batches.
     """
-    serving = Serving(**({"max_batch": 0} if limits.fixed is not None else {}) | options)
-    limits.check(serving.max_batch)
+    batch = {"max_batch": 0} if fixed is not None else {}
+    serving = Serving(**batch | chosen.model_dump(exclude_unset=True))
+    _check_batch(serving.max_batch, fixed, profile)
     return serving
 
 
 def existing_serving(
-    options: ServingOptions, limits: BatchLimits, config: Any, file: Path
+    chosen: Serving, fixed: int | None, profile: Profile | None, config: Any, file: Path
 ) -> Serving:
     """Return how the model of a configuration is served, for a new version of it.
 
     Raises:
-        InputError: The options differ from it, or the artifact does not accept its batches.
+        InputError: What was chosen differs from it, or the artifact does not accept its batches.
     """
     serving = read_serving(config)
     if serving.backend not in BACKENDS:
@@ -129,14 +112,14 @@ def existing_serving(
             f"{', '.join(BACKENDS)}.",
             "Choose another --model-name.",
         )
-    for name, value in options.items():
+    for name, value in chosen.model_dump(exclude_unset=True).items():
         current, option = getattr(serving, name), f"--{name.replace('_', '-')}"
         if value != current:
             raise InputError(
                 f"{option} {value}: {file} has {current}.",
                 f"Omit {option}, edit {file.name}, or choose another --model-name.",
             )
-    limits.check(serving.max_batch)
+    _check_batch(serving.max_batch, fixed, profile)
     return serving
 
 

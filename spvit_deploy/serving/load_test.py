@@ -18,6 +18,7 @@ from spvit_deploy.benchmarks.mlperf.loadgen import run_requests
 from spvit_deploy.benchmarks.mlperf.max_rate import Trials, search_rate
 from spvit_deploy.benchmarks.statistics import early_stopping, percentile
 from spvit_deploy.core.errors import InputError, JobError
+from spvit_deploy.runtimes.timing import timed
 from spvit_deploy.serving.client import Array, InferenceResult, LostError, TritonClient
 
 # Images that the requests cycle through.
@@ -97,21 +98,6 @@ class LoadReport:
             )
 
 
-@dataclass(frozen=True)
-class ServedRate:
-    """Highest rate at which a server holds a latency limit.
-
-    Attributes:
-        rate: Requests per second.
-        report: Of the long run at this rate.
-        trials: Rates of short runs, and whether they held.
-    """
-
-    rate: float
-    report: LoadReport
-    trials: Trials
-
-
 def random_images(client: TritonClient, seed: int) -> list[Array]:
     """Draw requests of one random image each, or of the model's fixed batch.
 
@@ -139,7 +125,6 @@ def run_load(
     A server that dies ends the test early, within about two of the client's timeouts.
 
     Args:
-        client: Of the server and model.
         images: Requests, sent in a cycle.
         rate: Requests per second, in the mean.
         duration: Seconds that the requests take, in the mean.
@@ -196,15 +181,17 @@ class _Requests:
 
 def find_served_rate(
     client: TritonClient, images: Sequence[Array], slo: float, duration: float, guess: float
-) -> ServedRate:
+) -> tuple[float, LoadReport, Trials]:
     """Find the highest rate that holds a limit in short trials, then hold it in a long run.
 
     Args:
-        client: Of the server and model.
         images: Requests, sent in a cycle.
         slo: Limit of the 99th percentile, seconds.
         duration: Seconds of the long run.
         guess: First rate, requests per second.
+
+    Returns:
+        The rate, requests per second; the report of the long run; the short trials.
 
     Raises:
         JobError: A request failed, or no rate holds the limit.
@@ -217,7 +204,7 @@ def find_served_rate(
         return report
 
     hint = "Allow a longer --slo, or serve a faster model."
-    shortest = min(_time_request(client, image) for image in images[:5])
+    shortest = min(timed(lambda: client.infer(images[0]))() for _ in range(5))
     if shortest > slo:
         raise JobError(
             f"No rate holds {1000 * slo:g} ms: a single request takes {1000 * shortest:.2f} ms.",
@@ -228,13 +215,7 @@ def find_served_rate(
     for _ in range(_RETRIES if rate else 0):
         report = run(rate, duration)
         if report.p99 <= slo:
-            return ServedRate(rate, report, search.trials)
+            return rate, report, search.trials
         rate *= _BACK
     lowest = rate or search.lowest
     raise JobError(f"No rate holds {1000 * slo:g} ms, not even {lowest:.3g} requests/s.", hint)
-
-
-def _time_request(client: TritonClient, image: Array) -> float:
-    start = time.perf_counter()
-    client.infer(image)
-    return time.perf_counter() - start

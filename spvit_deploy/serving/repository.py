@@ -22,9 +22,7 @@ from spvit_deploy.runtimes.export_job import ExportSettings
 from spvit_deploy.runtimes.registry import find_format
 from spvit_deploy.serving.config import (
     BACKENDS,
-    BatchLimits,
     Serving,
-    ServingOptions,
     check_model_name,
     default_model_name,
     describe_difference,
@@ -76,14 +74,13 @@ class _Destination:
 
     @property
     def folder(self) -> Path:
-        """The version's folder."""
         return self.model / str(self.version)
 
 
 def export_triton(
     model: Pathish | ModelRequest,
     output: Pathish,
-    serving: ServingOptions | None = None,
+    serving: Serving | None = None,
     name: str | None = None,
     version: int | str | None = None,
     force: bool = False,
@@ -99,7 +96,8 @@ def export_triton(
     Args:
         model: As in :func:`spvit_deploy.export_model`.
         output: The repository; other models in it stay as they are.
-        serving: How the model is served, where not by default or as its other versions.
+        serving: How the model is served; what is not set in it is as by default, or as its other
+            versions.
         name: The model's name in Triton; None for the timm model's.
         version: A number from 1 on, or ``next``; None for the first one of a new model.
         force: Replace the version if it exists.
@@ -111,15 +109,15 @@ def export_triton(
             that does not fit the model's other versions.
         JobError: As :func:`spvit_deploy.export_model`.
     """
-    repository, chosen = Path(output), serving or {}
+    repository, chosen = Path(output), serving or Serving()
     import_tritonclient("grpc.model_config_pb2")
     read_models(repository)
     request, exported = request_of(model), settings or ExportSettings()
     reads = (request.name, request.checkpoint)
     if name is not None:
         _find_destination(repository / check_model_name(name), version, force, reads)
-    if "backend" in chosen:
-        check_settings(replace(exported, format=BACKENDS[chosen["backend"]]))
+    if "backend" in chosen.model_fields_set:
+        check_settings(replace(exported, format=BACKENDS[chosen.backend]))
     job = open_export(request, data, exported)
     name = name or default_model_name(job.spec.name)
     place = _find_destination(repository / name, version, force, reads)
@@ -130,7 +128,11 @@ def export_triton(
     with staging_folder(place.model if mounted else repository) as staging:
         record = run_export(job, staging / name / str(place.version))
         _add_triton_files(staging / name, place, make_config(record, name, served), record)
-        _install(staging / name, place, force)
+        repository.mkdir(parents=True, exist_ok=True)
+        if place.config is None:
+            move_into_place(staging / name, place.model, False)
+        else:
+            move_into_place(staging / name / str(place.version), place.folder, force)
     return TritonExport(name, place.version, place.folder, served, record)
 
 
@@ -157,17 +159,15 @@ def _find_destination(
     return place
 
 
-def _choose_serving(
-    options: ServingOptions, place: _Destination, settings: ExportSettings
-) -> Serving:
-    backend = options.get("backend") if place.config is None else place.config.backend
-    form = find_format(BACKENDS[backend]) if backend is not None else None
+def _choose_serving(chosen: Serving, place: _Destination, settings: ExportSettings) -> Serving:
+    backend = chosen.backend if place.config is None else place.config.backend
+    form = find_format(BACKENDS[backend]) if backend in BACKENDS else None
     # Only where the backend runs the format's own runtime do the limits of its memory count.
     planned = form is not None and form.runtime == backend and form.options_in({"profile": None})
-    limits = BatchLimits(settings.batch, profile_of(settings.options) if planned else None)
+    limits = settings.batch, profile_of(settings.options) if planned else None
     if place.config is None:
-        return new_serving(options, limits)
-    return existing_serving(options, limits, place.config, place.model / CONFIG_FILE)
+        return new_serving(chosen, *limits)
+    return existing_serving(chosen, *limits, place.config, place.model / CONFIG_FILE)
 
 
 def _add_triton_files(model: Path, place: _Destination, config: Any, record: ExportRecord) -> None:
@@ -199,16 +199,3 @@ def _add_triton_files(model: Path, place: _Destination, config: Any, record: Exp
             f"This is not a version of the model in {place.model}: {difference}.",
             "Choose another --model-name.",
         )
-
-
-def _install(model: Path, place: _Destination, force: bool) -> None:
-    """Rename a new model, or a version of one, into the repository.
-
-    Raises:
-        OutputExistsError: Another run was faster.
-    """
-    place.model.parent.mkdir(parents=True, exist_ok=True)
-    if place.config is None:
-        move_into_place(model, place.model, False)
-    else:
-        move_into_place(model / str(place.version), place.folder, force)

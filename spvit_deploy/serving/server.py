@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from spvit_deploy.core.errors import InputError, JobError
 from spvit_deploy.serving.repository_layout import read_models
@@ -41,9 +41,20 @@ class ServerSettings:
 
     @property
     def ports(self) -> dict[str, int]:
-        """Ports by the option that chooses each."""
-        found = {"--http-port": self.http, "--grpc-port": self.grpc}
-        return found if self.metrics is None else {**found, "--metrics-port": self.metrics}
+        """Ports by service."""
+        found = {"http": self.http, "grpc": self.grpc}
+        return found if self.metrics is None else {**found, "metrics": self.metrics}
+
+    def arguments(self) -> list[str]:
+        """Return the arguments of ``tritonserver``."""
+        found = [f"--exit-timeout-secs={_SHUTDOWN}"]
+        if self.metrics is None:
+            found.append("--allow-metrics=false")
+        for service, port in self.ports.items():
+            found += [f"--{service}-address={self.host}", f"--{service}-port={port}"]
+        if self.poll:
+            return [*found, "--model-control-mode=poll", f"--repository-poll-secs={self.poll}"]
+        return [*found, "--model-control-mode=explicit", "--load-model=*"]
 
     def check(self) -> None:
         """Check that the ports are free.
@@ -55,7 +66,7 @@ class ServerSettings:
             raise InputError(
                 f"Two ports are the same: {sorted(self.ports.values())}.", "Choose different ones."
             )
-        for option, port in self.ports.items():
+        for service, port in self.ports.items():
             with closing(socket.socket()) as tried:
                 tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 try:
@@ -63,18 +74,8 @@ class ServerSettings:
                 except OSError as error:
                     raise InputError(
                         f"Port {port} of {self.host} cannot be used: {error.strerror or error}.",
-                        f"Choose another with {option}.",
+                        f"Choose another with --{service}-port.",
                     ) from None
-
-
-def free_ports(count: int) -> list[int]:
-    """Find free ports of this host."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    try:
-        return [one.getsockname()[1] for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()
 
 
 class RunningServer:
@@ -173,9 +174,18 @@ def run_server(
     with tempfile.TemporaryDirectory(prefix="spvit-triton-") as scratch:
         file = log or Path(scratch) / "log"
         command = [str(installation.binary), f"--model-repository={repository.absolute()}"]
-        command += [*_backend_argument(installation, Path(scratch)), *_arguments(settings)]
+        command += [*_backend_argument(installation, Path(scratch)), *settings.arguments()]
         with file.open("wb") as stream:
-            process = _start(command, installation, stream)
+            try:
+                process = subprocess.Popen(
+                    command, env=installation.variables(), stdin=subprocess.DEVNULL,
+                    stdout=stream, stderr=subprocess.STDOUT,
+                )  # fmt: skip
+            except OSError as error:
+                raise InputError(
+                    f"--server {installation.binary} does not start: {error.strerror or error}.",
+                    "Name another.",
+                ) from None
         server = RunningServer(process, file, settings)
         try:
             yield server
@@ -207,38 +217,3 @@ def _backend_argument(installation: Installation, scratch: Path) -> list[str]:
     for file in (*backend.iterdir(), installation.stub):
         (folder / file.name).symlink_to(file)
     return [f"--backend-directory={folder.parent}"]
-
-
-def _start(
-    command: list[str], installation: Installation, log: IO[bytes]
-) -> subprocess.Popen[bytes]:
-    try:
-        return subprocess.Popen(
-            command,
-            env=installation.variables(),
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-        )
-    except OSError as error:
-        raise InputError(
-            f"--server {installation.binary} does not start: {error.strerror or error}.",
-            "Name another.",
-        ) from None
-
-
-def _arguments(settings: ServerSettings) -> list[str]:
-    found = [
-        f"--http-address={settings.host}",
-        f"--http-port={settings.http}",
-        f"--grpc-address={settings.host}",
-        f"--grpc-port={settings.grpc}",
-        f"--exit-timeout-secs={_SHUTDOWN}",
-    ]
-    if settings.metrics is None:
-        found.append("--allow-metrics=false")
-    else:
-        found += [f"--metrics-address={settings.host}", f"--metrics-port={settings.metrics}"]
-    if settings.poll:
-        return [*found, "--model-control-mode=poll", f"--repository-poll-secs={settings.poll}"]
-    return [*found, "--model-control-mode=explicit", "--load-model=*"]

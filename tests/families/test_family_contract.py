@@ -18,7 +18,7 @@ import torch
 from spvit_deploy.benchmarks.latency_tables.probes import make_probes
 from spvit_deploy.core.plan import AttentionKind, BlockPlan, ModelSpec, PrunePlan
 from spvit_deploy.families.base import BlockSite
-from spvit_deploy.families.registry import find_family, find_sites, inspect_family
+from spvit_deploy.families.registry import families, find_family, find_sites, inspect_family
 from spvit_deploy.families.timm_models import (
     create_empty,
     create_model,
@@ -141,7 +141,19 @@ def label(case: Case) -> str:
     return " ".join([case.name, *extra[:1]])
 
 
-TAKEN = pytest.mark.parametrize("case", [c for c in MODELS if not c.refused], ids=label)
+# The first model of each of these names stands for its family in `make test`.
+QUICK = (
+    "vit_small_patch16_224", "swin_tiny_patch4_window7_224", "beit_base_patch16_224",
+    "cait_xxs24_224", "pvt_v2_b0", "hiera_tiny_224", "efficientformer_l1", "samvit_base_patch16",
+    "tnt_s_legacy_patch16_224", "test_coatnet",
+)  # fmt: skip
+ALL_TAKEN = [case for case in MODELS if not case.refused]
+FIRST = [next(case for case in ALL_TAKEN if case.name == name) for name in QUICK]
+TAKEN = pytest.mark.parametrize(
+    "case",
+    [pytest.param(c, marks=[] if c in FIRST else [pytest.mark.slow]) for c in ALL_TAKEN],
+    ids=map(label, ALL_TAKEN),
+)
 
 
 def spec_of(case: Case) -> ModelSpec:
@@ -217,7 +229,13 @@ BLOCK_INTERFACES = (
 
 
 @pytest.mark.parametrize(
-    "case", [c for c in MODELS if c.name in BLOCK_INTERFACES and not c.refused], ids=label
+    "case",
+    [
+        pytest.param(c, marks=[] if c.name in QUICK[:3] else [pytest.mark.slow])
+        for c in ALL_TAKEN
+        if c.name in BLOCK_INTERFACES
+    ],
+    ids=lambda case: label(case),
 )
 def test_single_blocks_run_to_be_timed(case: Case) -> None:
     model = create_model(spec_of(case))
@@ -254,6 +272,13 @@ def test_a_training_step_reaches_every_gate(case: Case) -> None:
 def test_what_is_taken_is_what_the_table_says(case: Case) -> None:
     sites = find_sites(create_empty(spec_of(case)), case.name)
     assert what_it_takes(sites) == case.takes
+
+
+def test_each_family_has_a_model_in_the_quick_tests() -> None:
+    found = {type(find_family(create_empty(spec_of(case)), case.name)) for case in FIRST}
+    built_in = {type(f) for f in families() if type(f).__module__.startswith("spvit_deploy.")}
+    assert found == built_in
+    assert len(FIRST) == len(found)
 
 
 @pytest.mark.parametrize("case", [c for c in MODELS if c.refused], ids=label)
@@ -318,6 +343,7 @@ def table() -> str:
     return "\n".join(rows) + "\n"
 
 
+@pytest.mark.slow
 def test_the_documented_table_is_this_one() -> None:
     assert table() in DOCS.read_text()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,6 +30,15 @@ def save_dense(folder: Path, seed: int, classes: int = 10) -> Path:
     names = tuple(f"digit {index}" for index in range(classes))
     save_model(replace(saved, class_names=names), folder)
     return folder
+
+
+def free_ports(count: int) -> list[int]:
+    """Find free ports of this host."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
 
 
 def contents(folder: Path) -> dict[str, bytes]:

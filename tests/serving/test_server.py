@@ -1,313 +1,306 @@
-"""Repositories for Triton: what is written, added and refused. No server runs here."""
+"""Triton's server itself, on repositories of ours: it runs here, on the CPU."""
 
 from __future__ import annotations
 
+import importlib
 import json
+import shutil
+import signal
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import wait
 from pathlib import Path
 
 import numpy as np
-import onnx
+import psutil
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+import torch
 
-from spvit_deploy.core.errors import InputError
-from spvit_deploy.export.record import ExportRecord, TensorInfo, load_export
-from spvit_deploy.serving.config import (
-    BACKENDS,
-    BatchLimits,
-    Serving,
-    ServingOptions,
-    check_model_name,
-    default_model_name,
-    make_config,
-    new_serving,
-    read_serving,
-)
+from spvit_deploy.lean.model_folder import load_saved
+from spvit_deploy.serving.client import Array, RefusedError, TritonClient
+from spvit_deploy.serving.config import Serving
+from spvit_deploy.serving.load_test import LoadReport, random_images, run_load
 from spvit_deploy.serving.repository import export_triton
-from spvit_deploy.serving.repository_layout import (
-    config_text,
-    list_versions,
-    read_config,
-    read_models,
-)
-from spvit_deploy.serving.server import free_ports
-from tests.helpers.calls import good, refused
-from tests.helpers.triton_server import NAME, contents, save_dense
+from spvit_deploy.serving.server import RunningServer, ServerSettings, run_server
+from spvit_deploy.serving.server_install import find_server
+from tests.helpers.calls import call, good, refused
+from tests.helpers.triton_server import NAME, SERVER, free_ports, needs_server, save_dense
 
-TRITON = ("--format", "triton", "--model-name", NAME)
+pytestmark = needs_server
+# The program, ended by SIGINT also where this process ignores it, as jobs in the background do.
+INTERRUPTIBLE = """
+import signal
+from spvit_deploy.cli.main import main
+signal.signal(signal.SIGINT, signal.default_int_handler)
+main()
+"""
+# The largest difference between the server's logits and PyTorch's.
+CLOSE = 1e-4
+
+
+def settings(poll: int = 0) -> ServerSettings:
+    http, grpc = free_ports(2)
+    return ServerSettings(http=http, grpc=grpc, poll=poll)
 
 
 @pytest.fixture(scope="module")
-def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_dense(tmp_path_factory.mktemp("dense") / "one", seed=0)
+def models(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two with different outputs."""
+    root = tmp_path_factory.mktemp("models")
+    return [save_dense(root / str(seed), seed) for seed in (0, 1)]
 
 
 @pytest.fixture(scope="module")
-def written(dense: Path, tmp_path_factory: pytest.TempPathFactory) -> ExportRecord:
-    repository = tmp_path_factory.mktemp("record") / "repo"
-    return export_triton(str(dense), repository, name=NAME).record
+def repository(models: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("served") / "repo"
+    good("export", models[0], "--format", "triton", "--backend", "python", "--model-name", NAME,
+         "--max-batch", 8, "--queue-delay", 20000, "-o", folder)  # fmt: skip
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(repository: Path) -> Iterator[RunningServer]:
+    """A server that loads what clients request."""
+    with run_server(repository, find_server(str(SERVER), repository), settings()) as running:
+        assert running.wait_ready(60) == {NAME: [1]}
+        yield running
 
 
 @pytest.fixture
-def repository(dense: Path, tmp_path: Path) -> Path:
-    """With one version of one model, for the Python backend."""
-    good("export", dense, *TRITON, "--backend", "python", "-o", tmp_path / "repo")
-    return tmp_path / "repo"
+def fresh(repository: Path, tmp_path: Path) -> Iterator[tuple[RunningServer, Path]]:
+    """Another for a single test, and its repository."""
+    folder = tmp_path / "repo"
+    shutil.copytree(repository, folder)
+    with run_server(folder, find_server(str(SERVER), folder), settings()) as running:
+        running.wait_ready(60)
+        yield running, folder
 
 
-@pytest.mark.parametrize(
-    ("backend", "files", "kind"),
-    [
-        ("onnxruntime", {"model.onnx"}, 0),
-        ("openvino", {"model.xml", "model.bin"}, 2),
-        ("python", {"model.onnx", "model.py", "__pycache__"}, 2),
-    ],
-)
-def test_each_backend_finds_its_files_and_its_configuration(
-    dense: Path, tmp_path: Path, backend: str, files: set[str], kind: int
+def images(count: int, seed: int = 0) -> Array:
+    drawn = np.random.default_rng(seed).normal(size=(count, 1, 16, 16))
+    return drawn.astype(np.float32)
+
+
+def load_until(client: TritonClient, version: str) -> LoadReport:
+    """The sum of load tests, one after another, until a version responds; none of them may fail."""
+    total, until = LoadReport(), time.monotonic() + 120
+    while version not in total.versions and time.monotonic() < until:
+        report = run_load(client, random_images(client, 0), rate=100, duration=2)
+        report.require()
+        assert report.sent == report.planned == report.answered
+        total.sent += report.sent
+        total.versions += report.versions
+    return total
+
+
+def load_model(server: RunningServer) -> None:
+    """Request the new versions, as clients do where the server does not poll."""
+    http = importlib.import_module("tritonclient.http")
+    with http.InferenceServerClient(server.http.partition("://")[2]) as client:
+        client.load_model(NAME)
+
+
+def logits(model: Path, given: Array) -> Array:
+    with torch.inference_mode():
+        answer: Array = load_saved(model).module.eval()(torch.from_numpy(given)).numpy()
+    return answer
+
+
+@pytest.mark.parametrize("scheme", ["http", "grpc"])
+def test_the_server_answers_as_the_model_does(
+    server: RunningServer, models: list[Path], scheme: str
 ) -> None:
-    if backend == "openvino":
-        pytest.importorskip("openvino")
-    done = good("export", dense, *TRITON, "--backend", backend, "--max-batch", 4, "--queue-delay",
-                700, "--instances", 2, "--live-versions", 3, "-o", tmp_path / "repo")  # fmt: skip
-    assert f"model {NAME}, version 1: backend {backend}, batches up to 4" in done.stdout
-    folder = tmp_path / "repo" / NAME
-    assert {file.name for file in folder.iterdir()} == {"config.pbtxt", "labels.txt", "1"}
-    assert {file.name for file in (folder / "1").iterdir()} == {*files, "export.json"}
-    assert (folder / "labels.txt").read_text().splitlines() == [f"digit {i}" for i in range(10)]
-    config = read_models(tmp_path / "repo")[NAME]
-    assert read_serving(config) == Serving(backend, 4, 700, 2, 3)
-    assert (config.name, config.backend, config.instance_group[0].kind) == (NAME, backend, kind)
-    (images,), (logits,) = config.input, config.output
-    assert (images.name, images.data_type, list(images.dims)) == ("images", 11, [1, 16, 16])
-    assert (logits.name, logits.data_type, list(logits.dims)) == ("logits", 11, [10])
-    assert logits.label_filename == "labels.txt"
-    warm = [(one.batch_size, list(one.inputs["images"].dims)) for one in config.model_warmup]
-    assert warm == [(1, [1, 16, 16]), (4, [1, 16, 16])]
-    facts = json.loads(good("inspect", folder / "1", "--json").stdout)
-    assert (facts["kind"], facts["format"]) == ("exported", BACKENDS[backend])
+    with TritonClient(getattr(server, scheme), NAME) as client:
+        assert client.is_live()
+        assert (client.input_name, client.input_type) == ("images", "FP32")
+        assert client.input_shape == (-1, 1, 16, 16)
+        for count in (1, 3, 8):
+            given = images(count, seed=count)
+            answer = client.infer(given)
+            assert answer.version == "1"
+            np.testing.assert_allclose(answer.logits, logits(models[0], given), atol=CLOSE)
+        with pytest.raises(RefusedError, match="batch"):
+            client.infer(images(9))
+        with pytest.raises(RefusedError, match="shape"):
+            client.infer(images(1)[..., :8])
 
 
-def test_tensorrt_engines_are_named_and_their_batches_kept(written: ExportRecord) -> None:
-    """Engines are built where the GPU is; their configuration is made of the record alone."""
-    files = {"model.onnx": "", "model.sm86.engine": "", "model.sm86.engine.json": ""}
-    record = written.model_copy(update={"format": "tensorrt", "files": files})
-    config = make_config(record, NAME, Serving("tensorrt", 16))
-    assert config.default_model_filename == "model.sm86.engine"
-    assert config.instance_group[0].kind == 1  # KIND_GPU
-    options = ServingOptions(backend="tensorrt", max_batch=33)
-    with pytest.raises(InputError, match=r"of 33 exceed the engine's largest, 32\. Give --prof"):
-        new_serving(options, BatchLimits(None, (1, 8, 32)))
-    assert new_serving(options, BatchLimits(None, (1, 8, 64))).max_batch == 33
-    with pytest.raises(InputError, match=r"'python' does not open format 'tensorrt'.*tensorrt\."):
-        make_config(record, NAME, Serving("python"))
+@pytest.mark.parametrize("scheme", ["http", "grpc"])
+def test_the_servers_answers_carry_our_labels(server: RunningServer, scheme: str) -> None:
+    client = importlib.import_module(f"tritonclient.{scheme}")
+    given = client.InferInput("images", [1, 1, 16, 16], "FP32")
+    given.set_data_from_numpy(images(1))
+    asked = client.InferRequestedOutput("logits", class_count=2)
+    url = getattr(server, scheme).partition("://")[2]
+    with client.InferenceServerClient(url) as connection:
+        found = connection.infer(NAME, [given], outputs=[asked]).as_numpy("logits")
+    for row in found.reshape(-1):
+        _, index, label = row.decode().split(":")
+        assert label == f"digit {index}"
 
 
-sizes = st.integers(1, 4096)
-tensors = st.builds(
-    TensorInfo,
-    name=st.from_regex(r"[a-z][a-z0-9_]{0,20}", fullmatch=True),
-    shape=st.tuples(st.none(), sizes, st.none() | sizes, sizes),
-    dtype=st.sampled_from(["float32", "float16", "uint8"]),
-)
-servings = st.builds(
-    Serving,
-    backend=st.sampled_from(["onnxruntime", "python"]),
-    max_batch=st.integers(1, 4096),
-    queue_delay=st.integers(0, 10**7),
-    instances=st.integers(1, 64),
-    live_versions=st.integers(1, 9),
-)
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    inputs=st.lists(tensors, min_size=1, max_size=3, unique_by=lambda one: one.name),
-    outputs=st.lists(tensors, min_size=1, max_size=3, unique_by=lambda one: one.name),
-    serving=servings,
-)
-def test_what_is_written_is_read_by_tritons_protobuf_as_it_was(
-    written: ExportRecord,
-    tmp_path_factory: pytest.TempPathFactory,
-    inputs: list[TensorInfo],
-    outputs: list[TensorInfo],
-    serving: Serving,
+def test_requests_are_batched_and_each_gets_its_own_answer(
+    server: RunningServer, models: list[Path]
 ) -> None:
-    update = {"inputs": tuple(inputs), "outputs": tuple(outputs)}
-    config = make_config(written.model_copy(update=update), NAME, serving)
-    file = tmp_path_factory.mktemp("config") / "config.pbtxt"
-    file.write_text(config_text(config))
-    assert read_config(file) == config
-    assert read_serving(config) == serving
-    for given_, made in zip((*inputs, *outputs), (*config.input, *config.output), strict=True):
-        assert list(made.dims) == [-1 if size is None else size for size in given_.shape[1:]]
+    given = [images(1, seed) for seed in range(64)]
+    with TritonClient(server.grpc, NAME) as client:
+        before = client.statistics()
+        futures = [client.infer_async(one) for one in given]
+        wait(futures)
+        after = client.statistics()
+        with TritonClient(server.http, NAME) as other:
+            assert other.statistics() == after
+    for one, future in zip(given, futures, strict=True):
+        np.testing.assert_allclose(future.result().logits, logits(models[0], one), atol=CLOSE)
+    assert after.inferences - before.inferences == 64
+    calls = after.executions - before.executions
+    assert 8 <= calls < 32, calls
+    assert after.failed == before.failed
 
 
-def test_versions_are_added_beside_each_other(
-    repository: Path, dense: Path, tmp_path: Path
+@pytest.mark.slow
+def test_a_load_keeps_its_times_and_says_what_it_saw(server: RunningServer) -> None:
+    for url in (server.grpc, server.http):
+        said = good("load", url, "--model", NAME, "--rate", 50, "--duration", 2, "--slo", "5s")
+        sent = 100
+        assert f"sent {sent}, answered {sent}, refused 0, lost 0\np50 " in said.stdout
+        assert said.stdout.endswith("99% are answered within 5000 ms\n")
+    late = ("load", server.grpc, "--model", NAME, "--duration", 1, "--slo", "1us")
+    refused(*late, code=1, says="above --slo 0.001ms")
+    refused("load", server.grpc, "--model", "other", says="'other' is not found")
+    refused("load", server.grpc, "--model", NAME, "--version", 9, says="Check --model")
+
+
+@pytest.mark.slow
+def test_the_highest_rate_that_holds_a_limit_is_found(server: RunningServer) -> None:
+    asked = ("load", server.grpc, "--model", NAME, "--find-rate", "--rate", 100)
+    found = json.loads(good(*asked, "--slo", "300ms", "--duration", 3, "--json").stdout)
+    assert found["rate"] > 10
+    assert found["p99"] <= 0.3
+    assert found["queries"] > 0.5 * 3 * found["rate"]
+    assert any(held for _, held in found["tried"])
+    refused(*asked, "--slo", "1us", "--duration", 1, code=1, says="a single request takes")
+    assert call(*asked).exit_code == 2
+
+
+@pytest.mark.slow
+def test_lost_requests_are_counted_when_the_server_dies(fresh: tuple[RunningServer, Path]) -> None:
+    server, _ = fresh
+
+    def kill() -> None:
+        with TritonClient(server.http, NAME) as client:
+            before = client.statistics().inferences
+            while client.statistics().inferences < before + 50:
+                time.sleep(0.05)
+        server.process.kill()
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    result = call("load", server.grpc, "--model", NAME, "--rate", 200, "--duration", 60,
+                  "--timeout", 2)  # fmt: skip
+    killer.join()
+    assert result.exit_code == 1, result.output
+    numbers = result.stdout.splitlines()[0].split(", ")
+    sent, answered, refusals, lost = [int(part.split()[1]) for part in numbers]
+    assert answered >= 40
+    assert lost > 0
+    assert sent == answered + refusals + lost
+    (error,) = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
+    assert error.startswith(f"Error: {lost} of {sent} requests were lost; ")
+    unsent = 200 * 60 - sent
+    assert "the server died after " in error
+    assert f" s, {unsent} were not sent: " in error
+    refused("load", server.http, "--model", NAME, says="No Triton server responds")
+
+
+@pytest.mark.slow
+def test_a_client_has_a_new_version_loaded_without_a_failed_request(
+    fresh: tuple[RunningServer, Path], models: list[Path]
 ) -> None:
-    folder = repository / NAME
-    config = (folder / "config.pbtxt").read_text() + "# A line of the user's.\n"
-    (folder / "config.pbtxt").write_text(config)
-    before = contents(repository)
-    again = ("export", dense, *TRITON, "-o", repository)
-    refused(*again, says="with versions 1. Add one with --model-version next")
-    refused(*again, "--model-version", 1, says="digits/1 exists. Add a version with")
-    assert contents(repository) == before
-    good(*again, "--model-version", "next")
-    good(*again, "--model-version", 7)
-    assert list_versions(folder) == [1, 2, 7]
-    after = contents(repository)
-    assert {name: after[name] for name in before} == before
-    assert load_export(folder / "7").parent == load_export(folder / "1").parent
-    assert (folder / "7" / "model.py").is_file()
-    other = save_dense(tmp_path / "other", seed=1)
-    good("export", other, *TRITON, "-o", repository, "--model-version", 7, "--force")
-    assert load_export(folder / "7").parent != load_export(folder / "1").parent
-    assert {name: contents(repository)[name] for name in before} == before
-    good("export", other, "--format", "triton", "--model-name", "second", "-o", repository)
-    assert set(read_models(repository)) == {NAME, "second"}
-    assert {path.name for path in tmp_path.iterdir()} == {"repo", "other"}
+    server, repository = fresh
+
+    def renew() -> None:
+        export_triton(str(models[1]), repository, name=NAME, version="next")
+        load_model(server)
+
+    with TritonClient(server.grpc, NAME) as client:
+        assert client.infer(images(1)).version == "1"
+        helper = threading.Thread(target=renew)
+        helper.start()
+        total = load_until(client, "2")
+        helper.join()
+        answer = client.infer(images(2))
+        assert set(total.versions) == {"1", "2"}, total.versions
+        assert answer.version == "2"
+        np.testing.assert_allclose(answer.logits, logits(models[1], images(2)), atol=CLOSE)
+        broken = repository / NAME / "3"
+        broken.mkdir()
+        (broken / "model.py").write_text("raise ValueError('broken')")
+        with pytest.raises(Exception, match="broken"):
+            load_model(server)
+        assert client.infer(images(1)).version == "2"
 
 
-def test_a_mounted_repository_takes_models_and_versions(dense: Path, tmp_path: Path) -> None:
-    """Nothing can be renamed into it from beside it."""
-    repository = tmp_path / "mounted"
-    repository.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "none", repository], capture_output=True).returncode:
-        pytest.skip("only root may mount")
-    try:
-        good("export", dense, *TRITON, "-o", repository)
-        good("export", dense, *TRITON, "-o", repository, "--model-version", "next")
-        assert [path.name for path in repository.iterdir()] == [NAME]
-        assert list_versions(repository / NAME) == [1, 2]
-    finally:
-        subprocess.run(["umount", repository], check=True)
-
-
-def test_what_is_no_version_of_the_model_is_refused(
-    repository: Path, dense: Path, tmp_path: Path
+@pytest.mark.slow
+def test_serve_finds_new_versions_itself_and_ends_with_an_interrupt(
+    models: list[Path], tmp_path: Path
 ) -> None:
-    before = contents(tmp_path)
-    again = ("export", dense, *TRITON, "-o", repository, "--model-version", "next")
-    refused(*again, "--max-batch", 16, says="config.pbtxt has 8. Omit --max-batch")
-    refused(*again, "--backend", "onnxruntime", says="config.pbtxt has python. Omit --backend")
-    refused(*again, "--batch", 3, says="cannot batch requests for a model of the fixed batch 3")
-    refused(*again, "--output", "features", says="its outputs are features_0")
-    (repository / NAME / "labels.txt").write_text("cat\ndog\n")
-    refused(*again, says="its classes are not those of")
-    (repository / NAME / "labels.txt").write_bytes(before[f"repo/{NAME}/labels.txt"])
-    fewer = save_dense(tmp_path / "fewer", seed=0, classes=4)
-    refused("export", fewer, *again[2:], says="its outputs are logits [4], not logits [10]")
-    (repository / NAME / "config.pbtxt").write_text('name: "digits" backend: "pytorch"')
-    refused(*again, says="has the backend 'pytorch', which is not one of onnxruntime,")
-    (repository / NAME / "config.pbtxt").write_text("input { nonsense: 1 }")
-    refused(*again, says="is not a valid Triton configuration: 1:9")
+    repository, here = tmp_path / "repo", settings()
+    export_triton(str(models[0]), repository, Serving(backend="python"), name=NAME)
+    options = ["--server", SERVER, "--http-port", here.http, "--grpc-port", here.grpc]
+    more = ["--poll", 1, "--log", tmp_path / "log"]
+    command = [sys.executable, "-c", INTERRUPTIBLE, "serve", repository, *options, *more]
+    with subprocess.Popen([*map(str, command)], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            assert process.stdout.readline() == f"{NAME}, version 1: ready\n"
+            assert process.stdout.readline() == f"HTTP http://127.0.0.1:{here.http}\n"
+            url = process.stdout.readline().split()[1]
+            refused("serve", repository, *options, says=f"Port {here.http} of 127.0.0.1 cannot be")
+            how = {"name": NAME, "version": "next"}
+            renewal = threading.Thread(None, export_triton, None, (str(models[1]), repository), how)
+            with TritonClient(url, NAME) as client:
+                assert client.infer(images(1)).version == "1"
+                renewal.start()
+                total = load_until(client, "2")
+            renewal.join()
+        finally:
+            process.send_signal(signal.SIGINT)
+            rest = process.stdout.read()
+    assert set(total.versions) == {"1", "2"}, total.versions
+    assert process.returncode == 0
+    assert rest == "Ctrl-C ends it.\nended\n"
+    log = (tmp_path / "log").read_text()
+    assert [log.count(f'"loading: {NAME}:{version}"') for version in (1, 2)] == [1, 1]
 
 
-def test_failed_parity_leaves_the_repository_whole(
-    repository: Path, dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """An optimizer that changes a weight must be caught."""
-    from spvit_deploy.runtimes.onnx import graph
-
-    real, before = graph.optimize, contents(tmp_path)
-
-    def wrong(proto: onnx.ModelProto) -> onnx.ModelProto:
-        proto = real(proto)
-        tensor = max(proto.graph.initializer, key=lambda one: len(one.raw_data))
-        values = onnx.numpy_helper.to_array(tensor) * np.float32(1.5)
-        tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
-        return proto
-
-    monkeypatch.setattr(graph, "optimize", wrong)
-    added = ("export", dense, *TRITON, "--model-version", "next", "-o")
-    refused(*added, repository, code=1, says="DIFFERENT")
-    refused(*added, tmp_path / "new", code=1, says="DIFFERENT")
-    assert contents(tmp_path) == before
-    assert [path.name for path in tmp_path.iterdir()] == ["repo"]
+@pytest.mark.slow
+def test_serve_says_that_its_server_was_killed(repository: Path) -> None:
+    here = settings()
+    ports = ["--http-port", here.http, "--grpc-port", here.grpc]
+    command = [sys.executable, "-m", "spvit_deploy", "serve", repository, "--server", SERVER,
+               *ports]  # fmt: skip
+    pipe = subprocess.PIPE
+    with subprocess.Popen([*map(str, command)], stdout=pipe, stderr=pipe, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        for line in process.stdout:
+            if line == "Ctrl-C ends it.\n":
+                (server,) = psutil.Process(process.pid).children()
+                server.kill()
+        assert process.stderr.read() == "Error: Triton was killed by signal 9, SIGKILL.\n"
+    assert process.returncode == 1
 
 
-@pytest.mark.parametrize("name", ["", "a/b", "..", ".hidden", "a b", "ä", "a:1", "x" * 129])
-def test_names_that_triton_does_not_take(name: str, dense: Path, tmp_path: Path) -> None:
-    refused("export", dense, "--format", "triton", "--model-name", name, "-o", tmp_path / "repo",
-            says="cannot be a model's name in Triton")  # fmt: skip
-    assert not (tmp_path / "repo").exists()
-
-
-@settings(max_examples=200)
-@given(st.text(max_size=300))
-def test_every_model_has_a_name_in_triton(model: str) -> None:
-    assert check_model_name(default_model_name(model))
-    assert default_model_name("hf-hub:timm/vit_small.augreg") == "vit_small.augreg"
-
-
-def test_wrong_calls(dense: Path, tmp_path: Path, repository: Path) -> None:
-    out = ("-o", tmp_path / "out")
-    refused("export", dense, "--max-batch", 4, *out, says="--max-batch is for --format triton.")
-    refused("export", dense, "--all", "--model-version", 2, *out, says="--model-version is for")
-    for version in ("0", "01", "-1", "latest", str(2**63)):
-        refused("export", dense, *TRITON, "--model-version", version, *out, says="from 1 on, or")
-    refused(
-        "export", dense, *TRITON, "--batch", 2, "--max-batch", 4, *out, says="the fixed batch 2"
-    )
-    refused("export", dense, *TRITON, "-o", repository / NAME, says=f"Choose {repository} instead.")
-    refused("export", dense, *TRITON, "-o", dense, says="is not a Triton repository")
-    (tmp_path / "other" / "folder").mkdir(parents=True)
-    refused("export", dense, *TRITON, "-o", tmp_path / "other", says="folder has no config.pbtxt")
-    (tmp_path / "file").touch()
-    refused("export", dense, *TRITON, "-o", tmp_path / "file", says="is a file")
-
-
-def test_a_fixed_batch_is_a_size_like_others(dense: Path, tmp_path: Path) -> None:
-    good("export", dense, *TRITON, "--batch", 3, "-o", tmp_path / "repo")
-    config = read_models(tmp_path / "repo")[NAME]
-    assert config.max_batch_size == 0
-    assert list(config.input[0].dims) == [3, 1, 16, 16]
-    assert not config.HasField("dynamic_batching")
-    again = ("export", dense, *TRITON, "-o", tmp_path / "repo", "--model-version", "next")
-    refused(*again, says="The other versions have a fixed batch.")
-    refused(*again, "--batch", 4, says="its inputs are images [4, 1, 16, 16], not images [3, 1")
-    good(*again, "--batch", 3)
-
-
-def test_a_missing_extra_is_named(
-    dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in [name for name in sys.modules if name.startswith("tritonclient")]:
-        monkeypatch.setitem(sys.modules, name, None)
-    monkeypatch.setitem(sys.modules, "tritonclient", None)
-    says = "which is not installed. pip install 'spvit-deploy[triton]'"
-    refused("export", dense, *TRITON, "-o", tmp_path / "repo", says=says)
-    refused("load", "grpc://127.0.0.1:1", "--model", NAME, says=says)
-    assert not (tmp_path / "repo").exists()
-
-
-def test_servers_that_are_not_here(
-    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    refused("serve", repository, says=f"docker run --rm -p 8000:8000 -p 8001:8001 -v {repository}:")
-    missing = "repo: not a Python environment with nvidia-pytriton."
-    refused("serve", repository, "--server", tmp_path / "repo", says=missing)
-    refused("serve", repository, "--server", repository / NAME / "labels.txt", says="not a program")
-    http, grpc = free_ports(2)
-    ports = ("--http-port", http, "--grpc-port", grpc)
-    refused(
-        "serve",
-        tmp_path / "nowhere",
-        *ports,
-        "--server",
-        "/bin/false",
-        says="no models there",
-    )
-    refused("serve", repository, "--server", "/bin/false", "--http-port", 8001, says="are the same")
-    refused("serve", repository, *ports, "--server", "/bin/false", code=1,
-            says="Triton ended during its start: its log is empty")  # fmt: skip
-    refused("load", f"grpc://127.0.0.1:{grpc}", "--model", NAME, says="No Triton server responds")
-    refused("load", f"http://127.0.0.1:{http}", "--model", NAME, says="No Triton server responds")
-    refused("load", "127.0.0.1", "--model", NAME, says="not an address")
-    refused("load", "grpc://x", "--model", NAME, "--slo", "fast", says="write 4ms")
+@pytest.mark.slow
+def test_what_the_server_does_not_have_is_refused(models: list[Path], tmp_path: Path) -> None:
+    export_triton(str(models[0]), tmp_path / "repo", name=NAME)
+    refused("serve", tmp_path / "repo", "--server", SERVER, says="the backend 'onnxruntime': nv")
+    bare = find_server(str(find_server(str(SERVER), tmp_path).binary), tmp_path)
+    assert bare.environment is None
+    here = settings()
+    refused("serve", tmp_path / "repo", "--server", bare.binary, "--http-port", here.http,
+            "--grpc-port", here.grpc, code=1, says="onnxruntime")  # fmt: skip

@@ -25,12 +25,7 @@ _CARDS = 4
 
 
 def write_frontier(record: SweepRecord, results: ResultsFile, output: Path) -> None:
-    """Write the page.
-
-    Args:
-        record: A measured sweep.
-        results: Its latencies, as ``results.json`` has them.
-        output: HTML file to write.
+    """Write the HTML page of a measured sweep.
 
     Raises:
         StorageError: The disk is full, or the place is not writable.

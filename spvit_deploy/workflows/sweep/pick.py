@@ -12,11 +12,10 @@ from spvit_deploy.workflows.sweep.record import SweepPoint, SweepRecord
 def pick(
     record: SweepRecord, max_latency: float | None = None, min_accuracy: float | None = None
 ) -> SweepPoint:
-    """Pick the most accurate trial within a latency, or the fastest with an accuracy.
+    """Pick the most accurate trial within a latency, or without one the fastest with an accuracy.
 
     Args:
-        record: Record of the sweep.
-        max_latency: Greatest median, in seconds per inference; decides which rule applies.
+        max_latency: Greatest median, in seconds per inference.
         min_accuracy: Least top-1 in percent.
 
     Raises:
@@ -62,8 +61,7 @@ def _none_fits(
     fast = [p for p in points if fits(p, max_latency, None)]
     near = _most_accurate(fast) if fast else _fastest(points)
     name = "The most accurate there is" if fast else "The fastest there is"
-    if fast and max_latency is not None:
-        name += " in that time"
+    name += " in that time" if fast and max_latency is not None else ""
     latency, top1 = near.place
     return InputError(
         f"No trial {' and '.join(limits)}.",

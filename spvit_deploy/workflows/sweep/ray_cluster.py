@@ -69,7 +69,6 @@ def portion(capacity: Capacity, device: str, concurrent: int | None) -> Portion:
     """Divide a cluster among trials: a GPU for each, or equal numbers of processors.
 
     Args:
-        capacity: What the cluster has.
         device: ``auto|cpu|cuda|mps``.
         concurrent: Trials at a time, at most one per GPU or processor; None for one per GPU, or
             one per host without GPUs.
@@ -137,9 +136,6 @@ def ray_started(root: Path, address: str | None) -> Iterator[Capacity]:
         root: The sweep's folder, which the name of the temporary folder is derived from.
         address: Of a running cluster; None for this host.
 
-    Yields:
-        What there is to run trials on.
-
     Raises:
         InputError: No cluster answers.
         StorageError: Ray does not start.
@@ -149,8 +145,6 @@ def ray_started(root: Path, address: str | None) -> Iterator[Capacity]:
         import ray
 
         try:
-            if address is None:
-                _new_scratch(place)
             with _quiet():
                 _start(ray, address, place)
                 yield _capacity(ray)
@@ -170,16 +164,6 @@ def _place(root: Path) -> Path:
     return temp / f"spvit-ray-{sha256_bytes(f'{owner} {root.absolute()}'.encode())[:8]}"
 
 
-def _new_scratch(place: Path) -> None:
-    shutil.rmtree(place, ignore_errors=True)
-    try:
-        place.mkdir(mode=0o700)
-    except OSError as error:
-        raise StorageError(
-            f"{place}: {error.strerror}; Ray's files go there.", "Remove it."
-        ) from error
-
-
 def _remove(place: Path) -> None:
     """Remove Ray's folder, into which its last processes may still write for a moment."""
     end = time.monotonic() + _END_TIMEOUT
@@ -192,6 +176,13 @@ def _start(ray: Any, address: str | None, place: Path) -> None:
     options: dict[str, Any] = {"address": address, "configure_logging": False,
                                "log_to_driver": False}  # fmt: skip
     if address is None:
+        shutil.rmtree(place, ignore_errors=True)
+        try:
+            place.mkdir(mode=0o700)
+        except OSError as error:
+            raise StorageError(
+                f"{place}: {error.strerror}; Ray's files go there.", "Remove it."
+            ) from error
         affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
         options |= {
             "address": "local", "include_dashboard": False, "object_store_memory": _STORE,

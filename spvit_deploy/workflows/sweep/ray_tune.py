@@ -84,10 +84,8 @@ def tune_trials(
     """Run trials; one that fails does not stop the others.
 
     Args:
-        jobs: Trials to run.
         root: Folder of the sweep.
         each: Resources of each trial.
-        retries: How often a trial that failed is tried again.
         ended: Called as each ends, with its budget and the reason of its failure, or "".
     """
     by_name = {job.budget: job for job in jobs}

@@ -29,8 +29,7 @@ from spvit_deploy.workflows.sweep.trial import (
     LOG_FILE,
     TrialJob,
     evaluate_stage,
-    point_of,
-    read_finished,
+    read_point,
 )
 
 
@@ -49,9 +48,8 @@ class _Progress:
         old = {point.name: point for point in record.trials if point.status == "finished"}
         trials = []
         for job in map(request.job, request.budgets):
-            found = read_finished(job)
-            fresh = point_of(job, found, request.root)
-            trials.append(old.get(job.budget, fresh) if found else fresh)
+            point = read_point(job)
+            trials.append(old.get(job.budget, point) if point.status == "finished" else point)
         return _Progress(request, record.model_copy(update={"trials": tuple(trials)}))
 
     @property
@@ -66,12 +64,10 @@ class _Progress:
 
     def ended(self, budget: str, failed: str) -> None:
         """Record the end of a trial; ``failed`` is the reason of a failure, or empty."""
-        job = self.request.job(budget)
-        found = None if failed else read_finished(job)
-        point = point_of(job, found, self.request.root)
-        if found is None:
+        point = read_point(self.request.job(budget))
+        if failed or point.status != "finished":
             reason = failed or "its results are incomplete."
-            point = point.model_copy(update={"status": "failed", "reason": reason})
+            point = SweepPoint(name=budget, folder=point.folder, status="failed", reason=reason)
         self.save([point])
 
     def save(self, trials: list[SweepPoint], **update: Any) -> SweepRecord:
@@ -93,9 +89,6 @@ def run_sweep(recipe: Recipe, output: Path, settings: SweepSettings) -> SweepRec
         recipe: Of any trial, and of the dense model; its budget and output are ignored.
         output: Folder to write.
         settings: Budgets, and how trials are run.
-
-    Returns:
-        The content of ``sweep.json``.
 
     Raises:
         InputError: A request that cannot be met; raised before anything is trained.
@@ -157,10 +150,17 @@ def _run(request: SweepRequest, settings: SweepSettings, known: SweepRecord | No
             tune_trials(progress.left, request.root, each, settings.retries, progress.ended)
     if not progress.finished:
         require_all(progress.record, request.root)
-    points = [dense, *progress.finished]
-    results = _measure(runner, request, [engine, *(request.root / p.engine for p in points[1:])])
-    record = _with_latencies(progress, points, results)
-    _draw(runner, record, results, settings.png)
+    engines = [engine, *(request.root / point.engine for point in progress.finished)]
+    results = _measure(runner, request, engines)
+    record = _with_latencies(progress, dense, results)
+    page = request.root / PAGE_FILE
+
+    def draw() -> None:
+        write_frontier(record, results, page)
+        if settings.png:
+            render_png(page, page.with_suffix(".png"))
+
+    runner.stage("frontier", [settings.png, record.model_dump(mode="json")], [], page, draw)
     return record
 
 
@@ -196,13 +196,11 @@ def _measure(runner: Runner, request: SweepRequest, engines: list[Path]) -> Resu
     return load_results(runner.stage("benchmark", settings, engines, output, work))
 
 
-def _with_latencies(
-    progress: _Progress, points: list[SweepPoint], results: ResultsFile
-) -> SweepRecord:
-    """Record the latencies of models, the dense one first."""
+def _with_latencies(progress: _Progress, dense: SweepPoint, results: ResultsFile) -> SweepRecord:
+    """Record the latencies of the dense model and of those that are finished."""
     dense, *trials = (
         point.model_copy(update={"latency": found.p50, "p90": found.p90, "unsteady": found.flagged})
-        for point, found in zip(points, results.results, strict=True)
+        for point, found in zip([dense, *progress.finished], results.results, strict=True)
     )
     first, host = results.results[0], results.host
     return progress.save(
@@ -213,14 +211,3 @@ def _with_latencies(
         measured=results.created,
         host=f"{host.cpu}, {host.threads} threads",
     )
-
-
-def _draw(runner: Runner, record: SweepRecord, results: ResultsFile, png: bool) -> None:
-    page = runner.root / PAGE_FILE
-
-    def work() -> None:
-        write_frontier(record, results, page)
-        if png:
-            render_png(page, page.with_suffix(".png"))
-
-    runner.stage("frontier", [png, record.model_dump(mode="json")], [], page, work)

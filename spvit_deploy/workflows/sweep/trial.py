@@ -6,7 +6,7 @@ import contextlib
 import json
 import socket
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,6 +73,11 @@ class TrialJob:
         return Path(self.recipe.output)
 
     @property
+    def root(self) -> Path:
+        """Folder of the sweep."""
+        return self.folder.parents[1]
+
+    @property
     def model(self) -> Path:
         """Folder of the lean model."""
         return self.folder / "tuned"
@@ -89,37 +94,53 @@ class TrialJob:
         return sha256_bytes(json.dumps(parts, sort_keys=True).encode())
 
 
-def read_finished(job: TrialJob) -> TrialRecord | None:
-    """Read the record of a trial that finished and whose files are unchanged; else None."""
+def read_point(job: TrialJob) -> SweepPoint:
+    """Read a trial's entry for the sweep's record, without latencies.
+
+    It is ``finished`` where the trial is and its files are unchanged; else ``waiting``.
+    """
+    folder = job.folder.relative_to(job.root).as_posix()
+    waiting = SweepPoint(name=job.budget, folder=folder)
     try:
         record = TrialRecord.model_validate(read_record(job.folder / TRIAL_FILE, kind="trial"))
     except (InputError, ValueError):
-        return None
+        return waiting
     whole = record.key == job.key() and record.engine_digest == digest_of(job.engine)
-    return record if whole and job.model.is_dir() else None
+    if not whole or not job.model.is_dir():
+        return waiting
+    return SweepPoint(
+        name=job.budget, status="finished", folder=folder,
+        model=f"{folder}/{job.model.name}", engine=f"{folder}/{job.engine.name}",
+        macs=record.macs, params=record.params, top1=record.top1,
+    )  # fmt: skip
 
 
-def run_trial(job: TrialJob, begun: Callable[[str], None]) -> TrialRecord:
+def run_trial(job: TrialJob, begun: Callable[[str], None]) -> None:
     """Run what is left of a trial; its output goes to ``log.txt`` in its folder.
 
     Args:
-        job: The trial.
+        job: The trial; its sweep's folder has to exist on this host.
         begun: Called with the name of each stage as it begins.
 
     Raises:
         InputError: A retry would fail again.
         JobError: Anything else.
     """
-    _require_shared(job)
+    if not (job.root / SWEEP_FILE).is_file():
+        raise InputError(
+            f"{job.root} does not exist on {socket.gethostname()}.",
+            "Choose an -o on a file system that every node of the cluster has at the same place.",
+        )
     try:
         job.folder.mkdir(parents=True, exist_ok=True)
         with (
             (job.folder / LOG_FILE).open("a", buffering=1) as log,
-            _into(log),
+            contextlib.redirect_stdout(log),
+            contextlib.redirect_stderr(log),
             lock_folder(job.folder, wait=_TO_LET_GO),
         ):
             try:
-                return _run(job, begun)
+                _run(job, begun)
             except Exception:
                 traceback.print_exc()
                 raise
@@ -129,7 +150,7 @@ def run_trial(job: TrialJob, begun: Callable[[str], None]) -> TrialRecord:
         raise JobError(f"{type(error).__name__}: {first_line(error)}.") from error
 
 
-def _run(job: TrialJob, begun: Callable[[str], None]) -> TrialRecord:
+def _run(job: TrialJob, begun: Callable[[str], None]) -> None:
     recipe = job.recipe
     alone = recipe.model_copy(update={"output": "run", "tensorboard": None})
     text = yaml.safe_dump(alone.model_dump(mode="json", exclude_none=True), sort_keys=False)
@@ -140,7 +161,6 @@ def _run(job: TrialJob, begun: Callable[[str], None]) -> TrialRecord:
     facts = evaluate_stage(runner, recipe, job.images, engine)
     record = TrialRecord(key=job.key(), engine_digest=digest_of(engine) or "", **facts)
     write_record(job.folder / TRIAL_FILE, record.model_dump())
-    return record
 
 
 def evaluate_stage(runner: Runner, recipe: Recipe, images: str, engine: Path) -> dict[str, float]:
@@ -160,30 +180,3 @@ def evaluate_stage(runner: Runner, recipe: Recipe, images: str, engine: Path) ->
     runner.stage("evaluate", [runtime, images], [engine], output, work)
     record = read_record(output, kind="evaluation")
     return {name: record[name] for name in ("macs", "params", "top1")}
-
-
-def point_of(job: TrialJob, record: TrialRecord | None, root: Path) -> SweepPoint:
-    """Make the entry in the sweep's record of a trial that is not measured yet."""
-    folder = job.folder.relative_to(root).as_posix()
-    if record is None:
-        return SweepPoint(name=job.budget, folder=folder)
-    return SweepPoint(
-        name=job.budget, status="finished", folder=folder,
-        model=f"{folder}/{job.model.name}", engine=f"{folder}/{job.engine.name}",
-        macs=record.macs, params=record.params, top1=record.top1,
-    )  # fmt: skip
-
-
-def _require_shared(job: TrialJob) -> None:
-    root = job.folder.parents[1]
-    if not (root / SWEEP_FILE).is_file():
-        raise InputError(
-            f"{root} does not exist on {socket.gethostname()}.",
-            "Choose an -o on a file system that every node of the cluster has at the same place.",
-        )
-
-
-@contextlib.contextmanager
-def _into(log: object) -> Iterator[None]:
-    with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):  # type: ignore[type-var]
-        yield
