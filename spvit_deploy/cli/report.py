@@ -16,12 +16,12 @@ from spvit_deploy.cli.options import Folder, force_option, output_option
 @click.option(
     "--search", type=Folder, help="Search folder: loss, cost against budget, gates over the steps."
 )
-@click.option("--png", is_flag=True, help="Write a picture too, with an installed Chromium.")
+@click.option("--png", is_flag=True, help="Write an image too, if Chromium is installed.")
 @click.option(
     "--format",
     "form",
     type=click.Choice(["html", "md", "json"]),
-    help="By the output's name if left out; html else.",
+    help="By default as the output's name ends, or html.",
 )
 @output_option("report.html, .md or .json to write.")
 @force_option

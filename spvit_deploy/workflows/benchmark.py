@@ -1,11 +1,11 @@
-"""Benchmarks as files, for commands and recipes."""
+"""Benchmarks as functions: results in memory, and ``results.json`` for commands and recipes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from spvit_deploy.benchmarks.artifacts import describe
 from spvit_deploy.benchmarks.evaluate import evaluate_artifact
@@ -18,15 +18,57 @@ from spvit_deploy.benchmarks.results import (
     ResultsFile,
     Scenario,
     Workload,
-    load_results,
     save_results,
 )
 from spvit_deploy.core.errors import InputError
 from spvit_deploy.core.output_folders import ensure_free
 from spvit_deploy.data.spec import DataSettings
+from spvit_deploy.workflows.keywords import Pathish, replace_fields
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 _SECONDS, _LOADGEN_SECONDS = 2.0, 12.0
 _BATCHES = {"multi-stream": STREAMS, "offline": 16}
+
+
+class WorkloadOptions(TypedDict, total=False):
+    """Fields of :class:`Workload`."""
+
+    scenario: Scenario
+    batch: int
+    concurrency: int
+    boundary: Boundary
+    slo: float | None
+    warmup: int
+    duration: float
+    threads: int | None
+    pause: float
+    seed: int
+
+
+def benchmark(
+    artifacts: Sequence[Pathish],
+    runtimes: Sequence[str] | None = None,
+    workloads: Sequence[Workload] | None = None,
+    device: str = "cpu",
+    **options: Unpack[WorkloadOptions],
+) -> ResultsFile:
+    """Measure every artifact on every runtime that opens it, interleaved.
+
+    Args:
+        artifacts: Dense, lean and exported folders, and files of the latter.
+        runtimes: Names; None for all that fit.
+        workloads: Measured one after another; None for the one that ``options`` describe.
+        device: ``auto|cpu|cuda|cuda:N|mps``, or an execution provider of ONNX Runtime.
+        options: Fields of :class:`Workload`, for all workloads: ``batch=8``, ``duration=5``.
+
+    Raises:
+        InputError: A runtime is not installed, or opens none of the artifacts; or an option is
+            wrong.
+    """
+    chosen = [replace_fields(workload, options) for workload in workloads or [Workload()]]
+    return run_benchmark([Path(path) for path in artifacts], runtimes, chosen, device)
 
 
 @dataclass(frozen=True)
@@ -118,10 +160,3 @@ def _evaluated(results: ResultsFile, artifacts: Sequence[Path], data: DataSettin
     images = max(one.images for one in found.values())
     record = DataRecord(spec=data.spec, images=images, sha256=seen)
     return results.model_copy(update={"results": rows, "data": record})
-
-
-def print_summary(results: Path) -> None:
-    """Print every artifact, and how much faster the lean ones are."""
-    from spvit_deploy.workflows.console import benchmark
-
-    benchmark(load_results(results))

@@ -16,11 +16,11 @@ from spvit_deploy.export.settings import check_settings
 from spvit_deploy.lean.load_model import ModelRequest
 from spvit_deploy.runtimes.export_job import ExportSettings, parse_batch
 from spvit_deploy.workflows.export_inputs import open_export
+from spvit_deploy.workflows.keywords import Pathish
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-Pathish = str | Path
 MODEL_OPTIONS = ("model_args", "checkpoint", "pretrained")
 
 

@@ -34,7 +34,7 @@ from spvit_deploy.training.run import Run
 from spvit_deploy.workflows.latency_profile import measure_table
 
 
-def times_of_run(
+def find_latencies(
     settings: SearchSettings, dense: SavedModel, run: Run, device: torch.device
 ) -> Measured | None:
     """Read the latencies of a search from the budget's file, or measure them.

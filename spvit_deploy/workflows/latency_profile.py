@@ -8,9 +8,10 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from pydantic import Field
 from torch import nn
 
 from spvit_deploy.benchmarks.host import read_host
@@ -43,52 +44,75 @@ from spvit_deploy.core.progress import Bar, progress_bar
 from spvit_deploy.export.settings import check_settings
 from spvit_deploy.export.trace import write_unverified
 from spvit_deploy.families.timm_models import input_size
-from spvit_deploy.lean.load_model import ModelRequest, load_model
+from spvit_deploy.lean.load_model import load_model
 from spvit_deploy.runtimes.export_job import ExportSettings
 from spvit_deploy.runtimes.registry import find_format, find_runtime, formats
 from spvit_deploy.search.budget import Place
+from spvit_deploy.workflows.keywords import (
+    ModelOptions,
+    ModelSettings,
+    Pathish,
+    replace_fields,
+)
 
-Pathish = str | Path
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+
 # Batch that an engine takes at most; it is built for the one that is timed.
 _LARGEST = 32
 
 
+class ProfileSettings(ModelSettings):
+    """What is profiled, and where.
+
+    Attributes:
+        precision: That the plan will be exported in.
+        batch: Images of an inference.
+        threads: Of the runtime; None for its own choice.
+        device: Where it computes; None for ``cpu``, or the first GPU for engines.
+    """
+
+    precision: str = "fp32"
+    batch: int = Field(default=1, ge=1)
+    threads: int | None = Field(default=None, ge=1)
+    device: str | None = None
+
+
+class ProfileOptions(ModelOptions, total=False):
+    """Fields of :class:`ProfileSettings`."""
+
+    precision: str
+    batch: int
+    threads: int | None
+    device: str | None
+
+
 def profile_latency(
-    model: str,
+    model: Pathish,
     output: Pathish,
     runtimes: Sequence[str] = ("onnxruntime",),
-    precision: str = "fp32",
-    batch: int = 1,
-    threads: int | None = None,
-    device: str | None = None,
-    model_args: dict[str, Any] | None = None,
-    checkpoint: Pathish | None = None,
-    pretrained: bool = False,
-    force: bool = False,
+    **options: Unpack[ProfileOptions],
 ) -> LatencyFile:
     """Measure what each choice of a search costs in a runtime, and write ``latency.json``.
 
     Args:
-        model: a dense folder, or a timm name; weights do not matter.
-        output: file to write.
-        runtimes: a table each, as ``benchmark`` calls them.
-        precision: that the plan will be exported in.
-        batch: images of an inference.
-        threads: of the runtime; None for its own choice.
-        device: where it computes; None for ``cpu``, or the first GPU for engines.
-        model_args, checkpoint, pretrained: as in :func:`search_gates`.
-        force: replace an old output.
+        model: A dense folder, or a timm name; weights do not matter.
+        output: File to write.
+        runtimes: Names, as ``benchmark`` takes them; there is a table for each.
+        options: Fields of :class:`ProfileSettings`: ``precision="bf16"``, ``threads=4``.
 
     Raises:
-        InputError: a wrong model, runtime, precision or device, or an output that exists.
-        JobError: a block cannot be exported.
+        InputError: The model, runtime, precision or device is wrong, or the output exists.
+        JobError: A block cannot be exported.
     """
-    target = Path(output)
-    ensure_free(target, force, folder=False, reads=(model, checkpoint))
-    places = [Place(name, precision, batch, threads, device) for name in dict.fromkeys(runtimes)]
+    chosen, target = replace_fields(ProfileSettings(), options), Path(output)
+    ensure_free(target, chosen.force, folder=False, reads=(model, chosen.checkpoint))
+    where = (chosen.precision, chosen.batch, chosen.threads, chosen.device)
+    places = [Place(name, *where) for name in dict.fromkeys(runtimes)]
     for place in places:
         settings_of(place)
-    saved, _ = load_model(ModelRequest.of(model, model_args, checkpoint, pretrained))
+    saved, _ = load_model(chosen.request(model))
     if saved.kind != "dense":
         raise InputError(f"{model} is lean already.", "Profile the dense model.")
     tables: tuple[LatencyTable, ...] = ()
@@ -132,14 +156,9 @@ def settings_of(place: Place) -> ExportSettings:
     )
 
 
-def measure_table(
-    module: nn.Module, spec: ModelSpec, place: Place, rounds: int = ROUNDS
-) -> LatencyTable:
-    """Measure a model's blocks, with each of their choices, on the runtime itself.
-
-    Arguments and errors as :func:`measure_beside`.
-    """
-    return measure_beside(module, spec, place, {}, rounds)[0]
+def measure_table(module: nn.Module, spec: ModelSpec, place: Place) -> LatencyTable:
+    """Measure a model's blocks, with each of their choices, as :func:`measure_beside` does."""
+    return measure_beside(module, spec, place, {})[0]
 
 
 def measure_beside(

@@ -153,12 +153,24 @@ def load_recipe(path: Path) -> Recipe:
         raise InputError(
             f"{path}: not YAML: {first_line(error)}.", "Compare it with `run --init`."
         ) from None
+    return anchored(parse_recipe(content, f"{path}: "), path.absolute().parent)
+
+
+def parse_recipe(content: Any, where: str = "") -> Recipe:
+    """Validate the content of a recipe.
+
+    Args:
+        content: As YAML gives it.
+        where: Beginning of the error's message.
+
+    Raises:
+        InputError: It is not a recipe.
+    """
     try:
-        recipe = Recipe.model_validate(content)
+        return Recipe.model_validate(content)
     except ValidationError as error:
-        said, hint = complaint(error, Recipe)
-        raise InputError(f"{path}: {said}", hint) from None
-    return anchored(recipe, path.absolute().parent)
+        message, hint = complaint(error, Recipe)
+        raise InputError(f"{where}{message}", hint) from None
 
 
 def anchored(recipe: Recipe, here: Path) -> Recipe:
