@@ -19,7 +19,6 @@ from spvit_deploy.cli.options import (
     parsed,
     precision_option,
     take_data,
-    take_model,
     warn_if_idle,
 )
 from spvit_deploy.cli.triton_options import TRITON, take_triton, triton_options
@@ -124,10 +123,10 @@ def export(model: str, folder: Path, every: bool, **options: Any) -> None:
     """
     from spvit_deploy.runtimes.export_job import ExportSettings
     from spvit_deploy.workflows.console import print_export, print_exports
-    from spvit_deploy.workflows.export import export_model, with_options
+    from spvit_deploy.workflows.export import export_model, request_of, with_options
     from spvit_deploy.workflows.export_all import export_all, require_all
 
-    triton, request = take_triton(options), take_model(model, options)
+    triton, request = take_triton(options), request_of(model, options)
     data, force, precision = take_data(options), options.pop("force"), options["precision"]
     warn_if_idle(every or precision == "int8", ("calibration", "max_drop"), "for int8")
     given = {name: value for name, value in options.items() if value is not None}

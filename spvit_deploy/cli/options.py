@@ -15,7 +15,6 @@ from spvit_deploy.runtimes.info import distinct_options
 from spvit_deploy.runtimes.registry import PRECISIONS, formats, runtimes
 
 if TYPE_CHECKING:
-    from spvit_deploy.lean.load_model import ModelRequest
     from spvit_deploy.runtimes.info import ExportOption, FormatInfo, RuntimeInfo
     from spvit_deploy.training.run import RunSettings
 
@@ -292,11 +291,3 @@ def take_run(options: dict[str, Any]) -> RunSettings:
 
     names = ("checkpoint_every", "resume", "tensorboard")
     return replace_fields(RunSettings(), {name: options.pop(name) for name in names})
-
-
-def take_model(name: str, options: dict[str, Any]) -> ModelRequest:
-    """Take the options of :data:`model_options` out of a command's options."""
-    from spvit_deploy.lean.load_model import ModelRequest
-
-    args, checkpoint = options.pop("model_args"), options.pop("checkpoint")
-    return ModelRequest.of(name, args, checkpoint, options.pop("pretrained"))

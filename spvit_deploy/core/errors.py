@@ -1,19 +1,7 @@
 """What can go wrong, and the exit code of each.
 
-SpvitError
-├── InputError            exit 2: the call or a file given is wrong
-│   ├── ModelError            unknown model, or one that no family takes
-│   ├── CheckpointError       weights that do not fit, or are not weights
-│   ├── CorruptFileError      a file that is not what its record says
-│   ├── PlanError             gates that do not fit the model
-│   ├── DataError             no images, one class, unreadable images
-│   ├── BudgetError           a budget that no plan can meet
-│   ├── OutputExistsError     would overwrite something
-│   └── RuntimeMissingError   a runtime or device that is not here
-└── JobError              exit 1: the call was right, the work failed
-    ├── ParityError           the exported model answers differently
-    ├── DivergedError         the loss or a weight of a training is no number any more
-    └── StorageError          the disk is full or not writable
+:class:`InputError` exits with 2: the call, or a file that it names, is wrong. :class:`JobError`
+exits with 1: the call was right, and the work failed.
 """
 
 from __future__ import annotations
@@ -26,14 +14,14 @@ class SpvitError(Exception):
     """Base of all errors that a user can cause or meet.
 
     Args:
-        message: one sentence: what was asked and what was found.
-        hint: one sentence: what to do. Printed after the message.
+        message: A sentence: what is wrong, and what was found.
+        hint: A sentence: what to do. Printed after the message.
     """
 
     exit_code = 1
-    # Whether one of several processes met it alone, and so has to say it itself.
+    # Whether only one of several processes met it, which then prints it itself.
     alone = False
-    # Whether the others say it as well, where they are still there a while after.
+    # Whether processes other than the first print it too, if they still run a while after.
     late = False
 
     def __init__(self, message: str, hint: str = "") -> None:
@@ -73,11 +61,11 @@ class BudgetError(InputError):
 
 
 class OutputExistsError(InputError):
-    """The output is there already."""
+    """The output exists already."""
 
 
 class RuntimeMissingError(InputError):
-    """The runtime or the device is not on this host."""
+    """The runtime is not installed, or the device does not exist."""
 
 
 class JobError(SpvitError):
@@ -85,11 +73,11 @@ class JobError(SpvitError):
 
 
 class ParityError(JobError):
-    """Two forms of one model answer differently."""
+    """The outputs of two forms of a model differ."""
 
 
 class DivergedError(JobError):
-    """The loss or a weight of a training is no number any more."""
+    """The loss or a weight of a training is NaN or infinite."""
 
 
 class StorageError(JobError):

@@ -15,12 +15,16 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def sha256_bytes(data: bytes) -> str:
-    """SHA-256 of ``data`` in hex."""
+    """Return the SHA-256 of ``data`` in hex."""
     return hashlib.sha256(data).hexdigest()
 
 
 def sha256_file(path: Path) -> str:
-    """SHA-256 of a file in hex."""
+    """Return the SHA-256 of a file in hex.
+
+    Raises:
+        InputError: It does not exist.
+    """
     if not path.is_file():
         raise InputError(f"{path}: no such file.", "Check the path.")
     digest = hashlib.sha256()
@@ -60,12 +64,12 @@ def _umask() -> int:
 
 
 def is_full(error: OSError) -> bool:
-    """Whether an error says that a disk or a quota is full."""
+    """Tell whether an error means that a disk or a quota is full."""
     return error.errno in _FULL
 
 
 def storage_error(error: OSError, path: Path) -> StorageError:
-    """What an ``OSError`` at ``path`` means to the user."""
+    """Make the error that reports an ``OSError`` at ``path``."""
     if is_full(error):
         return StorageError(f"{path}: no space left to write it.", "Free some space and try again.")
-    return StorageError(f"{path}: {error.strerror or error}.", "Choose a place you may write to.")
+    return StorageError(f"{path}: {error.strerror or error}.", "Choose a writable place.")

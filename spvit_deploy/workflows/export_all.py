@@ -171,7 +171,11 @@ def _all_of(job: ExportJob, precision: str | None, folder: Path) -> list[Candida
 
 
 def require_all(rows: Sequence[ExportRow]) -> None:
-    """Raise JobError where an export failed."""
+    """Refuse to call it a success where an export failed.
+
+    Raises:
+        JobError: One failed.
+    """
     failed = [row for row in rows if row.status == "failed"]
     if failed:
         names = ", ".join(f"{row.format} {row.precision}" for row in failed)

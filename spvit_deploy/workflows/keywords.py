@@ -91,8 +91,8 @@ def replace_fields(
     Raises:
         InputError: A keyword is a field of none of them, or its value is not valid.
     """
-    fields = type(settings).model_fields
-    known = [name for model in (type(settings), *others) for name in model.model_fields]
+    own: type[BaseModel] = type(settings)
+    fields, known = own.model_fields, [n for one in (own, *others) for n in one.model_fields]
     for name in keywords:
         if name not in known:
             hint = did_you_mean(name, known, f"There are {', '.join(known)}.")

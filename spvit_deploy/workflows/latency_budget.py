@@ -52,31 +52,26 @@ def find_latencies(
         InputError: No table in the file fits, or the runtime is not installed.
         JobError: A block cannot be exported.
     """
-    asked = settings.requested
-    if asked.place is None:
+    if settings.requested.place is None:
         return None
     sites = find_sites(dense.module, str(dense.spec))
     text = ""
     with first_process_only(run.processes, device) as mine:
         if mine:
-            text = _first(asked, dense, sites, run, settings.allow_host).model_dump_json()
+            text = _read_or_measure(settings, dense, sites, run).model_dump_json()
     table = LatencyTable.model_validate_json(run.processes.value_of_first(text, device))
     return measured(table, sites, find_candidates(settings.offered).kinds)
 
 
-def _first(
-    asked: BudgetRequest,
-    dense: SavedModel,
-    sites: Sequence[BlockSite],
-    run: Run,
-    allow_host: bool,
+def _read_or_measure(
+    settings: SearchSettings, dense: SavedModel, sites: Sequence[BlockSite], run: Run
 ) -> LatencyTable:
-    kept = run.folder / LATENCY_FILE
+    asked, kept = settings.requested, run.folder / LATENCY_FILE
     run.files.append(kept)
     if run.state is not None:
         return load_latency(kept).tables[0]
     if asked.file is not None:
-        table = read_table(asked, sites, dense.spec, allow_host)
+        table = read_table(asked, sites, dense.spec, settings.allow_host)
     else:
         assert asked.place is not None
         table = measure_table(dense.module, dense.spec, asked.place)
@@ -126,16 +121,16 @@ def _with_heads(costs: tuple[SiteCost, ...], sites: Sequence[BlockSite]) -> tupl
 def read_table(
     asked: BudgetRequest, sites: Sequence[BlockSite], spec: ModelSpec, allow_host: bool = False
 ) -> LatencyTable:
-    """The one table that fits, of a budget that names a file.
+    """Read the table of a budget's file that fits the budget, the model and this host.
 
     Args:
-        asked: the budget.
-        sites: blocks of the dense model.
-        spec: what that is.
-        allow_host: take a table of another host.
+        asked: The budget, with its file.
+        sites: Blocks of the dense model.
+        spec: The dense model.
+        allow_host: Accept a table of another host.
 
     Raises:
-        InputError: no such file; no table fits, or several; says what the file holds.
+        InputError: The file does not exist, or no table or several tables fit.
     """
     assert asked.place is not None
     assert asked.file is not None
@@ -160,22 +155,22 @@ def read_table(
 
 
 def _compare_versions(file: Path, table: LatencyTable) -> None:
-    """Say so where this host has another version of the runtime by now."""
+    """Warn if this host has another version of the runtime by now."""
     then, now = table.runtime_version, installed(table.runtime.removesuffix("-compile"))
     if now not in (None, then) and same_host(table.host, read_host()):
-        warn(f"{file} was measured with {table.runtime} {then}, here is {now}: times may differ.")
+        warn(
+            f"{file} was measured with {table.runtime} {then}, here is {now}: latencies may differ."
+        )
 
 
 def _is_of(table: LatencyTable, spec: ModelSpec, sites: Sequence[BlockSite]) -> bool:
-    """The same model but for its weights and classes."""
-    names = [one.name.partition(".")[0] for one in (table.model, spec)]
-    args = [
-        {key: value for key, value in one.args.items() if key != "num_classes"}
+    """Tell whether a table is of this model, whatever its weights and classes."""
+    first, second = (
+        (one.name.partition(".")[0], {**one.args, "num_classes": None})
         for one in (table.model, spec)
-    ]
+    )
     hidden = {path: shape.hidden for shape in table.shapes for path in shape.paths}
-    same = names[0] == names[1] and args[0] == args[1]
-    return same and hidden == {site.path: site.hidden for site in sites}
+    return first == second and hidden == {site.path: site.hidden for site in sites}
 
 
 def _of_place(
@@ -187,7 +182,7 @@ def _of_place(
         words = {"batch": "batch {}", "threads": "{} threads"}
         wanted = ", ".join(words.get(key, "{}").format(value) for key, value in named.items())
         raise InputError(
-            f"{asked.file} has no times of {wanted}; it has {_listed(tables)}.",
+            f"{asked.file} has no latencies of {wanted}; it has {_listed(tables)}.",
             "Measure them with `spvit-deploy profile`.",
         )
     return fitting
