@@ -40,6 +40,9 @@ def main(ctx: click.Context, verbose: bool, debug: bool) -> None:
     The pipeline:
       search → materialize → finetune → export → benchmark → report
     `spvit-deploy demo -o demo` runs it on a small model; `run` does so from one file.
+    \f
+    Raises:
+        InputError: Several processes were launched for a command that takes one.
     """
     level = logging.DEBUG if debug else logging.INFO if verbose else logging.WARNING
     logging.basicConfig(level=level, format="%(name)s: %(message)s")

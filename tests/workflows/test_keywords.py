@@ -52,12 +52,12 @@ def test_keywords_take_the_place_of_fields() -> None:
 
 def test_wrong_keywords_are_named_with_the_nearest(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    with pytest.raises(InputError, match="argument 'epoch'. Did you mean epochs?"):
+    with pytest.raises(InputError, match=r"argument 'epoch'. Did you mean epochs?"):
         spvit_deploy.finetune(NAME, "digits", out, epoch=3)  # type: ignore[call-arg]
-    with pytest.raises(InputError, match="argument 'bugdet'. Did you mean budget?"):
+    with pytest.raises(InputError, match=r"argument 'bugdet'. Did you mean budget?"):
         spvit_deploy.search_gates(NAME, "digits", out, bugdet="50%")  # type: ignore[call-arg]
-    with pytest.raises(InputError, match="argument 'durration'. Did you mean duration?"):
+    with pytest.raises(InputError, match=r"argument 'durration'. Did you mean duration?"):
         spvit_deploy.benchmark([out], durration=5)  # type: ignore[call-arg]
-    with pytest.raises(InputError, match="epochs: Input should be greater than or equal to 0."):
+    with pytest.raises(InputError, match=r"epochs: Input should be greater than or equal to 0."):
         spvit_deploy.finetune(NAME, "digits", out, epochs=-1)
     assert not list(tmp_path.iterdir())
