@@ -11,9 +11,8 @@ from spvit_deploy.cli.options import (
     Number,
     Positive,
     data_options,
-    force_option,
     known_runtimes,
-    output_option,
+    output_options,
     parsed,
     runtime_device_option,
     take_data,
@@ -75,8 +74,7 @@ _NOT_BY_DEFAULT = [name for name, info in known_runtimes().items() if not info.d
 )
 @data_options(required=False, purpose="Evaluate as well.")
 @runtime_device_option("cpu")
-@output_option("results.json to write.")
-@force_option
+@output_options("results.json to write.")
 def benchmark(**options: Any) -> None:
     """Measure latency and throughput of every artifact on every runtime, interleaved.
 

@@ -12,7 +12,6 @@ from spvit_deploy.cli.options import (
     Number,
     Positive,
     data_options,
-    force_option,
     format_options,
     known_formats,
     model_options,
@@ -108,7 +107,7 @@ def _parse_layers(text: str) -> tuple[int, ...]:
     metavar="DIR",
     help="Folder to write: the artifact and export.json; with --format triton the repository.",
 )
-@force_option
+@click.option("--force", is_flag=True, help="Replace the output if it exists.")
 def export(model: str, folder: Path, every: bool, **options: Any) -> None:
     """Export a model and verify that the outputs of the artifact match the model's.
 

@@ -8,11 +8,9 @@ from typing import Any
 import click
 
 from spvit_deploy.cli.options import (
-    device_option,
     distill_options,
-    force_option,
     model_options,
-    output_option,
+    output_options,
     run_options,
     take_data,
     take_run,
@@ -33,9 +31,7 @@ from spvit_deploy.cli.options import (
     "are merged at the end.",
 )
 @run_options
-@device_option
-@output_option("Model folder to write.")
-@force_option
+@output_options("Model folder to write.")
 def finetune(model: str, output: Path, **options: Any) -> None:
     """Train a lean folder, a dense folder, or a timm model by name; distil with --teacher.
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from spvit_deploy.cli.options import Folder, Positive, force_option, output_option
+from spvit_deploy.cli.options import Folder, Positive, output_options
 
 
 @click.command()
@@ -25,8 +25,7 @@ from spvit_deploy.cli.options import Folder, Positive, force_option, output_opti
     default=1,
     help="Round MLP widths to multiples of N, by gate probability; a search did so already.",
 )
-@output_option("Lean folder to write.")
-@force_option
+@output_options("Lean folder to write.")
 def materialize(search_folder: Path, output: Path, **options: Any) -> None:
     """Turn a search folder into a lean model: real convolutions, trimmed MLPs, no gates.
 
@@ -45,8 +44,7 @@ def materialize(search_folder: Path, output: Path, **options: Any) -> None:
     "--gates", type=Folder, help="FFN indicators; by default those that the config names."
 )
 @click.option("--checkpoint", type=Folder, help="Fine-tuned or optimized weights.")
-@output_option("Lean folder to write; without a checkpoint, a folder with gates.json.")
-@force_option
+@output_options("Lean folder to write; without a checkpoint, a folder with gates.json.")
 def import_(output: Path, **options: Any) -> None:
     """Import models and gates that SPViT's authors publish.
 

@@ -168,6 +168,8 @@ def epochs_option(name: str = "--epochs", default: int = 10, what: str | None = 
 
 train_options = stack(data_options(), images_options, epochs_option(), fitting_options)
 
+device_option = click.option("--device", default="auto", metavar="auto|cpu|cuda|cuda:N|mps")
+
 checkpoint_option = click.option(
     "--checkpoint-every", default="10m", metavar="10m|500|never",
     help="Time (s, m, h) or steps between checkpoints.",
@@ -183,6 +185,7 @@ run_options = stack(
         "--tensorboard", type=Folder, metavar="DIR",
         help="Log for TensorBoard too, beside the log.jsonl of the output.",
     ),
+    device_option,
 )  # fmt: skip
 
 
@@ -236,9 +239,6 @@ def runtime_option(default: str) -> Decorator:
     return click.option("--runtime", help=f"{', '.join(known_runtimes())}; by default {default}.")
 
 
-device_option = click.option("--device", default="auto", metavar="auto|cpu|cuda|cuda:N|mps")
-
-
 def runtime_device_option(default: str) -> Decorator:
     """Make ``--device`` of commands that run artifacts."""
     own = {name: info for info in known_runtimes().values() for name in info.devices}
@@ -251,13 +251,15 @@ def runtime_device_option(default: str) -> Decorator:
     )
 
 
-force_option = click.option("--force", is_flag=True, help="Replace the output if it exists.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 
 
-def output_option(what: str) -> Decorator:
-    """Make ``-o``: the folder or file to write."""
-    return click.option("-o", "--output", type=Folder, required=True, help=what)
+def output_options(what: str, force: str = "Replace the output if it exists.") -> Decorator:
+    """Make ``-o``, the folder or file to write, and ``--force``."""
+    return stack(
+        click.option("-o", "--output", type=Folder, required=True, help=what),
+        click.option("--force", is_flag=True, help=force),
+    )
 
 
 def given_options(ctx: click.Context) -> list[click.Parameter]:

@@ -13,10 +13,9 @@ from spvit_deploy.cli.options import (
     Number,
     Positive,
     data_options,
-    force_option,
     json_option,
     model_options,
-    output_option,
+    output_options,
     parsed,
     take_data,
 )
@@ -67,8 +66,7 @@ if TYPE_CHECKING:
 )
 @click.option("--validation", type=Positive, default=1000, help="Images that accuracy is taken on.")
 @json_option
-@output_option("Folder for the three best artifacts and recommend.json.")
-@force_option
+@output_options("Folder for the three best artifacts and recommend.json.")
 def recommend(output: Path, force: bool, as_json: bool, **options: Any) -> None:
     """Find what to serve MODEL with on this host: runtime, precision, threads, batch.
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from spvit_deploy.cli.options import Folder, force_option, output_option
+from spvit_deploy.cli.options import Folder, output_options
 
 
 @click.command()
@@ -23,8 +23,7 @@ from spvit_deploy.cli.options import Folder, force_option, output_option
     type=click.Choice(["html", "md", "json"]),
     help="By default as the output's name ends, or html.",
 )
-@output_option("report.html, .md or .json to write.")
-@force_option
+@output_options("report.html, .md or .json to write.")
 def report(results: tuple[Path, ...], form: str | None, output: Path, **options: Any) -> None:
     """Write one self-contained HTML page from results, a search, or both; or text of results."""
     from spvit_deploy.workflows.report import report_to_file

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from spvit_deploy.cli.options import Folder, force_option, output_option
+from spvit_deploy.cli.options import Folder, output_options
 
 
 @click.command()
@@ -25,13 +25,12 @@ def run(recipe: Path | None, init: bool, force: bool) -> None:
 
 
 @click.command()
-@output_option("Folder to write.")
+@output_options("Folder to write.")
 @click.option("--seed", type=int, default=0)
 @click.option("--budget", default="50%", help="As `search` takes it: 70%@onnxruntime, …")
 @click.option(
     "--png/--no-png", default=True, help="Write an image of the report, if Chromium is installed."
 )
-@force_option
 def demo(output: Path, seed: int, budget: str, png: bool, force: bool) -> None:
     """Run the whole pipeline with a small model on real images, in about two minutes."""
     from spvit_deploy.workflows.demo import run_demo

@@ -10,12 +10,10 @@ import click
 from spvit_deploy.cli.options import (
     Number,
     Positive,
-    device_option,
     distill_options,
-    force_option,
     known_runtimes,
     model_options,
-    output_option,
+    output_options,
     precision_option,
     run_options,
     take_data,
@@ -120,9 +118,7 @@ from spvit_deploy.cli.options import (
     weight=0.0,
 )
 @run_options
-@device_option
-@output_option("Search folder to write.")
-@force_option
+@output_options("Search folder to write.")
 def search(model: str, output: Path, **options: Any) -> None:
     """Train a supernet and its gates; choose the operation of each block and the MLP widths.
 
@@ -162,8 +158,7 @@ def search(model: str, output: Path, **options: Any) -> None:
 @click.option("--threads", type=Positive, help="Threads of the runtime.")
 @click.option("--device", metavar="cpu|cuda|cuda:N", help="Where the runtime computes.")
 @click.option("--merge", is_flag=True, help="Put the tables of FILEs into one file instead.")
-@output_option("latency.json to write.")
-@force_option
+@output_options("latency.json to write.")
 def profile(
     models: tuple[str, ...], merge: bool, output: Path, force: bool, **options: Any
 ) -> None:

@@ -21,7 +21,7 @@ from spvit_deploy.cli.options import (
     json_option,
     known_formats,
     model_options,
-    output_option,
+    output_options,
     parsed,
     precision_option,
     runtime_option,
@@ -105,8 +105,7 @@ def sweep() -> None:
 @click.option(
     "--png/--no-png", default=True, help="Image of the frontier, if Chromium is installed."
 )
-@output_option("Sweep folder to write, or to resume.")
-@click.option("--force", is_flag=True, help="Start again from nothing.")
+@output_options("Sweep folder to write, or to resume.", force="Start again from nothing.")
 @click.pass_context
 def run(ctx: click.Context, /, **options: Any) -> None:
     """Run a trial at every budget, then measure all engines interleaved.

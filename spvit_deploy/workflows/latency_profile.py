@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -127,7 +126,7 @@ def merge_latencies(files: Sequence[Pathish], output: Pathish, force: bool = Fal
     """Put the tables of several files into one; of two of the same, the later one is kept.
 
     Raises:
-        InputError: no such file, or damaged, or an output that exists.
+        InputError: A file does not exist or is damaged, or the output exists.
     """
     target = Path(output)
     ensure_free(target, force, folder=False)
@@ -140,14 +139,14 @@ def settings_of(place: Place) -> ExportSettings:
     """Choose how a model is exported for a place.
 
     Raises:
-        InputError: an unknown runtime or precision, or one that is not installed.
-        JobError: an engine, and no GPU.
+        InputError: The runtime or precision is unknown, or not installed.
+        JobError: An engine is requested, and there is no GPU.
     """
     runtime, batch = find_runtime(place.runtime), place.batch or 1
     form = next(name for name in runtime.kinds if name in formats())
     options: dict[str, Any] = {"profile": (1, batch, max(_LARGEST, batch))}
     if runtime.needs_gpu:
-        why = "the times of an engine are taken where it runs"
+        why = "the latency of an engine is measured where it runs"
         gpu = require_gpu(why, "Profile the model there.", place.device or "cuda")
         options["gpus"] = (gpu.capability,)
     options = formats()[form].options_in(options)
@@ -168,24 +167,24 @@ def measure_beside(
     others: Mapping[str, Path],
     rounds: int = ROUNDS,
 ) -> tuple[LatencyTable, dict[str, Timing]]:
-    """Measure a table, and interleaved with it the times of other artifacts.
+    """Measure a table, and interleaved with it the latencies of other artifacts.
 
     Args:
-        module: dense, on the CPU; left as it was.
-        spec: what it is.
-        place: where; what it leaves open is fp32, one image, and the runtime's own choice.
-        others: files by name.
-        rounds: bursts of each.
+        module: Dense, on the CPU; left as it was.
+        spec: The model.
+        place: Where; by default fp32, one image, and the runtime's own threads.
+        others: Files by name.
+        rounds: Bursts of each.
 
     Raises:
-        InputError: as :func:`settings_of`.
-        JobError: a block cannot be exported.
+        InputError: As :func:`settings_of`.
+        JobError: A block cannot be exported.
     """
     settings = settings_of(place)
     batch, gpu = place.batch or 1, find_runtime(place.runtime).needs_gpu
     device = place.device or ("cuda" if gpu else "cpu")
     with tempfile.TemporaryDirectory() as scratch, torch.random.fork_rng(devices=[]):
-        # Weights of chance, but the same each time; the caller's own draws stay as they are.
+        # Random weights, the same each time; the caller's own draws stay as they are.
         torch.manual_seed(0)
         narrows = find_format(settings.format, settings.precision).from_onnx
         probes = make_probes(module, spec, batch, narrows)
@@ -232,24 +231,22 @@ def _write(
     bar: Bar,
 ) -> dict[str, Path]:
     """Export an artifact for every block and anchor."""
+
+    def modules() -> Iterator[tuple[str, nn.Module, tuple[int, int, int], ExportSettings]]:
+        for key, probe in probes.blocks.items():
+            own = settings if probe.call.free else replace(settings, batch=batch)
+            yield key, probe.chain(), probe.call.size, own
+        for key, module in probes.anchors.items():
+            yield key, module, size, settings
+
     files = {}
-    for key, probe in probes.blocks.items():
-        own = settings if probe.call.free else replace(settings, batch=batch)
-        with _folder(scratch, key, bar) as folder:
-            files[key] = write_unverified(probe.chain(), probe.call.size, own, folder)
-    for key, module in probes.anchors.items():
-        with _folder(scratch, key, bar) as folder:
-            files[key] = write_unverified(module, size, settings, folder)
+    for key, module, shape, own in modules():
+        folder = scratch / key.replace(" ", "-")
+        folder.mkdir()
+        bar.advance(0, "export")
+        files[key] = write_unverified(module, shape, own, folder)
+        bar.advance()
     return files
-
-
-@contextmanager
-def _folder(scratch: Path, name: str, bar: Bar) -> Iterator[Path]:
-    folder = scratch / name.replace(" ", "-")
-    folder.mkdir()
-    bar.advance(0, "export")
-    yield folder
-    bar.advance()
 
 
 def _shapes(probes: Probes, times: dict[str, Timing]) -> Iterator[ShapeTimes]:
