@@ -8,10 +8,10 @@ from spvit_deploy.core.errors import RuntimeMissingError
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """The device for ``auto|cpu|cuda|cuda:N|mps``; ``auto`` is the best there is.
+    """Return the device for ``auto|cpu|cuda|cuda:N|mps``; ``auto`` is the fastest available.
 
     Raises:
-        RuntimeMissingError: the device is not here.
+        RuntimeMissingError: The device is unknown or not available.
     """
     if name == "auto":
         if torch.cuda.is_available():
@@ -26,11 +26,11 @@ def pick_device(name: str = "auto") -> torch.device:
     found = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device.type == "cuda" and (device.index or 0) >= found:
         raise RuntimeMissingError(
-            f"Device '{name}' was asked for; this host has {found} CUDA devices.",
+            f"Device '{name}' is not available: this host has {found} CUDA devices.",
             "Choose --device cpu.",
         )
     if device.type == "mps" and not torch.backends.mps.is_available():
-        raise RuntimeMissingError("Device 'mps' is not here.", "Choose --device cpu.")
+        raise RuntimeMissingError("Device 'mps' is not available.", "Choose --device cpu.")
     if device.type not in {"cpu", "cuda", "mps"}:
         raise RuntimeMissingError(f"Device '{name}' is not supported.", "Choose cpu, cuda or mps.")
     return device

@@ -1,4 +1,4 @@
-"""Libraries that talk about what no user can act on."""
+"""Filters for messages of libraries that no user can act on."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def quiet(*names: str) -> Iterator[None]:
-    """Let these loggers ("" is the root) speak of errors alone; with ``--debug`` they say all."""
+    """Limit these loggers ("" is the root) to errors, unless ``--debug`` is given."""
     loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
     if logging.root.level > logging.DEBUG:
@@ -26,7 +26,7 @@ def quiet(*names: str) -> Iterator[None]:
 
 @contextmanager
 def silenced() -> Iterator[None]:
-    """Let no logger speak of less than errors: for imports that warn of each other."""
+    """Limit all loggers to errors: for imports that warn of each other."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -39,21 +39,21 @@ def silenced() -> Iterator[None]:
 def without_lines(mark: bytes) -> Iterator[None]:
     """Keep lines of native code that hold ``mark`` off standard error; ``--debug`` shows them.
 
-    Native code knows no loggers. What else is written meanwhile is passed on in the end.
+    Native code has no loggers. Other lines are passed on at the end.
     """
     try:
         screen = os.dup(2)
     except OSError:  # a process without standard error
         yield
         return
-    with tempfile.TemporaryFile() as heard:
-        os.dup2(heard.fileno(), 2)
+    with tempfile.TemporaryFile() as captured:
+        os.dup2(captured.fileno(), 2)
         try:
             yield
         finally:
             os.dup2(screen, 2)
             os.close(screen)
-            heard.seek(0)
-            for line in heard:
+            captured.seek(0)
+            for line in captured:
                 if mark not in line or logging.root.level <= logging.DEBUG:
                     os.write(2, line)

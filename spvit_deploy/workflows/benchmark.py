@@ -156,7 +156,7 @@ def _evaluated(results: ResultsFile, artifacts: Sequence[Path], data: DataSettin
     rows = tuple(
         row.model_copy(update={"top1": found[row.model_hash].top1}) for row in results.results
     )
-    seen = {"x".join(map(str, one.input_size)): one.sha256 for one in found.values()}
+    hashes = {"x".join(map(str, one.input_size)): one.sha256 for one in found.values()}
     images = max(one.images for one in found.values())
-    record = DataRecord(spec=data.spec, images=images, sha256=seen)
+    record = DataRecord(spec=data.spec, images=images, sha256=hashes)
     return results.model_copy(update={"results": rows, "data": record})

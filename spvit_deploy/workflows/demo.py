@@ -1,4 +1,4 @@
-"""The demo: the whole way with a small model on scikit-learn's digits."""
+"""The demo: the pipeline with a small model on scikit-learn's digits."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _BUDGET = re.compile(r"^(  budget: )\S+", re.MULTILINE)
 
 
 def _plain(recipe: str) -> str:
-    """The text of a recipe, whatever its budget."""
+    """Return the text of a recipe without its budget."""
     return _BUDGET.sub("", recipe)
 
 
 def demo_recipe(output: Path, seed: int, budget: str = "50%") -> Recipe:
-    """The recipe of ``run --init`` with this seed and budget, writing to ``output``."""
+    """Make the recipe of ``run --init`` with this seed and budget, writing to ``output``."""
     content = yaml.safe_load(TEMPLATE)
     content["search"]["budget"] = budget
     content["output"] = str(output.absolute())
@@ -36,19 +36,19 @@ def demo_recipe(output: Path, seed: int, budget: str = "50%") -> Recipe:
 def run_demo(
     output: Path, seed: int = 0, png: bool = True, force: bool = False, budget: str = "50%"
 ) -> None:
-    """Train, search, materialize, fine-tune, export, prove, benchmark and report.
+    """Train, search, materialize, fine-tune, export, verify, benchmark and report.
 
-    A demo that was cut short goes on where it stopped; with ``force`` every stage is done again.
+    An interrupted demo resumes where it stopped; with ``force`` every stage runs again.
 
     Raises:
-        OutputExistsError: ``output`` holds anything but a demo.
-        SpvitError: as the stages raise it.
+        OutputExistsError: ``output`` holds something other than a demo.
+        SpvitError: As the stages raise it.
     """
     recipe_file, text = output / "recipe.yaml", TEMPLATE.replace("output: run ", "output: .   ")
     text = _BUDGET.sub(lambda line: line.group(1) + budget, text)
     is_demo = recipe_file.is_file() and _plain(recipe_file.read_text()) == _plain(text)
     if output.exists() and not is_demo and not (output.is_dir() and not any(output.iterdir())):
-        raise OutputExistsError(f"{output} is there, and is no demo.", "Choose another -o.")
+        raise OutputExistsError(f"{output} exists and is not a demo.", "Choose another -o.")
     ensure_parent(output)
     start = time.perf_counter()
     recipe = demo_recipe(output, seed, budget)

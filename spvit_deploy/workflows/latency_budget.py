@@ -66,15 +66,15 @@ def find_latencies(
 def _read_or_measure(
     settings: SearchSettings, dense: SavedModel, sites: Sequence[BlockSite], run: Run
 ) -> LatencyTable:
-    asked, kept = settings.requested, run.folder / LATENCY_FILE
+    budget, kept = settings.requested, run.folder / LATENCY_FILE
     run.files.append(kept)
     if run.state is not None:
         return load_latency(kept).tables[0]
-    if asked.file is not None:
-        table = read_table(asked, sites, dense.spec, settings.allow_host)
+    if budget.file is not None:
+        table = read_table(budget, sites, dense.spec, settings.allow_host)
     else:
-        assert asked.place is not None
-        table = measure_table(dense.module, dense.spec, asked.place)
+        assert budget.place is not None
+        table = measure_table(dense.module, dense.spec, budget.place)
     save_latency(LatencyFile(tables=(table,)), kept)
     return table
 
@@ -119,12 +119,12 @@ def _with_heads(costs: tuple[SiteCost, ...], sites: Sequence[BlockSite]) -> tupl
 
 
 def read_table(
-    asked: BudgetRequest, sites: Sequence[BlockSite], spec: ModelSpec, allow_host: bool = False
+    budget: BudgetRequest, sites: Sequence[BlockSite], spec: ModelSpec, allow_host: bool = False
 ) -> LatencyTable:
     """Read the table of a budget's file that fits the budget, the model and this host.
 
     Args:
-        asked: The budget, with its file.
+        budget: The budget, with its file.
         sites: Blocks of the dense model.
         spec: The dense model.
         allow_host: Accept a table of another host.
@@ -132,25 +132,25 @@ def read_table(
     Raises:
         InputError: The file does not exist, or no table or several tables fit.
     """
-    assert asked.place is not None
-    assert asked.file is not None
-    file = load_latency(asked.file)
+    assert budget.place is not None
+    assert budget.file is not None
+    file = load_latency(budget.file)
     tables = [table for table in file.tables if _is_of(table, spec, sites)]
     if not tables:
         models = ", ".join(dict.fromkeys(str(table.model) for table in file.tables))
         raise InputError(
-            f"{asked.file} is for {models}; the search is of {spec}.",
+            f"{budget.file} is for {models}; the search is of {spec}.",
             "Measure this model with `spvit-deploy profile`.",
         )
-    found = _of_host(asked, _of_place(asked, asked.place, tables), allow_host)
+    found = _of_host(budget, _of_place(budget, budget.place, tables), allow_host)
     if len(found) > 1:
         raise InputError(
-            f"{asked.file} has several tables that fit: {_listed(found)}.",
-            f"Name one, such as @{asked.place.runtime},precision=fp32,batch=1; of several hosts, "
+            f"{budget.file} has several tables that fit: {_listed(found)}.",
+            f"Name one, such as @{budget.place.runtime},precision=fp32,batch=1; of several hosts, "
             "take the file of one.",
         )
     warn_if_unsteady(found[0])
-    _compare_versions(asked.file, found[0])
+    _compare_versions(budget.file, found[0])
     return found[0]
 
 
@@ -174,7 +174,7 @@ def _is_of(table: LatencyTable, spec: ModelSpec, sites: Sequence[BlockSite]) -> 
 
 
 def _of_place(
-    asked: BudgetRequest, place: Place, tables: Sequence[LatencyTable]
+    budget: BudgetRequest, place: Place, tables: Sequence[LatencyTable]
 ) -> list[LatencyTable]:
     named = {key: value for key, value in vars(place).items() if value is not None}
     fitting = [t for t in tables if all(getattr(t, key) == v for key, v in named.items())]
@@ -182,20 +182,21 @@ def _of_place(
         words = {"batch": "batch {}", "threads": "{} threads"}
         wanted = ", ".join(words.get(key, "{}").format(value) for key, value in named.items())
         raise InputError(
-            f"{asked.file} has no latencies of {wanted}; it has {_listed(tables)}.",
+            f"{budget.file} has no latencies of {wanted}; it has {_listed(tables)}.",
             "Measure them with `spvit-deploy profile`.",
         )
     return fitting
 
 
 def _of_host(
-    asked: BudgetRequest, tables: list[LatencyTable], allow_host: bool
+    budget: BudgetRequest, tables: list[LatencyTable], allow_host: bool
 ) -> list[LatencyTable]:
     here = read_host()
     own = [table for table in tables if same_host(table.host, here)]
     if not own and not allow_host:
         raise InputError(
-            f"{asked.file} was measured on {_hardware(tables[0].host)}; this is {_hardware(here)}.",
+            f"{budget.file} was measured on {_hardware(tables[0].host)}; this host is "
+            f"{_hardware(here)}.",
             "If that is where the model will run, give --allow-host; else measure here.",
         )
     return own or tables

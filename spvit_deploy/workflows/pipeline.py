@@ -1,8 +1,8 @@
-"""The whole way of one model, from a recipe.
+"""The pipeline of one model, from a recipe.
 
 Each stage has a key: the hash of its settings and of what it reads. A stage whose key and
-outputs are as ``state.json`` says is skipped, so a killed or changed run goes on where it must;
-a training that was cut short goes on from its last checkpoint.
+outputs are those in ``state.json`` is skipped, so a killed or changed run resumes where it must;
+an interrupted training resumes from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Runner:
         root: folder of all results.
         force: do everything again.
         ran: names of the stages that ran; the others were skipped.
-        begun: told the name of each stage as its turn comes.
+        begun: called with the name of each stage as it begins.
     """
 
     root: Path

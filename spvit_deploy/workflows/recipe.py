@@ -1,4 +1,4 @@
-"""Recipes: the settings of the whole way of one model, in one validated file."""
+"""Recipes: the settings of the pipeline of one model, in one validated file."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class Recipe(_Section):
 
 
 TEMPLATE = """\
-# The whole way of one model. `spvit-deploy run recipe.yaml`; relative paths count from here.
+# The pipeline of one model. `spvit-deploy run recipe.yaml`; relative paths count from here.
 version: 1
 output: run              # folder for all results
 device: auto             # auto, cpu, cuda, cuda:N, mps
@@ -114,7 +114,7 @@ search:
   epochs: 10
   lr: 0.0005
   align: 8               # MLP widths in multiples of this
-  # distill_weight: 0.5  # share of the dense model, as a teacher, in the loss
+  # distill_weight: 0.5  # fraction of the loss that is distillation from the dense model
 finetune:
   epochs: 10
   lr: 0.0005

@@ -138,7 +138,7 @@ def test_a_demo_replaces_nothing_but_a_demo(tmp_path: Path) -> None:
     good("run", "--init", tmp_path / "recipe.yaml")
     (tmp_path / "notes.txt").write_text("mine")
     for force in ([], ["--force"]):
-        refused("demo", "-o", tmp_path, *force, says="is no demo")
+        refused("demo", "-o", tmp_path, *force, says="is not a demo")
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 

@@ -83,21 +83,21 @@ def test_outputs_of_another_kind_are_refused_at_once(tmp_path: Path) -> None:
 def test_what_we_did_not_write_is_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.jpg").write_bytes(b"")
-    with pytest.raises(OutputExistsError, match="none of ours"):
+    with pytest.raises(OutputExistsError, match="not created by spvit-deploy"):
         ensure_free(tmp_path / "photos", force=True)
     fill(tmp_path / "mixed", "{}")
     (tmp_path / "mixed" / "notes.txt").write_text("mine")
-    with pytest.raises(OutputExistsError, match=r"'notes\.txt', which is none of ours"):
+    with pytest.raises(OutputExistsError, match=r"'notes\.txt', which was not created"):
         ensure_free(tmp_path / "mixed", force=True)
     fill(tmp_path / "run" / "lean", "{}")
     (tmp_path / "run" / "state.json").write_text("{}")
-    with pytest.raises(OutputExistsError, match="none of ours"):
+    with pytest.raises(OutputExistsError, match="not created by spvit-deploy"):
         ensure_free(tmp_path / "run", force=True)
     fill(tmp_path / "all" / "onnx-fp32", "{}")
     (tmp_path / "all" / "exports.json").write_text("{}")
     ensure_free(tmp_path / "all", force=True)
     fill(tmp_path / "all" / "onnx-fp32" / "deeper", "{}")
-    with pytest.raises(OutputExistsError, match="none of ours"):
+    with pytest.raises(OutputExistsError, match="not created by spvit-deploy"):
         ensure_free(tmp_path / "all", force=True)
 
 
