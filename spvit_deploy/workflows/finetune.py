@@ -17,12 +17,7 @@ from spvit_deploy.training.distillation import check_teacher
 from spvit_deploy.training.finetune import FinetuneSettings, finetune_model, top1
 from spvit_deploy.training.lora import require_peft
 from spvit_deploy.training.run import RunSettings, check_run, open_run, run_inputs
-from spvit_deploy.workflows.keywords import (
-    Pathish,
-    StageSettings,
-    TrainOptions,
-    replace_fields,
-)
+from spvit_deploy.workflows.keywords import Pathish, StageSettings, TrainOptions, replace_fields
 from spvit_deploy.workflows.training_inputs import TrainingInputs, load_inputs, teacher_request
 
 if TYPE_CHECKING:

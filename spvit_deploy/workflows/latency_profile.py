@@ -47,12 +47,7 @@ from spvit_deploy.lean.load_model import load_model
 from spvit_deploy.runtimes.export_job import ExportSettings
 from spvit_deploy.runtimes.registry import find_format, find_runtime, formats
 from spvit_deploy.search.budget import Place
-from spvit_deploy.workflows.keywords import (
-    ModelOptions,
-    ModelSettings,
-    Pathish,
-    replace_fields,
-)
+from spvit_deploy.workflows.keywords import ModelOptions, ModelSettings, Pathish, replace_fields
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

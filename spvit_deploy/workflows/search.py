@@ -23,12 +23,7 @@ from spvit_deploy.search.search import SearchResult, SearchSettings, run_search,
 from spvit_deploy.search.search_folder import SearchRecord, save_search
 from spvit_deploy.training.distillation import check_teacher
 from spvit_deploy.training.run import RunSettings, check_run, open_run, run_inputs
-from spvit_deploy.workflows.keywords import (
-    Pathish,
-    StageSettings,
-    TrainOptions,
-    replace_fields,
-)
+from spvit_deploy.workflows.keywords import Pathish, StageSettings, TrainOptions, replace_fields
 from spvit_deploy.workflows.latency_budget import find_latencies
 from spvit_deploy.workflows.training_inputs import TrainingInputs, load_inputs, teacher_request
 
