@@ -14,7 +14,7 @@ from tests.helpers.calls import good, refused
 
 def test_benchmark_report_and_inspect(work: Path, tmp_path: Path) -> None:
     results, page = tmp_path / "results.json", tmp_path / "report.html"
-    good("benchmark", work / "dense", work / "tuned", work / "onnx", "--duration", "0.05",
+    good("benchmark", work / "dense", work / "tuned", work / "onnx", "--duration", "0.05", "--quick",
          "-o", results)  # fmt: skip
     good("report", results, "--plan", work / "tuned", "-o", page)
     text = re.sub(r"<script.*?</script>", "", page.read_text(), flags=re.DOTALL)
@@ -35,7 +35,7 @@ def test_benchmark_report_and_inspect(work: Path, tmp_path: Path) -> None:
 
 def test_a_fixed_batch_is_measured_where_it_is_asked_for(work: Path, tmp_path: Path) -> None:
     good("export", work / "tuned", "--batch", 3, "-o", tmp_path / "three")
-    bench = ["benchmark", work / "onnx", tmp_path / "three", "--duration", "0.05",
+    bench = ["benchmark", work / "onnx", tmp_path / "three", "--duration", "0.05", "--quick",
              "-o", tmp_path / "r.json"]  # fmt: skip
     refused(*bench, "--batch", 1, "--batch", 2, says="Add --batch 3")
     good(*bench, "--batch", 1, "--batch", 3)
