@@ -8,24 +8,22 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from spvit_deploy.cli.options import Folder, json_option
+from spvit_deploy.cli.options import Folder, json_option, parsed
 from spvit_deploy.core.errors import JobError
 
 if TYPE_CHECKING:
     from spvit_deploy.benchmarks.regression import Compared, Comparison
 
 
-def _share(_: click.Context, option: click.Parameter, text: str | None) -> float | None:
-    """``5%`` or ``0.05`` → 0.05."""
-    if text is None:
-        return None
+def _parse_fraction(text: str) -> float:
+    """Parse ``5%`` or ``0.05``."""
     try:
-        share = float(text.rstrip("%")) / (100 if text.endswith("%") else 1)
+        fraction = float(text.rstrip("%")) / (100 if text.endswith("%") else 1)
     except ValueError:
-        share = -1.0
-    if not 0 <= share < float("inf"):
-        raise click.BadParameter(f"{text!r} is no share, such as 5%.", param=option)
-    return share
+        fraction = -1.0
+    if not 0 <= fraction < float("inf"):
+        raise ValueError(f"'{text}': expected a fraction such as 5% or 0.05.")
+    return fraction
 
 
 @click.command()
@@ -35,18 +33,18 @@ def _share(_: click.Context, option: click.Parameter, text: str | None) -> float
 @click.option(
     "--allow-model",
     is_flag=True,
-    help="Compare artefacts of one name although their MACs or parameters differ.",
+    help="Compare artifacts of one name although their MACs or parameters differ.",
 )
 @click.option(
     "--fail-if-slower",
-    callback=_share,
-    metavar="SHARE",
-    help="Exit with 1 where something surely became slower by more than this, such as 5%.",
+    callback=parsed(_parse_fraction),
+    metavar="FRACTION",
+    help="Exit with 1 where something became slower by more than this, such as 5%.",
 )
 @click.option(
     "--strict",
     is_flag=True,
-    help="Exit with 1, too, where something could not be judged, or is there only before.",
+    help="Exit with 1 also where something could not be judged, or is only in BEFORE.",
 )
 @json_option
 def compare(
@@ -57,9 +55,9 @@ def compare(
     as_json: bool,
     **allow: bool,
 ) -> None:
-    """Say what became faster or slower from one results.json to another.
+    """Show what became faster or slower from one results.json to another.
 
-    Artefacts are matched by name, runtime, device and workload. A ratio whose 95% interval
+    Artifacts are matched by name, runtime, device and workload. A ratio whose 95% interval
     holds 1 is no difference; one whose samples were disturbed is not judged.
 
     \b
@@ -69,13 +67,15 @@ def compare(
 
     found = compare_results(before, after, **allow)
     if as_json:
-        click.echo(json.dumps(content(found), indent=1))
+        rows = [_row(row) for row in found.rows]
+        parts = {"gone": found.gone, "new": found.new, "versions": found.versions}
+        click.echo(json.dumps({"rows": rows, **parts}, indent=1))
     else:
-        print_table(found)
+        _print_comparison(found)
     if strict and (found.unjudged or found.gone):
         raise JobError(
             f"{len(found.unjudged)} of {len(found.rows)} could not be judged, and "
-            f"{len(found.gone)} are there only before.",
+            f"{len(found.gone)} are only in {before.name}.",
             "Measure again, longer or on a quieter host.",
         )
     slow = [] if fail_if_slower is None else found.slower_than(fail_if_slower)
@@ -88,47 +88,32 @@ def compare(
         )
 
 
-def print_table(found: Comparison) -> None:
-    """For people."""
-    from rich.table import Table
+def _print_comparison(found: Comparison) -> None:
+    from spvit_deploy.benchmarks.reporting.tables import Table
+    from spvit_deploy.workflows.console import print_table
 
-    from spvit_deploy.workflows.console import console
-
-    table = Table(title="medians of one call, and rates", title_justify="left")
-    for heading in ("artefact", "runtime"):
-        table.add_column(heading)
-    for heading in ("batch", "before", "after", "ratio"):
-        table.add_column(heading, justify="right")
-    table.add_column("verdict")
-    for row in found.rows:
-        ratio = row.ratio
-        table.add_row(
+    remarks = [f"only before: {name}" for name in found.gone]
+    remarks += [f"only after: {name}" for name in found.new]
+    if found.unjudged:
+        of = f"{len(found.unjudged)} of {len(found.rows)}"
+        remarks.append(f"not judged: {of}, whose samples were disturbed")
+    remarks += [f"version: {change}" for change in found.versions]
+    heads = ("artifact", "runtime", "batch", "before", "after", "ratio", "verdict")
+    rows = [
+        (
             row.after.title,
             row.after.runtime,
             str(row.after.workload.batch),
             *row.figures,
-            f"{ratio.value:.3f} ({ratio.low:.3f}–{ratio.high:.3f})",
+            f"{row.ratio.value:.3f} ({row.ratio.low:.3f}–{row.ratio.high:.3f})",
             row.verdict,
         )
-    console().print(table)
-    for words, names in (("only before", found.gone), ("only after", found.new)):
-        for name in names:
-            console().print(f"{words}: {name}", highlight=False)
-    if found.unjudged:
-        count, of = len(found.unjudged), len(found.rows)
-        console().print(f"not judged: {count} of {of}, whose samples were disturbed")
-    for change in found.versions:
-        console().print(f"version: {change}", highlight=False)
+        for row in found.rows
+    ]
+    print_table(Table("median latencies, and rates", heads, rows, remarks=remarks))
 
 
-def content(found: Comparison) -> dict[str, Any]:
-    """For programs."""
-    rows = [row_of(row) for row in found.rows]
-    return {"rows": rows, "gone": found.gone, "new": found.new, "versions": found.versions}
-
-
-def row_of(row: Compared) -> dict[str, Any]:
-    """One of its rows."""
+def _row(row: Compared) -> dict[str, Any]:
     return {
         "title": row.after.title, "runtime": row.after.runtime, "device": row.after.device,
         "batch": row.after.workload.batch, "threads": row.after.workload.threads,

@@ -1,4 +1,4 @@
-"""How errors leave the program: one line, an exit code, a traceback only with ``--debug``."""
+"""How errors end the program: one line, an exit code, a traceback only with ``--debug``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import click
 from spvit_deploy.core.errors import JobError, SpvitError, first_line
 from spvit_deploy.core.launcher import is_first_process, rank
 
-# Seconds that the first of several processes may take to say what is wrong.
+# Seconds that the first of several processes may take to report what is wrong.
 _TO_SPEAK = 10
 
 
@@ -22,7 +22,7 @@ _NEEDED = ("torch", "torchvision", "timm", "onnx", "onnxruntime", "numpy", "PIL"
 
 
 class Main(click.Group):
-    """Turns errors into one line and an exit code; a traceback only with ``--debug``."""
+    """The group of all commands, which turns errors into one line and an exit code."""
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command."""
@@ -38,8 +38,8 @@ class Main(click.Group):
             if error.errno == errno.EPIPE:
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
                 ctx.exit(0)
-            said = JobError(f"{error.filename or 'A file'}: {error.strerror or error}.")
-            _fail(ctx, said, alone=True)
+            report = JobError(f"{error.filename or 'A file'}: {error.strerror or error}.")
+            _fail(ctx, report, alone=True)
         except MemoryError:
             _fail(ctx, JobError("Out of memory.", "Try a smaller --batch-size."), alone=True)
         except Exception as error:
@@ -63,7 +63,7 @@ def _fail(ctx: click.Context, error: SpvitError, alone: bool = False) -> None:
         click.echo(f"Error: {line}", err=True)
     elif alone or error.alone:
         click.echo(f"Error in process {rank()}: {line}", err=True)
-    else:  # a launcher ends the others when one ends: let the first one say it
+    else:  # a launcher ends the others when one ends: let the first one report it
         time.sleep(_TO_SPEAK)
         if error.late:
             click.echo(f"Error in process {rank()}: {line}", err=True)

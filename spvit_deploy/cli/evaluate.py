@@ -8,29 +8,24 @@ from typing import Any
 import click
 
 from spvit_deploy.cli.options import (
-    DATA_HELP,
     Folder,
-    data_source_options,
+    data_options,
     json_option,
     runtime_device_option,
+    runtime_option,
     take_data,
 )
 
 
 @click.command()
-@click.argument("artefact", type=Folder)
-@click.option("--data", required=True, metavar="SPEC", help=DATA_HELP)
-@data_source_options
-@click.option(
-    "--runtime",
-    help="onnxruntime, openvino, torch, torch-compile, executorch, tensorrt-rtx or tensorrt; the "
-    "artefact's own by default.",
-)
+@click.argument("artifact", type=Folder)
+@data_options()
+@runtime_option("the artifact's own")
 @runtime_device_option("auto")
 @json_option
-def evaluate(artefact: Path, runtime: str | None, device: str, as_json: bool, **data: Any) -> None:
-    """Accuracy, MACs and parameters of a lean, dense or exported folder."""
-    from spvit_deploy.workflows import console as show
-    from spvit_deploy.workflows import stages as api
+def evaluate(artifact: Path, runtime: str | None, device: str, as_json: bool, **data: Any) -> None:
+    """Evaluate a lean, dense or exported folder: accuracy, MACs and parameters."""
+    from spvit_deploy.workflows.console import print_evaluation
+    from spvit_deploy.workflows.evaluate import evaluate
 
-    show.evaluation(api.evaluate(artefact, take_data(data), runtime, device), as_json)
+    print_evaluation(evaluate(artifact, take_data(data), runtime, device), as_json)

@@ -8,39 +8,48 @@ from typing import Any
 import click
 
 from spvit_deploy.cli.options import (
-    DATA_HELP,
     Folder,
     Number,
-    data_source_options,
-    force_option,
+    Positive,
+    data_options,
     format_options,
+    known_formats,
     model_options,
+    parsed,
+    precision_option,
     take_data,
-    take_export_settings,
-    take_layers,
-    take_model,
     warn_if_idle,
 )
-from spvit_deploy.cli.serve import deploy
 from spvit_deploy.cli.triton_options import TRITON, take_triton, triton_options
 from spvit_deploy.core.errors import InputError
-from spvit_deploy.lean.load_model import ModelRequest
-from spvit_deploy.runtimes.registry import PRECISIONS, formats
+
+_WITH_PREPROCESSING = [name for name, form in known_formats().items() if form.takes_preprocessing]
+
+
+def _parse_layers(text: str) -> tuple[int, ...]:
+    """Parse ``2,5,8,11``."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdigit() for part in parts):
+        raise ValueError(f"'{text}': expected a list of layers such as 2,5,8,11.")
+    layers = tuple(map(int, parts))
+    if len(set(layers)) < len(layers):
+        raise ValueError(f"'{text}' names a layer twice.")
+    return layers
 
 
 @click.command()
 @click.argument("model", metavar="LEAN")
 @model_options
-@click.option("--format", type=click.Choice([*formats(), TRITON]), show_default="onnx")
-@click.option("--precision", type=click.Choice(PRECISIONS), show_default="fp32")
+@click.option("--format", type=click.Choice([*known_formats(), TRITON]), show_default="onnx")
+@precision_option(default=None)
 @click.option(
     "--all",
     "every",
     is_flag=True,
-    help="Every format that this machine can write, in every precision unless --precision chooses "
-    "one; each in a folder of its own, timed.",
+    help="Every format that this host can write, in every precision or the one of --precision; "
+    "each in a folder of its own, timed.",
 )
-@click.option("--batch", default="dynamic", show_default=True, metavar="dynamic|N")
+@click.option("--batch", default="dynamic", metavar="dynamic|N")
 @click.option("--opset", type=click.IntRange(13, 25), help="ONNX operator set.")
 @click.option(
     "--output",
@@ -51,61 +60,58 @@ from spvit_deploy.runtimes.registry import PRECISIONS, formats
 )
 @click.option(
     "--feature-layers",
-    callback=take_layers,
+    callback=parsed(_parse_layers),
     metavar="N,N,…",
-    help="Whose features, as timm counts layers; by default the last of every stage, or four "
-    "evenly spaced blocks of a model without stages.",
+    help="Layers whose features are written, as timm counts them; by default the last of every "
+    "stage, or four evenly spaced blocks of a model without stages.",
 )
 @format_options
 @triton_options
 @click.option(
     "--calibration",
-    type=click.IntRange(1),
+    type=Positive,
     default=300,
-    show_default=True,
     metavar="N",
-    help="Training images that int8 is fitted on.",
+    help="Training images that int8 is calibrated on.",
 )
 @click.option(
     "--max-drop",
     type=Number(0),
     default=1.0,
-    show_default=True,
     help="Points of top-1 that int8 may lose; the most harmful layers stay in fp32 until it holds.",
 )
 @click.option(
     "--validation",
-    type=click.IntRange(1),
+    type=Positive,
     default=1000,
-    show_default=True,
     metavar="N",
-    help="Validation images that a lower precision is judged on, spread over the split.",
+    help="Validation images that the accuracy of a lower precision is measured on, spread over "
+    "the split.",
 )
 @click.option(
     "--with-preprocessing",
     is_flag=True,
     help="Take uint8 images [batch, height, width, channels] of any size; resize, crop and "
-    "normalize them inside (onnx, openvino).",
+    f"normalize them inside ({', '.join(_WITH_PREPROCESSING)}).",
 )
-@click.option(
-    "--data",
-    metavar="SPEC",
-    help="Real images, for the proof, int8, and the accuracy of fp16 and bf16. " + DATA_HELP,
+@data_options(
+    required=False,
+    purpose="Images for verification, int8, and the accuracy of fp16 and bf16; by default those "
+    "that the model was trained on.",
 )
-@data_source_options
 @click.option(
     "-o",
-    "output",
+    "folder",
     type=Folder,
     required=True,
     metavar="DIR",
-    help="Folder to write: the artefact and export.json; with --format triton the repository.",
+    help="Folder to write: the artifact and export.json; with --format triton the repository.",
 )
-@force_option
-def export(**options: Any) -> None:
-    """Export a model and prove that the result answers as it does.
+@click.option("--force", is_flag=True, help="Replace the output if it exists.")
+def export(model: str, folder: Path, every: bool, **options: Any) -> None:
+    """Export a model and verify that the outputs of the artifact match the model's.
 
-    LEAN is a lean, dense or search folder, or a timm model name. Where the answers differ,
+    LEAN is a lean, dense or search folder, or a timm model name. Where the outputs differ,
     nothing is written and the exit code is 1.
 
     \b
@@ -114,41 +120,38 @@ def export(**options: Any) -> None:
               spvit-deploy export tuned/ --all -o engines/
               spvit-deploy export tuned/ --format triton --backend python -o repo/
     """
-    from spvit_deploy.workflows import console as show
-    from spvit_deploy.workflows import stages as api
-
-    triton, every = take_triton(options), options.pop("every")
-    named, options["data"] = bool(options["data"]), options["data"] or ""
-    data, output = take_data(options), options.pop("output")
-    model = take_model(options.pop("model"), options)
-    chosen = {name: options[name] for name in ("format", "precision")}
-    warn_if_idle(every or chosen["precision"] == "int8", ("calibration", "max_drop"), "for int8")
-    settings = take_export_settings(options)
-    common = {
-        "settings": settings,
-        "data": data if named else None,
-        "force": options.pop("force"),
-    }
-    if every:
-        _export_all(model, output, common, **chosen)
-    elif triton is not None:
-        deploy(model, output, triton, common)
-    else:
-        show.export(api.export_model(model, output, **common), output)
-
-
-def _export_all(
-    model: ModelRequest,
-    output: Path,
-    common: dict[str, Any],
-    format: str | None,
-    precision: str | None,
-) -> None:
-    from spvit_deploy.workflows import console as show
+    from spvit_deploy.runtimes.export_job import ExportSettings
+    from spvit_deploy.workflows.console import print_export, print_exports
+    from spvit_deploy.workflows.export import export_model, request_of, with_options
     from spvit_deploy.workflows.export_all import export_all, require_all
 
-    if format is not None:
+    triton, request = take_triton(options), request_of(model, options)
+    data, force, precision = take_data(options), options.pop("force"), options["precision"]
+    warn_if_idle(every or precision == "int8", ("calibration", "max_drop"), "for int8")
+    given = {name: value for name, value in options.items() if value is not None}
+    settings = with_options(ExportSettings(), given)
+    if triton is not None and not every:
+        _export_triton(request, folder, triton, settings=settings, data=data, force=force)
+    elif not every:
+        print_export(export_model(request, folder, settings, data=data, force=force), folder)
+    elif options["format"] is not None:
         raise InputError("--all writes every format; --format chooses one.", "Leave one out.")
-    rows = export_all(model, output, precision, **common)
-    show.exports(rows, output)
-    require_all(rows)
+    else:
+        rows = export_all(request, folder, precision, settings, data, force)
+        print_exports(rows, folder)
+        require_all(rows)
+
+
+def _export_triton(model: Any, repository: Path, triton: dict[str, Any], **export: Any) -> None:
+    """Export into a model repository, and print what was written."""
+    from spvit_deploy.serving.repository import export_triton
+    from spvit_deploy.workflows.console import print_export
+
+    written = export_triton(model, repository, **triton, **export)
+    print_export(written.record, written.folder)
+    serving = written.serving
+    batches = f"batches up to {serving.max_batch}" if serving.max_batch else "its fixed batch"
+    click.echo(
+        f"model {written.name}, version {written.version}: backend {serving.backend}, {batches}, "
+        f"instances: {serving.instances}"
+    )

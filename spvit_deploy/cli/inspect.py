@@ -14,18 +14,18 @@ from spvit_deploy.cli.options import json_option, model_options
 @model_options
 @json_option
 def inspect(path: str, as_json: bool, **model: Any) -> None:
-    """Say what a file, a folder or a timm model is, and whether it can be searched."""
-    from spvit_deploy.workflows import console as show
-    from spvit_deploy.workflows import inspection
+    """Show what a file, a folder or a timm model is, and whether it can be searched."""
+    from spvit_deploy.workflows.console import print_facts
+    from spvit_deploy.workflows.inspection import inspect_anything
 
-    show.facts(inspection.inspect_anything(path, model["model_args"]), as_json)
+    print_facts(inspect_anything(path, model["model_args"]), as_json)
 
 
 @click.command()
 @json_option
 def doctor(as_json: bool) -> None:
-    """Say which runtimes, devices and versions are here, and how to get what is missing."""
-    from spvit_deploy.workflows import console as show
-    from spvit_deploy.workflows.doctor import doctor as examine
+    """List the runtimes, devices and versions of this host, and how to install what is missing."""
+    from spvit_deploy.workflows.console import print_facts
+    from spvit_deploy.workflows.doctor import doctor
 
-    show.facts(examine(), as_json)
+    print_facts(doctor(), as_json)

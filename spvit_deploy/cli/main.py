@@ -25,19 +25,24 @@ from spvit_deploy.cli.sweep import sweep
 from spvit_deploy.core.errors import InputError
 from spvit_deploy.core.launcher import world_size
 
+_CONTEXT = {"help_option_names": ["-h", "--help"], "show_default": True}
 
-@click.group(cls=Main, context_settings={"help_option_names": ["-h", "--help"]})
+
+@click.group(cls=Main, context_settings=_CONTEXT)
 @click.version_option(__version__, prog_name="spvit-deploy")
-@click.option("-v", "--verbose", is_flag=True, help="Say more about what is done.")
+@click.option("-v", "--verbose", is_flag=True, help="Log more.")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @click.pass_context
 def main(ctx: click.Context, verbose: bool, debug: bool) -> None:
-    """Take a trained Vision Transformer to the fastest engine that still answers right.
+    """Take a trained Vision Transformer to the fastest engine whose outputs match.
 
     \b
-    The way of a model:
+    The pipeline:
       search → materialize → finetune → export → benchmark → report
-    `spvit-deploy demo -o demo` walks it on a small model; `run` does so from one file.
+    `spvit-deploy demo -o demo` runs it on a small model; `run` does so from one file.
+    \f
+    Raises:
+        InputError: Several processes were launched for a command that takes one.
     """
     level = logging.DEBUG if debug else logging.INFO if verbose else logging.WARNING
     logging.basicConfig(level=level, format="%(name)s: %(message)s")

@@ -1,4 +1,4 @@
-"""Options that commands share, and how errors leave the program. Loads click alone."""
+"""Options that commands share, and their conversion to settings. Imports only click."""
 
 from __future__ import annotations
 
@@ -11,38 +11,34 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from spvit_deploy.core.errors import InputError
-from spvit_deploy.core.units import interval_text
 from spvit_deploy.runtimes.info import distinct_options
-from spvit_deploy.runtimes.registry import formats
+from spvit_deploy.runtimes.registry import PRECISIONS, formats, runtimes
 
 if TYPE_CHECKING:
-    from spvit_deploy.data.spec import DataSettings
-    from spvit_deploy.lean.load_model import ModelRequest
-    from spvit_deploy.runtimes.export_job import ExportSettings
-    from spvit_deploy.runtimes.info import ExportOption, FormatInfo
-    from spvit_deploy.training.lora import LoraSettings
+    from spvit_deploy.runtimes.info import ExportOption, FormatInfo, RuntimeInfo
     from spvit_deploy.training.run import RunSettings
 
 Decorator = Callable[[Any], Any]
 Folder = click.Path(path_type=Path)
+Positive = click.IntRange(1)
 
 
 class Number(click.FloatRange):
-    """A number in a range; click's own takes nan for one, which is in every range."""
+    """A finite number in a range; NaN is in every range of click's."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Text → number."""
+        """Parse the number."""
         number = super().convert(value, param, ctx)
         if not math.isfinite(number):
-            self.fail(f"{value!r} is no number.", param, ctx)
+            self.fail(f"{value!r}: expected a finite number.", param, ctx)
         return number
 
 
 def parsed(parse: Callable[[str], Any]) -> Callable[..., Any]:
-    """A callback of click that parses an option's text; None stays None.
+    """Make a callback that parses an option's text; None stays None.
 
     Args:
-        parse: raises ValueError or InputError, whose text says what is wrong.
+        parse: Raises ValueError or InputError, whose text says what is wrong.
     """
 
     def read(ctx: click.Context, option: click.Parameter, text: str | None) -> Any:
@@ -55,7 +51,7 @@ def parsed(parse: Callable[[str], Any]) -> Callable[..., Any]:
 
 
 def stack(*decorators: Decorator) -> Decorator:
-    """Several options as one decorator, in order."""
+    """Combine several options into one decorator, in order."""
 
     def apply(function: Any) -> Any:
         for decorator in reversed(decorators):
@@ -65,27 +61,31 @@ def stack(*decorators: Decorator) -> Decorator:
     return apply
 
 
-def _model_args(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> dict[str, Any]:
+def _parse_model_args(
+    _: click.Context, __: click.Parameter, values: tuple[str, ...]
+) -> dict[str, Any]:
     args: dict[str, Any] = {}
     for value in values:
         key, equals, text = value.partition("=")
         if not equals or not key.isidentifier():
-            raise click.BadParameter(f"'{value}': write KEY=VALUE, such as img_size=32.")
+            raise click.BadParameter(f"'{value}': expected KEY=VALUE, such as img_size=32.")
         try:
-            parsed = ast.literal_eval(text)
+            found = ast.literal_eval(text)
         except (ValueError, SyntaxError):
-            parsed = text
-        if isinstance(parsed, tuple):
-            parsed = list(parsed)
-        if not isinstance(parsed, (str, int, float, bool, list, type(None))):
-            raise click.BadParameter(f"'{value}': a number, text, True, False, None or (a, b).")
-        args[key] = parsed
+            found = text
+        if isinstance(found, tuple):
+            found = list(found)
+        if not isinstance(found, (str, int, float, bool, list, type(None))):
+            raise click.BadParameter(
+                f"'{value}': expected a number, text, True, False, None or (a, b)."
+            )
+        args[key] = found
     return args
 
 
 model_options = stack(
     click.option(
-        "--model-arg", "model_args", metavar="K=V", multiple=True, callback=_model_args,
+        "--model-arg", "model_args", metavar="K=V", multiple=True, callback=_parse_model_args,
         help="Argument of timm.create_model: img_size=32, depth=6, … Repeat it for more.",
     ),
     click.option(
@@ -95,117 +95,109 @@ model_options = stack(
     click.option("--pretrained", is_flag=True, help="Start from timm's pretrained weights."),
 )  # fmt: skip
 
-data_source_options = stack(
-    click.option("--data-dir", metavar="ROOT", help="Folder that --data is looked up in."),
-    click.option("--val-split", default="validation", show_default=True, help="Split to evaluate."),
-    click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True),
-    click.option(
-        "--workers", type=click.IntRange(0), default=2, show_default=True,
-        help="Loading processes.",
-    ),
-    click.option("--data-download", is_flag=True, help="Let timm fetch data that are missing."),
-)  # fmt: skip
 
-DATA_HELP = (
-    "digits, folder/PATH, torch/fashion_mnist; wds/PATH: shards of WebDataset, a folder or "
-    "train-{000..007}.tar; hfds/PATH or NAME: `datasets`, hfids/…: streamed."
+def data_options(required: bool = True, purpose: str = "") -> Decorator:
+    """Make ``--data`` and the options of how it is read.
+
+    Args:
+        required: Whether ``--data`` has to be given.
+        purpose: First sentence of its help.
+    """
+    spec = click.option(
+        "--data", "spec", required=required, metavar="SPEC",
+        help=f"{purpose} digits, folder/PATH, torch/fashion_mnist; wds/PATH: shards of "
+        "WebDataset, a folder or train-{000..007}.tar; hfds/PATH or NAME: `datasets`, hfids/…: "
+        "streamed.".strip(),
+    )  # fmt: skip
+    return stack(spec, *_SOURCE_OPTIONS)
+
+
+_SOURCE_OPTIONS = (
+    click.option("--data-dir", "root", metavar="ROOT", help="Folder that --data is relative to."),
+    click.option("--val-split", default="validation", help="Split to evaluate on."),
+    click.option("--batch-size", type=Positive, default=64),
+    click.option("--workers", type=click.IntRange(0), default=2, help="Loading processes."),
+    click.option("--data-download", "download", is_flag=True, help="Download missing data."),
 )
 
 images_options = stack(
-    click.option("--train-split", default="train", show_default=True, help="Split to train on."),
+    click.option("--train-split", default="train", help="Split to train on."),
     click.option(
         "--augment", type=click.Choice(["auto", "none", "shift", "timm"]), default="auto",
-        show_default=True, help="shift: translations; timm: crops, flips, colour.",
+        help="shift: translations; timm: crops, flips, color.",
     ),
 )  # fmt: skip
 
 fitting_options = stack(
-    click.option("--lr", type=Number(0, min_open=True), default=5e-4, show_default=True),
-    click.option("--weight-decay", type=Number(0), default=0.05, show_default=True),
-    click.option(
-        "--label-smoothing", type=Number(0, 1, max_open=True), default=0.0, show_default=True
-    ),
+    click.option("--lr", type=Number(0, min_open=True), default=5e-4),
+    click.option("--weight-decay", type=Number(0), default=0.05),
+    click.option("--label-smoothing", type=Number(0, 1, max_open=True), default=0.0),
     click.option("--amp", is_flag=True, help="bfloat16 autocast, for devices that are fast in it."),
     click.option(
         "--grad-checkpointing", is_flag=True,
         help="Compute activations again in the backward pass: less memory, more time.",
     ),
     click.option("--compile", is_flag=True, help="torch.compile: for long trainings on GPUs."),
-    click.option("--seed", type=int, default=0, show_default=True),
+    click.option("--seed", type=int, default=0),
 )  # fmt: skip
 
 
 def distill_options(teacher: str, weight: float) -> Decorator:
-    """``--teacher`` and how it enters the loss: what the teacher is, and its share by default."""
+    """Make ``--teacher`` and the options of how it enters the loss.
+
+    Args:
+        teacher: What the teacher is.
+        weight: Default fraction of its term in the loss.
+    """
+    more = "." if weight else "; 0 for none."
     return stack(
         click.option("--teacher", metavar="MODEL", help=teacher),
+        click.option("--distillation", type=click.Choice(["soft", "hard"]), default="soft"),
         click.option(
-            "--distillation", type=click.Choice(["soft", "hard"]), default="soft",
-            show_default=True,
+            "--distill-weight", type=Number(0, 1), default=weight,
+            help=f"Fraction of the teacher's term in the loss{more}",
         ),
-        click.option(
-            "--distill-weight", type=Number(0, 1), default=weight, show_default=True,
-            help="Share of the teacher in the loss" + ("." if weight else "; 0 for none."),
-        ),
-        click.option(
-            "--distill-temperature", type=Number(0, min_open=True), default=2.0, show_default=True
-        ),
+        click.option("--distill-temperature", type=Number(0, min_open=True), default=2.0),
     )  # fmt: skip
 
 
-budget_options = stack(
-    click.option(
-        "--budget", required=True,
-        help="What the lean model may cost: MACs, parameters, or time on a runtime; see below.",
-    ),
-    click.option(
-        "--budget-on", type=click.Choice(["macs", "params"]), default="macs", show_default=True,
-        help="What a budget without a runtime is about.",
-    ),
-    click.option(
-        "--allow-host", is_flag=True,
-        help="Take the times of a budget's file though they are another host's.",
-    ),
-)  # fmt: skip
-
-
 def epochs_option(name: str = "--epochs", default: int = 10, what: str | None = None) -> Decorator:
-    """Epochs of a training."""
-    return click.option(name, type=click.IntRange(0), default=default, show_default=True, help=what)
+    """Make an option for the epochs of a training."""
+    return click.option(name, type=click.IntRange(0), default=default, help=what)
 
 
-train_options = stack(
-    click.option("--data", required=True, metavar="SPEC", help=DATA_HELP),
-    data_source_options, images_options, epochs_option(), fitting_options,
-)  # fmt: skip
+train_options = stack(data_options(), images_options, epochs_option(), fitting_options)
+
+device_option = click.option("--device", default="auto", metavar="auto|cpu|cuda|cuda:N|mps")
 
 checkpoint_option = click.option(
-    "--checkpoint-every", default="10m", show_default=True, metavar="10m|500|never",
-    callback=parsed(interval_text), help="Time (s, m, h) or steps between checkpoints.",
+    "--checkpoint-every", default="10m", metavar="10m|500|never",
+    help="Time (s, m, h) or steps between checkpoints.",
 )  # fmt: skip
 
 run_options = stack(
     checkpoint_option,
     click.option(
         "--resume", is_flag=True,
-        help="Go on from the last checkpoint of a run with this -o that was cut short.",
+        help="Resume from the last checkpoint of an interrupted run with this -o.",
     ),
     click.option(
         "--tensorboard", type=Folder, metavar="DIR",
         help="Log for TensorBoard too, beside the log.jsonl of the output.",
     ),
+    device_option,
 )  # fmt: skip
 
 
 def format_options(command: Any) -> Any:
     """Add the options of ``export`` that only some formats have, as the runtimes declare them."""
-    for option in reversed(distinct_options(_formats().values()).values()):
+    for option in reversed(distinct_options(known_formats().values()).values()):
         command = _format_option(option)(command)
     return command
 
 
 def _format_option(option: ExportOption) -> Decorator:
-    having = [name for name, form in _formats().items() if form.options_in({option.name: None})]
+    having = [n for n, form in known_formats().items() if form.options_in({option.name: None})]
     kind: dict[str, dict[str, Any]] = {
         "flag": {"is_flag": True},
         "file": {"type": Folder},
@@ -222,126 +214,82 @@ def _format_option(option: ExportOption) -> Decorator:
     )
 
 
-def _formats() -> Mapping[str, FormatInfo]:
-    """The formats; without those of a plug-in that cannot be loaded, which commands report."""
+def known_formats() -> Mapping[str, FormatInfo]:
+    """Return all formats; none where a plug-in cannot be loaded, which commands report."""
+    return formats() if known_runtimes() else {}
+
+
+def known_runtimes() -> Mapping[str, RuntimeInfo]:
+    """Return all runtimes; none where a plug-in cannot be loaded, which commands report."""
     try:
-        return formats()
+        return runtimes()
     except InputError:
         return {}
 
 
-device_option = click.option(
-    "--device", default="auto", show_default=True, metavar="auto|cpu|cuda|cuda:N|mps"
-)
+def precision_option(default: str | None = "fp32") -> Decorator:
+    """Make ``--precision``; without a default, fp32 is only shown as one."""
+    choice = click.Choice(PRECISIONS)
+    shown: bool | str = True if default else "fp32"
+    return click.option("--precision", type=choice, default=default, show_default=shown)
+
+
+def runtime_option(default: str) -> Decorator:
+    """Make ``--runtime``; ``default`` says which one is chosen without it."""
+    return click.option("--runtime", help=f"{', '.join(known_runtimes())}; by default {default}.")
 
 
 def runtime_device_option(default: str) -> Decorator:
-    """``--device`` of commands that run artefacts."""
+    """Make ``--device`` of commands that run artifacts."""
+    own = {name: info for info in known_runtimes().values() for name in info.devices}
+    of = " and ".join(dict.fromkeys(info.title for info in own.values()))
     return click.option(
-        "--device", default=default, show_default=True,
-        metavar="auto|cpu|cuda|cuda:N|mps|tensorrt|openvino",
-        help="Where it computes; tensorrt and openvino are execution providers of ONNX Runtime.",
-    )  # fmt: skip
+        "--device",
+        default=default,
+        metavar="|".join(["auto|cpu|cuda|cuda:N|mps", *own]),
+        help=f"Where it computes; {' and '.join(own)} are execution providers of {of}.",
+    )
 
 
-force_option = click.option("--force", is_flag=True, help="Replace the output if it exists.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 
 
-def output_option(what: str) -> Decorator:
-    """``-o``: the folder or file to write."""
-    return click.option("-o", "--output", type=Folder, required=True, help=what)
+def output_options(what: str, force: str = "Replace the output if it exists.") -> Decorator:
+    """Make ``-o``, the folder or file to write, and ``--force``."""
+    return stack(
+        click.option("-o", "--output", type=Folder, required=True, help=what),
+        click.option("--force", is_flag=True, help=force),
+    )
+
+
+def given_options(ctx: click.Context) -> list[click.Parameter]:
+    """Return the options of a command that are on its command line."""
+    source = click.core.ParameterSource.COMMANDLINE
+    return [p for p in ctx.command.params if ctx.get_parameter_source(p.name or "") is source]
 
 
 def warn_if_idle(used: bool, names: Sequence[str], purpose: str) -> None:
-    """Say of options that were given that this call has no use for them."""
+    """Warn of options that were given and have no effect in this call."""
     from spvit_deploy.core.progress import warn
 
-    ctx = click.get_current_context()
-    given = click.core.ParameterSource.COMMANDLINE
-    for option in ctx.command.params:
-        if not used and option.name in names and ctx.get_parameter_source(option.name) is given:
+    for option in () if used else given_options(click.get_current_context()):
+        if option.name in names:
             warn(f"{option.opts[0]} is {purpose}, and changes nothing here.")
 
 
-def take_layers(ctx: click.Context, param: click.Parameter, value: str | None) -> list[int] | None:
-    """``2,5,8,11`` as numbers."""
-    if value is None:
-        return None
-    parts = [part.strip() for part in value.split(",")]
-    if not all(part.isdigit() for part in parts):
-        raise click.BadParameter(f"'{value}' is no list of layers such as 2,5,8,11.", ctx, param)
-    numbers = [int(part) for part in parts]
-    if param.name == "feature_layers" and len(set(numbers)) < len(numbers):
-        raise click.BadParameter(f"'{value}' names a layer twice.", ctx, param)
-    return numbers
-
-
-def take_adapters(_: click.Context, __: click.Parameter, value: str | None) -> LoraSettings | None:
-    """Parse ``lora:r=8``."""
-    from spvit_deploy.training.lora import LoraSettings
-
-    return None if value is None else LoraSettings.parse(value)
-
-
-def take_token_keep(_: click.Context, __: click.Parameter, value: str | None) -> Any:
-    """Parse ``0.7@3,0.7@6``."""
-    from spvit_deploy.core.token_merges import parse_token_keep
-
-    return parse_token_keep(value)
-
-
-_DATA_KEYS = {
-    "data": "spec", "data_dir": "root", "train_split": "train_split", "val_split": "val_split",
-    "batch_size": "batch_size", "workers": "workers", "augment": "augment",
-    "data_download": "download",
-}  # fmt: skip
-_TRAIN_KEYS = (
-    "epochs", "lr", "weight_decay", "label_smoothing", "amp", "grad_checkpointing", "compile",
-    "seed", "distillation", "distill_weight", "distill_temperature",
-)  # fmt: skip
-
-
-def take_data(options: dict[str, Any]) -> DataSettings:
-    """Take the data options out of a command's options."""
+def take_data(options: dict[str, Any]) -> Any:
+    """Take the data options out of a command's options: DataSettings; None without ``--data``."""
     from spvit_deploy.data.spec import DataSettings
 
-    found = {field: options.pop(key) for key, field in _DATA_KEYS.items() if key in options}
-    return DataSettings(**found)
-
-
-def take_training(options: dict[str, Any]) -> dict[str, Any]:
-    """Take the training options out of a command's options."""
-    return {key: options.pop(key) for key in _TRAIN_KEYS if key in options}
+    fields = DataSettings.model_fields
+    found = {name: options.pop(name) for name in fields if name in options}
+    return DataSettings(**found) if found["spec"] else None
 
 
 def take_run(options: dict[str, Any]) -> RunSettings:
     """Take the options of :data:`run_options` out of a command's options."""
     from spvit_deploy.training.run import RunSettings
+    from spvit_deploy.workflows.keywords import replace_fields
 
     names = ("checkpoint_every", "resume", "tensorboard")
-    return RunSettings(**{name: options.pop(name) for name in names})
-
-
-def take_model(name: str, options: dict[str, Any]) -> ModelRequest:
-    """Take the options of :data:`model_options` out of a command's options."""
-    from spvit_deploy.lean.load_model import ModelRequest
-
-    args, checkpoint = options.pop("model_args"), options.pop("checkpoint")
-    return ModelRequest.of(name, args, checkpoint, options.pop("pretrained"))
-
-
-def take_export_settings(options: dict[str, Any]) -> ExportSettings:
-    """Take what an export is to write out of a command's options.
-
-    Raises:
-        InputError: a batch that is neither ``dynamic`` nor a positive integer.
-    """
-    from spvit_deploy.runtimes.export_job import ExportSettings
-    from spvit_deploy.workflows.export import with_options
-
-    names = ("format", "precision", "batch", "opset", "outputs", "feature_layers",
-             "with_preprocessing", "calibration", "max_drop", "validation",
-             *distinct_options(_formats().values()))  # fmt: skip
-    given = {name: options.pop(name) for name in names if name in options}
-    return with_options(ExportSettings(), {k: v for k, v in given.items() if v is not None})
+    return replace_fields(RunSettings(), {name: options.pop(name) for name in names})

@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from spvit_deploy.cli.options import (
-    DATA_HELP,
     Folder,
     Number,
-    data_source_options,
-    force_option,
+    Positive,
+    data_options,
     json_option,
     model_options,
-    output_option,
+    output_options,
     parsed,
     take_data,
 )
@@ -29,8 +28,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("model")
-@click.option("--data", required=True, metavar="SPEC", help=DATA_HELP)
-@data_source_options
+@data_options()
 @model_options
 @click.option(
     "--target",
@@ -42,7 +40,6 @@ if TYPE_CHECKING:
     "--max-drop",
     type=Number(0),
     default=1.0,
-    show_default=True,
     help="Points of accuracy that may be lost against MODEL.",
 )
 @click.option(
@@ -50,34 +47,26 @@ if TYPE_CHECKING:
     "seconds",
     callback=parsed(parse_duration),
     default="10m",
-    show_default=True,
     metavar="TIME",
     help="What it may take: 90s, 10m, 1h.",
 )
 @click.option("--sweep", type=Folder, help="Sweep whose trials are tried as well.")
 @click.option(
     "--threads",
-    type=click.IntRange(1),
+    type=Positive,
     multiple=True,
     help="Threads to try; one, half and all of the cores by default.",
 )
 @click.option(
     "--batch",
     "batches",
-    type=click.IntRange(1),
+    type=Positive,
     multiple=True,
     help="Images per inference to try.  [default: 1; for throughput 1, 4, 16, 64]",
 )
-@click.option(
-    "--validation",
-    type=click.IntRange(1),
-    default=1000,
-    show_default=True,
-    help="Images that accuracy is taken on.",
-)
+@click.option("--validation", type=Positive, default=1000, help="Images that accuracy is taken on.")
 @json_option
-@output_option("Folder for the three best artifacts and recommend.json.")
-@force_option
+@output_options("Folder for the three best artifacts and recommend.json.")
 def recommend(output: Path, force: bool, as_json: bool, **options: Any) -> None:
     """Find what to serve MODEL with on this host: runtime, precision, threads, batch.
 
@@ -88,46 +77,42 @@ def recommend(output: Path, force: bool, as_json: bool, **options: Any) -> None:
     Example: spvit-deploy recommend tuned/ --data folder/imagenet --target "p99<10ms" \\
                --max-drop 0.5 --time 10m -o recommended/
     """
-    from spvit_deploy.workflows.recommend import recommend as recommending
+    from spvit_deploy.workflows.recommend.recommend import Request, recommend, require_met
 
-    options["data"] = take_data(options)
     options["target"] = options["target"] or Target()
-    request = recommending.Request(**options)
-    found = recommending.recommend(request, output, force)
+    request = Request(data=take_data(options), **options)
+    found = recommend(request, output, force)
     if as_json:
         click.echo(json.dumps(found.model_dump(mode="json"), indent=1))
     else:
-        print_answer(found, output)
-    recommending.require_met(found, request)
+        _print_recommendation(found, output)
+    require_met(found, request)
 
 
-def print_answer(found: Recommendation, output: Path) -> None:
+def _print_recommendation(found: Recommendation, output: Path) -> None:
     """Print the best with its evidence, the next two, and why the rest were eliminated."""
-    from rich.table import Table
-
-    from spvit_deploy.workflows.console import console
+    from spvit_deploy.benchmarks.reporting.tables import Table
+    from spvit_deploy.workflows.console import console, print_table
 
     out = console()
-    for place, row in enumerate(found.best):
-        word = ("best", "second", "third")[place]
-        out.print(f"{word}: {row.title}: {evidence(row, found)}")
+    for word, row in zip(("best", "second", "third"), found.best, strict=False):
+        out.print(f"{word}: {row.title}: {_evidence(row, found)}")
     out.print(f"      {output / found.best[0].folder}")
-    table = Table(title="why the rest were eliminated", title_justify="left")
-    for heading in ("artifact", "p50 ms", "why"):
-        table.add_column(heading, justify="right" if heading == "p50 ms" else "left")
-    for row in sorted(found.rest, key=lambda row: row.p50 or float("inf")):
-        table.add_row(row.title, "" if row.p50 is None else f"{1000 * row.p50:.3f}", row.lost)
-    out.print(table)
+    rows = [
+        (row.title, row.lost, "" if row.p50 is None else f"{1000 * row.p50:.3f}")
+        for row in sorted(found.rest, key=lambda row: row.p50 or float("inf"))
+    ]
+    print_table(Table("why the rest were eliminated", ("artifact", "why", "p50 ms"), rows))
     out.print(f"{found.target}, {found.seconds:.0f} s; wrote {output}")
 
 
-def evidence(row: Tried, found: Recommendation) -> str:
+def _evidence(row: Tried, found: Recommendation) -> str:
     """Put the figures of one of the best in a line."""
     words = [f"p50 {1000 * (row.p50 or 0):.3f} ms"]
     name = found.target.replace("best ", "").partition(" ")[0]
     if name not in ("p50", "images/s"):
         tail = "too few samples" if row.tail is None else f"{1000 * row.tail:.3f} ms"
-        bound = "" if row.bound is None else f" (99% sure: at most {1000 * row.bound:.3f})"
+        bound = f" (99% confidence: at most {1000 * row.bound:.3f})" if row.bound else ""
         words.append(f"{name} {tail}{bound}")
     words.append(f"{row.throughput or 0:,.1f} images/s of {row.calls} samples")
     if row.top1 is not None:

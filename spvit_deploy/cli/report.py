@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from spvit_deploy.cli.options import Folder, force_option, output_option
+from spvit_deploy.cli.options import Folder, output_options
 
 
 @click.command()
@@ -16,15 +16,14 @@ from spvit_deploy.cli.options import Folder, force_option, output_option
 @click.option(
     "--search", type=Folder, help="Search folder: loss, cost against budget, gates over the steps."
 )
-@click.option("--png", is_flag=True, help="Write a picture too, with an installed Chromium.")
+@click.option("--png", is_flag=True, help="Write an image too, if Chromium is installed.")
 @click.option(
     "--format",
     "form",
     type=click.Choice(["html", "md", "json"]),
-    help="By the output's name if left out; html else.",
+    help="By default as the output's name ends, or html.",
 )
-@output_option("report.html, .md or .json to write.")
-@force_option
+@output_options("report.html, .md or .json to write.")
 def report(results: tuple[Path, ...], form: str | None, output: Path, **options: Any) -> None:
     """Write one self-contained HTML page from results, a search, or both; or text of results."""
     from spvit_deploy.workflows.report import report_to_file

@@ -6,15 +6,15 @@ from pathlib import Path
 
 import click
 
-from spvit_deploy.cli.options import Folder, force_option, output_option
+from spvit_deploy.cli.options import Folder, output_options
 
 
 @click.command()
 @click.argument("recipe", type=Folder, required=False)
 @click.option("--init", is_flag=True, help="Write a commented recipe (recipe.yaml by default).")
-@click.option("--force", is_flag=True, help="Do every stage again.")
+@click.option("--force", is_flag=True, help="Run every stage again.")
 def run(recipe: Path | None, init: bool, force: bool) -> None:
-    """Walk the whole way from one file; stages whose inputs are unchanged are skipped."""
+    """Run the whole pipeline from one file; stages whose inputs are unchanged are skipped."""
     from spvit_deploy.workflows.pipeline import run_file
     from spvit_deploy.workflows.recipe import write_template
 
@@ -25,17 +25,14 @@ def run(recipe: Path | None, init: bool, force: bool) -> None:
 
 
 @click.command()
-@output_option("Folder to write.")
-@click.option("--seed", type=int, default=0, show_default=True)
+@output_options("Folder to write.")
+@click.option("--seed", type=int, default=0)
+@click.option("--budget", default="50%", help="As `search` takes it: 70%@onnxruntime, …")
 @click.option(
-    "--budget", default="50%", show_default=True, help="As `search` takes it: 70%@onnxruntime, …"
+    "--png/--no-png", default=True, help="Write an image of the report, if Chromium is installed."
 )
-@click.option(
-    "--png/--no-png", default=True, help="Picture of the report, where Chromium is installed."
-)
-@force_option
 def demo(output: Path, seed: int, budget: str, png: bool, force: bool) -> None:
-    """Walk the whole way with a small model on real images, in about two minutes."""
+    """Run the whole pipeline with a small model on real images, in about two minutes."""
     from spvit_deploy.workflows.demo import run_demo
 
     run_demo(output, seed, png, force, budget)

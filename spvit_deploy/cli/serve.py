@@ -1,4 +1,4 @@
-"""Commands ``serve`` and ``load``, and ``export --format triton``."""
+"""``spvit-deploy serve`` and ``load``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import click
 
 from spvit_deploy.cli.options import Folder, Number, json_option, parsed
 from spvit_deploy.core.units import parse_duration
-from spvit_deploy.lean.load_model import ModelRequest
 
 if TYPE_CHECKING:
     from spvit_deploy.serving.load_test import LoadReport
@@ -19,36 +18,16 @@ if TYPE_CHECKING:
 _PORT = click.IntRange(1, 65535)
 
 
-def deploy(
-    model: ModelRequest, output: Path, triton: dict[str, Any], common: dict[str, Any]
-) -> None:
-    """Export into a repository, and print what was written."""
-    from spvit_deploy.serving.config import Serving
-    from spvit_deploy.serving.repository import export_triton
-    from spvit_deploy.workflows import console as show
-
-    chosen = Serving(**triton.pop("serving"))
-    written = export_triton(model, output, chosen, **triton, **common)
-    show.export(written.record, written.folder)
-    serving = written.serving
-    batches = f"batches up to {serving.max_batch}" if serving.max_batch else "its fixed batch"
-    click.echo(
-        f"model {written.name}, version {written.version}: backend {serving.backend}, {batches}, "
-        f"instances: {serving.instances}"
-    )
-
-
 @click.command()
 @click.argument("repository", type=Folder)
-@click.option("--host", default="127.0.0.1", show_default=True, help="0.0.0.0 for everybody.")
-@click.option("--http-port", "http", type=_PORT, default=8000, show_default=True)
-@click.option("--grpc-port", "grpc", type=_PORT, default=8001, show_default=True)
+@click.option("--host", default="127.0.0.1", help="0.0.0.0 for all interfaces.")
+@click.option("--http-port", "http", type=_PORT, default=8000)
+@click.option("--grpc-port", "grpc", type=_PORT, default=8001)
 @click.option("--metrics-port", "metrics", type=_PORT, help="For Prometheus; none by default.")
 @click.option(
     "--poll",
     type=click.IntRange(0),
     default=2,
-    show_default=True,
     help="Seconds between checks for new versions; 0: clients request what to load.",
 )
 @click.option(
@@ -58,13 +37,11 @@ def deploy(
     "tritonserver on PATH.",
 )
 @click.option("--log", type=Folder, help="File for the server's log.")
-@click.option(
-    "--wait", type=Number(1), default=120, show_default=True, help="Seconds for the start."
-)
+@click.option("--wait", type=Number(1), default=120, help="Seconds for the start.")
 def serve(repository: Path, server: str | None, log: Path, wait: float, **settings: Any) -> None:
     """Run a Triton server on a repository that `export --format triton` wrote.
 
-    Ctrl-C ends it, after it has answered outstanding requests.
+    Ctrl-C ends it, after outstanding requests are answered.
 
     \b
     Examples: spvit-deploy serve repo/ --server .venv-triton
@@ -91,17 +68,11 @@ def serve(repository: Path, server: str | None, log: Path, wait: float, **settin
 @click.command()
 @click.argument("url", metavar="URL")
 @click.option("--model", required=True, help="The model's name in the server.")
-@click.option("--version", default="", help="Of the model; by default the newest that is served.")
 @click.option(
-    "--rate",
-    type=Number(0, min_open=True),
-    default=20,
-    show_default=True,
-    help="Requests per second.",
+    "--version", default="", show_default=False, help="By default the newest that is served."
 )
-@click.option(
-    "--duration", type=Number(0, min_open=True), default=10, show_default=True, help="Seconds."
-)
+@click.option("--rate", type=Number(0, min_open=True), default=20, help="Requests per second.")
+@click.option("--duration", type=Number(0, min_open=True), default=10, help="Seconds.")
 @click.option(
     "--slo",
     callback=parsed(parse_duration),
@@ -109,27 +80,16 @@ def serve(repository: Path, server: str | None, log: Path, wait: float, **settin
     help="Latency limit for 99% of the requests.",
 )
 @click.option(
-    "--timeout", type=Number(0, min_open=True), default=10, show_default=True,
+    "--timeout", type=Number(0, min_open=True), default=10,
     help="Seconds after which a request without a response is lost.",
 )  # fmt: skip
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--seed", type=click.IntRange(0), default=0)
 @click.option(
     "--find-rate", is_flag=True,
     help="Find the highest rate that holds --slo, from --rate on.",
 )  # fmt: skip
 @json_option
-def load(
-    url: str,
-    model: str,
-    version: str,
-    rate: float,
-    duration: float,
-    slo: float | None,
-    timeout: float,
-    seed: int,
-    find_rate: bool,
-    as_json: bool,
-) -> None:
+def load(url: str, slo: float | None, find_rate: bool, as_json: bool, **options: Any) -> None:
     """Test a running server under load with MLPerf's LoadGen.
 
     Requests of one random image each are sent as a Poisson process, whether or not earlier ones
@@ -144,7 +104,8 @@ def load(
 
     if find_rate and slo is None:
         raise click.UsageError("--find-rate needs a limit: --slo 50ms.")
-    with TritonClient(url, model, version, timeout) as client:
+    rate, duration, seed = (options[name] for name in ("rate", "duration", "seed"))
+    with TritonClient(url, options["model"], options["version"], options["timeout"]) as client:
         images = random_images(client, seed)
         if find_rate and slo is not None:
             rate, report, tried = find_served_rate(client, images, slo, duration, rate)
@@ -153,7 +114,7 @@ def load(
             click.echo(json.dumps(content) if as_json else _rate_text(rate, report, slo))
             return
         report = run_load(client, images, rate, duration, seed)
-    click.echo(_report_json(report, slo) if as_json else _report_text(report))
+    click.echo(json.dumps(_report_facts(report, slo)) if as_json else _report_text(report))
     report.require(slo)
     if slo is not None and not as_json:
         click.echo(f"99% are answered within {1000 * slo:g} ms")
@@ -170,25 +131,23 @@ def _rate_text(rate: float, report: LoadReport, slo: float) -> str:
 
 
 def _report_text(report: LoadReport) -> str:
-    lines = [
+    text = (
         f"sent {report.sent}, answered {report.answered}, refused {report.refused}, "
         f"lost {report.lost}"
-    ]
+    )
     if report.answered:
-        lines.append(f"p50 {1000 * report.p50:.2f} ms, p99 {1000 * report.p99:.2f} ms")
+        text += f"\np50 {1000 * report.p50:.2f} ms, p99 {1000 * report.p99:.2f} ms"
     if len(report.versions) > 1:
         counts = ", ".join(f"{version}: {n}" for version, n in sorted(report.versions.items()))
-        lines.append(f"responses by version: {counts}")
-    return "\n".join(lines)
+        text += f"\nresponses by version: {counts}"
+    return text
 
 
-def _report_json(report: LoadReport, slo: float | None) -> str:
+def _report_facts(report: LoadReport, slo: float | None) -> dict[str, Any]:
     latencies = {"p50": report.p50, "p99": report.p99} if report.answered else {}
-    return json.dumps(
-        {
-            "planned": report.planned, "sent": report.sent, "answered": report.answered,
-            "refused": report.refused, "lost": report.lost, "died_after": report.died,
-            "versions": dict(report.versions), "errors": dict(report.errors),
-            **latencies, "slo": slo,
-        }
-    )  # fmt: skip
+    return {
+        "planned": report.planned, "sent": report.sent, "answered": report.answered,
+        "refused": report.refused, "lost": report.lost, "died_after": report.died,
+        "versions": dict(report.versions), "errors": dict(report.errors),
+        **latencies, "slo": slo,
+    }  # fmt: skip

@@ -6,34 +6,35 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
 from spvit_deploy.cli.options import (
-    DATA_HELP,
     Folder,
     Number,
+    Positive,
     checkpoint_option,
-    data_source_options,
+    data_options,
     device_option,
     epochs_option,
     fitting_options,
+    given_options,
     images_options,
     json_option,
+    known_formats,
     model_options,
-    output_option,
+    output_options,
     parsed,
+    precision_option,
+    runtime_option,
     take_data,
-    take_training,
 )
 from spvit_deploy.core.errors import InputError
 from spvit_deploy.core.units import parse_duration, parse_percent
-from spvit_deploy.runtimes.registry import PRECISIONS, formats
 
 if TYPE_CHECKING:
     from spvit_deploy.workflows.recipe import Recipe
 
-# Trials name no GPU that an engine could be built for.
-_FORMATS = tuple(name for name, form in formats().items() if not form.for_named_gpus)
+# Recipes have no --gpu, which formats that are built for named GPUs need.
+_FORMATS = tuple(name for name, form in known_formats().items() if not form.for_named_gpus)
 
 
 class RunByDefault(click.Group):
@@ -72,32 +73,23 @@ def sweep() -> None:
     help="MACs of the lean models: 30%,50%,80% of the dense model's, 30%,40%,...,80% in equal "
     "steps, or 1.6G,3.2G.",
 )
-@click.option("--data", metavar="SPEC", help=DATA_HELP)
-@data_source_options
+@data_options(required=False)
 @images_options
 @epochs_option("--search-epochs")
 @epochs_option("--finetune-epochs")
 @epochs_option("--dense-epochs", 0, "Train the dense model first, where it comes without weights.")
 @fitting_options
-@click.option("--format", type=click.Choice(_FORMATS), default="onnx", show_default=True)
-@click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True)
-@click.option("--runtime", help="Runtime to measure on; the format's own by default.")
+@click.option("--format", type=click.Choice(_FORMATS), default="onnx")
+@precision_option()
+@runtime_option("the format's own")
+@click.option("--batch", type=Positive, default=1, help="Images per inference.")
 @click.option(
-    "--batch", type=click.IntRange(1), default=1, show_default=True, help="Images per inference."
+    "--duration", type=Number(0.01), default=2.0, help="Seconds of measuring, for each engine."
 )
-@click.option(
-    "--duration",
-    type=Number(0.01),
-    default=2.0,
-    show_default=True,
-    help="Seconds of measuring, for each engine.",
-)
-@click.option(
-    "--runtime-device", default="cpu", show_default=True, help="Where engines are measured."
-)
+@click.option("--runtime-device", default="cpu", help="Where engines are measured.")
 @click.option(
     "--concurrent",
-    type=click.IntRange(1),
+    type=Positive,
     metavar="N",
     help="Trials at a time; by default one per GPU, or one per host without GPUs.",
 )
@@ -105,7 +97,6 @@ def sweep() -> None:
     "--retries",
     type=click.IntRange(0),
     default=2,
-    show_default=True,
     help="How often a trial that fails is tried again.",
 )
 @click.option("--address", help="Ray cluster to run on, as auto or HOST:PORT; this host without.")
@@ -114,8 +105,7 @@ def sweep() -> None:
 @click.option(
     "--png/--no-png", default=True, help="Image of the frontier, if Chromium is installed."
 )
-@output_option("Sweep folder to write, or to resume.")
-@click.option("--force", is_flag=True, help="Start again from nothing.")
+@output_options("Sweep folder to write, or to resume.", force="Start again from nothing.")
 @click.pass_context
 def run(ctx: click.Context, /, **options: Any) -> None:
     """Run a trial at every budget, then measure all engines interleaved.
@@ -127,7 +117,7 @@ def run(ctx: click.Context, /, **options: Any) -> None:
     Example: spvit-deploy sweep --model dense/ --data digits --budgets 30%,50%,70% \\
                --search-epochs 10 --finetune-epochs 10 -o sweep/
     """
-    from spvit_deploy.workflows.sweep import console
+    from spvit_deploy.workflows.sweep.console import print_sweep
     from spvit_deploy.workflows.sweep.request import SweepSettings
     from spvit_deploy.workflows.sweep.sweep import require_all, run_sweep
 
@@ -135,7 +125,7 @@ def run(ctx: click.Context, /, **options: Any) -> None:
     names = ("budgets", "retries", "concurrent", "address", "png", "force")
     settings = SweepSettings(**{name: options.pop(name) for name in names})
     record = run_sweep(_recipe(ctx, options), output, settings)
-    console.print_sweep(record, output)
+    print_sweep(record, output)
     require_all(record, output)
 
 
@@ -146,20 +136,20 @@ def _recipe(ctx: click.Context, options: dict[str, Any]) -> Recipe:
     file = options.pop("recipe")
     if file is None:
         return _recipe_of(options)
-    for param in ctx.command.params:
-        given = ctx.get_parameter_source(param.name or "") is ParameterSource.COMMANDLINE
-        if given and param.name in options:
-            raise InputError(f"{param.opts[0]} is part of --recipe.", "Leave one of them out.")
+    for option in given_options(ctx):
+        if option.name in options:
+            raise InputError(f"{option.opts[0]} is part of --recipe.", "Leave one of them out.")
     return load_recipe(file)
 
 
 def _recipe_of(options: dict[str, Any]) -> Recipe:
-    from spvit_deploy.workflows.recipe import Recipe
+    from spvit_deploy.training.finetune import FinetuneSettings
+    from spvit_deploy.workflows.recipe import parse_recipe
 
-    if not options["model"] or not options["data"]:
+    data, checkpoint = take_data(options), options["checkpoint"]
+    if not options["model"] or data is None:
         raise InputError("Nothing to sweep.", "Give --model and --data, or a --recipe.")
-    data, training = take_data(options), take_training(options)
-    checkpoint = options["checkpoint"]
+    training = {name: options[name] for name in FinetuneSettings.model_fields if name in options}
     content = {
         "device": options["device"],
         "checkpoint_every": options["checkpoint_every"],
@@ -181,7 +171,7 @@ def _recipe_of(options: dict[str, Any]) -> Recipe:
             "device": options["runtime_device"],
         },
     }
-    return Recipe.model_validate(content)
+    return parse_recipe(content)
 
 
 @sweep.command()
@@ -204,13 +194,13 @@ def pick(
 ) -> None:
     """Print the best trial within limits, and the folders of its engine and model."""
     from spvit_deploy.core.progress import warn
-    from spvit_deploy.workflows.sweep import console
     from spvit_deploy.workflows.sweep import pick as picking
+    from spvit_deploy.workflows.sweep.console import print_pick
     from spvit_deploy.workflows.sweep.record import load_sweep
 
     record = load_sweep(folder)
     best = picking.pick(record, max_latency, min_accuracy)
-    console.print_pick(record, best, folder, as_json)
+    print_pick(record, best, folder, as_json)
     dense = record.dense
     beaten = dense.measured and dense.place[1] >= best.place[1]
     if beaten and picking.fits(dense, max_latency, min_accuracy):

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from spvit_deploy.cli.options import stack
+from spvit_deploy.cli.options import Positive, stack
 from spvit_deploy.core.errors import InputError
 
 TRITON = "triton"
@@ -36,7 +36,7 @@ triton_options = stack(
         show_default="1", help="With --format triton: version to write, beside others.",
     ),
     click.option(
-        "--max-batch", type=click.IntRange(1), metavar="N",
+        "--max-batch", type=Positive, metavar="N",
         show_default="8", help="With --format triton: images that the server batches at most.",
     ),
     click.option(
@@ -44,11 +44,11 @@ triton_options = stack(
         show_default="0", help="With --format triton: microseconds that an image waits for others.",
     ),
     click.option(
-        "--instances", type=click.IntRange(1), metavar="N",
+        "--instances", type=Positive, metavar="N",
         show_default="1", help="With --format triton: copies that compute at the same time.",
     ),
     click.option(
-        "--live-versions", type=click.IntRange(1), metavar="N",
+        "--live-versions", type=Positive, metavar="N",
         show_default="1", help="With --format triton: how many of the newest versions are served.",
     ),
 )  # fmt: skip

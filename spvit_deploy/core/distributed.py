@@ -46,7 +46,7 @@ class Processes:
         return self.rank.index == 0
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """Sum a tensor over all processes, in place, and return it."""
+        """Sum a tensor [any shape] over all processes, in place, and return it."""
         if self.several:
             distributed.all_reduce(tensor)
         return tensor

@@ -26,14 +26,14 @@ class SpvitError(Exception):
     """Base of all errors that a user can cause or meet.
 
     Args:
-        message: One sentence: what is wrong, and what was found.
-        hint: One sentence: what to do. Printed after the message.
+        message: A sentence: what is wrong, and what was found.
+        hint: A sentence: what to do. Printed after the message.
     """
 
     exit_code = 1
-    # Whether only one of several processes met it, and so has to report it itself.
+    # Whether only one of several processes met it, which then prints it itself.
     alone = False
-    # Whether the others report it as well, if they still run a while later.
+    # Whether processes other than the first print it too, if they still run a while after.
     late = False
 
     def __init__(self, message: str, hint: str = "") -> None:

@@ -64,7 +64,7 @@ def _umask() -> int:
 
 
 def is_full(error: OSError) -> bool:
-    """Whether an error says that a disk or a quota is full."""
+    """Tell whether an error means that a disk or a quota is full."""
     return error.errno in _FULL
 
 
@@ -72,4 +72,4 @@ def storage_error(error: OSError, path: Path) -> StorageError:
     """Return the error that tells users what an ``OSError`` at ``path`` means."""
     if is_full(error):
         return StorageError(f"{path}: no space left to write it.", "Free some space and try again.")
-    return StorageError(f"{path}: {error.strerror or error}.", "Choose a place you may write to.")
+    return StorageError(f"{path}: {error.strerror or error}.", "Choose a writable place.")

@@ -131,16 +131,16 @@ def _require_apart(output: Path, inputs: Sequence[Path | str | None]) -> None:
 def _require_ours(folder: Path) -> None:
     """Refuse to replace a folder that contains anything that no command wrote."""
     if Path.cwd().is_relative_to(folder.resolve()):
-        raise OutputExistsError(f"{folder} is the working directory.", "Change to another.")
-    foreign = _foreign(folder)
-    if foreign:
+        raise OutputExistsError(f"{folder} is where you are; it is not replaced.", "Go elsewhere.")
+    unknown = _unknown_entry(folder)
+    if unknown:
         raise OutputExistsError(
-            f"{folder} contains '{foreign}', which was not created by spvit-deploy.",
+            f"{folder} holds '{unknown}', which was not created by spvit-deploy.",
             "Choose another -o, or remove it yourself.",
         )
 
 
-def _foreign(folder: Path) -> str:
+def _unknown_entry(folder: Path) -> str:
     """Name the first entry of a folder that no command would have put there; empty if none."""
     entries = sorted(folder.iterdir())
     names = [entry.name for entry in entries]
@@ -151,7 +151,7 @@ def _foreign(folder: Path) -> str:
     listed = set().union(*(_listed(folder / kind.record) for kind in kinds))
     for entry in entries:
         if entry.is_dir():
-            if not any(kind.outputs for kind in kinds) or _foreign(entry):
+            if not any(kind.outputs for kind in kinds) or _unknown_entry(entry):
                 return entry.name
         elif entry.name not in listed and not any(fnmatch(entry.name, one) for one in patterns):
             return entry.name
@@ -180,8 +180,8 @@ def new_folder(path: Path, force: bool = False) -> Iterator[Path]:
     _require_free(path, force)
     with staging_folder(path) as staging:
         yield staging
-        if foreign := _foreign(staging):
-            raise NotImplementedError(f"'{foreign}' is not of a kind in OUTPUT_KINDS")
+        if unknown := _unknown_entry(staging):
+            raise NotImplementedError(f"'{unknown}' is of no kind in OUTPUT_KINDS")
         move_into_place(staging, path.absolute(), force)
 
 

@@ -143,6 +143,7 @@ class RuntimeInfo:
         one_thread_pool: whether all sessions of a process share one pool, sized when it is opened.
         layers: whether it can measure the time of each layer.
         no_gpu: ``module:function``, path → second half of the error without a GPU.
+        devices: values of ``--device`` that only this runtime has.
         triton_backend: the backend of Triton that serves its format; empty for none.
     """
 
@@ -163,6 +164,7 @@ class RuntimeInfo:
     one_thread_pool: bool = False
     layers: bool = False
     no_gpu: str = ""
+    devices: tuple[str, ...] = ()
     triton_backend: str = ""
 
     @property

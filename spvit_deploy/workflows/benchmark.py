@@ -1,11 +1,10 @@
-"""Benchmarks as files, for commands and recipes."""
+"""Benchmarks as functions: results in memory, and ``results.json`` for commands and recipes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from spvit_deploy.benchmarks.artifacts import describe
 from spvit_deploy.benchmarks.evaluate import evaluate_artifact
@@ -13,64 +12,56 @@ from spvit_deploy.benchmarks.extras import Details
 from spvit_deploy.benchmarks.measure import run_benchmark
 from spvit_deploy.benchmarks.mlperf.loadgen import STREAMS
 from spvit_deploy.benchmarks.result_records import DataRecord
-from spvit_deploy.benchmarks.results import (
-    Boundary,
-    ResultsFile,
-    Scenario,
-    Workload,
-    load_results,
-    save_results,
-)
+from spvit_deploy.benchmarks.results import Boundary, ResultsFile, Scenario, Workload, save_results
 from spvit_deploy.core.errors import InputError
 from spvit_deploy.core.output_folders import ensure_free
 from spvit_deploy.data.spec import DataSettings
+from spvit_deploy.workflows.keywords import Pathish, replace_fields
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 _SECONDS, _LOADGEN_SECONDS = 2.0, 12.0
 _BATCHES = {"multi-stream": STREAMS, "offline": 16}
 
 
-@dataclass(frozen=True)
-class BenchSettings:
-    """What is measured, as a command or a recipe gives it.
+class WorkloadOptions(TypedDict, total=False):
+    """Fields of :class:`Workload`."""
 
-    Attributes:
-        runtimes: none for all that fit.
-        batches: none for what the scenario has by default.
-        duration: None for what the scenario has by default; seconds.
-        latency_slo: seconds, for ``server``.
-        quick: measure only times.
-    Others are those of :class:`Workload`.
+    scenario: Scenario
+    batch: int
+    concurrency: int
+    boundary: Boundary
+    slo: float | None
+    warmup: int
+    duration: float
+    threads: int | None
+    pause: float
+    seed: int
+
+
+def benchmark(
+    artifacts: Sequence[Pathish],
+    runtimes: Sequence[str] | None = None,
+    workloads: Sequence[Workload] | None = None,
+    device: str = "cpu",
+    **options: Unpack[WorkloadOptions],
+) -> ResultsFile:
+    """Measure every artifact on every runtime that opens it, interleaved.
+
+    Args:
+        artifacts: Dense, lean and exported folders, and files of the latter.
+        runtimes: Names; None for all that fit.
+        workloads: Measured one after another; None for the one that ``options`` describe.
+        device: ``auto|cpu|cuda|cuda:N|mps``, or an execution provider of ONNX Runtime.
+        options: Fields of :class:`Workload`, for all workloads: ``batch=8``, ``duration=5``.
+
+    Raises:
+        InputError: A runtime is not installed, or opens none of the artifacts; or an option is
+            wrong.
     """
-
-    runtimes: Sequence[str] = ()
-    batches: Sequence[int] = ()
-    duration: float | None = None
-    threads: int | None = None
-    device: str = "cpu"
-    scenario: Scenario = "closed"
-    latency_slo: float | None = None
-    concurrency: int = 1
-    boundary: Boundary = "compute"
-    quick: bool = False
-
-    @property
-    def workloads(self) -> list[Workload]:
-        """One workload for each batch."""
-        seconds = self.duration or (_SECONDS if self.scenario == "closed" else _LOADGEN_SECONDS)
-        return [
-            Workload(
-                scenario=self.scenario, batch=batch, concurrency=self.concurrency,
-                boundary=self.boundary, slo=self.latency_slo, duration=seconds,
-                threads=self.threads,
-            )
-            for batch in self.batches or (_BATCHES.get(self.scenario, 1),)
-        ]  # fmt: skip
-
-    @property
-    def details(self) -> Details:
-        """What is measured besides times: all, or nothing in a quick run."""
-        full = not self.quick
-        return Details(start=full, layers=full, energy=full, roofline=full)
+    chosen = [replace_fields(workload, options) for workload in workloads or [Workload()]]
+    return run_benchmark([Path(path) for path in artifacts], runtimes, chosen, device)
 
 
 def bench_to_file(
@@ -78,50 +69,65 @@ def bench_to_file(
     output: Path,
     force: bool,
     data: DataSettings | None = None,
-    **settings: Any,
+    *,
+    runtimes: Sequence[str] = (),
+    device: str = "cpu",
+    quick: bool = False,
+    **options: Any,
 ) -> ResultsFile:
-    """Measure, evaluate where ``data`` are given, and write ``results.json``.
+    """Measure, evaluate where there are ``data``, and write ``results.json``.
 
     Args:
-        artifacts: to measure.
-        output: file to write.
-        force: replace it.
-        data: whose validation split to evaluate on, or None.
-        settings: of :class:`BenchSettings`.
+        artifacts: To measure.
+        output: File to write.
+        force: Replace it.
+        data: Whose validation split to evaluate on; None for no evaluation.
+        runtimes: Names; none for all that fit.
+        device: As :func:`benchmark` takes it.
+        quick: Measure only latencies: no start, layers, energy and peaks.
+        options: Of :func:`_workloads`.
 
     Raises:
-        OutputExistsError, StorageError: as :func:`ensure_free`.
-        InputError: as :func:`run_benchmark`.
+        OutputExistsError, StorageError: As :func:`ensure_free`.
+        InputError: As :func:`run_benchmark`.
     """
     ensure_free(output, force, folder=False, reads=artifacts)
-    chosen = BenchSettings(**settings)
-    if chosen.latency_slo is not None and chosen.scenario != "server":
-        raise InputError(
-            f"--latency-slo is for --scenario server; {chosen.scenario} was requested.",
-            "Leave it out, or choose server.",
-        )
-    runtimes = list(chosen.runtimes) or None
-    results = run_benchmark(artifacts, runtimes, chosen.workloads, chosen.device, chosen.details)
+    full = not quick
+    details = Details(start=full, layers=full, energy=full, roofline=full)
+    results = run_benchmark(artifacts, runtimes or None, _workloads(**options), device, details)
     if data is not None:
         results = _evaluated(results, artifacts, data)
     save_results(results, output)
     return results
 
 
+def _workloads(
+    batches: Sequence[int] = (),
+    duration: float | None = None,
+    scenario: Scenario = "closed",
+    latency_slo: float | None = None,
+    **others: Any,
+) -> list[Workload]:
+    """Make a workload for each batch; without batches or a duration, as the scenario has them."""
+    if latency_slo is not None and scenario != "server":
+        raise InputError(
+            f"--latency-slo is for --scenario server; {scenario} was requested.",
+            "Leave it out, or choose server.",
+        )
+    seconds = duration or (_SECONDS if scenario == "closed" else _LOADGEN_SECONDS)
+    return [
+        Workload(scenario=scenario, batch=batch, slo=latency_slo, duration=seconds, **others)
+        for batch in batches or (_BATCHES.get(scenario, 1),)
+    ]
+
+
 def _evaluated(results: ResultsFile, artifacts: Sequence[Path], data: DataSettings) -> ResultsFile:
-    """Add accuracies, and what they were taken on."""
+    """Add accuracies, and the images that they were measured on."""
     found = {describe(path).digest: evaluate_artifact(path, data) for path in artifacts}
     rows = tuple(
         row.model_copy(update={"top1": found[row.model_hash].top1}) for row in results.results
     )
-    seen = {"x".join(map(str, one.input_size)): one.sha256 for one in found.values()}
+    hashes = {"x".join(map(str, one.input_size)): one.sha256 for one in found.values()}
     images = max(one.images for one in found.values())
-    record = DataRecord(spec=data.spec, images=images, sha256=seen)
+    record = DataRecord(spec=data.spec, images=images, sha256=hashes)
     return results.model_copy(update={"results": rows, "data": record})
-
-
-def print_summary(results: Path) -> None:
-    """Print every artifact, and how much faster the lean ones are."""
-    from spvit_deploy.workflows.console import benchmark
-
-    benchmark(load_results(results))

@@ -71,7 +71,7 @@ def _print_plan(plan: PrunePlan) -> None:
     print_table(Table(str(plan.model), ("block", "attention", "MLP width"), rows))
 
 
-def search(result: SearchResult, output: Path, align: int) -> None:
+def print_search(result: SearchResult, output: Path, align: int) -> None:
     """Print a search's plan and how its budget was met."""
     projection, budget = result.projection, result.plan.budget
     _print_plan(result.plan)
@@ -110,16 +110,16 @@ def _budget_line(budget: Budget) -> str:
     )
 
 
-def model(saved: SavedModel, output: Path) -> None:
+def print_model(saved: SavedModel, output: Path) -> None:
     """Print the plan and the cost of a model that was written."""
     if saved.plan is not None:
         _print_plan(saved.plan)
     cost = count_cost(saved.module, saved.preprocessing.input_size)
     console().print(f"{saved.title}: {format_cost(cost.macs)}, {cost.params:,} parameters")
-    accuracy(saved, output)
+    print_accuracy(saved, output)
 
 
-def accuracy(saved: SavedModel, output: Path) -> None:
+def print_accuracy(saved: SavedModel, output: Path) -> None:
     """Print a trained model's accuracy and where it was written."""
     top1 = saved.history[-1].get("top1") if saved.history else None
     if top1 is not None:
@@ -127,7 +127,7 @@ def accuracy(saved: SavedModel, output: Path) -> None:
     console().print(f"wrote {output}")
 
 
-def latency(file: LatencyFile, output: Path) -> None:
+def print_latency(file: LatencyFile, output: Path) -> None:
     """Print the latency tables of a profile."""
     for table in file.tables:
         _print_latencies(table)
@@ -160,10 +160,10 @@ def _print_latencies(table: LatencyTable) -> None:
     )
 
 
-def imported(result: SavedModel | PrunePlan, output: Path) -> None:
+def print_imported(result: SavedModel | PrunePlan, output: Path) -> None:
     """Print an imported model, or imported gates."""
     if isinstance(result, SavedModel):
-        model(result, output)
+        print_model(result, output)
         return
     _print_plan(result)
     out, (dense, lean) = console(), plan_costs(result)
@@ -174,20 +174,20 @@ def imported(result: SavedModel | PrunePlan, output: Path) -> None:
     out.print(f"wrote {output}; `materialize {output} --checkpoint DENSE` applies it")
 
 
-def export(record: ExportRecord, output: Path) -> None:
+def print_export(record: ExportRecord, output: Path) -> None:
     """Print the parity of an export, step by step, and what was written."""
     out = console()
     for report in record.parity:
         out.print(report.line())
     if record.accuracy is not None:
-        _print_accuracy(record.accuracy, record.precision, out)
+        _print_int8(record.accuracy, record.precision, out)
     if record.delegated is not None:
         out.print(f"XNNPACK computes {100 * record.delegated:.0f}% of the operators")
     opset = f"opset {record.opset}, " if record.opset else ""
     out.print(f"wrote {output} ({opset}batch {record.batch})")
 
 
-def exports(rows: Sequence[ExportRow], output: Path) -> None:
+def print_exports(rows: Sequence[ExportRow], output: Path) -> None:
     """Print what ``export --all`` wrote, and why the rest failed or was skipped."""
     heads = ("format", "precision", "MB", "export s", "ms per inference", "max abs", "points lost")
     cells = [
@@ -217,7 +217,7 @@ def _kept(names: Sequence[str]) -> str:
     return f"{len(names)} layers stayed in fp32 for accuracy: {few}"
 
 
-def _print_accuracy(found: AccuracyInfo, precision: str, out: Console) -> None:
+def _print_int8(found: AccuracyInfo, precision: str, out: Console) -> None:
     out.print(f"top-1 {found.before:.2f}% in fp32, {found.after:.2f}% in {precision}")
     if found.kept:
         out.print(_kept(found.kept))
@@ -232,7 +232,7 @@ def _print_accuracy(found: AccuracyInfo, precision: str, out: Console) -> None:
         )
 
 
-def evaluation(result: Evaluation, as_json: bool) -> None:
+def print_evaluation(result: Evaluation, as_json: bool) -> None:
     """Print an evaluation."""
     unknown = None if as_json else "unknown"
     content = {
@@ -245,10 +245,10 @@ def evaluation(result: Evaluation, as_json: bool) -> None:
         "macs": result.macs or unknown,
         "params": result.params,
     }
-    facts(content, as_json)
+    print_facts(content, as_json)
 
 
-def benchmark(file: ResultsFile, output: Path | None = None) -> None:
+def print_benchmark(file: ResultsFile, output: Path | None = None) -> None:
     """Print latencies, start-up, how lean and dense compare, and the headline."""
     rows = file.results
     closed = all(row.workload.scenario == "closed" for row in rows)
@@ -270,7 +270,7 @@ def benchmark(file: ResultsFile, output: Path | None = None) -> None:
         out.print(f"wrote {output}")
 
 
-def facts(content: dict[str, Any], as_json: bool) -> None:
+def print_facts(content: dict[str, Any], as_json: bool) -> None:
     """Print names and values, as JSON or for a person; a list of records becomes a table."""
     if as_json:
         print(json.dumps(content, indent=1))

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import platform
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+import onnxruntime
 import torch
 
 from spvit_deploy._version import __version__
+from spvit_deploy.benchmarks.host import installed
 from spvit_deploy.core.cuda_driver import describe_driver
+from spvit_deploy.runtimes.info import RuntimeInfo
 from spvit_deploy.runtimes.registry import runtimes
 
 # Packages of no runtime, with what installs those that are not required.
-_PACKAGES = {
+_OTHERS = {
     "safetensors": "",
     "scikit-learn": "",
     "plotly": "",
@@ -26,7 +28,7 @@ _PACKAGES = {
 
 
 def doctor() -> dict[str, Any]:
-    """Runtimes, devices and versions of this host."""
+    """List the runtimes, devices and versions of this host."""
     cuda = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     built = f"for CUDA {torch.version.cuda}" if torch.version.cuda else "without CUDA"
     return {
@@ -37,51 +39,33 @@ def doctor() -> dict[str, Any]:
         "cuda": ", ".join(cuda) or f"no device (torch was built {built})",
         "cuda driver": describe_driver(),
         "mps": torch.backends.mps.is_available(),
-        "onnxruntime providers": ", ".join(_providers()),
-        "runtimes": [_runtime(name) for name in runtimes()],
-        "packages": [_package(name, how) for name, how in _all_packages().items()],
+        "onnxruntime providers": ", ".join(onnxruntime.get_available_providers()),
+        "runtimes": [_runtime(info) for info in runtimes().values()],
+        "packages": _packages(),
     }
 
 
-def _runtime(name: str) -> dict[str, Any]:
-    info = runtimes()[name]
+def _runtime(info: RuntimeInfo) -> dict[str, Any]:
     return {
-        "runtime": name,
+        "runtime": info.name,
         "writes": ", ".join(form.name for form in info.formats) or "nothing of its own",
         "opens": ", ".join(info.kinds),
         "available": "yes" if info.installed else info.install_command,
     }
 
 
-def _all_packages() -> dict[str, str]:
-    """Distributions that runtimes need, and the others, with what installs each."""
-    found = {
+def _packages() -> list[dict[str, str]]:
+    """List packages that runtimes need, and the others, with what installs each."""
+    commands = {
         name: info.install_command if info.extra else ""
         for info in runtimes().values()
         for name in info.distributions
     }
-    return {**found, **_PACKAGES}
-
-
-def _package(name: str, how: str) -> dict[str, Any]:
-    found = _version(name)
-    return {
-        "package": name,
-        "version": found or "missing",
-        "how to get it": "" if found else how or f"pip install {name}",
-    }
-
-
-def _providers() -> list[str]:
-    try:
-        import onnxruntime
-    except ImportError:
-        return ["none: pip install onnxruntime"]
-    return list(onnxruntime.get_available_providers())
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
+    return [
+        {
+            "package": name,
+            "version": installed(name) or "missing",
+            "how to get it": "" if installed(name) else how or f"pip install {name}",
+        }
+        for name, how in {**commands, **_OTHERS}.items()
+    ]

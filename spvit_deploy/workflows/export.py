@@ -16,18 +16,18 @@ from spvit_deploy.export.settings import check_settings
 from spvit_deploy.lean.load_model import ModelRequest
 from spvit_deploy.runtimes.export_job import ExportSettings, parse_batch
 from spvit_deploy.workflows.export_inputs import open_export
+from spvit_deploy.workflows.keywords import Pathish
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-Pathish = str | Path
 MODEL_OPTIONS = ("model_args", "checkpoint", "pretrained")
 
 
 class ExportOptions(TypedDict, total=False):
     """Settings of an export as keywords; see :class:`ExportSettings`, whose fields they are.
 
-    Those of one format alone (``gpus``, ``profile``, ``timing_cache``, …) stand beside them:
+    Those of one format (``gpus``, ``profile``, ``timing_cache``, …) stand beside them:
     ``spvit-deploy export --help`` lists them.
     """
 
@@ -68,7 +68,7 @@ def export_model(
             arguments and weights. A search folder is verified in two steps: hard gates against
             lean, lean against the artifact.
         output: folder to write.
-        settings: what to write; None for ``options`` alone.
+        settings: what to write; None for the defaults.
         data: real images for verification, int8 and the accuracy of a lower precision; None for
             those that the model was trained on.
         force: replace an old output.

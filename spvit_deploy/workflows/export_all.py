@@ -26,8 +26,9 @@ from spvit_deploy.lean.named_outputs import NamedOutputs
 from spvit_deploy.runtimes.export_job import ExportJob, ExportSettings
 from spvit_deploy.runtimes.info import load_attribute
 from spvit_deploy.runtimes.registry import formats, load_exporter, runtimes
-from spvit_deploy.workflows.export import Pathish, request_of
+from spvit_deploy.workflows.export import request_of
 from spvit_deploy.workflows.export_inputs import open_export
+from spvit_deploy.workflows.keywords import Pathish
 
 RECORD_FILE = "exports.json"
 # Seconds of timing an artifact; `benchmark` measures longer, and on other runtimes too.
@@ -170,7 +171,11 @@ def _all_of(job: ExportJob, precision: str | None, folder: Path) -> list[Candida
 
 
 def require_all(rows: Sequence[ExportRow]) -> None:
-    """Raise JobError where an export failed."""
+    """Refuse to call it a success where an export failed.
+
+    Raises:
+        JobError: One failed.
+    """
     failed = [row for row in rows if row.status == "failed"]
     if failed:
         names = ", ".join(f"{row.format} {row.precision}" for row in failed)

@@ -7,7 +7,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
@@ -27,9 +26,6 @@ from spvit_deploy.lean.width_advice import advice
 from spvit_deploy.runtimes.calibration import Calibration
 from spvit_deploy.runtimes.export_job import ExportJob, ExportSettings
 from spvit_deploy.search.search_folder import is_search_folder, load_search, materialize_search
-
-if TYPE_CHECKING:
-    pass
 
 
 def open_export(

@@ -1,4 +1,4 @@
-"""What a path or a model name is."""
+"""Facts about paths and model names, for `inspect`."""
 
 from __future__ import annotations
 
@@ -40,11 +40,10 @@ from spvit_deploy.workflows.export_all import RECORD_FILE as EXPORTS_FILE
 
 
 def inspect_anything(target: str, model_args: dict[str, Any]) -> dict[str, Any]:
-    """Facts about one of our files or folders, a checkpoint, a timm model, or a file of ONNX,
-    torch.export or ExecuTorch.
+    """Collect facts about a file or folder of ours, a checkpoint, a timm model, or an artifact.
 
     Raises:
-        InputError: damaged, or nothing that we know.
+        InputError: It is damaged, or none of these.
     """
     path = Path(target)
     if not path.exists():
@@ -66,7 +65,7 @@ def inspect_anything(target: str, model_args: dict[str, Any]) -> dict[str, Any]:
 
 
 def _artifact(path: Path) -> dict[str, Any]:
-    """A file that a runtime opens."""
+    """Describe a file that a runtime opens."""
     kind = artifact_kind(path)
     owner = owner_of(kind)
     facts = (
@@ -76,7 +75,7 @@ def _artifact(path: Path) -> dict[str, Any]:
 
 
 def _engines(path: Path, kind: str) -> dict[str, Any]:
-    """What the format's runtime shows of an exported folder beside its record."""
+    """Describe an exported folder by what its runtime adds to the record."""
     describe = owner_of(kind).describe_folder
     return load_attribute(describe)(path) if describe else {}
 
@@ -153,7 +152,7 @@ def _folder(path: Path) -> dict[str, Any]:
         rows = [{key: row.get(key, "") for key in keys} for row in exports.get("rows", [])]
         return {"kind": "exports", "model": exports.get("model", ""), "exports": rows}
     raise InputError(
-        f"{path}: none of our folders (no {CONFIG_FILE}, {SEARCH_FILE} or {EXPORT_FILE}).",
+        f"{path}: not a folder of spvit-deploy (no {CONFIG_FILE}, {SEARCH_FILE} or {EXPORT_FILE}).",
         "Check the path.",
     )
 
@@ -169,7 +168,7 @@ def _parity(report: ParityReport) -> dict[str, Any]:
 
 
 def _taken(record: ExportRecord) -> list[int] | str:
-    """Size of the images that it takes; or that it takes uint8 images of any size."""
+    """Describe the images that an artifact takes."""
     if record.inputs[0].shape[1:3] == (None, None):
         return f"uint8 images [batch, height, width, {record.inputs[0].shape[3]}]"
     return list(record.preprocessing.input_size)
@@ -224,7 +223,7 @@ def _plan(plan: PrunePlan, history: Sequence[dict[str, Any]] = ()) -> dict[str, 
 
 
 def _heads(block: BlockPlan) -> int | str:
-    """Heads that are left, where there is attention."""
+    """Return the heads that are kept, where there is attention."""
     return (block.heads or "all") if block.attention is AttentionKind.MSA else ""
 
 
@@ -247,7 +246,7 @@ def _json(path: Path) -> dict[str, Any]:
         return {"kind": "engine", **describe_record(parse_record(path))}
     if path.name in (CONFIG_FILE, SEARCH_FILE, EXPORT_FILE):
         return _folder(path.parent)
-    raise InputError(f"{path}: a JSON file that is none of ours.", "Check the path.")
+    raise InputError(f"{path}: not a JSON file of spvit-deploy.", "Check the path.")
 
 
 def _times(table: LatencyTable) -> dict[str, Any]:

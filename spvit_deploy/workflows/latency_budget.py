@@ -34,7 +34,7 @@ from spvit_deploy.training.run import Run
 from spvit_deploy.workflows.latency_profile import measure_table
 
 
-def times_of_run(
+def find_latencies(
     settings: SearchSettings, dense: SavedModel, run: Run, device: torch.device
 ) -> Measured | None:
     """Read the latencies of a search from the budget's file, or measure them.
@@ -52,34 +52,29 @@ def times_of_run(
         InputError: No table in the file fits, or the runtime is not installed.
         JobError: A block cannot be exported.
     """
-    asked = settings.requested
-    if asked.place is None:
+    if settings.requested.place is None:
         return None
     sites = find_sites(dense.module, str(dense.spec))
     text = ""
     with first_process_only(run.processes, device) as mine:
         if mine:
-            text = _first(asked, dense, sites, run, settings.allow_host).model_dump_json()
+            text = _read_or_measure(settings, dense, sites, run).model_dump_json()
     table = LatencyTable.model_validate_json(run.processes.value_of_first(text, device))
     return measured(table, sites, find_candidates(settings.offered).kinds)
 
 
-def _first(
-    asked: BudgetRequest,
-    dense: SavedModel,
-    sites: Sequence[BlockSite],
-    run: Run,
-    allow_host: bool,
+def _read_or_measure(
+    settings: SearchSettings, dense: SavedModel, sites: Sequence[BlockSite], run: Run
 ) -> LatencyTable:
-    kept = run.folder / LATENCY_FILE
+    budget, kept = settings.requested, run.folder / LATENCY_FILE
     run.files.append(kept)
     if run.state is not None:
         return load_latency(kept).tables[0]
-    if asked.file is not None:
-        table = read_table(asked, sites, dense.spec, allow_host)
+    if budget.file is not None:
+        table = read_table(budget, sites, dense.spec, settings.allow_host)
     else:
-        assert asked.place is not None
-        table = measure_table(dense.module, dense.spec, asked.place)
+        assert budget.place is not None
+        table = measure_table(dense.module, dense.spec, budget.place)
     save_latency(LatencyFile(tables=(table,)), kept)
     return table
 
@@ -124,62 +119,62 @@ def _with_heads(costs: tuple[SiteCost, ...], sites: Sequence[BlockSite]) -> tupl
 
 
 def read_table(
-    asked: BudgetRequest, sites: Sequence[BlockSite], spec: ModelSpec, allow_host: bool = False
+    budget: BudgetRequest, sites: Sequence[BlockSite], spec: ModelSpec, allow_host: bool = False
 ) -> LatencyTable:
-    """The one table that fits, of a budget that names a file.
+    """Read the table of a budget's file that fits the budget, the model and this host.
 
     Args:
-        asked: the budget.
-        sites: blocks of the dense model.
-        spec: what that is.
-        allow_host: take a table of another host.
+        budget: The budget, with its file.
+        sites: Blocks of the dense model.
+        spec: The dense model.
+        allow_host: Accept a table of another host.
 
     Raises:
-        InputError: no such file; no table fits, or several; says what the file holds.
+        InputError: The file does not exist, or no table or several tables fit.
     """
-    assert asked.place is not None
-    assert asked.file is not None
-    file = load_latency(asked.file)
+    assert budget.place is not None
+    assert budget.file is not None
+    file = load_latency(budget.file)
     tables = [table for table in file.tables if _is_of(table, spec, sites)]
     if not tables:
         models = ", ".join(dict.fromkeys(str(table.model) for table in file.tables))
         raise InputError(
-            f"{asked.file} is for {models}; the search is of {spec}.",
+            f"{budget.file} is for {models}; the search is of {spec}.",
             "Measure this model with `spvit-deploy profile`.",
         )
-    found = _of_host(asked, _of_place(asked, asked.place, tables), allow_host)
+    found = _of_host(budget, _of_place(budget, budget.place, tables), allow_host)
     if len(found) > 1:
         raise InputError(
-            f"{asked.file} has several tables that fit: {_listed(found)}.",
-            f"Name one, such as @{asked.place.runtime},precision=fp32,batch=1; of several hosts, "
+            f"{budget.file} has several tables that fit: {_listed(found)}.",
+            f"Name one, such as @{budget.place.runtime},precision=fp32,batch=1; of several hosts, "
             "take the file of one.",
         )
     warn_if_unsteady(found[0])
-    _compare_versions(asked.file, found[0])
+    _compare_versions(budget.file, found[0])
     return found[0]
 
 
 def _compare_versions(file: Path, table: LatencyTable) -> None:
-    """Say so where this host has another version of the runtime by now."""
+    """Warn if this host has another version of the runtime by now."""
     then, now = table.runtime_version, installed(table.runtime.removesuffix("-compile"))
     if now not in (None, then) and same_host(table.host, read_host()):
-        warn(f"{file} was measured with {table.runtime} {then}, here is {now}: times may differ.")
+        warn(
+            f"{file} was measured with {table.runtime} {then}, here is {now}: latencies may differ."
+        )
 
 
 def _is_of(table: LatencyTable, spec: ModelSpec, sites: Sequence[BlockSite]) -> bool:
-    """The same model but for its weights and classes."""
-    names = [one.name.partition(".")[0] for one in (table.model, spec)]
-    args = [
-        {key: value for key, value in one.args.items() if key != "num_classes"}
+    """Tell whether a table is of this model, whatever its weights and classes."""
+    first, second = (
+        (one.name.partition(".")[0], {**one.args, "num_classes": None})
         for one in (table.model, spec)
-    ]
+    )
     hidden = {path: shape.hidden for shape in table.shapes for path in shape.paths}
-    same = names[0] == names[1] and args[0] == args[1]
-    return same and hidden == {site.path: site.hidden for site in sites}
+    return first == second and hidden == {site.path: site.hidden for site in sites}
 
 
 def _of_place(
-    asked: BudgetRequest, place: Place, tables: Sequence[LatencyTable]
+    budget: BudgetRequest, place: Place, tables: Sequence[LatencyTable]
 ) -> list[LatencyTable]:
     named = {key: value for key, value in vars(place).items() if value is not None}
     fitting = [t for t in tables if all(getattr(t, key) == v for key, v in named.items())]
@@ -187,20 +182,21 @@ def _of_place(
         words = {"batch": "batch {}", "threads": "{} threads"}
         wanted = ", ".join(words.get(key, "{}").format(value) for key, value in named.items())
         raise InputError(
-            f"{asked.file} has no times of {wanted}; it has {_listed(tables)}.",
+            f"{budget.file} has no latencies of {wanted}; it has {_listed(tables)}.",
             "Measure them with `spvit-deploy profile`.",
         )
     return fitting
 
 
 def _of_host(
-    asked: BudgetRequest, tables: list[LatencyTable], allow_host: bool
+    budget: BudgetRequest, tables: list[LatencyTable], allow_host: bool
 ) -> list[LatencyTable]:
     here = read_host()
     own = [table for table in tables if same_host(table.host, here)]
     if not own and not allow_host:
         raise InputError(
-            f"{asked.file} was measured on {_hardware(tables[0].host)}; this is {_hardware(here)}.",
+            f"{budget.file} was measured on {_hardware(tables[0].host)}; this host is "
+            f"{_hardware(here)}.",
             "If that is where the model will run, give --allow-host; else measure here.",
         )
     return own or tables

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from pydantic import Field
 from torch import nn
 
 from spvit_deploy.benchmarks.host import read_host
@@ -43,52 +43,70 @@ from spvit_deploy.core.progress import Bar, progress_bar
 from spvit_deploy.export.settings import check_settings
 from spvit_deploy.export.trace import write_unverified
 from spvit_deploy.families.timm_models import input_size
-from spvit_deploy.lean.load_model import ModelRequest, load_model
+from spvit_deploy.lean.load_model import load_model
 from spvit_deploy.runtimes.export_job import ExportSettings
 from spvit_deploy.runtimes.registry import find_format, find_runtime, formats
 from spvit_deploy.search.budget import Place
+from spvit_deploy.workflows.keywords import ModelOptions, ModelSettings, Pathish, replace_fields
 
-Pathish = str | Path
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+
 # Batch that an engine takes at most; it is built for the one that is timed.
 _LARGEST = 32
 
 
+class ProfileSettings(ModelSettings):
+    """What is profiled, and where.
+
+    Attributes:
+        precision: That the plan will be exported in.
+        batch: Images of an inference.
+        threads: Of the runtime; None for its own choice.
+        device: Where it computes; None for ``cpu``, or the first GPU for engines.
+    """
+
+    precision: str = "fp32"
+    batch: int = Field(default=1, ge=1)
+    threads: int | None = Field(default=None, ge=1)
+    device: str | None = None
+
+
+class ProfileOptions(ModelOptions, total=False):
+    """Fields of :class:`ProfileSettings`."""
+
+    precision: str
+    batch: int
+    threads: int | None
+    device: str | None
+
+
 def profile_latency(
-    model: str,
+    model: Pathish,
     output: Pathish,
     runtimes: Sequence[str] = ("onnxruntime",),
-    precision: str = "fp32",
-    batch: int = 1,
-    threads: int | None = None,
-    device: str | None = None,
-    model_args: dict[str, Any] | None = None,
-    checkpoint: Pathish | None = None,
-    pretrained: bool = False,
-    force: bool = False,
+    **options: Unpack[ProfileOptions],
 ) -> LatencyFile:
     """Measure what each choice of a search costs in a runtime, and write ``latency.json``.
 
     Args:
-        model: a dense folder, or a timm name; weights do not matter.
-        output: file to write.
-        runtimes: a table each, as ``benchmark`` calls them.
-        precision: that the plan will be exported in.
-        batch: images of an inference.
-        threads: of the runtime; None for its own choice.
-        device: where it computes; None for ``cpu``, or the first GPU for engines.
-        model_args, checkpoint, pretrained: as in :func:`search_gates`.
-        force: replace an old output.
+        model: A dense folder, or a timm name; weights do not matter.
+        output: File to write.
+        runtimes: Names, as ``benchmark`` takes them; there is a table for each.
+        options: Fields of :class:`ProfileSettings`: ``precision="bf16"``, ``threads=4``.
 
     Raises:
-        InputError: a wrong model, runtime, precision or device, or an output that exists.
-        JobError: a block cannot be exported.
+        InputError: The model, runtime, precision or device is wrong, or the output exists.
+        JobError: A block cannot be exported.
     """
-    target = Path(output)
-    ensure_free(target, force, folder=False, reads=(model, checkpoint))
-    places = [Place(name, precision, batch, threads, device) for name in dict.fromkeys(runtimes)]
+    chosen, target = replace_fields(ProfileSettings(), options), Path(output)
+    ensure_free(target, chosen.force, folder=False, reads=(model, chosen.checkpoint))
+    where = (chosen.precision, chosen.batch, chosen.threads, chosen.device)
+    places = [Place(name, *where) for name in dict.fromkeys(runtimes)]
     for place in places:
         settings_of(place)
-    saved, _ = load_model(ModelRequest.of(model, model_args, checkpoint, pretrained))
+    saved, _ = load_model(chosen.request(model))
     if saved.kind != "dense":
         raise InputError(f"{model} is lean already.", "Profile the dense model.")
     tables: tuple[LatencyTable, ...] = ()
@@ -103,7 +121,7 @@ def merge_latencies(files: Sequence[Pathish], output: Pathish, force: bool = Fal
     """Put the tables of several files into one; of two of the same, the later one is kept.
 
     Raises:
-        InputError: no such file, or damaged, or an output that exists.
+        InputError: A file does not exist or is damaged, or the output exists.
     """
     target = Path(output)
     ensure_free(target, force, folder=False)
@@ -116,14 +134,14 @@ def settings_of(place: Place) -> ExportSettings:
     """Choose how a model is exported for a place.
 
     Raises:
-        InputError: an unknown runtime or precision, or one that is not installed.
-        JobError: an engine, and no GPU.
+        InputError: The runtime or precision is unknown, or not installed.
+        JobError: An engine is requested, and there is no GPU.
     """
     runtime, batch = find_runtime(place.runtime), place.batch or 1
     form = next(name for name in runtime.kinds if name in formats())
     options: dict[str, Any] = {"profile": (1, batch, max(_LARGEST, batch))}
     if runtime.needs_gpu:
-        why = "the times of an engine are taken where it runs"
+        why = "the latency of an engine is measured where it runs"
         gpu = require_gpu(why, "Profile the model there.", place.device or "cuda")
         options["gpus"] = (gpu.capability,)
     options = formats()[form].options_in(options)
@@ -132,14 +150,9 @@ def settings_of(place: Place) -> ExportSettings:
     )
 
 
-def measure_table(
-    module: nn.Module, spec: ModelSpec, place: Place, rounds: int = ROUNDS
-) -> LatencyTable:
-    """Measure a model's blocks, with each of their choices, on the runtime itself.
-
-    Arguments and errors as :func:`measure_beside`.
-    """
-    return measure_beside(module, spec, place, {}, rounds)[0]
+def measure_table(module: nn.Module, spec: ModelSpec, place: Place) -> LatencyTable:
+    """Measure a model's blocks, with each of their choices, as :func:`measure_beside` does."""
+    return measure_beside(module, spec, place, {})[0]
 
 
 def measure_beside(
@@ -149,24 +162,24 @@ def measure_beside(
     others: Mapping[str, Path],
     rounds: int = ROUNDS,
 ) -> tuple[LatencyTable, dict[str, Timing]]:
-    """Measure a table, and interleaved with it the times of other artifacts.
+    """Measure a table, and interleaved with it the latencies of other artifacts.
 
     Args:
-        module: dense, on the CPU; left as it was.
-        spec: what it is.
-        place: where; what it leaves open is fp32, one image, and the runtime's own choice.
-        others: files by name.
-        rounds: bursts of each.
+        module: Dense, on the CPU; left as it was.
+        spec: The model.
+        place: Where; by default fp32, one image, and the runtime's own threads.
+        others: Files by name.
+        rounds: Bursts of each.
 
     Raises:
-        InputError: as :func:`settings_of`.
-        JobError: a block cannot be exported.
+        InputError: As :func:`settings_of`.
+        JobError: A block cannot be exported.
     """
     settings = settings_of(place)
     batch, gpu = place.batch or 1, find_runtime(place.runtime).needs_gpu
     device = place.device or ("cuda" if gpu else "cpu")
     with tempfile.TemporaryDirectory() as scratch, torch.random.fork_rng(devices=[]):
-        # Weights of chance, but the same each time; the caller's own draws stay as they are.
+        # Random weights, the same each time; the caller's own draws stay as they are.
         torch.manual_seed(0)
         narrows = find_format(settings.format, settings.precision).from_onnx
         probes = make_probes(module, spec, batch, narrows)
@@ -213,24 +226,22 @@ def _write(
     bar: Bar,
 ) -> dict[str, Path]:
     """Export an artifact for every block and anchor."""
+
+    def modules() -> Iterator[tuple[str, nn.Module, tuple[int, int, int], ExportSettings]]:
+        for key, probe in probes.blocks.items():
+            own = settings if probe.call.free else replace(settings, batch=batch)
+            yield key, probe.chain(), probe.call.size, own
+        for key, module in probes.anchors.items():
+            yield key, module, size, settings
+
     files = {}
-    for key, probe in probes.blocks.items():
-        own = settings if probe.call.free else replace(settings, batch=batch)
-        with _folder(scratch, key, bar) as folder:
-            files[key] = write_unverified(probe.chain(), probe.call.size, own, folder)
-    for key, module in probes.anchors.items():
-        with _folder(scratch, key, bar) as folder:
-            files[key] = write_unverified(module, size, settings, folder)
+    for key, module, shape, own in modules():
+        folder = scratch / key.replace(" ", "-")
+        folder.mkdir()
+        bar.advance(0, "export")
+        files[key] = write_unverified(module, shape, own, folder)
+        bar.advance()
     return files
-
-
-@contextmanager
-def _folder(scratch: Path, name: str, bar: Bar) -> Iterator[Path]:
-    folder = scratch / name.replace(" ", "-")
-    folder.mkdir()
-    bar.advance(0, "export")
-    yield folder
-    bar.advance()
 
 
 def _shapes(probes: Probes, times: dict[str, Timing]) -> Iterator[ShapeTimes]:

@@ -14,19 +14,28 @@ from pathlib import Path
 from typing import Any
 
 from spvit_deploy._version import __version__
+from spvit_deploy.benchmarks.results import load_results
 from spvit_deploy.core.errors import InputError
 from spvit_deploy.core.files import sha256_bytes, sha256_file
 from spvit_deploy.core.locks import lock_folder
 from spvit_deploy.core.output_folders import OUTPUT_KINDS, ensure_parent
-from spvit_deploy.core.plan import ModelSpec
 from spvit_deploy.core.progress import stderr_console, warn
 from spvit_deploy.core.records import read_record, write_record
 from spvit_deploy.data.sources import fingerprint
 from spvit_deploy.training.finetune import FinetuneSettings
-from spvit_deploy.workflows import benchmark, report
-from spvit_deploy.workflows import console as show
-from spvit_deploy.workflows import stages as api
+from spvit_deploy.workflows.benchmark import bench_to_file
+from spvit_deploy.workflows.console import (
+    print_accuracy,
+    print_benchmark,
+    print_export,
+    print_search,
+)
+from spvit_deploy.workflows.export import export_model
+from spvit_deploy.workflows.finetune import finetune
+from spvit_deploy.workflows.materialize import materialize
 from spvit_deploy.workflows.recipe import Recipe, check_recipe, load_recipe
+from spvit_deploy.workflows.report import report_to_file
+from spvit_deploy.workflows.search import search_gates
 
 STATE_FILE = "state.json"
 
@@ -116,102 +125,82 @@ def _run(recipe: Recipe, images: str, force: bool, png: bool) -> Runner:
     runner = Runner(Path(recipe.output), force)
     dense = dense_stage(runner, recipe, images)
     tuned = lean_stages(runner, recipe, images, dense)
-    folders = {"dense": dense, "lean": tuned}
-    engines = {name: export_stage(runner, recipe, name, path) for name, path in folders.items()}
-    _measure(runner, recipe, folders, engines, png, images)
+    engines = [
+        export_stage(runner, recipe, name, folder)
+        for name, folder in (("dense", dense), ("lean", tuned))
+    ]
+    _measure(runner, recipe, [dense, tuned], engines, png, images)
     return runner
 
 
 def lean_stages(runner: Runner, recipe: Recipe, images: str, dense: Path) -> Path:
     """Search, materialize and fine-tune; the folder of the lean model."""
-    root = runner.root
-    search = runner.stage(
-        "search", [recipe.search.model_dump(), images], [dense, *_profile(recipe)],
-        root / "search",
-        lambda: show.search(
-            api.search_gates(
-                str(dense), recipe.data, root / "search", recipe.search.budget,
-                settings=recipe.search, device=recipe.device, force=True,
-                run=recipe.run_settings(),
-            ), root / "search", recipe.search.align,
-        ),
-    )  # fmt: skip
-    lean = runner.stage(
-        "materialize", None, [search], root / "lean",
-        lambda: api.materialize(search, root / "lean", force=True),
-    )  # fmt: skip
-    return runner.stage(
-        "finetune", [recipe.finetune.model_dump(), images], [lean, dense],
-        root / "tuned",
-        lambda: show.accuracy(
-            api.finetune(
-                str(lean), recipe.data, root / "tuned", str(dense), settings=recipe.finetune,
-                device=recipe.device, force=True, run=recipe.run_settings(),
-            ), root / "tuned",
-        ),
-    )  # fmt: skip
+    root, run, device = runner.root, recipe.run_settings(), recipe.device
+    search, lean, tuned = root / "search", root / "lean", root / "tuned"
 
+    def do_search() -> None:
+        found = search_gates(
+            dense, recipe.data, search, recipe.search, run=run, device=device, force=True
+        )
+        print_search(found, search, recipe.search.align)
 
-def _profile(recipe: Recipe) -> list[Path]:
-    """The file of times that the budget is read from, if it is."""
-    file = recipe.search.requested.file
-    return [] if file is None else [file]
+    def do_finetune() -> None:
+        saved = finetune(
+            lean, recipe.data, tuned, recipe.finetune, run=run, teacher=dense, device=device,
+            force=True,
+        )  # fmt: skip
+        print_accuracy(saved, tuned)
+
+    latencies = recipe.search.requested.file
+    reads = [dense, *([] if latencies is None else [latencies])]
+    runner.stage("search", [recipe.search.model_dump(), images], reads, search, do_search)
+    runner.stage("materialize", None, [search], lean, lambda: materialize(search, lean, force=True))
+    settings = [recipe.finetune.model_dump(), images]
+    return runner.stage("finetune", settings, [lean, dense], tuned, do_finetune)
 
 
 def dense_stage(runner: Runner, recipe: Recipe, images: str) -> Path:
     """Train, or take over, the dense model; ``images`` is the fingerprint of the data."""
     output, model = runner.root / "dense", recipe.model
     settings = recipe.train or FinetuneSettings(epochs=0)
-    spec = ModelSpec(name=model.name, args=model.args)
-    sources = [Path(model.checkpoint)] if model.checkpoint else []
-    return runner.stage(
-        "train", [settings.model_dump(), model.model_dump(), images], sources,
-        output,
-        lambda: show.accuracy(api.finetune(
-            spec.name, recipe.data, output, model_args=spec.args, checkpoint=model.checkpoint,
-            pretrained=model.pretrained, settings=settings, device=recipe.device, force=True,
-            run=recipe.run_settings(),
-        ), output),
-    )  # fmt: skip
+
+    def do_train() -> None:
+        saved = finetune(
+            model.name, recipe.data, output, settings, run=recipe.run_settings(),
+            model_args=model.args, checkpoint=model.checkpoint, pretrained=model.pretrained,
+            device=recipe.device, force=True,
+        )  # fmt: skip
+        print_accuracy(saved, output)
+
+    reads = [Path(model.checkpoint)] if model.checkpoint else []
+    facts = [settings.model_dump(), model.model_dump(), images]
+    return runner.stage("train", facts, reads, output, do_train)
 
 
 def export_stage(runner: Runner, recipe: Recipe, name: str, folder: Path) -> Path:
     """Export a model to ``FORMAT-NAME``."""
-    output, asked = runner.root / f"{recipe.export.format}-{name}", recipe.export
-    return runner.stage(
-        f"export {name}", asked.model_dump(), [folder], output,
-        lambda: show.export(
-            api.export_model(
-                str(folder), output, data=recipe.data, force=True, **asked.model_dump()
-            ), output,
-        ),
-    )  # fmt: skip
+    section = recipe.export.model_dump()
+    output = runner.root / f"{recipe.export.format}-{name}"
+
+    def do_export() -> None:
+        print_export(export_model(folder, output, data=recipe.data, force=True, **section), output)
+
+    return runner.stage(f"export {name}", section, [folder], output, do_export)
 
 
 def _measure(
-    runner: Runner,
-    recipe: Recipe,
-    folders: dict[str, Path],
-    engines: dict[str, Path],
-    png: bool,
-    images: str,
+    runner: Runner, recipe: Recipe, models: list[Path], engines: list[Path], png: bool, images: str
 ) -> None:
-    root, asked = runner.root, recipe.benchmark
-    artefacts = [*folders.values(), *engines.values()]
-    results = runner.stage(
-        "benchmark", [asked.model_dump(), images], artefacts,
-        root / "results.json",
-        lambda: benchmark.bench_to_file(
-            artefacts, root / "results.json", True, recipe.data, runtimes=asked.runtimes,
-            batches=asked.batches, duration=asked.duration, device=asked.device,
-        ),
+    """Benchmark all models and engines, and write the report."""
+    root, section, artifacts = runner.root, recipe.benchmark.model_dump(), [*models, *engines]
+    results, page, lean = root / "results.json", root / "report.html", models[-1]
+    runner.stage(
+        "benchmark", [section, images], artifacts, results,
+        lambda: bench_to_file(artifacts, results, True, recipe.data, **section),
     )  # fmt: skip
     runner.stage(
-        "report", png, [results, folders["lean"]], root / "report.html",
-        lambda: report.report_to_file(
-            [results], root / "report.html", folders["lean"], png, force=True,
-            search=root / "search",
-        ),
+        "report", png, [results, lean], page,
+        lambda: report_to_file([results], page, lean, png, force=True, search=root / "search"),
     )  # fmt: skip
-    benchmark.print_summary(results)
-    stderr_console().print(f"report: {root / 'report.html'}", highlight=False)
+    print_benchmark(load_results(results))
+    stderr_console().print(f"report: {page}", highlight=False)

@@ -19,6 +19,7 @@ from spvit_deploy.core.errors import DataError, InputError
 from spvit_deploy.data.encoded_image import EncodedImage
 from spvit_deploy.data.pixels import Array, from_pixels
 from spvit_deploy.data.transforms import ImageTransform, RawImageTransform
+from spvit_deploy.workflows.keywords import Pathish
 
 # Name that stands for standard input.
 PIPE = "-"
@@ -52,6 +53,22 @@ class Prediction:
     image: str
     guesses: tuple[Guess, ...]
     error: str | None = None
+
+
+def predict(
+    artifact: Pathish,
+    images: Sequence[Pathish],
+    top: int = 5,
+    runtime: str | None = None,
+    device: str = "auto",
+) -> list[Prediction]:
+    """Classify image files, and all images below folders, as :func:`predict_images` does.
+
+    Raises:
+        InputError: A file or folder does not exist, or the artifact has no class scores.
+    """
+    names = [str(image) for image in images]
+    return list(predict_images(Path(artifact), names, top, runtime=runtime, device=device))
 
 
 def predict_images(

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import reprlib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import AfterValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from spvit_deploy.core.errors import InputError, OutputExistsError, first_line
 from spvit_deploy.core.files import write_bytes
 from spvit_deploy.core.output_folders import ensure_free
 from spvit_deploy.core.plan import ModelSpec
 from spvit_deploy.core.records import StrictModel
+from spvit_deploy.core.suggestions import did_you_mean
 from spvit_deploy.core.units import interval_text
 from spvit_deploy.data.spec import DataSettings
 from spvit_deploy.families.timm_models import create_model
@@ -26,7 +29,8 @@ from spvit_deploy.training.lora import require_peft
 from spvit_deploy.training.run import RunSettings
 from spvit_deploy.workflows.latency_budget import measured, read_table
 from spvit_deploy.workflows.latency_profile import settings_of
-from spvit_deploy.workflows.recipe_errors import complaint
+
+_COMPARE = "Compare it with `run --init`."
 
 
 class _Section(StrictModel):
@@ -110,7 +114,7 @@ search:
   epochs: 10
   lr: 0.0005
   align: 8               # MLP widths in multiples of this
-  # distill_weight: 0.5  # share of the dense model, as a teacher, in the loss
+  # distill_weight: 0.5  # fraction of the loss that is distillation from the dense model
 finetune:
   epochs: 10
   lr: 0.0005
@@ -150,15 +154,59 @@ def load_recipe(path: Path) -> Recipe:
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}.", "Write one with `run --init`.") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"{path}: not YAML: {first_line(error)}.", "Compare it with `run --init`."
-        ) from None
+        raise InputError(f"{path}: not YAML: {first_line(error)}.", _COMPARE) from None
+    return anchored(parse_recipe(content, f"{path}: "), path.absolute().parent)
+
+
+def parse_recipe(content: Any, where: str = "") -> Recipe:
+    """Validate the content of a recipe.
+
+    Args:
+        content: As YAML gives it.
+        where: Beginning of the error's message.
+
+    Raises:
+        InputError: It is not a recipe.
+    """
     try:
-        recipe = Recipe.model_validate(content)
+        return Recipe.model_validate(content)
     except ValidationError as error:
-        said, hint = complaint(error, Recipe)
-        raise InputError(f"{path}: {said}", hint) from None
-    return anchored(recipe, path.absolute().parent)
+        message, hint = _complaint(error)
+        raise InputError(f"{where}{message}", hint) from None
+
+
+def _complaint(error: ValidationError) -> tuple[str, str]:
+    """Return the first complaint about a recipe: what is wrong, and what to do."""
+    # A name that is mistyped is missing too: the mistake is reported, not what comes of it.
+    found = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
+    # Of a union, pydantic adds the type that it tried.
+    place = [part for part in found["loc"] if part not in ("str", "int")]
+    if found["type"] == "extra_forbidden":
+        name, above = str(place[-1]), place[:-1]
+        known = _entries(above)
+        there = f"{_dotted(above)} has no entry '{name}'; there are {', '.join(known)}."
+        return there, did_you_mean(name, known, _COMPARE)
+    if found["type"] == "missing":
+        return f"{_dotted(place[:-1])} lacks the entry '{place[-1]}'.", _COMPARE
+    message = found["msg"].removeprefix("Value error, ").rstrip(".")
+    if found["type"] != "value_error":  # whose message has the value in it
+        value = "empty" if found["input"] is None else reprlib.repr(found["input"])
+        message = f"{value}: {message[0].lower()}{message[1:]}"
+    return f"{_dotted(place)}: {message}.", _COMPARE
+
+
+def _dotted(place: Sequence[Any]) -> str:
+    return ".".join(dict.fromkeys(map(str, place))) or "the recipe"
+
+
+def _entries(place: Sequence[Any]) -> list[str]:
+    """List the fields of the section at ``place``."""
+    model: type[BaseModel] = Recipe
+    for part in place:
+        annotation: Any = model.model_fields[str(part)].annotation
+        kinds = [kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type)]
+        model = next(kind for kind in kinds if issubclass(kind, BaseModel))
+    return list(model.model_fields)
 
 
 def anchored(recipe: Recipe, here: Path) -> Recipe:

@@ -210,8 +210,8 @@ def test_tables_that_say_what_cannot_be_are_refused(how: str, says: str, tmp_pat
     ("changes", "budget", "says"),
     [
         ({"model": tiny_spec(depth=5)}, "50%@onnxruntime", "the search is of"),
-        ({}, "50%@openvino", "has no times of openvino"),
-        ({}, "50%@onnxruntime,precision=fp16", "has no times of onnxruntime, fp16"),
+        ({}, "50%@openvino", "has no latencies of openvino"),
+        ({}, "50%@onnxruntime,precision=fp16", "has no latencies of onnxruntime, fp16"),
         ({"host": another_host()}, "50%@onnxruntime", "--allow-host"),
         ({}, "31ms@onnxruntime", "8 ms to 30 ms"),
         ({}, "2ms@onnxruntime", "below the smallest model"),

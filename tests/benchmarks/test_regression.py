@@ -101,4 +101,4 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
     (tmp_path / "newer.json").write_text(json.dumps(newer))
     refused("compare", before, tmp_path / "newer.json")
     for share in ("much", "-5%", "nan"):
-        refused("compare", before, before, "--fail-if-slower", share, says="is no share")
+        refused("compare", before, before, "--fail-if-slower", share, says="expected a fraction")

@@ -177,13 +177,6 @@ def test_wrong_calls(lean: Path, tmp_path: Path, make_lean: Make) -> None:
     refused("predict", tmp_path / "features", good, says="no class scores")
 
 
-def test_the_package_and_its_api_export_the_same_names() -> None:
-    from spvit_deploy.workflows import stages as api
-
-    assert "predict" in api.__all__
-    assert set(api.__all__) == set(spvit_deploy.__all__) - {"__version__"}
-
-
 def test_python_takes_paths(lean: Path, tmp_path: Path) -> None:
     image = _saved(photo(0), tmp_path)
     (found,) = spvit_deploy.predict(lean, [image], top=2)

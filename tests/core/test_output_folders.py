@@ -87,7 +87,7 @@ def test_what_we_did_not_write_is_not_replaced(tmp_path: Path) -> None:
         ensure_free(tmp_path / "photos", force=True)
     fill(tmp_path / "mixed", "{}")
     (tmp_path / "mixed" / "notes.txt").write_text("mine")
-    with pytest.raises(OutputExistsError, match=r"'notes\.txt', which was not created by"):
+    with pytest.raises(OutputExistsError, match=r"'notes\.txt', which was not created"):
         ensure_free(tmp_path / "mixed", force=True)
     fill(tmp_path / "run" / "lean", "{}")
     (tmp_path / "run" / "state.json").write_text("{}")

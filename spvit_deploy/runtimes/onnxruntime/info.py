@@ -16,6 +16,7 @@ RUNTIMES = (
         metadata=f"{_HERE}.session:read_metadata",
         describe_file=f"{_HERE}.describe:describe_file",
         layers=True,
+        devices=("tensorrt", "openvino"),
         triton_backend="onnxruntime",
         formats=(
             FormatInfo(

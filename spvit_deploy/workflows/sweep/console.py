@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from spvit_deploy.workflows import console as show
+from spvit_deploy.workflows.console import console, print_facts, print_table
 from spvit_deploy.workflows.sweep.page import PAGE_FILE, trials_table
 from spvit_deploy.workflows.sweep.pick import artifacts
 from spvit_deploy.workflows.sweep.record import SweepPoint, SweepRecord
@@ -21,8 +21,8 @@ def print_sweep(record: SweepRecord, root: Path) -> None:
         if not point.measured:
             cells[-1] = ""
     title = f"{record.runtime}, batch {record.batch}"
-    show.print_table(replace(table, title=title, rows=rows))
-    out = show.console()
+    print_table(replace(table, title=title, rows=rows))
+    out = console()
     out.print(f"wrote {root}; see {root / PAGE_FILE}")
     out.print(f"`spvit-deploy sweep pick {root} --max-latency 4ms` names the trial for a limit")
 
@@ -45,4 +45,4 @@ def print_pick(record: SweepRecord, point: SweepPoint, folder: Path, as_json: bo
         "model": str(model),
         "recipe": str(folder / point.folder / "recipe.yaml"),
     }
-    show.facts(facts, as_json)
+    print_facts(facts, as_json)

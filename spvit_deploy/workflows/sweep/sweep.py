@@ -25,12 +25,7 @@ from spvit_deploy.workflows.sweep.request import (
     check_sweep,
     find_earlier,
 )
-from spvit_deploy.workflows.sweep.trial import (
-    LOG_FILE,
-    TrialJob,
-    evaluate_stage,
-    read_point,
-)
+from spvit_deploy.workflows.sweep.trial import LOG_FILE, TrialJob, evaluate_stage, read_point
 
 
 @dataclass
