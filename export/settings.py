@@ -25,7 +25,7 @@ def check_settings(settings: ExportSettings) -> ExportSettings:
         RuntimeMissingError: the package of the format's runtime is not installed.
     """
     form = find_format(settings.format, settings.precision)
-    _check_options(form, settings.options)
+    check_options(form, settings.options)
     if settings.opset is not None and not form.from_onnx:
         raise InputError(f"Format '{form.name}' has no ONNX operator set.", "Leave --opset out.")
     if settings.with_preprocessing and not form.takes_preprocessing:
@@ -34,10 +34,10 @@ def check_settings(settings: ExportSettings) -> ExportSettings:
             f"Format '{form.name}' takes images of one size, so it has no --with-preprocessing.",
             f"Leave it out, or choose --format {' or '.join(able)}.",
         )
-    load_exporter(form)
     options = settings.options
     if form.check_options:
         options = load_attribute(form.check_options)(options, settings.precision)
+    load_exporter(form)
     return replace(settings, options=options, opset=_opset(settings, form))
 
 
@@ -47,7 +47,12 @@ def _opset(settings: ExportSettings, form: FormatInfo) -> int | None:
     return max(settings.opset or DEFAULT_OPSET, form.min_opsets.get(settings.precision, 0))
 
 
-def _check_options(form: FormatInfo, options: Mapping[str, Any]) -> None:
+def check_options(form: FormatInfo, options: Mapping[str, Any]) -> None:
+    """Check that a format has these options.
+
+    Raises:
+        InputError: an unknown option, or one of other formats.
+    """
     known = distinct_options(formats().values())
     for name in options:
         if name not in known:

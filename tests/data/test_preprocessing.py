@@ -179,7 +179,7 @@ def test_an_artefact_takes_pictures_as_they_are(
     assert links[f"timm's preprocessing → {form}'s"]["max_abs"] <= 1.001 / 255
     assert any(link.endswith(f"{form} with preprocessing") for link in links)
     assert "pillow" in record["tools"]
-    assert "uint8 pictures [batch, height, width, 3]" in good("inspect", engine).stdout
+    assert "uint8 images [batch, height, width, 3]" in good("inspect", engine).stdout
     images = tmp_path / "images"
     images.mkdir()
     for seed, size in enumerate([(40, 70), (70, 40), (32, 32), (9, 30), (300, 50), (40, 70)]):
@@ -290,7 +290,7 @@ def test_what_cannot_be_put_into_a_graph_is_refused(make_lean: Make, tmp_path: P
     for more, says in (
         ({"interpolation": "lanczos"}, "no interpolation 'lanczos'"),
         ({"crop_mode": "random"}, "no crop mode 'random'"),
-        ({"crop_pct": 1.2}, "the model wants 120% of it"),
+        ({"crop_pct": 1.2}, "the model needs 120% of it"),
     ):
         changed = saved.preprocessing.model_copy(update=more)
         folder = tmp_path / says.split()[-1].strip("'%")

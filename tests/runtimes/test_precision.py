@@ -222,7 +222,7 @@ def test_unreadable_images_are_not_calibrated_on(dense: Path, tmp_path: Path) ->
         Image.new("L", (16, 16), 12 * index).save(folder / f"{index}.png")
     export = ["export", dense, "--precision", "int8", "--data", f"folder/{tmp_path / 'images'}",
               "--max-drop", 100, "-o", tmp_path / "out"]  # fmt: skip
-    assert "all there are (asked for: 300)" in good(*export).stderr
+    assert "all there are (requested: 300)" in good(*export).stderr
     (tmp_path / "images" / "3" / "3.png").write_text("no image")
     refused(*export, "--force", says="3.png cannot be read")
 
