@@ -68,6 +68,7 @@ class FormatInfo:
         from_onnx: whether it is written from the ONNX graph, or from the PyTorch module.
         takes_preprocessing: whether it can hold the preprocessing, and take uint8 images.
         grey_levels: by how many its preprocessing may differ from timm's.
+        has_float64: whether its preprocessing can compute in float64.
         verified_file, verified_in: what is opened for verification, and in which runtime; empty for
             the main file in its own runtime.
         for_named_gpus: whether it is built for GPUs that the user names (``gpus``).
@@ -92,6 +93,7 @@ class FormatInfo:
     from_onnx: bool = True
     takes_preprocessing: bool = False
     grey_levels: int = 1
+    has_float64: bool = True
     verified_file: str = ""
     verified_in: str = ""
     for_named_gpus: bool = False

@@ -19,10 +19,8 @@ from spvit_deploy.core.records import StrictModel, write_record
 from spvit_deploy.data.spec import DataSettings
 from spvit_deploy.export.export_model import run_export
 from spvit_deploy.export.record import ExportRecord
-from spvit_deploy.export.settings import check_settings
 from spvit_deploy.lean.load_model import ModelRequest
 from spvit_deploy.lean.model_folder import save_model
-from spvit_deploy.lean.named_outputs import NamedOutputs
 from spvit_deploy.runtimes.export_job import ExportJob, ExportSettings
 from spvit_deploy.runtimes.info import load_attribute
 from spvit_deploy.runtimes.registry import formats, load_exporter, runtimes
@@ -135,8 +133,6 @@ def export_all(
     ensure_free(output, force, reads=(request.name, request.checkpoint))
     _check_gpus(chosen)
     job, console = open_export(request, data, chosen), stderr_console()
-    assert job.saved is not None
-    NamedOutputs(job.saved.module, chosen.outputs, chosen.feature_layers, job.size)
     with new_folder(output, force) as staging:
         candidates = _all_of(job, precision, staging)
         found = export_candidates(candidates, lambda title: console.print(title, highlight=False))
@@ -170,7 +166,11 @@ def _all_of(job: ExportJob, precision: str | None, folder: Path) -> list[Candida
 
 
 def require_all(rows: Sequence[ExportRow]) -> None:
-    """Raise JobError where an export failed."""
+    """Raise an error where an export failed.
+
+    Raises:
+        JobError: one or more did.
+    """
     failed = [row for row in rows if row.status == "failed"]
     if failed:
         names = ", ".join(f"{row.format} {row.precision}" for row in failed)
@@ -190,8 +190,8 @@ def _export(candidate: Candidate, reason: str) -> ExportRow:
             fitting, left_out = _fitting(settings)
             record = run_export(replace(candidate.job, settings=fitting), folder)
             found |= {**_figures(record), "left_out": left_out}
-        elif candidate.job.saved is not None:
-            save_model(candidate.job.saved, folder)
+        else:
+            save_model(candidate.job.model, folder)
         found["size_bytes"] = bytes_of(folder)
     except SpvitError as error:
         shutil.rmtree(folder, ignore_errors=True)
@@ -227,7 +227,7 @@ def _fitting(settings: ExportSettings) -> tuple[ExportSettings, tuple[str, ...]]
         with_preprocessing=settings.with_preprocessing and form.takes_preprocessing,
         options=options,
     )
-    return check_settings(fitting), left_out
+    return fitting.checked(), left_out
 
 
 def _figures(record: ExportRecord) -> dict[str, Any]:

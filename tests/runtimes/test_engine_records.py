@@ -15,7 +15,7 @@ from spvit_deploy.core.cuda_driver import Driver, Gpu, device_index, find_driver
 from spvit_deploy.core.errors import CorruptFileError, InputError, JobError, RuntimeMissingError
 from spvit_deploy.core.files import sha256_bytes
 from spvit_deploy.core.records import write_record
-from spvit_deploy.export.settings import check_options
+from spvit_deploy.runtimes.export_job import check_options
 from spvit_deploy.runtimes.registry import find_format
 from spvit_deploy.runtimes.tensorrt.bindings import bindings, image_size
 from spvit_deploy.runtimes.tensorrt.engine_record import (

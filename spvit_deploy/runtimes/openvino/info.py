@@ -30,6 +30,7 @@ RUNTIMES = (
                 # OpenVINO has no doubles: where the last bit of the weights decides between two
                 # neighbours, a value may differ by two; 2 of 340 million values of noise did.
                 grey_levels=2,
+                has_float64=False,
             ),
         ),
     ),

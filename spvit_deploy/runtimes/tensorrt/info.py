@@ -22,7 +22,7 @@ def _engine_format(name: str, exporter: str, **more: object) -> FormatInfo:
         # No engine runs without its GPU: the graph that it is built from is verified.
         verified_file="model.onnx",
         verified_in="onnxruntime",
-        check_options=f"{_HERE}.options:parse_{name.replace('-', '_')}",
+        check_options=f"{_HERE}.options:parse_options",
         not_here=f"{_HERE}.exporter:{name.replace('-', '_')}_not_here",
         **more,  # type: ignore[arg-type]
     )

@@ -45,8 +45,7 @@ class Model:
 
     def candidate(self, form: str, precision: str, folder: Path) -> Candidate:
         """Make a candidate of it, to be written within a folder."""
-        assert self.job.saved is not None
-        name = self.job.saved.kind if form == FOLDER else form
+        name = self.job.model.kind if form == FOLDER else form
         parts = [part for part in (self.label, name, precision) if part]
         target = folder / "-".join(parts).replace("%", "").replace("/", "-")
         settings = replace(self.job.settings, format=name, precision=precision)

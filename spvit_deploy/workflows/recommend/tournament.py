@@ -182,7 +182,7 @@ def _open(path: Path, tried: Tried) -> Configuration | None:
     # ExecuTorch prints how many threads it has.
     with without_lines(b"threadpool.cpp"):
         session = open_session(path, tried.runtime, "cpu", tried.threads)
-    least, most = session.batch_limits()
+    least, most = session.input.batches
     if not least <= tried.batch <= (most or tried.batch):
         session.close()
         return None
