@@ -13,6 +13,7 @@ from spvit_deploy.cli.options import (
     data_source_options,
     json_option,
     runtime_device_option,
+    runtime_names,
     take_data,
 )
 
@@ -23,8 +24,7 @@ from spvit_deploy.cli.options import (
 @data_source_options
 @click.option(
     "--runtime",
-    help="onnxruntime, openvino, torch, torch-compile, executorch, tensorrt-rtx or tensorrt; the "
-    "artefact's own by default.",
+    help=f"{runtime_names}; the artifact's own by default.",
 )
 @runtime_device_option("auto")
 @json_option

@@ -25,13 +25,16 @@ from spvit_deploy.cli.serve import deploy
 from spvit_deploy.cli.triton_options import TRITON, take_triton, triton_options
 from spvit_deploy.core.errors import InputError
 from spvit_deploy.lean.load_model import ModelRequest
-from spvit_deploy.runtimes.registry import PRECISIONS, formats
+from spvit_deploy.runtimes.registry import PRECISIONS, formats, shown_runtimes
+
+_FORMATS = formats(shown_runtimes())
+_PREPARING = [name for name, form in _FORMATS.items() if form.takes_preprocessing]
 
 
 @click.command()
 @click.argument("model", metavar="LEAN")
 @model_options
-@click.option("--format", type=click.Choice([*formats(), TRITON]), show_default="onnx")
+@click.option("--format", type=click.Choice([*_FORMATS, TRITON]), show_default="onnx")
 @click.option("--precision", type=click.Choice(PRECISIONS), show_default="fp32")
 @click.option(
     "--all",
@@ -85,7 +88,7 @@ from spvit_deploy.runtimes.registry import PRECISIONS, formats
     "--with-preprocessing",
     is_flag=True,
     help="Take uint8 images [batch, height, width, channels] of any size; resize, crop and "
-    "normalize them inside (onnx, openvino).",
+    f"normalize them inside ({', '.join(_PREPARING)}).",
 )
 @click.option(
     "--data",

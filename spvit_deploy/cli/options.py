@@ -13,7 +13,7 @@ import click
 from spvit_deploy.core.errors import InputError
 from spvit_deploy.core.units import interval_text
 from spvit_deploy.runtimes.info import distinct_options
-from spvit_deploy.runtimes.registry import formats
+from spvit_deploy.runtimes.registry import formats, shown_runtimes
 
 if TYPE_CHECKING:
     from spvit_deploy.data.spec import DataSettings
@@ -223,11 +223,10 @@ def _format_option(option: ExportOption) -> Decorator:
 
 
 def _formats() -> Mapping[str, FormatInfo]:
-    """The formats; without those of a plug-in that cannot be loaded, which commands report."""
-    try:
-        return formats()
-    except InputError:
-        return {}
+    return formats(shown_runtimes())
+
+
+runtime_names = ", ".join(shown_runtimes())
 
 
 device_option = click.option(

@@ -15,6 +15,7 @@ from spvit_deploy.cli.options import (
     model_options,
     output_option,
     run_options,
+    runtime_names,
     take_data,
     take_run,
     take_token_keep,
@@ -160,8 +161,7 @@ def search(**options: Any) -> None:
     multiple=True,
     default=("onnxruntime",),
     show_default=True,
-    help="onnxruntime, openvino, torch, torch-compile, executorch, tensorrt-rtx or tensorrt; "
-    "repeat it for a table of each.",
+    help=f"{runtime_names}; repeat it for a table of each.",
 )
 @click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True)
 @click.option(

@@ -27,14 +27,16 @@ from spvit_deploy.cli.options import (
 )
 from spvit_deploy.core.errors import InputError
 from spvit_deploy.core.units import parse_duration, parse_percent
-from spvit_deploy.runtimes.registry import PRECISIONS, formats
+from spvit_deploy.runtimes.registry import PRECISIONS, formats, shown_runtimes
 
 if TYPE_CHECKING:
     from spvit_deploy.workflows.recipe import Recipe
 
 # An engine of TensorRT for RTX takes --gpu, which recipes do not have.
 # Trials name no GPU that an engine could be built for.
-_FORMATS = tuple(name for name, form in formats().items() if not form.for_named_gpus)
+_FORMATS = tuple(
+    name for name, form in formats(shown_runtimes()).items() if not form.for_named_gpus
+)
 
 
 class RunByDefault(click.Group):

@@ -15,6 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+# Of formats that declare no rank.
+UNRANKED = 100
+
 
 def load_attribute(where: str) -> Any:
     """Import ``module:attribute`` and return the attribute."""
@@ -80,6 +83,8 @@ class FormatInfo:
             it; empty for one that can be written everywhere.
         check_gpus: ``module:function``, ``(gpus)``; raises InputError for one that is unknown.
         gpu_lacks: ``module:function``, ``(gpu, precision) -> reason`` why a GPU is left out.
+        ranks: place by precision in the order in which ``recommend`` tries formats; empty for
+            all precisions, last. What is slow to write or seldom wins comes late.
     """
 
     name: str
@@ -103,6 +108,7 @@ class FormatInfo:
     not_here: str = ""
     check_gpus: str = ""
     gpu_lacks: str = ""
+    ranks: Mapping[str, int] = field(default_factory=dict)
 
     def artifact(self, folder: Path) -> Path:
         """The main file in a folder, whether it exists or not."""

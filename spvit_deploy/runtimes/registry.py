@@ -26,8 +26,11 @@ PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 
 
 @cache
-def runtimes() -> Mapping[str, RuntimeInfo]:
-    """All runtimes by name, built-in ones first.
+def runtimes(plugins: bool = True) -> Mapping[str, RuntimeInfo]:
+    """Return all runtimes by name, built-in ones first.
+
+    Args:
+        plugins: whether those of other packages are among them.
 
     Raises:
         InputError: a plug-in cannot be loaded.
@@ -35,17 +38,36 @@ def runtimes() -> Mapping[str, RuntimeInfo]:
     found: list[RuntimeInfo] = []
     for name in _BUILT_IN:
         found += importlib.import_module(f"spvit_deploy.runtimes.{name}.info").RUNTIMES
-    for added in load_plugins(ENTRY_POINTS):
+    for added in load_plugins(ENTRY_POINTS) if plugins else ():
         found += added if isinstance(added, tuple) else (added,)
     return {info.name: info for info in found}
 
 
-@cache
-def formats() -> Mapping[str, FormatInfo]:
-    """All formats that can be written, by name."""
-    return {
-        form.name: form for info in runtimes().values() for form in info.formats if form.exporter
-    }
+def shown_runtimes() -> Mapping[str, RuntimeInfo]:
+    """Return the runtimes for ``--help``: without plug-ins where one cannot be loaded, which
+    commands report.
+    """
+    try:
+        return runtimes()
+    except InputError:
+        return runtimes(plugins=False)
+
+
+def formats(among: Mapping[str, RuntimeInfo] | None = None) -> Mapping[str, FormatInfo]:
+    """Return the formats that can be written, by name; errors as :func:`runtimes`.
+
+    Args:
+        among: runtimes by name; None for all.
+    """
+    infos = (runtimes() if among is None else among).values()
+    return {form.name: form for info in infos for form in info.formats if form.exporter}
+
+
+def triton_backends(among: Mapping[str, RuntimeInfo]) -> dict[str, str]:
+    """Return the format that each backend of Triton opens; Python's runs ONNX Runtime."""
+    found = {info.triton_backend: info.formats[0].name for info in among.values() if info.formats}
+    found.pop("", None)
+    return {**found, "python": "onnx"}
 
 
 def find_runtime(name: str) -> RuntimeInfo:

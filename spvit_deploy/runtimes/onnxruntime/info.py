@@ -27,6 +27,7 @@ RUNTIMES = (
                 precisions=("fp32", "fp16", "int8"),
                 graph_precisions=("fp16",),
                 takes_preprocessing=True,
+                ranks={"fp32": 0, "int8": 5, "fp16": 8},
             ),
         ),
     ),

@@ -67,6 +67,6 @@ RUNTIMES = (
         "tensorrt",
         "TensorRT",
         "TensorRtSession",
-        _engine_format("tensorrt", "export_plain", options=OPTIONS),
+        _engine_format("tensorrt", "export_plain", options=OPTIONS, ranks={"fp16": 9, "int8": 10}),
     ),
 )
