@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,10 +20,9 @@ if TYPE_CHECKING:
 
     from spvit_deploy.lean.model_folder import SavedModel
     from spvit_deploy.lean.named_outputs import NamedOutputs
-    from spvit_deploy.runtimes.calibration import Accuracy, Calibration
+    from spvit_deploy.runtimes.calibration import Accuracy, Calibration, Labelled
 
 DEFAULT_OPSET = 20
-LabelledBatches = Callable[[], Iterable[tuple[Array, Array]]]
 Note = Callable[[str], None]
 
 
@@ -126,7 +125,7 @@ class ExportJob:
     saved: SavedModel | None = None
     images: Array = field(default_factory=lambda: np.empty((0, 0, 0, 0), np.float32))
     load_calibration: Callable[[], Calibration] | None = None
-    labelled: LabelledBatches | None = None
+    labelled: Labelled | None = None
     source_sha256: str = ""
     earlier: tuple[Any, ...] = ()
     proto: onnx.ModelProto = field(default_factory=_empty_graph)

@@ -124,7 +124,7 @@ class FormatInfo:
         return having, tuple(f"{gpu}: {reason}" for gpu, reason in reasons.items() if reason)
 
     def options_in(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        """Those of the options that this format has."""
+        """Return those of the options that this format has."""
         names = {option.name for option in self.options}
         return {name: value for name, value in options.items() if name in names}
 
@@ -142,15 +142,14 @@ class RuntimeInfo:
         distributions: distributions whose versions records and ``doctor`` name.
         formats: formats that are its own.
         opens: other formats and kinds of model folders (``dense``, ``lean``) that it opens.
-        metadata: ``module:function``, path of a file of its format → what the file says of itself.
+        metadata: ``module:function``, path of a file of its format → what the file records.
         describe_file, describe_folder: ``module:function``, path → facts for ``inspect``; empty for
             the metadata, and for nothing beside the record.
         identify: ``module:function``, path → runtime, where several share a suffix.
         default: whether it is measured where no runtime is named.
-        needs_gpu: whether it runs on a GPU only.
+        needs_gpu: whether it only runs on a GPU; its session checks that GPU and package are here.
         one_thread_pool: whether all sessions of a process share one pool, sized when it is opened.
         layers: whether it can measure the time of each layer.
-        no_gpu: ``module:function``, path → second half of the error without a GPU.
         triton_backend: the backend of Triton that serves its format; empty for none.
     """
 
@@ -170,7 +169,6 @@ class RuntimeInfo:
     needs_gpu: bool = False
     one_thread_pool: bool = False
     layers: bool = False
-    no_gpu: str = ""
     triton_backend: str = ""
 
     @property
@@ -185,16 +183,13 @@ class RuntimeInfo:
 
     @property
     def install_command(self) -> str:
-        """What installs it."""
-        return (
-            f"pip install 'spvit-deploy[{self.extra}]'"
-            if self.extra
-            else (f"pip install {self.package}")
-        )
+        """The command that installs it."""
+        what = f"'spvit-deploy[{self.extra}]'" if self.extra else self.package
+        return f"pip install {what}"
 
 
 def distinct_options(formats: Iterable[FormatInfo]) -> dict[str, ExportOption]:
-    """Options of these formats by name; the first declaration of a name counts."""
+    """Return the options of these formats by name; the first declaration of a name counts."""
     found: dict[str, ExportOption] = {}
     for form in formats:
         for option in form.options:

@@ -6,7 +6,7 @@ import json
 import sys
 from pathlib import Path
 
-from spvit_deploy.runtimes.docs_table import render_tables
+from tests.helpers.runtime_tables import render_tables
 from spvit_deploy.runtimes.info import RuntimeInfo
 from spvit_deploy.runtimes.registry import runtimes
 from spvit_deploy.workflows.recommend.candidates import _order

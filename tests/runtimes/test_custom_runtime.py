@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from spvit_deploy.runtimes.docs_table import replace_tables
+from tests.helpers.runtime_tables import replace_tables
 from spvit_deploy.runtimes.registry import runtimes
 from tests.helpers.paths import ROOT
 

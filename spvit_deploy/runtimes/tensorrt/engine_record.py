@@ -123,19 +123,13 @@ def read_engine(file: Path) -> Engine:
 
 
 def runtime_of(file: Path) -> str:
-    """The runtime that an engine is for; errors as :func:`read_engine`."""
+    """Return the runtime that an engine is for; errors as :func:`read_engine`."""
     return read_engine(file).record.runtime
 
 
 def read_metadata(file: Path) -> dict[str, str]:
-    """What the engine's record says of the model; errors as :func:`read_engine`."""
-    record = read_engine(file).record
-    return {"spvit_deploy.precision": record.precision}
-
-
-def describe_unused(path: Path) -> str:
-    """Half a sentence on the engines of a path that cannot run; errors as :func:`find_engines`."""
-    return untouched(find_engines(path))
+    """Return what the engine's record has of the model; errors as :func:`read_engine`."""
+    return {"spvit_deploy.precision": read_engine(file).record.precision}
 
 
 def parse_record(path: Path) -> EngineRecord:

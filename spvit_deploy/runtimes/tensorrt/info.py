@@ -42,7 +42,6 @@ def _engine_runtime(name: str, title: str, session: str, form: FormatInfo) -> Ru
         describe_folder=f"{_HERE}.describe:describe_folder",
         identify=f"{_HERE}.engine_record:runtime_of",
         needs_gpu=True,
-        no_gpu=f"{_HERE}.engine_record:describe_unused",
         layers=True,
         triton_backend="tensorrt" if name == "tensorrt" else "",
     )

@@ -12,6 +12,7 @@ from spvit_deploy.core.cuda_driver import require_gpu
 from spvit_deploy.core.errors import InputError, JobError
 from spvit_deploy.runtimes.base import LayerTime, Session
 from spvit_deploy.runtimes.model_input import ModelInput
+from spvit_deploy.runtimes.registry import find_runtime
 from spvit_deploy.runtimes.tensorrt.bindings import bindings, image_size
 from spvit_deploy.runtimes.tensorrt.cuda_buffers import Buffers, CudaDevice, capture_graph
 from spvit_deploy.runtimes.tensorrt.engine_record import (
@@ -39,7 +40,7 @@ class TensorRtSession(Session):
     Raises:
         JobError: No GPU.
         InputError: No engine fits the GPU and the library.
-        RuntimeMissingError: No such device, or pycuda is not installed.
+        RuntimeMissingError: No such device, or a package is not installed.
     """
 
     name = "tensorrt"
@@ -49,7 +50,8 @@ class TensorRtSession(Session):
 
     def __init__(self, path: Path, device: str, threads: int | None) -> None:
         engines = find_engines(path)
-        gpu = require_gpu(untouched(engines), "Run it on a host with that GPU.", device)
+        gpu = require_gpu(untouched(engines), "Run it where the GPU is.", device)
+        find_runtime(self.name)
         trt: Any = importlib.import_module(self.library)
         self.version: str = trt.__version__
         engine = choose(engines, Place(self.library, trt.__version__, gpu.capability))

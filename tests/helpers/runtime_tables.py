@@ -1,6 +1,6 @@
 """The tables of runtimes and formats in docs/runtimes.md, from the declarations.
 
-python -m spvit_deploy.runtimes.docs_table docs/runtimes.md    # writes them again
+python -m tests.helpers.runtime_tables docs/runtimes.md    # writes them again
 """
 
 from __future__ import annotations
