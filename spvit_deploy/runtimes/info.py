@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -79,10 +79,9 @@ class FormatInfo:
         unsupported: options of similar formats that it lacks, each with the reason.
         check_options: ``module:function``, ``(options, precision) -> typed options``; raises
             InputError. Empty where the options are taken as they are.
-        not_here: ``module:function``, ``(options, precision) -> reason`` why this host cannot write
-            it; empty for one that can be written everywhere.
-        check_gpus: ``module:function``, ``(gpus)``; raises InputError for one that is unknown.
-        gpu_lacks: ``module:function``, ``(gpu, precision) -> reason`` why a GPU is left out.
+        fit_options: ``module:function``, ``(options, precision) -> (options, left out)``, for
+            exports of many formats: drops what cannot be built in this precision, and says why;
+            raises JobError where this host cannot write it at all. Empty where it always can.
         ranks: place by precision in the order in which ``recommend`` tries formats; empty for
             all precisions, last. What is slow to write or seldom wins comes late.
     """
@@ -105,23 +104,12 @@ class FormatInfo:
     options: tuple[ExportOption, ...] = ()
     unsupported: Mapping[str, str] = field(default_factory=dict)
     check_options: str = ""
-    not_here: str = ""
-    check_gpus: str = ""
-    gpu_lacks: str = ""
+    fit_options: str = ""
     ranks: Mapping[str, int] = field(default_factory=dict)
 
     def artifact(self, folder: Path) -> Path:
         """The main file in a folder, whether it exists or not."""
         return next(iter(sorted(folder.glob(self.file))), folder / self.file)
-
-    def split_gpus(
-        self, gpus: Sequence[str], precision: str
-    ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Split GPUs into those that have a precision, and ``gpu: reason`` of the others."""
-        lacking = load_attribute(self.gpu_lacks) if self.gpu_lacks else (lambda _, __: "")
-        reasons = {gpu: str(lacking(gpu, precision)) for gpu in gpus}
-        having = tuple(gpu for gpu, reason in reasons.items() if not reason)
-        return having, tuple(f"{gpu}: {reason}" for gpu, reason in reasons.items() if reason)
 
     def options_in(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """Return those of the options that this format has."""

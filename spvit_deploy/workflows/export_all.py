@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -100,10 +101,17 @@ def export_candidates(
         rule_out: returns why a candidate is not worth writing; empty where it is.
     """
     for candidate in candidates:
-        reason = _unavailable(candidate.settings) or rule_out(candidate)
+        left_out: tuple[str, ...] = ()
+        try:
+            settings, left_out = _fit(candidate.settings)
+            candidate = replace(candidate, settings=settings)
+            reason = rule_out(candidate)
+        except SpvitError as error:
+            reason = str(error)
         if not reason:
             note(candidate.title)
-        yield candidate, _export(candidate, reason)
+        row = _export(candidate, reason)
+        yield candidate, row.model_copy(update={"left_out": left_out})
 
 
 def export_all(
@@ -149,10 +157,10 @@ def export_all(
 
 def _check_gpus(settings: ExportSettings) -> None:
     """Refuse GPUs that no format knows."""
-    gpus = settings.options.get("gpus", ())
-    for form in formats().values() if gpus else ():
-        if form.check_gpus and runtimes()[form.runtime].installed:
-            load_attribute(form.check_gpus)(gpus)
+    for form in formats().values() if settings.options.get("gpus") else ():
+        if form.for_named_gpus and runtimes()[form.runtime].installed:
+            with suppress(JobError):
+                load_attribute(form.fit_options)(settings.options, settings.precision)
 
 
 def _all_of(job: ExportJob, precision: str | None, folder: Path) -> list[Candidate]:
@@ -187,9 +195,8 @@ def _export(candidate: Candidate, reason: str) -> ExportRow:
     found: dict[str, Any] = {"status": "written", "folder": folder.name}
     try:
         if settings.format in formats():
-            fitting, left_out = _fitting(settings)
-            record = run_export(replace(candidate.job, settings=fitting), folder)
-            found |= {**_figures(record), "left_out": left_out}
+            record = run_export(replace(candidate.job, settings=settings.checked()), folder)
+            found |= _figures(record)
         else:
             save_model(candidate.job.model, folder)
         found["size_bytes"] = bytes_of(folder)
@@ -199,35 +206,26 @@ def _export(candidate: Candidate, reason: str) -> ExportRow:
     return row.model_copy(update={**found, "seconds": time.perf_counter() - start})
 
 
-def _unavailable(settings: ExportSettings) -> str:
-    """Tell why this host cannot write a format in a precision; empty where it can."""
+def _fit(settings: ExportSettings) -> tuple[ExportSettings, tuple[str, ...]]:
+    """Leave out what a format does not have; return the rest, and GPUs that lack the precision.
+
+    Raises:
+        SpvitError: this host cannot write the format in the precision.
+    """
     form = formats().get(settings.format)
     if form is None:
-        return ""
-    try:
-        load_exporter(form)
-    except SpvitError as error:
-        return str(error)
-    why = load_attribute(form.not_here) if form.not_here else None
-    return "" if why is None else str(why(settings.options, settings.precision))
-
-
-def _fitting(settings: ExportSettings) -> tuple[ExportSettings, tuple[str, ...]]:
-    """Leave out settings that the format does not have, and GPUs that lack the precision."""
-    form, options = formats()[settings.format], settings.options
-    options = form.options_in(options)
-    left_out: tuple[str, ...] = ()
-    if form.for_named_gpus:
-        options["gpus"], left_out = form.split_gpus(options["gpus"], settings.precision)
-    else:
-        options.pop("gpus", None)
+        return settings, ()
+    load_exporter(form)
+    options, left_out = form.options_in(settings.options), ()
+    if form.fit_options:
+        options, left_out = load_attribute(form.fit_options)(options, settings.precision)
     fitting = replace(
         settings,
         opset=settings.opset if form.from_onnx else None,
         with_preprocessing=settings.with_preprocessing and form.takes_preprocessing,
         options=options,
     )
-    return fitting.checked(), left_out
+    return fitting, left_out
 
 
 def _figures(record: ExportRecord) -> dict[str, Any]:

@@ -6,11 +6,11 @@ import json
 import sys
 from pathlib import Path
 
-from tests.helpers.runtime_tables import render_tables
 from spvit_deploy.runtimes.info import RuntimeInfo
 from spvit_deploy.runtimes.registry import runtimes
 from spvit_deploy.workflows.recommend.candidates import _order
 from tests.helpers.calls import good, refused
+from tests.helpers.runtime_tables import render_tables
 
 
 def main(dense: Path, scratch: Path) -> None:

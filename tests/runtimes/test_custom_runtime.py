@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.runtime_tables import replace_tables
 from spvit_deploy.runtimes.registry import runtimes
 from tests.helpers.paths import ROOT
+from tests.helpers.runtime_tables import replace_tables
 
 TOY = ROOT / "examples" / "custom_runtime"
 

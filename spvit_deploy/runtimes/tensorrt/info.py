@@ -23,7 +23,7 @@ def _engine_format(name: str, exporter: str, **more: object) -> FormatInfo:
         verified_file="model.onnx",
         verified_in="onnxruntime",
         check_options=f"{_HERE}.options:parse_options",
-        not_here=f"{_HERE}.exporter:{name.replace('-', '_')}_not_here",
+        fit_options=f"{_HERE}.exporter:{exporter.replace('export', 'fit')}",
         **more,  # type: ignore[arg-type]
     )
 
@@ -58,8 +58,6 @@ RUNTIMES = (
             options=tuple(option for option in OPTIONS if option.name not in RTX_LACKS),
             unsupported=RTX_LACKS,
             for_named_gpus=True,
-            check_gpus=f"{_HERE}.exporter:check_known_gpus",
-            gpu_lacks=f"{_HERE}.exporter:lacks",
         ),
     ),
     _engine_runtime(
