@@ -18,16 +18,8 @@ from tests.conftest import NAME, TINY_ARGS
 from tests.helpers.calls import call, good, refused
 
 
-@pytest.fixture(scope="module")
-def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("all") / "dense"
-    good("finetune", NAME, *TINY_ARGS, "--data", "digits", "--epochs", "3", "--lr", "2e-3",
-         "-o", folder)  # fmt: skip
-    return folder
-
-
-def test_every_format_of_a_cpu_is_written_and_timed(dense: Path, tmp_path: Path) -> None:
-    text = good("export", dense, "--all", "--max-drop", 5, "--calibration", 64,
+def test_every_format_of_a_cpu_is_written_and_timed(trained_folder: Path, tmp_path: Path) -> None:
+    text = good("export", trained_folder, "--all", "--max-drop", 5, "--calibration", 64,
                 "-o", tmp_path / "all").stdout  # fmt: skip
     rows = json.loads((tmp_path / "all" / "exports.json").read_text())["rows"]
     found = {(row["format"], row["precision"]): row for row in rows}
@@ -51,7 +43,7 @@ def test_every_format_of_a_cpu_is_written_and_timed(dense: Path, tmp_path: Path)
         assert bare["macs"] > 0
         file.with_suffix(".bin").write_bytes(b"")
         refused("evaluate", file, "--data", "digits", says="model.bin")
-    refused("export", dense, "--all", "-o", tmp_path / "all", says="exists")
+    refused("export", trained_folder, "--all", "-o", tmp_path / "all", says="exists")
 
 
 def _installed(form: str) -> bool:
@@ -59,13 +51,13 @@ def _installed(form: str) -> bool:
 
 
 def test_one_failure_does_not_stop_the_rest(
-    dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:
         raise JobError("the writer gave up.")
 
     monkeypatch.setattr("spvit_deploy.runtimes.onnxruntime.exporter.write", fail)
-    result = call("export", dense, "--all", "--precision", "fp32", "-o", tmp_path / "all")
+    result = call("export", trained_folder, "--all", "--precision", "fp32", "-o", tmp_path / "all")
     assert result.exit_code == 1
     assert "onnx fp32 failed: the writer gave up." in result.stdout
     assert "1 of " in result.stderr.splitlines()[-1]
@@ -75,10 +67,10 @@ def test_one_failure_does_not_stop_the_rest(
 
 
 def test_gpus_are_checked_first_and_each_precision_takes_those_that_have_it(
-    dense: Path, tmp_path: Path
+    trained_folder: Path, tmp_path: Path
 ) -> None:
     pytest.importorskip("tensorrt_rtx")
-    every = ["export", dense, "--all", "--precision", "fp32", "-o", tmp_path / "all"]
+    every = ["export", trained_folder, "--all", "--precision", "fp32", "-o", tmp_path / "all"]
     refused(*every, "--gpu", "sm99", says="--gpu sm99: unknown to tensorrt_rtx")
     # A flag of plain TensorRT alone is no failure of the other.
     done = good(*every, "--gpu", "sm75", "--gpu", "sm86", "--timing-cache", tmp_path / "cache")
