@@ -80,15 +80,8 @@ def test_gpus_are_checked_first_and_each_precision_takes_those_that_have_it(
     rows = json.loads((tmp_path / "all" / "exports.json").read_text())["rows"]
     left_out = [row["left_out"] for row in rows if row["format"] == "tensorrt-rtx"]
     assert left_out == [["sm75: it has no fp32 GEMM there"]]
-    refused(
-        "export",
-        dense,
-        "--gpu",
-        "sm86",
-        "-o",
-        tmp_path / "o",
-        says="--gpu is for --format tensorrt-rtx or tensorrt",
-    )
+    refused("export", trained_folder, "--gpu", "sm86", "-o", tmp_path / "o",
+            says="--gpu is for --format tensorrt-rtx or tensorrt")  # fmt: skip
 
 
 def test_a_model_is_loaded_once_and_spoken_of_once(
