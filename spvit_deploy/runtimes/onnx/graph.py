@@ -135,19 +135,14 @@ def optimize(proto: onnx.ModelProto) -> onnx.ModelProto:
     """Optimize a graph by onnxslim and by dead-token elimination; nodes keep their names."""
     with _quiet():
         slim: onnx.ModelProto = onnxslim.slim(proto)
+    scope = "model"
     for index, node in enumerate(slim.graph.node):
         if "/" not in node.name:
-            node.name = f"{_previous_scope(slim, index)}/{node.op_type}_s{index}"
+            node.name = f"{scope}/{node.op_type}_s{index}"
+        scope = node.name.split("/")[0]
     _rename_parameters(slim)
     eliminate_dead_tokens(slim)
     return slim
-
-
-def _previous_scope(proto: onnx.ModelProto, index: int) -> str:
-    for node in reversed(proto.graph.node[:index]):
-        if "/" in node.name:
-            return node.name.split("/")[0]
-    return "model"
 
 
 def _rename_parameters(proto: onnx.ModelProto) -> None:

@@ -17,8 +17,6 @@ from spvit_deploy.core.errors import InputError
 from spvit_deploy.core.records import StrictModel, check_files, load_record
 
 SUFFIX = ".engine"
-# Module of the library → name of the format and the runtime.
-LIBRARIES = {"tensorrt_rtx": "tensorrt-rtx", "tensorrt": "tensorrt"}
 # Oldest compute capability that a hardware-compatible engine runs on.
 _AMPERE = 80
 
@@ -74,8 +72,8 @@ class EngineRecord(StrictModel):
 
     @property
     def runtime(self) -> str:
-        """Name of the runtime that opens it."""
-        return LIBRARIES[self.library]
+        """Name of the runtime that opens it, and of the format."""
+        return self.library.replace("_", "-")
 
 
 @dataclass(frozen=True)
