@@ -12,10 +12,11 @@ import numpy as np
 from timm.data import DEFAULT_CROP_PCT, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from spvit_deploy.benchmarks.artifacts import Artifact, describe
+from spvit_deploy.core.arrays import Array
 from spvit_deploy.core.errors import DataError, InputError
 from spvit_deploy.core.preprocessing import Preprocessing
 from spvit_deploy.core.progress import warn
-from spvit_deploy.runtimes.base import Array, Session
+from spvit_deploy.runtimes.base import Session
 from spvit_deploy.runtimes.batching import in_batches
 from spvit_deploy.runtimes.registry import artifact_kind, open_session, runtimes_for
 
@@ -59,7 +60,7 @@ class Classifier:
         for chosen in by_size.values():
             stacked = np.stack([pictures[index] for index in chosen]).transpose(0, 2, 3, 1)
             rows = in_batches(
-                lambda part: session.run_uint8(part)[0], stacked, *session.batch_limits()
+                lambda part: session.run_uint8(part)[0], stacked, *session.input.batches
             )
             found.update(zip(chosen, _checked(rows), strict=True))
         return [found[index] for index in range(len(pictures))]
@@ -76,7 +77,7 @@ class Classifier:
         Raises:
             DataError: it gives no class scores.
         """
-        return _checked(in_batches(self.session.run, images, *self.session.batch_limits()))
+        return _checked(in_batches(self.session.run, images, *self.session.input.batches))
 
 
 def _checked(scores: Array) -> Array:

@@ -14,9 +14,9 @@ from spvit_deploy.benchmarks.energy import Meter
 from spvit_deploy.benchmarks.load_patterns import images_for
 from spvit_deploy.benchmarks.results import BenchmarkResult
 from spvit_deploy.benchmarks.roofline import Peak, measure_peak
+from spvit_deploy.core.arrays import Array
 from spvit_deploy.core.errors import SpvitError
 from spvit_deploy.core.progress import Bar
-from spvit_deploy.runtimes.base import Array
 from spvit_deploy.runtimes.registry import open_session
 
 # How much longer than an inference its layers may take, since profilers slow what they measure,

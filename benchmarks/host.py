@@ -11,12 +11,9 @@ import psutil
 import torch
 
 from spvit_deploy.core.records import StrictModel
+from spvit_deploy.runtimes.registry import runtimes
 
 _FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimd")
-_PACKAGES = (
-    "spvit-deploy", "torch", "timm", "onnx", "onnxruntime", "openvino", "nncf", "tensorrt-rtx",
-    "tensorrt", "executorch", "mlcommons-loadgen", "numpy",
-)  # fmt: skip
 _GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 _DRIVER = Path("/proc/driver/nvidia/version")
 
@@ -59,10 +56,15 @@ def read_host() -> HostRecord:
         python=platform.python_version(),
         load=round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else 0.0,
         gpus=tuple(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())),
-        versions={name: installed(name) for name in _PACKAGES},
+        versions={name: installed(name) for name in sorted(_packages())},
         governor=_first_line(_GOVERNOR),
         driver=_driver(),
     )
+
+
+def _packages() -> set[str]:
+    of_runtimes = {name for info in runtimes().values() for name in info.distributions}
+    return {"spvit-deploy", "numpy", "mlcommons-loadgen"} | of_runtimes
 
 
 def _first_line(file: Path) -> str | None:

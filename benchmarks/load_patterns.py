@@ -15,10 +15,11 @@ from PIL import Image
 
 from spvit_deploy.benchmarks.mlperf.loadgen import run_scenario
 from spvit_deploy.benchmarks.results import Workload
+from spvit_deploy.core.arrays import Array
 from spvit_deploy.core.preprocessing import Preprocessing
 from spvit_deploy.data.pixels import from_pixels
 from spvit_deploy.data.transforms import ImageTransform
-from spvit_deploy.runtimes.base import Array, Session
+from spvit_deploy.runtimes.base import Session
 from spvit_deploy.runtimes.timing import TimedCall, burst, no_collection, sample, timed
 
 # Width and height of an average ImageNet image, where preprocessing is part of the time.

@@ -183,7 +183,7 @@ def _takes_batch(session: Session, path: Path, batch: int, batches: Sequence[int
     Raises:
         InputError: it takes none of ``batches``, or not so many images.
     """
-    smallest, largest = session.batch_limits()
+    smallest, largest = session.input.batches
     if smallest <= batch <= (largest or batch):
         return True
     fixed = session.batch

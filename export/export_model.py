@@ -14,20 +14,14 @@ from spvit_deploy.core.progress import Bar, progress_bar
 from spvit_deploy.core.records import write_record
 from spvit_deploy.export.parity import ParityReport
 from spvit_deploy.export.record import RECORD_FILE, AccuracyInfo, ExportRecord, TensorInfo
-from spvit_deploy.export.trace import converts_graph, trace_job
-from spvit_deploy.export.verification import Written, measure_speedup, verify
+from spvit_deploy.export.trace import trace_job, write_files
+from spvit_deploy.export.verification import measure_speedup, verify
 from spvit_deploy.lean.block_costs import costs_of
 from spvit_deploy.lean.cost import count_cost
-from spvit_deploy.lean.named_outputs import NamedOutputs
 from spvit_deploy.runtimes.calibration import Accuracy
 from spvit_deploy.runtimes.export_job import ExportJob, WrittenFiles
-from spvit_deploy.runtimes.onnx.graph import INPUT_NAME, stamp
-from spvit_deploy.runtimes.onnx.precision import emulate_rounding, reduce_precision
-from spvit_deploy.runtimes.onnx.preprocessing_graph import (
-    check_preprocessing,
-    prepend_preprocessing,
-)
-from spvit_deploy.runtimes.registry import find_format, load_exporter, runtimes
+from spvit_deploy.runtimes.onnx.graph import INPUT_NAME
+from spvit_deploy.runtimes.registry import runtimes
 
 # Top-1 in percent below which what a precision costs cannot be measured: a few times chance.
 _FEW_TIMES_CHANCE = 2
@@ -47,68 +41,50 @@ def run_export(job: ExportJob, output: Path, force: bool = False) -> ExportRecor
         JobError: the exporter or checker fails.
         OutputExistsError, StorageError: as :func:`new_folder`.
     """
-    form = find_format(job.settings.format, job.settings.precision)
     if job.preprocessing is not None:
-        check_preprocessing(job.preprocessing, form.name)
+        from spvit_deploy.runtimes.onnx.preprocessing_graph import check_preprocessing
+
+        check_preprocessing(job.preprocessing, job.settings.info)
     with new_folder(output, force) as staging, progress_bar("export", 5) as bar:
-        job = trace_job(_with_outputs(job), lambda text: bar.advance(text != "trace", text))
+        job = replace(job, metadata=_metadata(job))
+        job = trace_job(job, lambda text: bar.advance(text != "trace", text))
         bar.advance(note="write")
-        written = _write(job, staging, bar)
+        job, written = write_files(job, staging, lambda text: bar.advance(0, text))
         bar.advance(note="parity")
-        parity, measured = verify(written)
+        parity, measured = verify(job, staging, written.reference)
         bar.advance(note="record")
-        accuracy = _accuracy(written, measured, bar)
-        record = _record(written, (*job.earlier, *parity), accuracy)
+        accuracy = _accuracy(job, staging, written.accuracy or measured, bar)
+        hashes = {name: sha256_file(staging / name) for name in written.files}
+        record = _record(job, written, (*job.earlier, *parity)).model_copy(
+            update={"accuracy": accuracy, "files": hashes}
+        )
         write_record(staging / RECORD_FILE, record.model_dump(mode="json"))
         bar.advance(note="done")
     return record
 
 
-def _with_outputs(job: ExportJob) -> ExportJob:
-    assert job.saved is not None
-    settings = job.settings
-    outputs = NamedOutputs(job.saved.module, settings.outputs, settings.feature_layers, job.size)
-    return replace(job, outputs=outputs, metadata=_metadata(job))
-
-
-def _write(job: ExportJob, staging: Path, bar: Bar) -> Written:
-    """Bring the graph to its precision, and write it."""
-    form = find_format(job.settings.format, job.settings.precision)
-    stamp(job.proto, dict(job.metadata), __version__)
-    reference = None
-    if converts_graph(job.settings, form):
-        job = replace(job, proto=reduce_precision(job.proto, job.precision))
-        reference = emulate_rounding(job.proto)
-        if job.preprocessing is not None:
-            reference = prepend_preprocessing(reference, job.preprocessing)
-    if job.precision == "int8" and job.load_calibration is not None:
-        job = replace(job, calibration=job.load_calibration())
-    files: WrittenFiles = load_exporter(form)(job, staging, lambda text: bar.advance(0, text))
-    return Written(job, form, staging, files, files.reference or reference)
-
-
-def _accuracy(written: Written, measured: Accuracy | None, bar: Bar) -> AccuracyInfo | None:
-    """What the precision cost, and for int8 what it brought."""
-    found = written.files.accuracy or measured
+def _accuracy(
+    job: ExportJob, folder: Path, found: Accuracy | None, bar: Bar
+) -> AccuracyInfo | None:
+    """Return what the precision cost, and for int8 what it brought."""
     if found is None:
         return None
-    classes = written.job.outputs.shapes[0][0]
+    classes = job.outputs.shapes[0][0]
     if found.before <= max(_LOW_TOP1, 100 * _FEW_TIMES_CHANCE / classes):
         bar.log(
             f"Warning: the model is right on {found.before:.2f}% of the validation images, "
             "hardly more than chance: what a precision costs cannot be measured on them."
         )
     gain = None
-    if written.job.calibration is not None and not written.form.verified_in:
+    if job.calibration is not None and not job.settings.info.verified_in:
         bar.advance(0, "timing")
-        gain = measure_speedup(written)
+        gain = measure_speedup(job, folder)
     return AccuracyInfo(before=found.before, after=found.after, kept=found.kept, speedup=gain)
 
 
 def _metadata(job: ExportJob) -> dict[str, str]:
-    """What the file records about itself."""
-    saved = job.saved
-    assert saved is not None
+    """Return what the file records about itself."""
+    saved = job.model
     cost = count_cost(saved.module, job.size)
     return {
         "spvit_deploy.macs": str(cost.macs),
@@ -123,7 +99,7 @@ def _metadata(job: ExportJob) -> dict[str, str]:
 
 
 def tool_versions() -> dict[str, str]:
-    """Versions of the packages that take part in an export."""
+    """Return the versions of the packages that take part in an export."""
     names = {"timm", "pillow", *(n for info in runtimes().values() for n in info.distributions)}
     found = {"spvit-deploy": __version__}
     for name in sorted(names):
@@ -135,19 +111,22 @@ def tool_versions() -> dict[str, str]:
 
 
 def _record(
-    written: Written, parity: tuple[ParityReport, ...], accuracy: AccuracyInfo | None
+    job: ExportJob, written: WrittenFiles, parity: tuple[ParityReport, ...]
 ) -> ExportRecord:
-    job, saved, outputs = written.job, written.job.saved, written.job.outputs
-    assert saved is not None
+    saved, outputs = job.model, job.outputs
+    shape: tuple[int | None, ...] = (job.batch, *job.size)
+    dtype = "float32"
+    if job.preprocessing is not None:
+        shape, dtype = (job.batch, None, None, job.size[0]), "uint8"
     return ExportRecord(
-        format=written.form.name,
+        format=job.settings.format,
         precision=job.precision,
         opset=job.settings.opset,
         batch=job.batch or "dynamic",
-        inputs=(_input(job),),
+        inputs=(TensorInfo(name=INPUT_NAME, shape=shape, dtype=dtype),),
         outputs=tuple(
-            TensorInfo(name=name, shape=(job.batch, *shape))
-            for name, shape in zip(outputs.names, outputs.shapes, strict=True)
+            TensorInfo(name=name, shape=(job.batch, *sizes))
+            for name, sizes in zip(outputs.names, outputs.shapes, strict=True)
         ),
         preprocessing=saved.preprocessing,
         class_names=saved.class_names,
@@ -157,17 +136,9 @@ def _record(
         macs=int(job.metadata["spvit_deploy.macs"]),
         params=int(job.metadata["spvit_deploy.params"]),
         parent=job.source_sha256,
-        files={name: sha256_file(written.folder / name) for name in written.files.files},
         tools=tool_versions(),
         parity=parity,
-        accuracy=accuracy,
-        delegated=written.files.delegated,
+        delegated=written.delegated,
         history=saved.history,
         blocks=tuple(block.row() for block in costs_of(saved)),
     )
-
-
-def _input(job: ExportJob) -> TensorInfo:
-    if job.preprocessing is None:
-        return TensorInfo(name=INPUT_NAME, shape=(job.batch, *job.size))
-    return TensorInfo(name=INPUT_NAME, shape=(job.batch, None, None, job.size[0]), dtype="uint8")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,14 +34,11 @@ from spvit_deploy.runtimes.registry import load_exporter, open_session
 _SIDES = ((0.6, 0.7), (1.3, 2.9), (3.1, 1.2), (2.6, 2.0))
 
 
-def verify_preprocessing(
-    job: ExportJob, form: FormatInfo, opened: Session
-) -> tuple[ParityReport, ...]:
+def verify_preprocessing(job: ExportJob, opened: Session) -> tuple[ParityReport, ...]:
     """Compare the preprocessing with timm's, and the outputs for uint8 images of several sizes.
 
     Args:
         job: the export, with the graph in its precision.
-        form: the format that it is written in.
         opened: the artifact, or what is verified in its place.
 
     Returns:
@@ -49,41 +47,32 @@ def verify_preprocessing(
     Raises:
         ParityError: further apart than the format's grey levels, or other outputs.
     """
-    assert job.saved is not None
-    prep, images = job.saved.preprocessing, _images(job, job.saved.preprocessing)
+    form, prep = job.settings.info, job.model.preprocessing
+    images = _images(job, prep)
     with tempfile.TemporaryDirectory() as scratch:
-        front = open_session(
-            _preprocessing_only(job, form, Path(scratch)), form.verified_in or form.runtime
-        )
-
-        def prepare(batch: Array) -> Array:
-            prepared: Array = front.run_uint8(batch)[0]
-            return prepared
-
-        try:
+        file = _preprocessing_only(job, form, Path(scratch))
+        with closing(open_session(file, form.verified_in or form.runtime)) as front:
             resized = compare(
                 f"timm's preprocessing → {form.name}'s",
                 lambda batch: _by_timm(batch, prep),
-                lambda batch: _in_fractions(prepare(batch), prep),
+                lambda batch: _in_fractions(front.run_uint8(batch)[0], prep),
                 images,
                 # Black images have no angle between them.
                 Tolerance(absolute=form.grey_levels / 255 + 1e-6, cosine=0),
             )
             reports = compare_outputs(
-                f"{job.saved.kind} → {form.name} with preprocessing",
+                f"{job.model.kind} → {form.name} with preprocessing",
                 job.outputs.names,
-                lambda batch: job.outputs.reference(prepare(batch)),
+                lambda batch: job.outputs.reference(front.run_uint8(batch)[0]),
                 opened.run_uint8,
                 images,
                 TOLERANCES[job.precision],
             )
             return tuple(require(report) for report in (resized, *reports))
-        finally:
-            front.close()
 
 
 def _preprocessing_only(job: ExportJob, form: FormatInfo, folder: Path) -> Path:
-    """Write the preprocessing without the model, as the artifact was written."""
+    """Write only the preprocessing, as the artifact was written."""
     shape = (job.batch or "batch", *job.size)
     identity = helper.make_graph(
         [helper.make_node("Identity", [INPUT_NAME], ["prepared"], "model/Identity")],
@@ -122,7 +111,7 @@ def _resized(pixels: Array, wide: int, high: int) -> Array:
 
 
 def _by_timm(images: Array, prep: Preprocessing) -> Array:
-    """[B, C, H, W] of timm's own transform, in fractions of white."""
+    """Prepare uint8 images [B, H, W, C] by timm; [B, C, H, W] in fractions of white."""
     transform = ImageTransform(prep, augment=False, no_crop=False)
     return np.stack([transform(_image(image)).numpy() for image in images]) / 255
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,12 +23,10 @@ from spvit_deploy.export.parity import (
     random_inputs,
     require,
 )
-from spvit_deploy.export.preprocessing_check import verify_preprocessing
 from spvit_deploy.runtimes.base import Session
 from spvit_deploy.runtimes.batching import in_batches
 from spvit_deploy.runtimes.calibration import Accuracy, top1
-from spvit_deploy.runtimes.export_job import ExportJob, WrittenFiles
-from spvit_deploy.runtimes.info import FormatInfo
+from spvit_deploy.runtimes.export_job import ExportJob
 from spvit_deploy.runtimes.onnx.graph import MODEL_FILE
 from spvit_deploy.runtimes.registry import load_exporter, open_session
 from spvit_deploy.runtimes.timing import time_ratio
@@ -47,51 +45,19 @@ _HINTS = {
 _BATCHES = (1, 2, 5)
 
 
-@dataclass(frozen=True)
-class Written:
-    """A job whose files are written.
-
-    Attributes:
-        job: with the graph in its precision.
-        form: its format.
-        folder: where the files lie.
-        files: what the exporter wrote.
-        reference: graph that is verified in place of the artifact: the same graph with every
-            low-precision tensor rounded, where nothing on this host computes in the precision.
-    """
-
-    job: ExportJob
-    form: FormatInfo
-    folder: Path
-    files: WrittenFiles
-    reference: onnx.ModelProto | None
-
-    @property
-    def runtime(self) -> str:
-        """The runtime that verifies it."""
-        return self.form.verified_in or self.form.runtime
-
-    @contextmanager
-    def session(self) -> Iterator[Session]:
-        """The artifact, or what is verified in its place, opened."""
-        with tempfile.TemporaryDirectory() as scratch:
-            file = self.folder / (self.form.verified_file or self.form.file)
-            if self.reference is not None:
-                file = Path(scratch) / MODEL_FILE
-                onnx.save(self.reference, file)
-            opened = open_session(file, self.runtime)
-            try:
-                yield opened
-            finally:
-                opened.close()
-
-
-def verify(written: Written) -> tuple[tuple[ParityReport, ...], Accuracy | None]:
+def verify(
+    job: ExportJob, folder: Path, reference: onnx.ModelProto | None = None
+) -> tuple[tuple[ParityReport, ...], Accuracy | None]:
     """Compare names, shapes and values of all outputs with the module's.
 
     Random and real images, in batches of 1, 2 and 5 where the batch is dynamic; int8 is calibrated
     on real images, and verified on these only. An artifact with preprocessing is verified on uint8
     images of several sizes as well.
+
+    Args:
+        job: with the graph in its precision.
+        folder: where the files lie.
+        reference: graph to verify in place of the artifact; see :class:`WrittenFiles`.
 
     Returns:
         The reports, and the accuracy of fp16 or bf16 where labelled images are given.
@@ -99,32 +65,40 @@ def verify(written: Written) -> tuple[tuple[ParityReport, ...], Accuracy | None]
     Raises:
         ParityError: the outputs differ, or have other names.
     """
-    job, names = written.job, written.job.outputs.names
-    with written.session() as opened:
-        step = _step(written)
+    names, step = job.outputs.names, _step(job, reference is not None)
+    with _opened(job, folder, reference) as opened:
         if tuple(opened.outputs) != names:
             raise ParityError(
                 f"Parity failed at {step}: the outputs are {', '.join(opened.outputs)}; "
                 f"the model's are {', '.join(names)}.",
                 "Nothing was written; please report it.",
             )
-        reports = compare_outputs(
-            step,
-            names,
-            job.outputs.reference,
-            opened.run_all,
-            _inputs(job),
-            TOLERANCES[job.precision],
-        )
+        limits = TOLERANCES[job.precision]
+        run, inputs = job.outputs.reference, _inputs(job)
+        reports = compare_outputs(step, names, run, opened.run_all, inputs, limits)
         checked = tuple(require(report, _HINTS[job.precision]) for report in reports)
         if job.preprocessing is not None:
-            checked += verify_preprocessing(job, written.form, opened)
+            from spvit_deploy.export.preprocessing_check import verify_preprocessing
+
+            checked += verify_preprocessing(job, opened)
         return checked, _accuracy(job, opened)
 
 
+@contextmanager
+def _opened(job: ExportJob, folder: Path, reference: onnx.ModelProto | None) -> Iterator[Session]:
+    """Open the artifact, or what is verified in its place."""
+    form = job.settings.info
+    with tempfile.TemporaryDirectory() as scratch:
+        file = folder / (form.verified_file or form.file)
+        if reference is not None:
+            file = Path(scratch) / MODEL_FILE
+            onnx.save(reference, file)
+        with closing(open_session(file, form.verified_in or form.runtime)) as opened:
+            yield opened
+
+
 def _inputs(job: ExportJob) -> list[Array]:
-    assert job.saved is not None
-    prep = job.saved.preprocessing
+    prep = job.model.preprocessing
     sizes = [job.batch] if job.batch else list(_BATCHES)
     inputs = [] if job.precision == "int8" else random_inputs(job.size, sizes)
     inputs += [_repeated(job.images, size) for size in sizes]
@@ -152,17 +126,16 @@ def _accuracy(job: ExportJob, opened: Session) -> Accuracy | None:
     return Accuracy(top1(job.labelled, job.outputs.reference), top1(job.labelled, run))
 
 
-def _step(written: Written) -> str:
-    """What is compared with what, for reports: ``lean → onnx fp16``."""
-    assert written.job.saved is not None
-    form, precision = written.form, written.job.precision
+def _step(job: ExportJob, rounded: bool) -> str:
+    """Return what is compared with what, for reports: ``lean → onnx fp16``."""
+    form, precision = job.settings.info, job.precision
     what = form.name if precision == "fp32" else f"{form.name} {precision}"
     if form.verified_file:
         what = f"graph of {what}"
     low = "fp16" if precision == "int8" else precision
-    rounded = written.reference is not None
-    how = f", every {low} tensor rounded in {written.runtime}" if rounded else ""
-    return f"{written.job.saved.kind} → {what}{how}"
+    runtime = form.verified_in or form.runtime
+    how = f", every {low} tensor rounded in {runtime}" if rounded else ""
+    return f"{job.model.kind} → {what}{how}"
 
 
 def module_runner(module: nn.Module) -> Runner:
@@ -176,17 +149,20 @@ def module_runner(module: nn.Module) -> Runner:
     return run
 
 
-def measure_speedup(written: Written) -> float:
-    """Median time of fp32 over that of int8, at the smallest batch, in the artifact's runtime."""
-    job, form = written.job, written.form
-    plain = replace(job, settings=replace(job.settings, precision="fp32"), calibration=None)
+def measure_speedup(job: ExportJob, folder: Path) -> float:
+    """Measure the median time of fp32 over that of int8, at the smallest batch.
+
+    Args:
+        job: whose int8 artifact lies in ``folder``.
+        folder: of the artifact, which its own runtime opens.
+    """
+    form, settings = job.settings.info, replace(job.settings, precision="fp32")
     image = np.repeat(job.images[:1], job.batch or 1, axis=0)
     with tempfile.TemporaryDirectory() as scratch:
+        plain = replace(job, settings=settings, calibration=None)
         load_exporter(form)(plain, Path(scratch), lambda _: None)
-        fp32 = open_session(Path(scratch) / form.file, form.runtime)
-        int8 = open_session(written.folder / form.file, form.runtime)
-        try:
+        with (
+            closing(open_session(Path(scratch) / form.file, form.runtime)) as fp32,
+            closing(open_session(folder / form.file, form.runtime)) as int8,
+        ):
             return time_ratio(lambda: fp32.run_all(image), lambda: int8.run_all(image))
-        finally:
-            fp32.close()
-            int8.close()

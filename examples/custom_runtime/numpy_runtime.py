@@ -10,14 +10,14 @@ in ``export --help``, ``doctor``, ``inspect``, ``benchmark`` and ``recommend``.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from spvit_deploy.runtimes.base import Array, Session, check_images
+from spvit_deploy.core.arrays import Array
+from spvit_deploy.runtimes.base import Session
 from spvit_deploy.runtimes.export_job import ExportJob, Note, WrittenFiles
 from spvit_deploy.runtimes.info import FormatInfo, RuntimeInfo
+from spvit_deploy.runtimes.model_input import read_input
 
 
 def export_graph(job: ExportJob, folder: Path, note: Note) -> WrittenFiles:
@@ -28,7 +28,7 @@ def export_graph(job: ExportJob, folder: Path, note: Note) -> WrittenFiles:
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """What spvit-deploy recorded in the file."""
+    """Read what spvit-deploy recorded in the file."""
     import onnx
 
     return {entry.key: entry.value for entry in onnx.load(path).metadata_props}
@@ -48,25 +48,13 @@ class NumpySession(Session):
         self.version, self.device = numpy.__version__, "cpu"
         self._evaluator: Any = ReferenceEvaluator(model)
         (images,) = model.graph.input
-        batch, channels, height, width = images.type.tensor_type.shape.dim
-        self.input_size = (channels.dim_value, height.dim_value, width.dim_value)
-        self.batch = batch.dim_value or None
+        shape = [size.dim_value or None for size in images.type.tensor_type.shape.dim]
+        self.input = read_input(shape, False, None, path, str(shape))
         self.outputs = tuple(output.name for output in model.graph.output)
 
-    def run_all(self, images: Array) -> list[Array]:
-        """Run normalized images [B, C, H, W]; returns all outputs."""
-        ready = check_images(images, self.input_size, self.batch)
+    def compute(self, ready: Array) -> list[Array]:
+        """Infer images [B, C, H, W], and return all outputs."""
         return list(self._evaluator.run(None, {"images": ready}))
-
-    def prepare(self, images: Array) -> Callable[[], float]:
-        """Return an inference on these images that returns its seconds."""
-
-        def call() -> float:
-            start = time.perf_counter()
-            self.run_all(images)
-            return time.perf_counter() - start
-
-        return call
 
     def close(self) -> None:
         """Release the graph."""

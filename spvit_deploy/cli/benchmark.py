@@ -11,16 +11,16 @@ from spvit_deploy.cli.options import (
     Number,
     Positive,
     data_options,
-    known_runtimes,
     output_options,
     parsed,
     runtime_device_option,
     take_data,
 )
 from spvit_deploy.core.units import parse_duration
+from spvit_deploy.runtimes.registry import shown_runtimes
 
 SCENARIOS = ("closed", "single-stream", "multi-stream", "offline", "server")
-_NOT_BY_DEFAULT = [name for name, info in known_runtimes().items() if not info.default]
+_NOT_BY_DEFAULT = [name for name, info in shown_runtimes().items() if not info.default]
 
 
 @click.command()
@@ -29,7 +29,7 @@ _NOT_BY_DEFAULT = [name for name, info in known_runtimes().items() if not info.d
     "--runtime",
     "runtimes",
     multiple=True,
-    help=f"{', '.join(known_runtimes())}; repeat it for several. By default all that fit, but "
+    help=f"{', '.join(shown_runtimes())}; repeat it for several. By default all that fit, but "
     f"not {', '.join(_NOT_BY_DEFAULT)}.",
 )
 @click.option(

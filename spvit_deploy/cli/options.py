@@ -12,10 +12,10 @@ import click
 
 from spvit_deploy.core.errors import InputError
 from spvit_deploy.runtimes.info import distinct_options
-from spvit_deploy.runtimes.registry import PRECISIONS, formats, runtimes
+from spvit_deploy.runtimes.registry import PRECISIONS, formats, shown_runtimes
 
 if TYPE_CHECKING:
-    from spvit_deploy.runtimes.info import ExportOption, FormatInfo, RuntimeInfo
+    from spvit_deploy.runtimes.info import ExportOption, FormatInfo
     from spvit_deploy.training.run import RunSettings
 
 Decorator = Callable[[Any], Any]
@@ -215,16 +215,8 @@ def _format_option(option: ExportOption) -> Decorator:
 
 
 def known_formats() -> Mapping[str, FormatInfo]:
-    """Return all formats; none where a plug-in cannot be loaded, which commands report."""
-    return formats() if known_runtimes() else {}
-
-
-def known_runtimes() -> Mapping[str, RuntimeInfo]:
-    """Return all runtimes; none where a plug-in cannot be loaded, which commands report."""
-    try:
-        return runtimes()
-    except InputError:
-        return {}
+    """Return the formats of all runtimes that can be listed."""
+    return formats(shown_runtimes())
 
 
 def precision_option(default: str | None = "fp32") -> Decorator:
@@ -236,12 +228,12 @@ def precision_option(default: str | None = "fp32") -> Decorator:
 
 def runtime_option(default: str) -> Decorator:
     """Make ``--runtime``; ``default`` says which one is chosen without it."""
-    return click.option("--runtime", help=f"{', '.join(known_runtimes())}; by default {default}.")
+    return click.option("--runtime", help=f"{', '.join(shown_runtimes())}; by default {default}.")
 
 
 def runtime_device_option(default: str) -> Decorator:
     """Make ``--device`` of commands that run artifacts."""
-    own = {name: info for info in known_runtimes().values() for name in info.devices}
+    own = {name: info for info in shown_runtimes().values() for name in info.devices}
     of = " and ".join(dict.fromkeys(info.title for info in own.values()))
     return click.option(
         "--device",

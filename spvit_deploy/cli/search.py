@@ -11,7 +11,6 @@ from spvit_deploy.cli.options import (
     Number,
     Positive,
     distill_options,
-    known_runtimes,
     model_options,
     output_options,
     precision_option,
@@ -21,6 +20,7 @@ from spvit_deploy.cli.options import (
     train_options,
     warn_if_idle,
 )
+from spvit_deploy.runtimes.registry import shown_runtimes
 
 
 @click.command()
@@ -151,7 +151,7 @@ def search(model: str, output: Path, **options: Any) -> None:
     "runtimes",
     multiple=True,
     default=("onnxruntime",),
-    help=f"{', '.join(known_runtimes())}; repeat it for a table of each.",
+    help=f"{', '.join(shown_runtimes())}; repeat it for a table of each.",
 )
 @precision_option()
 @click.option("--batch", type=Positive, default=1, help="Images per inference.")

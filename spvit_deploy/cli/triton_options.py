@@ -8,6 +8,7 @@ import click
 
 from spvit_deploy.cli.options import Positive, stack
 from spvit_deploy.core.errors import InputError
+from spvit_deploy.runtimes.registry import shown_runtimes, triton_backends
 
 TRITON = "triton"
 _SERVING = ("backend", "max_batch", "queue_delay", "instances", "live_versions")
@@ -24,7 +25,7 @@ def _version(ctx: click.Context, param: click.Parameter, value: str | None) -> i
 
 triton_options = stack(
     click.option(
-        "--backend", type=click.Choice(["onnxruntime", "openvino", "tensorrt", "python"]),
+        "--backend", type=click.Choice([*triton_backends(shown_runtimes())]),
         help="With --format triton: what computes in the server; python runs ONNX Runtime from "
         "a model.py.", show_default="onnxruntime",
     ),

@@ -18,6 +18,9 @@ SpvitError
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 # Characters of a third-party message that are shown: its beginning and end say what went wrong.
 _LONG = 300
 
@@ -110,3 +113,17 @@ def first_line(error: Exception) -> str:
         text = f"{where}: {details[0]['msg'].removeprefix('Value error, ')}"
     text = " ".join(text.split()).rstrip(". ") or type(error).__name__
     return text if len(text) <= _LONG else f"{text[: _LONG // 2]} … {text[-_LONG // 2 :]}"
+
+
+@contextmanager
+def raised_as(kind: type[SpvitError], what: str, hint: str) -> Iterator[None]:
+    """Raise what third-party code raises as ``kind``: ``what: its first line. hint``.
+
+    Errors of this package and MemoryError pass.
+    """
+    try:
+        yield
+    except (SpvitError, MemoryError):
+        raise
+    except Exception as error:
+        raise kind(f"{what}: {first_line(error)}.", hint) from error

@@ -7,15 +7,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from spvit_deploy.core.errors import InputError
+from spvit_deploy.core.arrays import Array
 from spvit_deploy.core.preprocessing import Preprocessing
-
-Array = NDArray[Any]
+from spvit_deploy.runtimes.model_input import ModelInput
+from spvit_deploy.runtimes.timing import TimedCall, timed
 
 
 @dataclass(frozen=True)
@@ -36,16 +32,15 @@ class LayerTime:
 class Session(ABC):
     """A model opened in a runtime.
 
+    A runtime sets ``version``, ``device``, ``input`` and ``outputs``, and implements
+    :meth:`compute` and :meth:`close`.
+
     Attributes:
         name: of the runtime; with its execution provider where that is not the default.
         version: of the runtime.
         device: where it computes.
-        input_size: (channels, height, width).
-        batch: fixed batch, or None.
+        input: what the model takes.
         outputs: names of its outputs; class scores are called ``logits``.
-        limits: smallest and largest batch; None for no upper limit.
-        preprocessing: what the model does itself to uint8 images of any size; None where it takes
-            normalized images.
         clock: what takes the times of :meth:`prepare`.
         copies: whether these times include copies to a GPU and back; None on a CPU.
         cuda_graph: whether a prepared inference runs as a CUDA graph; None where there are none.
@@ -55,11 +50,8 @@ class Session(ABC):
     name: str
     version: str
     device: str
-    input_size: tuple[int, int, int]
-    batch: int | None
+    input: ModelInput
     outputs: tuple[str, ...]
-    limits: tuple[int, int | None] = (1, None)
-    preprocessing: Preprocessing | None = None
     clock: str = "perf_counter_ns"
     copies: bool | None = None
     cuda_graph: bool | None = None
@@ -76,56 +68,62 @@ class Session(ABC):
         """
 
     @abstractmethod
-    def run_all(self, images: Array) -> list[Array]:
-        """Run normalized images [B, C, H, W] float32; returns all outputs in order."""
-
-    def run(self, images: Array) -> Array:
-        """Run normalized images [B, C, H, W] float32; returns the first output, [B, classes]."""
-        return self.run_all(images)[0]
-
-    def run_uint8(self, images: Array) -> list[Array]:
-        """Run uint8 images [B, H, W, C] of any size where the model holds its preprocessing.
-
-        Raises:
-            InputError: the model takes normalized images.
-        """
-        raise InputError(
-            "The model takes normalized images of one size.", "Export it with --with-preprocessing."
-        )
-
-    @abstractmethod
-    def prepare(self, images: Array) -> Callable[[], float]:
-        """Return an inference on these images, [B, C, H, W], that returns its seconds."""
-
-    def layers(self, images: Array, calls: int) -> list[LayerTime]:
-        """Mean seconds of each layer over ``calls`` inferences; empty where not measured."""
-        return []
+    def compute(self, ready: Array) -> list[Array]:
+        """Infer an array of :attr:`input`, and return all outputs, [B, ...], in order."""
 
     @abstractmethod
     def close(self) -> None:
         """Release the runtime's memory and threads."""
 
-    def batch_limits(self) -> tuple[int, int | None]:
-        """Smallest and largest batch; None for no upper limit."""
-        return self.limits if self.batch is None else (self.batch, self.batch)
+    def bind(self, ready: Array) -> Callable[[], object]:
+        """Return an inference on an array of :attr:`input`, without what is done only once."""
+        return lambda: self.compute(ready)
 
+    def layers(self, images: Array, calls: int) -> list[LayerTime]:
+        """Measure the mean seconds of each layer over ``calls`` inferences, after as many to warm
+        up, on normalized images [B, C, H, W]; empty where the runtime does not measure them.
+        """
+        return []
 
-def check_images(images: Array, size: tuple[int, int, int], batch: int | None) -> Array:
-    """Return images as contiguous float32.
+    def prepare(self, images: Array) -> TimedCall:
+        """Return an inference on normalized images [B, C, H, W] that returns its seconds.
 
-    Args:
-        images: [B, C, H, W].
-        size: (channels, height, width) that the model takes.
-        batch: fixed batch, or None.
+        Raises:
+            InputError: another shape than the model takes.
+        """
+        return timed(self.bind(self.input.from_normalized(images)))
 
-    Raises:
-        InputError: another shape than the model takes.
-    """
-    shape = tuple(images.shape)
-    if len(shape) != 4 or shape[1:] != tuple(size) or (batch is not None and shape[0] != batch):
-        wanted = ", ".join(str(part) for part in (batch or "batch", *size))
-        raise InputError(
-            f"Images are {list(shape)}; the model takes [{wanted}].",
-            "Resize them as its preprocessing says.",
-        )
-    return np.ascontiguousarray(images, dtype=np.float32)
+    def run_all(self, images: Array) -> list[Array]:
+        """Infer normalized images [B, C, H, W], and return all outputs in order.
+
+        Raises:
+            InputError: another shape than the model takes.
+        """
+        return self.compute(self.input.from_normalized(images))
+
+    def run(self, images: Array) -> Array:
+        """Infer normalized images [B, C, H, W], and return the first output, [B, classes]."""
+        return self.run_all(images)[0]
+
+    def run_uint8(self, images: Array) -> list[Array]:
+        """Infer uint8 images [B, H, W, C] of any size where the model holds its preprocessing.
+
+        Raises:
+            InputError: another shape or type, or the model takes images of one size.
+        """
+        return self.compute(self.input.from_uint8(images))
+
+    @property
+    def input_size(self) -> tuple[int, int, int]:
+        """(channels, height, width) of normalized images."""
+        return self.input.size
+
+    @property
+    def batch(self) -> int | None:
+        """Fixed batch, or None."""
+        return self.input.batch
+
+    @property
+    def preprocessing(self) -> Preprocessing | None:
+        """What the model does itself to uint8 images of any size; None for nothing."""
+        return self.input.preprocessing if self.input.any_size else None

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[Any]
+from spvit_deploy.core.arrays import Array, Runner
 
 
-def in_batches(
-    run: Callable[[Array], Array], images: Array, smallest: int | None, largest: int | None
-) -> Array:
+def in_batches(run: Runner, images: Array, smallest: int | None, largest: int | None) -> Array:
     """Run images in batches; a batch that is too small is padded with zeros.
 
     Args:

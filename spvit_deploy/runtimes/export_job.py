@@ -1,25 +1,35 @@
-"""What is carried through an export: the settings, and the job that each step adds to."""
+"""What is carried through an export: the settings, the job that each step adds to, the files."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from spvit_deploy.core.arrays import Array
 from spvit_deploy.core.errors import InputError
 from spvit_deploy.core.preprocessing import Preprocessing
-from spvit_deploy.runtimes.base import Array
+from spvit_deploy.runtimes.info import FormatInfo, distinct_options, load_attribute
+from spvit_deploy.runtimes.registry import find_format, formats, load_exporter
 
 if TYPE_CHECKING:
     import onnx
 
-    from spvit_deploy.core.plan import ModelSpec
     from spvit_deploy.lean.model_folder import SavedModel
     from spvit_deploy.lean.named_outputs import NamedOutputs
-    from spvit_deploy.runtimes.calibration import Accuracy, Calibration
+    from spvit_deploy.runtimes.calibration import Accuracy, Calibration, Labelled
 
-LabelledBatches = Callable[[], Iterable[tuple[Array, Array]]]
+DEFAULT_OPSET = 20
+Note = Callable[[str], None]
+
+
+def _empty_graph() -> onnx.ModelProto:
+    import onnx
+
+    return onnx.ModelProto()
 
 
 @dataclass(frozen=True)
@@ -38,7 +48,8 @@ class ExportSettings:
         calibration: images that int8 is calibrated on, from the training split.
         max_drop: points of top-1 that int8 may lose; None for any loss.
         validation: images that the accuracy of a lower precision is measured on.
-        options: of the format alone; by name as given, typed once they were checked.
+        options: those that only some formats have, by name; of the type that the format declares
+            once the settings are :meth:`checked`.
     """
 
     format: str = "onnx"
@@ -53,6 +64,40 @@ class ExportSettings:
     validation: int = 1000
     options: Any = field(default_factory=dict)
 
+    @property
+    def info(self) -> FormatInfo:
+        """The declaration of the format; errors as :func:`find_format`."""
+        return find_format(self.format, self.precision)
+
+    def checked(self) -> ExportSettings:
+        """Check the settings against their format, once, before any work.
+
+        Returns:
+            The settings with the format's options typed, and the ONNX operator set to write.
+
+        Raises:
+            InputError: no such format or precision, or settings that the format does not have.
+            RuntimeMissingError: the package of the format's runtime is not installed.
+        """
+        form = self.info
+        check_options(form, self.options)
+        if self.opset is not None and not form.from_onnx:
+            raise InputError(f"Format '{form.name}' has no ONNX operator set.", "Omit --opset.")
+        if self.with_preprocessing and not form.takes_preprocessing:
+            able = [name for name, other in formats().items() if other.takes_preprocessing]
+            raise InputError(
+                f"Format '{form.name}' takes images of one size, so it has no "
+                "--with-preprocessing.",
+                f"Omit it, or choose --format {' or '.join(able)}.",
+            )
+        options, opset = self.options, None
+        if form.check_options:
+            options = load_attribute(form.check_options)(options, self.precision)
+        if form.from_onnx:
+            opset = max(self.opset or DEFAULT_OPSET, form.min_opsets.get(self.precision, 0))
+        load_exporter(form)
+        return replace(self, options=options, opset=opset)
+
 
 @dataclass(frozen=True)
 class ExportJob:
@@ -61,13 +106,13 @@ class ExportJob:
     Attributes:
         settings: what to write.
         size: (channels, height, width) of the images.
-        saved: the model; None where a bare module is written to be timed, which has no images.
-        images: real images for verification, [B, C, H, W] float32, normalized.
+        outputs: the module with named outputs that is written.
+        saved: the model; None where a bare module is written only to be timed.
+        images: real images for verification, [B, C, H, W] float32, normalized; empty for none.
         load_calibration: reads what int8 needs; called for int8 only.
         labelled: batches of (images, labels) that fp16 and bf16 are measured on; None for none.
         source_sha256: of what the model was loaded from.
         earlier: parity reports of the steps before this one.
-        outputs: the module with named outputs that is written.
         proto: the optimized ONNX graph in the requested precision; empty where the format is
             written from the module.
         calibration: for int8, else None.
@@ -76,14 +121,14 @@ class ExportJob:
 
     settings: ExportSettings
     size: tuple[int, int, int]
+    outputs: NamedOutputs
     saved: SavedModel | None = None
-    images: Array = None  # type: ignore[assignment]
+    images: Array = field(default_factory=lambda: np.empty((0, 0, 0, 0), np.float32))
     load_calibration: Callable[[], Calibration] | None = None
-    labelled: LabelledBatches | None = None
+    labelled: Labelled | None = None
     source_sha256: str = ""
     earlier: tuple[Any, ...] = ()
-    outputs: NamedOutputs = None  # type: ignore[assignment]
-    proto: onnx.ModelProto = None  # type: ignore[assignment]
+    proto: onnx.ModelProto = field(default_factory=_empty_graph)
     calibration: Calibration | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
 
@@ -98,17 +143,15 @@ class ExportJob:
         return self.settings.precision
 
     @property
-    def spec(self) -> ModelSpec:
-        """The timm model that the exported one was made from."""
+    def model(self) -> SavedModel:
+        """The model, where it is not a bare module."""
         assert self.saved is not None
-        return self.saved.spec
+        return self.saved
 
     @property
     def preprocessing(self) -> Preprocessing | None:
         """What the artifact is to do to images itself; None for nothing."""
-        if self.saved is None or not self.settings.with_preprocessing:
-            return None
-        return self.saved.preprocessing
+        return self.model.preprocessing if self.settings.with_preprocessing else None
 
 
 @dataclass(frozen=True)
@@ -120,7 +163,7 @@ class WrittenFiles:
         accuracy: top-1 before and after int8; None otherwise.
         delegated: fraction of the operators that the format's backend took, where not all.
         reference: graph to verify in place of the artifact, where nothing on this host computes
-            as the artifact does.
+            as the artifact does: the same graph with every low-precision tensor rounded.
     """
 
     files: tuple[str, ...]
@@ -129,8 +172,31 @@ class WrittenFiles:
     reference: onnx.ModelProto | None = None
 
 
-Note = Callable[[str], None]
 Exporter = Callable[[ExportJob, Path, Note], WrittenFiles]
+
+
+def check_options(form: FormatInfo, options: Mapping[str, Any]) -> None:
+    """Check that a format has these options.
+
+    Raises:
+        InputError: an unknown option, or one of other formats.
+    """
+    known = distinct_options(formats().values())
+    for name in options:
+        if name not in known:
+            raise InputError(f"Unknown option '{name}'.", f"Formats have {', '.join(known)}.")
+        option = known[name].option
+        having = [other.name for other in formats().values() if other.options_in({name: None})]
+        if name in form.unsupported:
+            raise InputError(
+                f"Format '{form.name}' has no {option}: {form.unsupported[name]}.",
+                f"Omit it, or choose --format {' or '.join(having)}.",
+            )
+        if form.name not in having:
+            raise InputError(
+                f"{option} is for --format {' or '.join(having)}; '{form.name}' was requested.",
+                f"Omit it, or choose --format {having[0]}.",
+            )
 
 
 def parse_batch(batch: str | int | None) -> int | None:

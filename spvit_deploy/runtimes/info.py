@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+
+# Of formats that declare no rank.
+UNRANKED = 100
 
 
 def load_attribute(where: str) -> Any:
@@ -68,6 +71,7 @@ class FormatInfo:
         from_onnx: whether it is written from the ONNX graph, or from the PyTorch module.
         takes_preprocessing: whether it can hold the preprocessing, and take uint8 images.
         grey_levels: by how many its preprocessing may differ from timm's.
+        has_float64: whether its preprocessing can compute in float64.
         verified_file, verified_in: what is opened for verification, and in which runtime; empty for
             the main file in its own runtime.
         for_named_gpus: whether it is built for GPUs that the user names (``gpus``).
@@ -75,10 +79,11 @@ class FormatInfo:
         unsupported: options of similar formats that it lacks, each with the reason.
         check_options: ``module:function``, ``(options, precision) -> typed options``; raises
             InputError. Empty where the options are taken as they are.
-        not_here: ``module:function``, ``(options, precision) -> reason`` why this host cannot write
-            it; empty for one that can be written everywhere.
-        check_gpus: ``module:function``, ``(gpus)``; raises InputError for one that is unknown.
-        gpu_lacks: ``module:function``, ``(gpu, precision) -> reason`` why a GPU is left out.
+        fit_options: ``module:function``, ``(options, precision) -> (options, left out)``, for
+            exports of many formats: drops what cannot be built in this precision, and says why;
+            raises JobError where this host cannot write it at all. Empty where it always can.
+        ranks: place by precision in the order in which ``recommend`` tries formats; empty for
+            all precisions, last. What is slow to write or seldom wins comes late.
     """
 
     name: str
@@ -92,31 +97,22 @@ class FormatInfo:
     from_onnx: bool = True
     takes_preprocessing: bool = False
     grey_levels: int = 1
+    has_float64: bool = True
     verified_file: str = ""
     verified_in: str = ""
     for_named_gpus: bool = False
     options: tuple[ExportOption, ...] = ()
     unsupported: Mapping[str, str] = field(default_factory=dict)
     check_options: str = ""
-    not_here: str = ""
-    check_gpus: str = ""
-    gpu_lacks: str = ""
+    fit_options: str = ""
+    ranks: Mapping[str, int] = field(default_factory=dict)
 
     def artifact(self, folder: Path) -> Path:
         """The main file in a folder, whether it exists or not."""
         return next(iter(sorted(folder.glob(self.file))), folder / self.file)
 
-    def split_gpus(
-        self, gpus: Sequence[str], precision: str
-    ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Split GPUs into those that have a precision, and ``gpu: reason`` of the others."""
-        lacking = load_attribute(self.gpu_lacks) if self.gpu_lacks else (lambda _, __: "")
-        reasons = {gpu: str(lacking(gpu, precision)) for gpu in gpus}
-        having = tuple(gpu for gpu, reason in reasons.items() if not reason)
-        return having, tuple(f"{gpu}: {reason}" for gpu, reason in reasons.items() if reason)
-
     def options_in(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        """Those of the options that this format has."""
+        """Return those of the options that this format has."""
         names = {option.name for option in self.options}
         return {name: value for name, value in options.items() if name in names}
 
@@ -134,15 +130,14 @@ class RuntimeInfo:
         distributions: distributions whose versions records and ``doctor`` name.
         formats: formats that are its own.
         opens: other formats and kinds of model folders (``dense``, ``lean``) that it opens.
-        metadata: ``module:function``, path of a file of its format → what the file says of itself.
+        metadata: ``module:function``, path of a file of its format → what the file records.
         describe_file, describe_folder: ``module:function``, path → facts for ``inspect``; empty for
             the metadata, and for nothing beside the record.
         identify: ``module:function``, path → runtime, where several share a suffix.
         default: whether it is measured where no runtime is named.
-        needs_gpu: whether it runs on a GPU only.
+        needs_gpu: whether it only runs on a GPU; its session checks that GPU and package are here.
         one_thread_pool: whether all sessions of a process share one pool, sized when it is opened.
         layers: whether it can measure the time of each layer.
-        no_gpu: ``module:function``, path → second half of the error without a GPU.
         devices: values of ``--device`` that only this runtime has.
         triton_backend: the backend of Triton that serves its format; empty for none.
     """
@@ -163,7 +158,6 @@ class RuntimeInfo:
     needs_gpu: bool = False
     one_thread_pool: bool = False
     layers: bool = False
-    no_gpu: str = ""
     devices: tuple[str, ...] = ()
     triton_backend: str = ""
 
@@ -179,16 +173,13 @@ class RuntimeInfo:
 
     @property
     def install_command(self) -> str:
-        """What installs it."""
-        return (
-            f"pip install 'spvit-deploy[{self.extra}]'"
-            if self.extra
-            else (f"pip install {self.package}")
-        )
+        """The command that installs it."""
+        what = f"'spvit-deploy[{self.extra}]'" if self.extra else self.package
+        return f"pip install {what}"
 
 
 def distinct_options(formats: Iterable[FormatInfo]) -> dict[str, ExportOption]:
-    """Options of these formats by name; the first declaration of a name counts."""
+    """Return the options of these formats by name; the first declaration of a name counts."""
     found: dict[str, ExportOption] = {}
     for form in formats:
         for option in form.options:

@@ -1,56 +1,64 @@
-"""What a model is handed: normalized images, or the bytes of pictures that it prepares itself."""
+"""What a model takes and returns, by what its file records: images, batches, names of outputs."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from spvit_deploy.core.arrays import Array
 from spvit_deploy.core.errors import InputError
 from spvit_deploy.core.preprocessing import Preprocessing
 from spvit_deploy.data.pixels import to_pixels, to_raw_images
-from spvit_deploy.runtimes.base import Array, check_images
 
-# Of a file's metadata.
-PREPROCESSING_KEY = "spvit_deploy.preprocessing"
+# Keys of a file's metadata.
+PREPROCESSING_KEY, OUTPUTS_KEY = "spvit_deploy.preprocessing", "spvit_deploy.outputs"
 
 
 @dataclass(frozen=True)
-class Intake:
+class ModelInput:
     """The input of a model.
 
     Attributes:
         size: (channels, height, width) of its images.
-        batch: fixed batch, or None.
-        prep: what it does to bytes; None where it takes normalized images.
-        any_size: whether it takes pictures of any size.
+        batches: smallest and largest batch; None for no upper limit.
+        preprocessing: what it does to uint8 images; None where it takes normalized ones.
+        any_size: whether it takes uint8 images of any size.
     """
 
     size: tuple[int, int, int]
-    batch: int | None
-    prep: Preprocessing | None = None
+    batches: tuple[int, int | None] = (1, None)
+    preprocessing: Preprocessing | None = None
     any_size: bool = False
 
     @property
-    def pictures(self) -> Preprocessing | None:
-        """What it does to pictures of any size; None where it takes others."""
-        return self.prep if self.any_size else None
+    def batch(self) -> int | None:
+        """Fixed batch, or None."""
+        return self.batches[0] if self.batches[0] == self.batches[1] else None
 
-    def of_images(self, images: Array) -> Array:
-        """Normalized images [B, C, H, W] as the model takes them.
+    def from_normalized(self, images: Array) -> Array:
+        """Convert normalized images [B, C, H, W] to what the model takes.
 
         Raises:
             InputError: another shape than the model takes.
         """
-        checked = check_images(images, self.size, self.batch)
-        if self.prep is None:
-            return checked
-        return (to_raw_images if self.any_size else to_pixels)(checked, self.prep)
+        shape = tuple(images.shape)
+        if shape[1:] != self.size or self.batch not in (None, shape[0]):
+            wanted = ", ".join(str(part) for part in (self.batch or "batch", *self.size))
+            raise InputError(
+                f"Images are {list(shape)}; the model takes [{wanted}].",
+                "Resize them as its preprocessing says.",
+            )
+        ready = np.ascontiguousarray(images, dtype=np.float32)
+        if self.preprocessing is None:
+            return ready
+        return (to_raw_images if self.any_size else to_pixels)(ready, self.preprocessing)
 
-    def of_pictures(self, pictures: Array) -> Array:
-        """uint8 [B, H, W, C] of any size.
+    def from_uint8(self, images: Array) -> Array:
+        """Check uint8 images [B, H, W, C] of any size.
 
         Raises:
             InputError: another shape or type, or a model that takes images of one size.
@@ -59,47 +67,53 @@ class Intake:
             raise InputError(
                 "The model takes images of one size.", "Export it with --with-preprocessing."
             )
-        shape, whole = tuple(pictures.shape), pictures.dtype == np.uint8
+        shape, whole = tuple(images.shape), images.dtype == np.uint8
         fits = len(shape) == 4 and shape[3] == self.size[0] and self.batch in (None, shape[0])
         if not (whole and fits and all(shape)):
             raise InputError(
-                f"Pictures are {pictures.dtype} {list(shape)}; the model takes uint8 "
+                f"Images are {images.dtype} {list(shape)}; the model takes uint8 "
                 f"[{self.batch or 'batch'}, height, width, {self.size[0]}].",
                 "Give bytes, channels last.",
             )
-        return np.ascontiguousarray(pictures)
+        return np.ascontiguousarray(images)
 
 
-def read_intake(
-    shape: Sequence[int | None], taking_bytes: bool, prep: str | None, file: Path, found: str
-) -> Intake:
-    """The intake of a model's one input.
+def read_input(
+    shape: Sequence[int | None], takes_uint8: bool, recorded: str | None, file: Path, found: str
+) -> ModelInput:
+    """Derive the input of a model from its file.
 
     Args:
-        shape: of the input, None where it is free.
-        taking_bytes: whether it is uint8.
-        prep: JSON of the preprocessing that the file says it has; None where it says nothing.
+        shape: of its only input, None where it is dynamic; empty where there are others.
+        takes_uint8: whether it is uint8.
+        recorded: JSON of the preprocessing that the file records; None where it records none.
         file: for errors.
         found: what it takes, for errors.
 
     Raises:
-        InputError: images of no one size, or bytes without a word of what is done to them.
+        InputError: not images of one size, or uint8 without a record of the preprocessing.
     """
-    if taking_bytes and prep is None and len(shape) == 4:
-        raise InputError(
-            f"{file} takes bytes, and does not say what it does to them.", "Export it."
-        )
-    sizes = tuple(shape[1:])
-    if taking_bytes and prep is not None and len(shape) == 4:
-        does = Preprocessing.model_validate_json(prep)
-        channels, height, width = does.input_size
-        if sizes in ((height, width, channels), (None, None, channels)):
-            return Intake(does.input_size, shape[0], does, sizes[0] is None)
-    elif len(shape) == 4 and not taking_bytes:
-        channels, height, width = (size or 0 for size in sizes)
-        if channels and height and width:
-            return Intake((channels, height, width), shape[0])
+    if len(shape) == 4:
+        batches = (shape[0] or 1, shape[0])
+        if takes_uint8 and recorded is None:
+            raise InputError(
+                f"{file} takes uint8, and records no preprocessing.", "Export the model again."
+            )
+        if takes_uint8:
+            prep = Preprocessing.model_validate_json(recorded or "")
+            channels, height, width = prep.input_size
+            if tuple(shape[1:]) in ((height, width, channels), (None, None, channels)):
+                return ModelInput(prep.input_size, batches, prep, shape[1] is None)
+        elif all(shape[1:]):
+            channels, height, width = (size or 0 for size in shape[1:])
+            return ModelInput((channels, height, width), batches)
     raise InputError(
         f"{file} takes {found}.",
-        "What is measured takes images [batch, channels, height, width] of one size.",
+        "What is measured takes float32 images [batch, channels, height, width] of one size.",
     )
+
+
+def read_outputs(metadata: Mapping[str, str], count: int) -> tuple[str, ...]:
+    """Return the recorded names of a model's outputs; of a third-party file ``output_0``, …"""
+    names = json.loads(metadata.get(OUTPUTS_KEY, "[]"))
+    return tuple(names) or tuple(f"output_{index}" for index in range(count))

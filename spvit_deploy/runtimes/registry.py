@@ -26,8 +26,11 @@ PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 
 
 @cache
-def runtimes() -> Mapping[str, RuntimeInfo]:
-    """All runtimes by name, built-in ones first.
+def runtimes(plugins: bool = True) -> Mapping[str, RuntimeInfo]:
+    """Return all runtimes by name, built-in ones first.
+
+    Args:
+        plugins: whether those of other packages are among them.
 
     Raises:
         InputError: a plug-in cannot be loaded.
@@ -35,21 +38,40 @@ def runtimes() -> Mapping[str, RuntimeInfo]:
     found: list[RuntimeInfo] = []
     for name in _BUILT_IN:
         found += importlib.import_module(f"spvit_deploy.runtimes.{name}.info").RUNTIMES
-    for added in load_plugins(ENTRY_POINTS):
+    for added in load_plugins(ENTRY_POINTS) if plugins else ():
         found += added if isinstance(added, tuple) else (added,)
     return {info.name: info for info in found}
 
 
-@cache
-def formats() -> Mapping[str, FormatInfo]:
-    """All formats that can be written, by name."""
-    return {
-        form.name: form for info in runtimes().values() for form in info.formats if form.exporter
-    }
+def shown_runtimes() -> Mapping[str, RuntimeInfo]:
+    """Return the runtimes for ``--help``: without plug-ins where one cannot be loaded, which
+    commands report.
+    """
+    try:
+        return runtimes()
+    except InputError:
+        return runtimes(plugins=False)
+
+
+def formats(among: Mapping[str, RuntimeInfo] | None = None) -> Mapping[str, FormatInfo]:
+    """Return the formats that can be written, by name; errors as :func:`runtimes`.
+
+    Args:
+        among: runtimes by name; None for all.
+    """
+    infos = (runtimes() if among is None else among).values()
+    return {form.name: form for info in infos for form in info.formats if form.exporter}
+
+
+def triton_backends(among: Mapping[str, RuntimeInfo]) -> dict[str, str]:
+    """Return the format that each backend of Triton opens; Python's runs ONNX Runtime."""
+    found = {info.triton_backend: info.formats[0].name for info in among.values() if info.formats}
+    found.pop("", None)
+    return {**found, "python": "onnx"}
 
 
 def find_runtime(name: str) -> RuntimeInfo:
-    """A runtime by name.
+    """Return a runtime by name.
 
     Raises:
         RuntimeMissingError: unknown, or not installed.
@@ -63,7 +85,7 @@ def find_runtime(name: str) -> RuntimeInfo:
 
 
 def find_format(name: str, precision: str = "fp32") -> FormatInfo:
-    """A format by name.
+    """Return a format by name.
 
     Raises:
         InputError: no such format, or one that has no such precision.
@@ -81,7 +103,7 @@ def find_format(name: str, precision: str = "fp32") -> FormatInfo:
 
 
 def load_exporter(form: FormatInfo) -> Any:
-    """The function that writes a format.
+    """Import the function that writes a format.
 
     Raises:
         RuntimeMissingError: the package of its runtime is not installed.
@@ -96,7 +118,7 @@ def load_exporter(form: FormatInfo) -> Any:
 
 
 def artifact_kind(path: Path) -> str:
-    """``dense``, ``lean``, or a format: what an artifact is, by its record or its suffix.
+    """Tell what an artifact is by its record or its suffix: ``dense``, ``lean``, or a format.
 
     Raises:
         InputError: nothing that a runtime opens.
@@ -119,7 +141,7 @@ def artifact_kind(path: Path) -> str:
 
 
 def suffixes() -> tuple[str, ...]:
-    """Suffixes of the files that a runtime opens."""
+    """Return the suffixes of files that a runtime opens."""
     return tuple(
         dict.fromkeys(form.suffix for info in runtimes().values() for form in info.formats)
     )
@@ -130,7 +152,7 @@ def _form_with(info: RuntimeInfo, suffix: str) -> str:
 
 
 def runtimes_for(path: Path, requested: Sequence[str] = ()) -> list[str]:
-    """Installed runtimes that open this artifact, its own first.
+    """List the installed runtimes that open this artifact, its own first.
 
     Runtimes that are not measured by default are listed only if requested by name. Where none is
     installed, those that would open it: opening it in one reports what is missing.
@@ -168,18 +190,15 @@ def open_session(
             f"{path} is {kind}; runtime '{runtime}' opens {' and '.join(info.kinds)}.",
             "Export it, or choose another --runtime.",
         )
-    if info is not None and info.needs_gpu:
-        from spvit_deploy.core.cuda_driver import require_gpu
-
-        # Before a missing package is reported: without a GPU it would be of no use.
-        require_gpu(load_attribute(info.no_gpu)(path), "Run it where the GPU is.", device)
-    session = load_attribute(find_runtime(runtime).session)
-    opened: Session = session(_checked_file(path, kind), device, threads)
+    # A session on a GPU checks both itself: a missing GPU comes before a missing package.
+    if info is None or not info.needs_gpu:
+        info = find_runtime(runtime)
+    opened: Session = load_attribute(info.session)(_checked_file(path, kind), device, threads)
     return opened
 
 
 def _checked_file(path: Path, kind: str) -> Path:
-    """The main file of an exported folder, checked against its record; other paths as they are."""
+    """Return the main file of an exported folder, checked against its record, or another path."""
     from spvit_deploy.core.records import check_files, read_record
 
     if not (path / "export.json").is_file():
@@ -190,7 +209,7 @@ def _checked_file(path: Path, kind: str) -> Path:
 
 
 def owner_of(kind: str) -> RuntimeInfo:
-    """The runtime whose own format, or kind of model folder, this is."""
+    """Return the runtime whose own format, or kind of model folder, this is."""
     return min(
         (info for info in runtimes().values() if kind in info.kinds),
         key=lambda info: info.kinds.index(kind),
@@ -207,13 +226,13 @@ def check_device(device: str) -> None:
     numbered = kind not in ("auto", "cpu", "mps") and number.isdecimal()
     if not kind or (colon and not numbered):
         raise RuntimeMissingError(
-            f"Unknown device '{device}'.",
-            "Choose auto, cpu, cuda, cuda:N or mps; with ONNX Runtime tensorrt or openvino too.",
+            f"--device {device}: expected auto, cpu, cuda, cuda:N or mps.",
+            "With ONNX Runtime, tensorrt and openvino as well.",
         )
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """What an artifact's file records about itself; empty for a third-party file.
+    """Read what an artifact's file records about itself; empty for a third-party file.
 
     Raises:
         CorruptFileError: damaged.

@@ -10,14 +10,13 @@ from typing import Any
 from spvit_deploy.core.errors import InputError
 from spvit_deploy.core.records import StrictModel
 from spvit_deploy.export.record import ExportRecord, TensorInfo
+from spvit_deploy.runtimes.registry import runtimes, triton_backends
 from spvit_deploy.runtimes.tensorrt.engine_record import SUFFIX
 from spvit_deploy.serving.repository_layout import LABELS_FILE
 from spvit_deploy.serving.tritonclient_import import import_tritonclient
 
 # Export format that each backend of Triton opens.
-BACKENDS = {
-    "onnxruntime": "onnx", "openvino": "openvino", "tensorrt": "tensorrt", "python": "onnx",
-}  # fmt: skip
+BACKENDS = triton_backends(runtimes())
 _KINDS = {"openvino": "KIND_CPU", "tensorrt": "KIND_GPU", "python": "KIND_CPU"}
 _TYPES = {"float32": "TYPE_FP32", "float16": "TYPE_FP16", "uint8": "TYPE_UINT8"}
 

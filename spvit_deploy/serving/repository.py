@@ -15,7 +15,6 @@ from spvit_deploy.core.output_folders import ensure_free, move_into_place, stagi
 from spvit_deploy.data.spec import DataSettings
 from spvit_deploy.export.export_model import run_export
 from spvit_deploy.export.record import ExportRecord
-from spvit_deploy.export.settings import check_settings
 from spvit_deploy.lean.load_model import ModelRequest
 from spvit_deploy.runtimes.batch_profile import profile_of
 from spvit_deploy.runtimes.export_job import ExportSettings
@@ -118,12 +117,12 @@ def export_triton(
     if name is not None:
         _find_destination(repository / check_model_name(name), version, force, reads)
     if "backend" in chosen.model_fields_set:
-        check_settings(replace(exported, format=BACKENDS[chosen.backend]))
+        replace(exported, format=BACKENDS[chosen.backend]).checked()
     job = open_export(request, data, exported)
-    name = name or default_model_name(job.spec.name)
+    name = name or default_model_name(job.model.spec.name)
     place = _find_destination(repository / name, version, force, reads)
     served = _choose_serving(chosen, place, exported)
-    job = replace(job, settings=check_settings(replace(exported, format=BACKENDS[served.backend])))
+    job = replace(job, settings=replace(exported, format=BACKENDS[served.backend]).checked())
     # Nothing can be renamed into a mounted folder from beside it.
     mounted = os.path.ismount(repository)
     with staging_folder(place.model if mounted else repository) as staging:

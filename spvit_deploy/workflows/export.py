@@ -12,7 +12,6 @@ from spvit_deploy.core.output_folders import ensure_free
 from spvit_deploy.data.spec import DataSettings
 from spvit_deploy.export.export_model import run_export
 from spvit_deploy.export.record import ExportRecord
-from spvit_deploy.export.settings import check_settings
 from spvit_deploy.lean.load_model import ModelRequest
 from spvit_deploy.runtimes.export_job import ExportSettings, parse_batch
 from spvit_deploy.workflows.export_inputs import open_export
@@ -82,7 +81,7 @@ def export_model(
     """
     target, request = Path(output), request_of(model, options)
     ensure_free(target, force, reads=(request.name, request.checkpoint))
-    chosen = check_settings(with_options(settings or ExportSettings(), options))
+    chosen = with_options(settings or ExportSettings(), options).checked()
     return run_export(open_export(request, data, chosen), target, force)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -19,10 +20,8 @@ from spvit_deploy.core.records import StrictModel, write_record
 from spvit_deploy.data.spec import DataSettings
 from spvit_deploy.export.export_model import run_export
 from spvit_deploy.export.record import ExportRecord
-from spvit_deploy.export.settings import check_settings
 from spvit_deploy.lean.load_model import ModelRequest
 from spvit_deploy.lean.model_folder import save_model
-from spvit_deploy.lean.named_outputs import NamedOutputs
 from spvit_deploy.runtimes.export_job import ExportJob, ExportSettings
 from spvit_deploy.runtimes.info import load_attribute
 from spvit_deploy.runtimes.registry import formats, load_exporter, runtimes
@@ -103,10 +102,17 @@ def export_candidates(
         rule_out: returns why a candidate is not worth writing; empty where it is.
     """
     for candidate in candidates:
-        reason = _unavailable(candidate.settings) or rule_out(candidate)
+        left_out: tuple[str, ...] = ()
+        try:
+            settings, left_out = _fit(candidate.settings)
+            candidate = replace(candidate, settings=settings)
+            reason = rule_out(candidate)
+        except SpvitError as error:
+            reason = str(error)
         if not reason:
             note(candidate.title)
-        yield candidate, _export(candidate, reason)
+        row = _export(candidate, reason)
+        yield candidate, row.model_copy(update={"left_out": left_out})
 
 
 def export_all(
@@ -136,8 +142,6 @@ def export_all(
     ensure_free(output, force, reads=(request.name, request.checkpoint))
     _check_gpus(chosen)
     job, console = open_export(request, data, chosen), stderr_console()
-    assert job.saved is not None
-    NamedOutputs(job.saved.module, chosen.outputs, chosen.feature_layers, job.size)
     with new_folder(output, force) as staging:
         candidates = _all_of(job, precision, staging)
         found = export_candidates(candidates, lambda title: console.print(title, highlight=False))
@@ -154,10 +158,10 @@ def export_all(
 
 def _check_gpus(settings: ExportSettings) -> None:
     """Refuse GPUs that no format knows."""
-    gpus = settings.options.get("gpus", ())
-    for form in formats().values() if gpus else ():
-        if form.check_gpus and runtimes()[form.runtime].installed:
-            load_attribute(form.check_gpus)(gpus)
+    for form in formats().values() if settings.options.get("gpus") else ():
+        if form.for_named_gpus and runtimes()[form.runtime].installed:
+            with suppress(JobError):
+                load_attribute(form.fit_options)(settings.options, settings.precision)
 
 
 def _all_of(job: ExportJob, precision: str | None, folder: Path) -> list[Candidate]:
@@ -171,10 +175,10 @@ def _all_of(job: ExportJob, precision: str | None, folder: Path) -> list[Candida
 
 
 def require_all(rows: Sequence[ExportRow]) -> None:
-    """Refuse to call it a success where an export failed.
+    """Raise an error where an export failed.
 
     Raises:
-        JobError: One failed.
+        JobError: one or more did.
     """
     failed = [row for row in rows if row.status == "failed"]
     if failed:
@@ -192,11 +196,10 @@ def _export(candidate: Candidate, reason: str) -> ExportRow:
     found: dict[str, Any] = {"status": "written", "folder": folder.name}
     try:
         if settings.format in formats():
-            fitting, left_out = _fitting(settings)
-            record = run_export(replace(candidate.job, settings=fitting), folder)
-            found |= {**_figures(record), "left_out": left_out}
-        elif candidate.job.saved is not None:
-            save_model(candidate.job.saved, folder)
+            record = run_export(replace(candidate.job, settings=settings.checked()), folder)
+            found |= _figures(record)
+        else:
+            save_model(candidate.job.model, folder)
         found["size_bytes"] = bytes_of(folder)
     except SpvitError as error:
         shutil.rmtree(folder, ignore_errors=True)
@@ -204,35 +207,26 @@ def _export(candidate: Candidate, reason: str) -> ExportRow:
     return row.model_copy(update={**found, "seconds": time.perf_counter() - start})
 
 
-def _unavailable(settings: ExportSettings) -> str:
-    """Tell why this host cannot write a format in a precision; empty where it can."""
+def _fit(settings: ExportSettings) -> tuple[ExportSettings, tuple[str, ...]]:
+    """Leave out what a format does not have; return the rest, and GPUs that lack the precision.
+
+    Raises:
+        SpvitError: this host cannot write the format in the precision.
+    """
     form = formats().get(settings.format)
     if form is None:
-        return ""
-    try:
-        load_exporter(form)
-    except SpvitError as error:
-        return str(error)
-    why = load_attribute(form.not_here) if form.not_here else None
-    return "" if why is None else str(why(settings.options, settings.precision))
-
-
-def _fitting(settings: ExportSettings) -> tuple[ExportSettings, tuple[str, ...]]:
-    """Leave out settings that the format does not have, and GPUs that lack the precision."""
-    form, options = formats()[settings.format], settings.options
-    options = form.options_in(options)
-    left_out: tuple[str, ...] = ()
-    if form.for_named_gpus:
-        options["gpus"], left_out = form.split_gpus(options["gpus"], settings.precision)
-    else:
-        options.pop("gpus", None)
+        return settings, ()
+    load_exporter(form)
+    options, left_out = form.options_in(settings.options), ()
+    if form.fit_options:
+        options, left_out = load_attribute(form.fit_options)(options, settings.precision)
     fitting = replace(
         settings,
         opset=settings.opset if form.from_onnx else None,
         with_preprocessing=settings.with_preprocessing and form.takes_preprocessing,
         options=options,
     )
-    return check_settings(fitting), left_out
+    return fitting, left_out
 
 
 def _figures(record: ExportRecord) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from spvit_deploy.export.verification import module_runner
 from spvit_deploy.lean.input_dependence import CONSTANT_OUTPUT, depends_on_input
 from spvit_deploy.lean.load_model import ModelRequest, load_model
 from spvit_deploy.lean.model_folder import SavedModel
+from spvit_deploy.lean.named_outputs import NamedOutputs
 from spvit_deploy.lean.width_advice import advice
 from spvit_deploy.runtimes.calibration import Calibration
 from spvit_deploy.runtimes.export_job import ExportJob, ExportSettings
@@ -39,7 +40,7 @@ def open_export(
         settings: how many images int8 is calibrated, and precisions are measured on.
 
     Raises:
-        InputError: no such model, or data that do not open.
+        InputError: no such model, outputs that it does not have, or data that do not open.
     """
     saved, digest, earlier = _load(request)
     warn_if_constant(saved)
@@ -47,9 +48,11 @@ def open_export(
         warn(advice(saved.plan, saved.history))
     recorded = "" if data else str(request.checkpoint or request.name)
     images = ExportImages(DataSettings.of(data or saved.data), recorded, saved, settings)
+    size = saved.preprocessing.input_size
     return ExportJob(
         settings=settings,
-        size=saved.preprocessing.input_size,
+        size=size,
+        outputs=NamedOutputs(saved.module, settings.outputs, settings.feature_layers, size),
         saved=saved,
         images=images.real,
         load_calibration=images.calibration,

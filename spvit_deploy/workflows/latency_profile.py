@@ -40,7 +40,6 @@ from spvit_deploy.core.errors import InputError, JobError
 from spvit_deploy.core.output_folders import ensure_free
 from spvit_deploy.core.plan import ModelSpec
 from spvit_deploy.core.progress import Bar, progress_bar
-from spvit_deploy.export.settings import check_settings
 from spvit_deploy.export.trace import write_unverified
 from spvit_deploy.families.timm_models import input_size
 from spvit_deploy.lean.load_model import load_model
@@ -145,9 +144,8 @@ def settings_of(place: Place) -> ExportSettings:
         gpu = require_gpu(why, "Profile the model there.", place.device or "cuda")
         options["gpus"] = (gpu.capability,)
     options = formats()[form].options_in(options)
-    return check_settings(
-        ExportSettings(format=form, precision=place.precision or "fp32", options=options)
-    )
+    settings = ExportSettings(format=form, precision=place.precision or "fp32", options=options)
+    return settings.checked()
 
 
 def measure_table(module: nn.Module, spec: ModelSpec, place: Place) -> LatencyTable:

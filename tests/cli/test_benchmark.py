@@ -14,8 +14,8 @@ from tests.helpers.calls import good, refused
 
 def test_benchmark_report_and_inspect(work: Path, tmp_path: Path) -> None:
     results, page = tmp_path / "results.json", tmp_path / "report.html"
-    good("benchmark", work / "dense", work / "tuned", work / "onnx", "--duration", "0.05", "--quick",
-         "-o", results)  # fmt: skip
+    good("benchmark", work / "dense", work / "tuned", work / "onnx", "--duration", "0.05",
+         "--quick", "-o", results)  # fmt: skip
     good("report", results, "--plan", work / "tuned", "-o", page)
     text = re.sub(r"<script.*?</script>", "", page.read_text(), flags=re.DOTALL)
     assert "<script src" not in page.read_text()

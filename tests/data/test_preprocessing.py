@@ -25,10 +25,10 @@ from spvit_deploy.core.errors import InputError
 from spvit_deploy.core.preprocessing import Preprocessing
 from spvit_deploy.data.pixels import to_pixels, to_raw_images
 from spvit_deploy.lean.model_folder import SavedModel, load_saved, save_model
-from spvit_deploy.runtimes.model_input import read_intake
+from spvit_deploy.runtimes.model_input import read_input
 from spvit_deploy.runtimes.onnx import preprocessing_graph as picturegraph
 from spvit_deploy.runtimes.onnx.preprocessing_graph import check_preprocessing, preprocessing_graph
-from spvit_deploy.runtimes.registry import open_session
+from spvit_deploy.runtimes.registry import find_format, open_session
 from tests.helpers.calls import good, refused
 
 Array = NDArray[Any]
@@ -179,7 +179,7 @@ def test_an_artefact_takes_pictures_as_they_are(
     assert links[f"timm's preprocessing → {form}'s"]["max_abs"] <= 1.001 / 255
     assert any(link.endswith(f"{form} with preprocessing") for link in links)
     assert "pillow" in record["tools"]
-    assert "uint8 pictures [batch, height, width, 3]" in good("inspect", engine).stdout
+    assert "uint8 images [batch, height, width, 3]" in good("inspect", engine).stdout
     images = tmp_path / "images"
     images.mkdir()
     for seed, size in enumerate([(40, 70), (70, 40), (32, 32), (9, 30), (300, 50), (40, 70)]):
@@ -222,21 +222,21 @@ def test_bytes_of_the_models_own_size_are_taken_too() -> None:
     """OpenVINO models were exported so before they took pictures."""
     prep, file = prep_of((16, 24), channels=1), Path("model.xml")
     said = prep.model_dump_json()
-    intake = read_intake([None, 16, 24, 1], True, said, file, "bytes")
-    assert (intake.size, intake.batch, intake.pictures) == ((1, 16, 24), None, None)
+    taken = read_input([None, 16, 24, 1], True, said, file, "bytes")
+    assert (taken.size, taken.batch, taken.any_size) == ((1, 16, 24), None, False)
     images = np.zeros((2, 1, 16, 24), np.float32)
-    assert intake.of_images(images).shape == (2, 16, 24, 1)
-    assert intake.of_images(images).dtype == np.uint8
-    assert read_intake([3, 1, 16, 24], False, None, file, "images").batch == 3
+    assert taken.from_normalized(images).shape == (2, 16, 24, 1)
+    assert taken.from_normalized(images).dtype == np.uint8
+    assert read_input([3, 1, 16, 24], False, None, file, "images").batch == 3
     for shape, taking_bytes, says in (
         ([None, None, 24, 1], True, "takes bytes of some size"),
         ([None, 1, None, None], False, "takes bytes of some size"),
         ([None, 16], False, "takes bytes of some size"),
     ):
         with pytest.raises(InputError, match=says):
-            read_intake(shape, taking_bytes, said, file, "bytes of some size")
-    with pytest.raises(InputError, match="does not say what it does to them"):
-        read_intake([None, None, None, 1], True, None, file, "bytes")
+            read_input(shape, taking_bytes, said, file, "bytes of some size")
+    with pytest.raises(InputError, match="records no preprocessing"):
+        read_input([None, None, None, 1], True, None, file, "bytes")
 
 
 @pytest.mark.parametrize("form", ["onnx", "openvino"])
@@ -290,13 +290,13 @@ def test_what_cannot_be_put_into_a_graph_is_refused(make_lean: Make, tmp_path: P
     for more, says in (
         ({"interpolation": "lanczos"}, "no interpolation 'lanczos'"),
         ({"crop_mode": "random"}, "no crop mode 'random'"),
-        ({"crop_pct": 1.2}, "the model wants 120% of it"),
+        ({"crop_pct": 1.2}, "the model needs 120% of it"),
     ):
         changed = saved.preprocessing.model_copy(update=more)
         folder = tmp_path / says.split()[-1].strip("'%")
         save_model(SavedModel(saved.module, saved.spec, changed, plan=saved.plan), folder)
         refused("export", folder, "--with-preprocessing", "-o", out, says=says)
-    check_preprocessing(prep_of((8, 8), interpolation="nearest"), "onnx")
-    with pytest.raises(InputError, match="OpenVINO has no float64"):
-        check_preprocessing(prep_of((8, 8), interpolation="nearest"), "openvino")
+    check_preprocessing(prep_of((8, 8), interpolation="nearest"), find_format("onnx"))
+    with pytest.raises(InputError, match="format 'openvino' has no float64"):
+        check_preprocessing(prep_of((8, 8), interpolation="nearest"), find_format("openvino"))
     assert not out.exists()

@@ -6,7 +6,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spvit_deploy.runtimes.batching import Array, in_batches
+from spvit_deploy.core.arrays import Array
+from spvit_deploy.runtimes.batching import in_batches
 
 
 @settings(deadline=None)

@@ -15,7 +15,8 @@ from spvit_deploy.core.cuda_driver import Driver, Gpu, device_index, find_driver
 from spvit_deploy.core.errors import CorruptFileError, InputError, JobError, RuntimeMissingError
 from spvit_deploy.core.files import sha256_bytes
 from spvit_deploy.core.records import write_record
-from spvit_deploy.export.formats import EngineFlags, check_flags
+from spvit_deploy.runtimes.export_job import check_options
+from spvit_deploy.runtimes.registry import find_format
 from spvit_deploy.runtimes.tensorrt.bindings import bindings, image_size
 from spvit_deploy.runtimes.tensorrt.engine_record import (
     Engine,
@@ -171,13 +172,14 @@ def test_flags_of_other_formats_are_refused(dense_folder: Path, tmp_path: Path) 
         "refittable": ("--refittable",),
     }
     for name, args in options.items():
-        flags = EngineFlags(**{name: args[1] if len(args) > 1 else True})
-        check_flags("tensorrt", flags)
+        given = {name: args[1] if len(args) > 1 else True}
+        check_options(find_format("tensorrt"), given)
+        having = "tensorrt-rtx or tensorrt" if name == "refittable" else "tensorrt"
         refused("export", dense_folder, *args, "-o", tmp_path / "o",
-                says=f"{args[0]} is for TensorRT engines; format 'onnx' was asked for")  # fmt: skip
+                says=f"{args[0]} is for --format {having}; 'onnx' was requested")  # fmt: skip
         if name != "refittable":
-            with pytest.raises(InputError, match=f"TensorRT for RTX has no {args[0]}: "):
-                check_flags("tensorrt-rtx", flags)
+            with pytest.raises(InputError, match=f"Format 'tensorrt-rtx' has no {args[0]}: "):
+                check_options(find_format("tensorrt-rtx"), given)
     refused("export", dense_folder, "--format", "tensorrt", "--timing-cache", tmp_path,
             "-o", tmp_path / "o", says="a timing cache is a file")  # fmt: skip
     check_file(tmp_path / "new" / "cache")

@@ -16,7 +16,6 @@ from spvit_deploy.benchmarks.results import Workload
 from spvit_deploy.cli.main import main
 from spvit_deploy.core.cuda_driver import require_gpu
 from spvit_deploy.core.errors import InputError
-from spvit_deploy.export.formats import EngineFlags
 from spvit_deploy.families.timm_models import create_model, input_size
 from spvit_deploy.lean.model_folder import SavedModel
 from spvit_deploy.runtimes.registry import open_session
@@ -152,11 +151,12 @@ def test_the_precision_asked_for_is_the_engines(
 def test_two_plain_builds_share_a_timing_cache(make_lean: Make, tmp_path: Path) -> None:
     pytest.importorskip("tensorrt")
     _, folder = make_lean(KINDS, WIDTHS)
-    flags = EngineFlags(timing_cache=tmp_path / "cache", refittable=True)
-    sizes = []
+    cache, sizes = tmp_path / "cache", []
     for name in ("one", "two"):
-        export_model(str(folder), tmp_path / name, format="tensorrt", **flags)
-        sizes.append(flags.timing_cache.stat().st_size if flags.timing_cache else 0)
+        export_model(
+            folder, tmp_path / name, format="tensorrt", timing_cache=cache, refittable=True
+        )
+        sizes.append(cache.stat().st_size)
     assert 0 < sizes[0] <= sizes[1]
     (engine,) = find_engines(tmp_path / "two")
     assert engine.record.refittable

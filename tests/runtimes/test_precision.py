@@ -14,18 +14,20 @@ from hypothesis import strategies as st
 
 from spvit_deploy.core.errors import DataError
 from spvit_deploy.runtimes.calibration import Calibration, revert_layers
-from tests.conftest import NAME, TINY_ARGS
+from tests.conftest import NAME, TINY_ARGS, MadeOnce
 from tests.helpers.calls import good, refused
 
 WIDE = [part.replace("embed_dim=24", "embed_dim=48") for part in TINY_ARGS]
 
 
-@pytest.fixture(scope="module")
-def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("precision") / "dense"
-    good("finetune", NAME, *WIDE, "--data", "digits", "--epochs", "6", "--lr", "2e-3",
-         "-o", folder)  # fmt: skip
-    return folder
+@pytest.fixture(scope="session")
+def dense(made_once: MadeOnce) -> Path:
+    """A dense folder whose products are wide enough for int8, trained on digits."""
+    return made_once(
+        "wide",
+        lambda path: good("finetune", NAME, *WIDE, "--data", "digits", "--epochs", "6",
+                          "--lr", "2e-3", "-o", path),
+    )  # fmt: skip
 
 
 def top1(folder: Path) -> float:
@@ -223,7 +225,7 @@ def test_unreadable_images_are_not_calibrated_on(dense: Path, tmp_path: Path) ->
         Image.new("L", (16, 16), 12 * index).save(folder / f"{index}.png")
     export = ["export", dense, "--precision", "int8", "--data", f"folder/{tmp_path / 'images'}",
               "--max-drop", 100, "-o", tmp_path / "out"]  # fmt: skip
-    assert "all there are (asked for: 300)" in good(*export).stderr
+    assert "all there are (requested: 300)" in good(*export).stderr
     (tmp_path / "images" / "3" / "3.png").write_text("no image")
     refused(*export, "--force", says="3.png cannot be read")
 

@@ -1,10 +1,11 @@
-"""What every runtime must do. A new one adds a line to ``MAKERS``."""
+"""What every runtime must do, for all runtimes of the registry, plug-ins included."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,67 +15,34 @@ from spvit_deploy.core.cuda_driver import find_driver, require_gpu
 from spvit_deploy.core.errors import InputError
 from spvit_deploy.lean.model_folder import load_saved
 from spvit_deploy.runtimes.base import Session
+from spvit_deploy.runtimes.info import RuntimeInfo
 from spvit_deploy.runtimes.registry import open_session, runtimes
 from spvit_deploy.workflows.export import export_model
 
-Maker = Callable[[Path, Path], Path]
+
+def artifact_for(info: RuntimeInfo, dense: Path, scratch: Path) -> Path:
+    """The dense folder where the runtime opens it, else an export of it in the runtime's format."""
+    if "dense" in info.kinds:
+        return dense
+    form = info.formats[0]
+    options: dict[str, Any] = {}
+    if form.for_named_gpus:
+        options["gpus"] = [require_gpu("the suite opens an engine", "").capability]
+    export_model(dense, scratch / form.name, format=form.name, **options)
+    return scratch / form.name
 
 
-def _same(folder: Path, scratch: Path) -> Path:
-    return folder
-
-
-def _onnx(folder: Path, scratch: Path) -> Path:
-    export_model(str(folder), scratch / "onnx")
-    return scratch / "onnx"
-
-
-def _openvino(folder: Path, scratch: Path) -> Path:
-    export_model(str(folder), scratch / "openvino", format="openvino")
-    return scratch / "openvino"
-
-
-def _rtx(folder: Path, scratch: Path) -> Path:
-    gpu = require_gpu("the suite opens an engine", "").capability
-    export_model(str(folder), scratch / "rtx", format="tensorrt-rtx", gpus=[gpu])
-    return scratch / "rtx"
-
-
-def _tensorrt(folder: Path, scratch: Path) -> Path:
-    export_model(str(folder), scratch / "tensorrt", format="tensorrt")
-    return scratch / "tensorrt"
-
-
-def _executorch(folder: Path, scratch: Path) -> Path:
-    pytest.importorskip("executorch")
-    once = folder.parent / "executorch"  # lowering takes seconds
-    if not once.exists():
-        export_model(str(folder), once, format="executorch")
-    return once
-
-
-MAKERS: dict[str, Maker] = {
-    "onnxruntime": _onnx,
-    "torch": _same,
-    "torch-compile": _same,
-    "openvino": _openvino,
-    "executorch": _executorch,
-    "tensorrt-rtx": _rtx,
-    "tensorrt": _tensorrt,
-}
-ENGINES = ("tensorrt-rtx", "tensorrt")
-
-
-@pytest.fixture(params=list(runtimes()))
+@pytest.fixture(scope="module", params=list(runtimes()))
 def session(
-    request: pytest.FixtureRequest, dense_folder: Path, tmp_path: Path
+    request: pytest.FixtureRequest, dense_folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Session]:
-    if request.param in ENGINES:
-        if find_driver() is None or find_spec("pycuda") is None:
-            pytest.skip("engines run where a GPU and pycuda are")
-        if not runtimes()[request.param].installed:
-            pytest.skip(f"no {request.param} here")
-    opened = open_session(MAKERS[request.param](dense_folder, tmp_path), request.param)
+    info = runtimes()[request.param]
+    if info.needs_gpu and (find_driver() is None or find_spec("pycuda") is None):
+        pytest.skip("engines run where a GPU and pycuda are")
+    if not info.installed:
+        pytest.skip(f"no {info.name} here")
+    path = artifact_for(info, dense_folder, tmp_path_factory.mktemp("session"))
+    opened = open_session(path, info.name)
     yield opened
     opened.close()
 
@@ -85,7 +53,7 @@ def images(session: Session, batch: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("batch", [1, 2, 5])
-def test_answers_are_those_of_the_module(session: Session, dense_folder: Path, batch: int) -> None:
+def test_outputs_are_those_of_the_module(session: Session, dense_folder: Path, batch: int) -> None:
     sample = images(session, batch)
     with torch.inference_mode():
         wanted = load_saved(dense_folder).module(torch.from_numpy(sample)).numpy()
@@ -105,13 +73,14 @@ def test_images_of_another_size_are_refused(session: Session) -> None:
             session.run(np.zeros(shape, dtype=np.float32))
 
 
-def test_a_call_says_how_long_it_took(session: Session) -> None:
+def test_a_prepared_inference_returns_its_seconds(session: Session) -> None:
     call = session.prepare(images(session, 1))
     assert all(0 < call() < 10 for _ in range(3))
 
 
-def test_a_session_says_what_it_is(session: Session) -> None:
-    assert session.name in runtimes()
+def test_a_session_reports_what_it_is(session: Session) -> None:
+    info = runtimes()[session.name]
     assert session.version[0].isdigit()
-    assert session.device == ("cuda:0" if session.name in ENGINES else "cpu")
+    assert session.device == ("cuda:0" if info.needs_gpu else "cpu")
     assert session.batch is None
+    assert session.outputs == ("logits",)

@@ -14,7 +14,7 @@ import torch
 from spvit_deploy.core.plan import ModelSpec
 from spvit_deploy.families.timm_models import create_model
 from spvit_deploy.lean.model_folder import SavedModel
-from spvit_deploy.lean.named_outputs import Answers, OutputChoice
+from spvit_deploy.lean.named_outputs import NamedOutputs
 from spvit_deploy.runtimes.onnx import graph
 from tests.conftest import NAME, TINY
 
@@ -22,14 +22,14 @@ Tokens = dict[str, list[int]]
 
 
 def exported(module: torch.nn.Module, what: str | None = None) -> onnx.ModelProto:
-    answers = Answers(module.eval(), OutputChoice(what), (1, 16, 16))
-    proto = graph.trace(graph.prepare(answers), (1, 16, 16), None, 20)
+    outputs = NamedOutputs(module.eval(), what, None, (1, 16, 16))
+    proto = graph.trace(graph.prepare(outputs), (1, 16, 16), None, 20)
     graph.name_nodes(proto)
     proto = graph.optimize(proto)
     onnx.checker.check_model(proto, full_check=True)
     with torch.no_grad():
         images = torch.randn(3, 1, 16, 16)
-        wanted = answers(images)
+        wanted = outputs(images)
     session = onnxruntime.InferenceSession(proto.SerializeToString())
     for found, tensor in zip(session.run(None, {"images": images.numpy()}), wanted, strict=True):
         np.testing.assert_allclose(found, tensor.numpy(), atol=1e-5)

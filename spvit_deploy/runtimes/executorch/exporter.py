@@ -5,46 +5,39 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from spvit_deploy.core.errors import JobError, first_line
+from spvit_deploy.core.errors import JobError, raised_as
 from spvit_deploy.core.files import write_bytes
 from spvit_deploy.core.log_filters import silenced
 from spvit_deploy.runtimes.batch_profile import profile_of
 from spvit_deploy.runtimes.export_job import ExportJob, Note, WrittenFiles
-from spvit_deploy.runtimes.onnx.graph import prepare
-from spvit_deploy.runtimes.torch_program import Plain, metadata_text, trace_program
+from spvit_deploy.runtimes.torch_program import metadata_text, trace_program
 
 MODEL_FILE = "model.pte"
-# A method of the program that answers this text.
+# A method of the program that returns the metadata.
 METADATA_METHOD = "spvit_deploy"
 
 
 def export_program(job: ExportJob, folder: Path, note: Note) -> WrittenFiles:
-    """Trace the module, give XNNPACK what it takes, and save the program.
+    """Trace the module, delegate to XNNPACK what it takes, and save the program.
 
-    Memory is planned ahead, so a free batch has an upper bound: the largest of the profile.
+    Memory is planned ahead, so a dynamic batch has an upper bound: the largest of the profile.
 
     Raises:
         JobError: torch or ExecuTorch cannot export it.
     """
     limit = profile_of(job.settings.options)[2] if job.batch is None else None
     note("torch.export")
-    program = trace_program(Plain(prepare(job.outputs)), job, limit)
+    program = trace_program(job, limit)
     note("XNNPACK")
-    try:
-        with silenced():
-            content, delegated = _lower(program, metadata_text(job))
-    except (KeyboardInterrupt, MemoryError):
-        raise
-    except Exception as error:
-        raise JobError(
-            f"ExecuTorch cannot lower this model: {first_line(error)}.", "Please report it."
-        ) from error
+    what = "ExecuTorch cannot lower this model"
+    with raised_as(JobError, what, "Please report it."), silenced():
+        content, delegated = _lower(program, metadata_text(job))
     write_bytes(folder / MODEL_FILE, content)
     return WrittenFiles((MODEL_FILE,), delegated=delegated)
 
 
 def _lower(program: Any, metadata: str) -> tuple[bytes, float]:
-    """The file, and the share of the operators that XNNPACK took."""
+    """Return the file, and the fraction of the operators that XNNPACK took."""
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.devtools.backend_debug import get_delegation_info
     from executorch.exir import to_edge_transform_and_lower

@@ -25,6 +25,7 @@ RUNTIMES = (
                 file="model.pte",
                 exporter=f"{_HERE}.exporter:export_program",
                 from_onnx=False,
+                ranks={"fp32": 7},
                 options=(PROFILE_OPTION,),
             ),
         ),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -12,9 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from spvit_deploy.core.errors import CorruptFileError, InputError, RuntimeMissingError
+from spvit_deploy.core.arrays import Array
+from spvit_deploy.core.errors import CorruptFileError, InputError, RuntimeMissingError, raised_as
 from spvit_deploy.core.log_filters import silenced, without_lines
-from spvit_deploy.runtimes.base import Array, Session, check_images
+from spvit_deploy.runtimes.base import Session
+from spvit_deploy.runtimes.model_input import read_input, read_outputs
 
 _METADATA = "spvit_deploy"
 # As ExecuTorch numbers types.
@@ -24,7 +25,12 @@ _FLOAT32 = 6
 class ExecuTorchSession(Session):
     """A ``.pte`` file; see :class:`Session`.
 
-    The memory of a free batch is planned for a largest one, and more images run in parts.
+    The memory of a dynamic batch is planned for a largest one, and more images run in parts.
+
+    Raises:
+        RuntimeMissingError: another device than the CPU.
+        CorruptFileError: a damaged file.
+        InputError: a model that does not take images.
     """
 
     name = "executorch"
@@ -32,72 +38,56 @@ class ExecuTorchSession(Session):
     def __init__(self, path: Path, device: str, threads: int | None) -> None:
         if device not in ("auto", "cpu"):
             raise RuntimeMissingError(
-                f"Device '{device}' was asked for; ExecuTorch computes on cpu here.",
+                f"Device '{device}' was requested; ExecuTorch computes on cpu here.",
                 "Choose --device cpu.",
             )
         self.version, self.device = version("executorch"), "cpu"
         program, metadata = _open(path)
         if threads:
             _set_threads(threads)
-        try:
-            # It says where it looked for the kinds of this CPU's cores, and found nothing.
+        with raised_as(CorruptFileError, f"{path}: ExecuTorch cannot run it", "Export it again."):
+            # It prints where it looked for the kinds of this CPU's cores, and found nothing.
             with without_lines(b"[cpuinfo_utils.cpp:"):
                 self._method = program.load_method("forward")
             facts = self._method.metadata
             taken = [facts.input_tensor_meta(index) for index in range(facts.num_inputs())]
-            answers = facts.num_outputs()
-        except (RuntimeError, ValueError) as error:
-            raise CorruptFileError(
-                f"{path}: ExecuTorch cannot run it ({error}).", "Export it again."
-            ) from error
-        if [(len(one.sizes()), one.dtype()) for one in taken] != [(4, _FLOAT32)]:
-            raise InputError(
-                f"{path} takes {'; '.join(str(list(one.sizes())) for one in taken)}.",
-                "What is measured takes float32 images [batch, channels, height, width].",
-            )
-        self._largest, channels, height, width = taken[0].sizes()
-        self.input_size = (channels, height, width)
-        dynamic = metadata.get("spvit_deploy.batch") == "dynamic"
-        self.batch: int | None = None if dynamic else self._largest
-        names = json.loads(metadata.get("spvit_deploy.outputs", "[]"))
-        self.outputs = tuple(names) or tuple(f"output_{index}" for index in range(answers))
+            outputs = facts.num_outputs()
+        shapes = [list(one.sizes()) for one in taken]
+        only = len(taken) == 1 and taken[0].dtype() == _FLOAT32
+        shape: list[int | None] = [*shapes[0]] if only else []
+        self._largest = shapes[0][0] if only and shape else 0
+        if shape and metadata.get("spvit_deploy.batch") == "dynamic":
+            shape[0] = None
+        self.input = read_input(shape, False, None, path, "; ".join(map(str, shapes)))
+        self.outputs = read_outputs(metadata, outputs)
 
-    def run_all(self, images: Array) -> list[Array]:
-        """[B, C, H, W] → every output."""
-        ready = torch.from_numpy(check_images(images, self.input_size, self.batch))
-        parts = [self._method.execute([part]) for part in ready.split(self._largest)]
-        return [
-            np.concatenate([answer.numpy() for answer in one]) for one in zip(*parts, strict=True)
-        ]
+    def compute(self, ready: Array) -> list[Array]:
+        """Infer [B, C, H, W] in parts of the largest batch, and return all outputs, [B, ...]."""
+        parts = [self._method.execute([p]) for p in torch.from_numpy(ready).split(self._largest)]
+        return [np.concatenate([part.numpy() for part in one]) for one in zip(*parts, strict=True)]
 
-    def prepare(self, images: Array) -> Callable[[], float]:
-        """A call on these images.
+    def bind(self, ready: Array) -> Callable[[], object]:
+        """Return an inference on images, [B, C, H, W].
 
         Raises:
             InputError: more than the file was exported for.
         """
-        ready = torch.from_numpy(check_images(images, self.input_size, self.batch))
         if len(ready) > self._largest:
             raise InputError(
-                f"{len(ready)} images a call; the file was exported for {self._largest} at most.",
+                f"{len(ready)} images per inference; the file was exported for {self._largest} at "
+                "most.",
                 "Export it with a larger --profile.",
             )
-        method = self._method
-
-        def call() -> float:
-            start = time.perf_counter_ns()
-            method.execute([ready])
-            return (time.perf_counter_ns() - start) / 1e9
-
-        return call
+        method, images = self._method, [torch.from_numpy(ready)]
+        return lambda: method.execute(images)
 
     def close(self) -> None:
-        """Drop the program."""
+        """Release the program."""
         del self._method
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """What our export wrote into a file; nothing for one that is not ours.
+    """Read what the export recorded in a file; empty for a third-party file.
 
     Raises:
         CorruptFileError: damaged, or no such file.
@@ -108,17 +98,14 @@ def read_metadata(path: Path) -> dict[str, str]:
 def _open(path: Path) -> tuple[Any, dict[str, str]]:
     with silenced():
         from executorch.runtime import Runtime, Verification
-    try:
+    what = f"{path}: damaged, or not a program of ExecuTorch"
+    with raised_as(CorruptFileError, what, "Export it again."):
         check = Verification.InternalConsistency
         program = Runtime.get().load_program(path, verification=check)
         if _METADATA not in program.method_names:
             return program, {}
         text = program.load_method(_METADATA).execute([])[0]
         return program, {str(key): str(value) for key, value in json.loads(text).items()}
-    except (OSError, RuntimeError, ValueError) as error:
-        raise CorruptFileError(
-            f"{path}: damaged, or no program of ExecuTorch.", "Export it again."
-        ) from error
 
 
 def _set_threads(threads: int) -> None:

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from spvit_deploy.core.errors import InputError, JobError, first_line
+from spvit_deploy.core.errors import InputError, JobError, raised_as
 from spvit_deploy.core.files import write_bytes
 from spvit_deploy.core.log_filters import quiet
 from spvit_deploy.families.attention import disable_fused_attention
@@ -27,7 +27,6 @@ from spvit_deploy.runtimes.onnx.token_pruning import eliminate_dead_tokens
 
 INPUT_NAME = "images"
 MODEL_FILE = "model.onnx"
-DEFAULT_OPSET = 20
 # protobuf's limit is 2 GiB for a whole message.
 _ONE_FILE_BYTES = 2_000_000_000
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
@@ -80,25 +79,19 @@ def trace(
     # A trace at batch 1 would freeze the batch.
     example = torch.zeros(batch or 2, *size)
     shapes = ({0: torch.export.Dim("batch")},) if batch is None else None
-    try:
-        with _quiet(), torch.no_grad():
-            program = torch.onnx.export(
-                module,
-                (example,),
-                dynamo=True,
-                dynamic_shapes=shapes,
-                input_names=[INPUT_NAME],
-                output_names=list(module.names),
-                opset_version=opset,
-                optimize=True,
-                verbose=False,
-            )
-    except (KeyboardInterrupt, MemoryError):
-        raise
-    except Exception as error:
-        raise JobError(
-            f"torch cannot export this model: {first_line(error)}.", "See --debug."
-        ) from error
+    failed = raised_as(JobError, "torch cannot export this model", "See --debug.")
+    with failed, _quiet(), torch.no_grad():
+        program = torch.onnx.export(
+            module,
+            (example,),
+            dynamo=True,
+            dynamic_shapes=shapes,
+            input_names=[INPUT_NAME],
+            output_names=list(module.names),
+            opset_version=opset,
+            optimize=True,
+            verbose=False,
+        )
     assert program is not None
     proto: onnx.ModelProto = program.model_proto
     found = next(o.version for o in proto.opset_import if o.domain in ("", "ai.onnx"))
@@ -142,19 +135,14 @@ def optimize(proto: onnx.ModelProto) -> onnx.ModelProto:
     """Optimize a graph by onnxslim and by dead-token elimination; nodes keep their names."""
     with _quiet():
         slim: onnx.ModelProto = onnxslim.slim(proto)
+    scope = "model"
     for index, node in enumerate(slim.graph.node):
         if "/" not in node.name:
-            node.name = f"{_previous_scope(slim, index)}/{node.op_type}_s{index}"
+            node.name = f"{scope}/{node.op_type}_s{index}"
+        scope = node.name.split("/")[0]
     _rename_parameters(slim)
     eliminate_dead_tokens(slim)
     return slim
-
-
-def _previous_scope(proto: onnx.ModelProto, index: int) -> str:
-    for node in reversed(proto.graph.node[:index]):
-        if "/" in node.name:
-            return node.name.split("/")[0]
-    return "model"
 
 
 def _rename_parameters(proto: onnx.ModelProto) -> None:
@@ -192,10 +180,6 @@ def write(proto: onnx.ModelProto, folder: Path) -> list[str]:
         onnx.save_model(proto, folder / MODEL_FILE, save_as_external_data=True, location=names[1])
     else:
         write_bytes(folder / MODEL_FILE, proto.SerializeToString(deterministic=True))
-    try:
+    with raised_as(JobError, "The ONNX graph is not valid", "Please report it."):
         onnx.checker.check_model(str(folder / MODEL_FILE), full_check=True)
-    except (onnx.checker.ValidationError, RuntimeError, ValueError) as error:
-        raise JobError(
-            f"The ONNX graph is not valid: {first_line(error)}.", "Please report it."
-        ) from error
     return names

@@ -65,7 +65,7 @@ def emulate_rounding(proto: onnx.ModelProto) -> onnx.ModelProto:
         if node.op_type == "Cast" and rounded:
             nodes += _rounding(node.input[0], node.output[0], types[node.output[0]])
             continue
-        exact = copy_node(node)
+        exact = _copy(node)
         exact.output[:] = [f"{name}.exact" if name in rounded else name for name in node.output]
         nodes.append(exact)
         for name in rounded:
@@ -78,8 +78,7 @@ def emulate_rounding(proto: onnx.ModelProto) -> onnx.ModelProto:
     return _with_nodes(proto, nodes, wide)
 
 
-def copy_node(node: onnx.NodeProto) -> onnx.NodeProto:
-    """Copy a node of a graph."""
+def _copy(node: onnx.NodeProto) -> onnx.NodeProto:
     copied = onnx.NodeProto()
     copied.CopyFrom(node)
     return copied
@@ -110,7 +109,7 @@ class _Conversion:
     def add(self, node: onnx.NodeProto) -> None:
         """Append a node, with its inputs cast to the type that it computes in."""
         low = self._computes_low(node)
-        copied = copy_node(node)
+        copied = _copy(node)
         for index, name in enumerate(node.input):
             wrong = name in self.floats and (name in self.low) != low
             if wrong and (low or name not in self.constants):

@@ -16,6 +16,7 @@ from onnx import TensorProto
 from spvit_deploy.core.errors import InputError
 from spvit_deploy.core.preprocessing import Preprocessing
 from spvit_deploy.data.pixels import resized_size
+from spvit_deploy.runtimes.info import FormatInfo
 from spvit_deploy.runtimes.onnx.builder import GraphBuilder
 from spvit_deploy.runtimes.onnx.resampling import Axis, runtime_constant, unsqueeze
 
@@ -27,18 +28,18 @@ _WHITE = 255.0
 _PILLOW = tuple(int(part) for part in PIL.__version__.split(".")[:2])
 
 
-def check_preprocessing(prep: Preprocessing, format: str) -> None:
+def check_preprocessing(prep: Preprocessing, form: FormatInfo) -> None:
     """Check that a graph of this format can do the preprocessing.
 
     Raises:
         InputError: Unsupported interpolation or crop mode, a crop larger than the resized image,
-            or nearest in OpenVINO.
+            or nearest in a format without float64.
     """
-    if (prep.interpolation, format) == ("nearest", "openvino"):
+    if prep.interpolation == "nearest" and not form.has_float64:
         raise InputError(
             "--with-preprocessing: the model needs interpolation nearest, which takes float64; "
-            "OpenVINO has no float64.",
-            "Leave --with-preprocessing out, or choose --format onnx.",
+            f"format '{form.name}' has no float64.",
+            "Omit --with-preprocessing, or choose --format onnx.",
         )
     if not 0 < prep.crop_pct <= 1:
         raise InputError(

@@ -19,8 +19,6 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from spvit_deploy.runtimes.onnx.precision import copy_node
-
 # Elementwise operators.
 _POINTWISE = {
     "Gelu", "Relu", "Erf", "Sigmoid", "Tanh", "HardSigmoid", "HardSwish", "Identity", "Add", "Sub",
@@ -105,7 +103,8 @@ def eliminate_dead_tokens(proto: onnx.ModelProto) -> None:
             kept += reversed(_visit(graph, node))
         else:
             graph.remove_reader(node.input)
-    nodes = [copy_node(node) for node in reversed(kept)]
+    # The nodes live in the list that is replaced.
+    nodes = onnx.GraphProto(node=reversed(kept)).node
     del proto.graph.node[:]
     proto.graph.node.extend(nodes)
     _update_constants_and_shapes(proto, graph)

@@ -5,18 +5,17 @@ from __future__ import annotations
 import json
 import re
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import onnxruntime as ort
 
+from spvit_deploy.core.arrays import Array
 from spvit_deploy.core.errors import CorruptFileError, RuntimeMissingError, first_line
-from spvit_deploy.runtimes.base import Array, LayerTime, Session
-from spvit_deploy.runtimes.model_input import PREPROCESSING_KEY, Intake, read_intake
+from spvit_deploy.runtimes.base import LayerTime, Session
+from spvit_deploy.runtimes.model_input import PREPROCESSING_KEY, ModelInput, read_input
 
 _PROVIDERS = {
     "cpu": "CPUExecutionProvider",
@@ -36,7 +35,13 @@ _TYPES = {
 class OnnxRuntimeSession(Session):
     """An ``.onnx`` file, or an exported folder, in ONNX Runtime; see :class:`Session`.
 
-    A device may name an execution provider as well: ``tensorrt``, ``openvino``, with ``:N``.
+    A device may name an execution provider as well: ``tensorrt``, ``openvino``, with ``:N``. Copies
+    to and from the device are part of an inference.
+
+    Raises:
+        RuntimeMissingError: this onnxruntime has no such provider, or cannot load its libraries.
+        CorruptFileError: a damaged file.
+        InputError: a model that does not take images.
     """
 
     def __init__(self, path: Path, device: str, threads: int | None) -> None:
@@ -49,7 +54,7 @@ class OnnxRuntimeSession(Session):
         except Exception as error:
             missing = "NOT_IMPLEMENTED" in str(error)
             raise CorruptFileError(
-                f"{path}: ONNX Runtime cannot open it ({_reason(error)}).",
+                f"{path}: ONNX Runtime cannot open it: {_reason(error)}.",
                 "Choose another --runtime or --device." if missing else "Export it again.",
             ) from error
         _require_loaded(self._session, provider)
@@ -58,34 +63,22 @@ class OnnxRuntimeSession(Session):
         self.device = device
         self.copies = None if device in ("auto", "cpu") else True
         self.outputs = tuple(output.name for output in self._session.get_outputs())
-        self._input, self._type, self._intake = _only_input(self._session, path)
-        self.batch, self.input_size = self._intake.batch, self._intake.size
-        self.preprocessing = self._intake.pictures
+        self._name, self._type, self.input = _only_input(self._session, path)
 
-    def run_all(self, images: Array) -> list[Array]:
-        """[B, C, H, W] → every output."""
-        return list(self._session.run(None, self._feed(images)))
+    def compute(self, ready: Array) -> list[Array]:
+        """Infer what the model takes, [B, ...], and return all outputs, [B, ...]."""
+        return list(self._session.run(None, self._feed(ready)))
 
-    def run_uint8(self, images: Array) -> list[Array]:
-        """uint8 [B, H, W, C] of any size → every output, where the model prepares them itself."""
-        return list(self._session.run(None, {self._input: self._intake.of_pictures(images)}))
-
-    def prepare(self, images: Array) -> Callable[[], float]:
-        """A call on these images; copies to and from the device are part of its time."""
-        feed, session = self._feed(images), self._session
-
-        def call() -> float:
-            start = time.perf_counter_ns()
-            session.run(None, feed)
-            return (time.perf_counter_ns() - start) / 1e9
-
-        return call
+    def bind(self, ready: Array) -> Callable[[], object]:
+        """Return an inference on what the model takes, [B, ...]."""
+        feed, session = self._feed(ready), self._session
+        return lambda: session.run(None, feed)
 
     def layers(self, images: Array, calls: int) -> list[LayerTime]:
-        """Mean seconds of each node, by ONNX Runtime's profiler, after as many calls to warm up."""
+        """Measure each node by ONNX Runtime's profiler, on images [B, C, H, W]."""
         with tempfile.TemporaryDirectory() as folder:
             session = self._opened(profile=str(Path(folder, "profile")))
-            feed = self._feed(images)
+            feed = self._feed(self.input.from_normalized(images))
             for _ in range(2 * calls):
                 session.run(None, feed)
             events = json.loads(Path(session.end_profiling()).read_text())
@@ -100,16 +93,16 @@ class OnnxRuntimeSession(Session):
             options.enable_profiling, options.profile_file_prefix = True, profile
         return ort.InferenceSession(str(self._file), options, providers=self._providers)
 
-    def _feed(self, images: Array) -> dict[str, Array]:
-        return {self._input: self._intake.of_images(images).astype(self._type, copy=False)}
+    def _feed(self, ready: Array) -> dict[str, Array]:
+        return {self._name: ready.astype(self._type, copy=False)}
 
     def close(self) -> None:
-        """Drop the session."""
+        """Release the session."""
         del self._session
 
 
 def _layers(events: list[dict[str, Any]], calls: int) -> list[LayerTime]:
-    """Nodes of the last ``calls`` calls; microseconds in the profile."""
+    """Average the nodes of the last inferences; the profile counts microseconds."""
     nodes = [e for e in events if e.get("cat") == "Node" and e["name"].endswith(_KERNEL)]
     runs: dict[tuple[str, str], list[float]] = {}
     for event in nodes:
@@ -119,7 +112,7 @@ def _layers(events: list[dict[str, Any]], calls: int) -> list[LayerTime]:
 
 
 def _reason(error: Exception) -> str:
-    """What ONNX Runtime says, without where in its sources it says so."""
+    """Return ONNX Runtime's message without the place in its sources."""
     text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", first_line(error))
     return re.sub(r"/\S*onnxruntime\S*:\d+ .*?\) ", " ", text)
 
@@ -132,14 +125,14 @@ def _provider(device: str) -> tuple[str, dict[str, str]]:
         short = ", ".join(name for name, full in _PROVIDERS.items() if full in offered)
         package = _PACKAGES.get(kind)
         raise RuntimeMissingError(
-            f"Provider '{kind}' was asked for; this onnxruntime offers {short}.",
+            f"Provider '{kind}' was requested; this onnxruntime has {short}.",
             f"Install {package}, or choose --device cpu." if package else "Choose --device cpu.",
         )
     return provider, {"device_id": index} if index else {}
 
 
 def _require_loaded(session: ort.InferenceSession, provider: str) -> None:
-    """ONNX Runtime goes on without a provider whose libraries it cannot load."""
+    """Refuse a provider whose libraries could not be loaded, which is left out silently."""
     used = session.get_providers()
     if provider not in used:
         raise RuntimeMissingError(
@@ -148,27 +141,11 @@ def _require_loaded(session: ort.InferenceSession, provider: str) -> None:
         )
 
 
-def _only_input(session: ort.InferenceSession, file: Path) -> tuple[str, Any, Intake]:
-    """Name, element type and the rest of a model's one input."""
+def _only_input(session: ort.InferenceSession, file: Path) -> tuple[str, Any, ModelInput]:
+    """Return name, element type and the rest of a model's only input."""
     inputs = session.get_inputs()
     found = "; ".join(f"{entry.name} {entry.type} {entry.shape}" for entry in inputs)
     kind = _TYPES.get(inputs[0].type) if len(inputs) == 1 else None
     shape = [size if isinstance(size, int) else None for size in inputs[0].shape if kind]
-    said = session.get_modelmeta().custom_metadata_map.get(PREPROCESSING_KEY)
-    intake = read_intake(shape, kind is np.uint8, said, file, found)
-    return inputs[0].name, kind, intake
-
-
-def read_metadata(path: Path) -> dict[str, str]:
-    """What is written into a file, by whomever; and how many numbers its weights are.
-
-    Raises:
-        CorruptFileError: damaged, or not ONNX.
-    """
-    try:
-        model = onnx.load(path, load_external_data=False)
-    except Exception as error:
-        raise CorruptFileError(f"{path}: damaged, or not ONNX.", "Export it again.") from error
-    held = sum(int(np.prod(tensor.dims)) for tensor in model.graph.initializer)
-    said = {entry.key: entry.value for entry in model.metadata_props}
-    return {"spvit_deploy.params": str(held), **said}
+    recorded = session.get_modelmeta().custom_metadata_map.get(PREPROCESSING_KEY)
+    return inputs[0].name, kind, read_input(shape, kind is np.uint8, recorded, file, found)

@@ -15,7 +15,7 @@ from xml.etree import ElementTree
 import openvino
 
 from spvit_deploy.core.arrays import Array, OutputsRunner
-from spvit_deploy.core.errors import JobError, RuntimeMissingError, first_line
+from spvit_deploy.core.errors import JobError, RuntimeMissingError, raised_as
 from spvit_deploy.core.files import write_bytes
 from spvit_deploy.core.log_filters import quiet, silenced
 from spvit_deploy.runtimes.batching import in_batches
@@ -31,7 +31,7 @@ from spvit_deploy.runtimes.onnx.graph import INPUT_NAME, MODEL_FILE, write
 from spvit_deploy.runtimes.onnx.preprocessing_graph import SCOPE, preprocessing_graph
 from spvit_deploy.runtimes.openvino.core import openvino_core
 
-# Where the session reads which precision the compiler is to be told.
+# Where the session reads the precision that the compiler is to use.
 PRECISION_INFO = ["spvit_deploy", "precision"]
 _XML = "model.xml"
 _FP32 = {"INFERENCE_PRECISION_HINT": "f32"}
@@ -49,12 +49,8 @@ def export_openvino(job: ExportJob, folder: Path, note: Note) -> WrittenFiles:
     accuracy = None
     with tempfile.TemporaryDirectory() as scratch:
         write(job.proto, Path(scratch))
-        try:
+        with raised_as(JobError, "OpenVINO cannot convert the graph", "Please report it."):
             model = openvino.convert_model(Path(scratch) / MODEL_FILE)
-        except RuntimeError as error:
-            raise JobError(
-                f"OpenVINO cannot convert the graph: {first_line(error)}.", "Please report it."
-            ) from error
         if job.calibration is not None:
             model, accuracy = _quantize(model, job.calibration, job.batch or 1, note)
         if job.preprocessing is not None:
@@ -160,7 +156,7 @@ def _runner(model: Any, batch: int) -> OutputsRunner:
 
 
 def _counting(total: int, note: Callable[[str], None]) -> Callable[[Array], Array]:
-    """Says how far a pass over the calibration batches is; NNCF makes several."""
+    """Report how far a pass over the calibration batches is; NNCF makes several."""
     calls = itertools.count()
 
     def take(part: Array) -> Array:
@@ -172,7 +168,7 @@ def _counting(total: int, note: Callable[[str], None]) -> Callable[[Array], Arra
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """NNCF draws bars of its own, on standard output, which is for results."""
+    """Silence NNCF, which draws progress bars on standard output, where results go."""
     loud = ("nncf", "torch.utils.cpp_extension")  # the latter of a CUDA that it does not need
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), quiet(*loud):
         yield

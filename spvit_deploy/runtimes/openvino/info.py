@@ -27,9 +27,11 @@ RUNTIMES = (
                 exporter=f"{_HERE}.exporter:export_openvino",
                 precisions=("fp32", "bf16", "int8"),
                 takes_preprocessing=True,
+                ranks={"fp32": 1, "bf16": 2, "int8": 4},
                 # OpenVINO has no doubles: where the last bit of the weights decides between two
                 # neighbours, a value may differ by two; 2 of 340 million values of noise did.
                 grey_levels=2,
+                has_float64=False,
             ),
         ),
     ),

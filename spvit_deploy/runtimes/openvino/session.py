@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import onnx
 import openvino
 
-from spvit_deploy.core.errors import CorruptFileError, InputError, RuntimeMissingError, first_line
-from spvit_deploy.runtimes.base import Array, LayerTime, Session
-from spvit_deploy.runtimes.model_input import PREPROCESSING_KEY, Intake, read_intake
+from spvit_deploy.core.arrays import Array
+from spvit_deploy.core.errors import CorruptFileError, InputError, RuntimeMissingError, raised_as
+from spvit_deploy.runtimes.base import LayerTime, Session
+from spvit_deploy.runtimes.model_input import PREPROCESSING_KEY, ModelInput, read_input
+from spvit_deploy.runtimes.onnx.describe import read_metadata as read_onnx_metadata
 from spvit_deploy.runtimes.openvino.core import openvino_core
 
-PRECISION_INFO = ("spvit_deploy", "precision")
-PREPROCESSING_INFO = ("spvit_deploy", "preprocessing")
 _KEYS = ("model", "kind", "plan_sha256", "macs", "params", "preprocessing", "class_names", "tools")
 # int8 graphs compute in fp32 beside their quantized layers.
 _HINTS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16", "int8": "f32"}
@@ -27,6 +25,11 @@ class OpenVinoSession(Session):
 
     The precision that a model was exported for is a hint to the compiler; without it, a CPU with
     bf16 would compute every model in bf16.
+
+    Raises:
+        RuntimeMissingError: this OpenVINO has no such device.
+        CorruptFileError: a damaged file.
+        InputError: a model that does not take images, or whose preprocessing needs float64.
     """
 
     name = "openvino"
@@ -35,52 +38,33 @@ class OpenVinoSession(Session):
         self.version = openvino.__version__.split("-")[0]
         core = openvino_core()
         self.device, where = device, _device(core, device)
-        try:
+        with raised_as(CorruptFileError, f"{path}: OpenVINO cannot open it", "Export it again."):
             model = core.read_model(path)
+            precision = _recorded(model, "precision") or "fp32"
             settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
-            settings["INFERENCE_PRECISION_HINT"] = _HINTS[_precision(model)]
+            settings["INFERENCE_PRECISION_HINT"] = _HINTS[precision]
             if threads:
                 settings["INFERENCE_NUM_THREADS"] = threads
             compiled = core.compile_model(model, where, settings)
-            self._again = core, model, where, settings
-        except RuntimeError as error:
-            raise CorruptFileError(
-                f"{path}: OpenVINO cannot open it ({first_line(error)}).", "Export it again."
-            ) from error
+        self._again = core, model, where, settings
         self._request = compiled.create_infer_request()
         self.outputs = tuple(output.get_any_name() for output in compiled.outputs)
-        self._intake = _intake(model, path)
-        self.batch, self.input_size = self._intake.batch, self._intake.size
-        self.preprocessing = self._intake.pictures
+        self.input = _only_input(model, path)
 
-    def run_all(self, images: Array) -> list[Array]:
-        """[B, C, H, W] → every output."""
-        return self._infer(self._intake.of_images(images))
-
-    def run_uint8(self, images: Array) -> list[Array]:
-        """uint8 [B, H, W, C] of any size → every output, where the model prepares them itself."""
-        return self._infer(self._intake.of_pictures(images))
-
-    def _infer(self, ready: Array) -> list[Array]:
+    def compute(self, ready: Array) -> list[Array]:
+        """Infer what the model takes, [B, ...], and return all outputs, [B, ...]."""
         return [value.copy() for value in self._request.infer({0: ready}).values()]
 
-    def prepare(self, images: Array) -> Callable[[], float]:
-        """A call on these images."""
-        feed = {0: self._intake.of_images(images)}
-        request = self._request
-
-        def call() -> float:
-            start = time.perf_counter_ns()
-            request.infer(feed)
-            return (time.perf_counter_ns() - start) / 1e9
-
-        return call
+    def bind(self, ready: Array) -> Callable[[], object]:
+        """Return an inference on what the model takes, [B, ...]."""
+        feed, request = {0: ready}, self._request
+        return lambda: request.infer(feed)
 
     def layers(self, images: Array, calls: int) -> list[LayerTime]:
-        """Mean seconds of each primitive, by OpenVINO's counters, once as many calls are done."""
+        """Measure each primitive by OpenVINO's counters, on images [B, C, H, W]."""
         core, model, where, settings = self._again
         compiled = core.compile_model(model, where, {**settings, "PERF_COUNT": True})
-        request, feed = compiled.create_infer_request(), {0: self._intake.of_images(images)}
+        request, feed = compiled.create_infer_request(), {0: self.input.from_normalized(images)}
         found: dict[tuple[str, str], float] = {}
         for index in range(2 * calls):
             request.infer(feed)
@@ -90,54 +74,48 @@ class OpenVinoSession(Session):
         return [LayerTime(name, op, seconds) for (name, op), seconds in found.items() if seconds]
 
     def close(self) -> None:
-        """Drop the compiled model."""
+        """Release the compiled model."""
         del self._request, self._again
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """What our export wrote into a file; nothing for one that is not ours.
+    """Read what the export recorded in a file; empty for a third-party file.
 
     Raises:
-        CorruptFileError: it, or the weights beside it, are damaged.
+        CorruptFileError: it, or the file of weights beside it, is damaged.
     """
-    try:
+    weights = path.with_suffix(".bin").name
+    what = f"{path}: OpenVINO cannot read it with {weights} beside it"
+    with raised_as(CorruptFileError, what, "Export it again."):
         model = openvino_core().read_model(path)
-    except RuntimeError as error:
-        raise CorruptFileError(
-            f"{path}: OpenVINO cannot read it with {path.with_suffix('.bin').name} beside it.",
-            "Export it again.",
-        ) from error
-    said = {
-        f"spvit_deploy.{key}": model.get_rt_info(["spvit_deploy", key]).astype(str)
-        for key in _KEYS
-        if model.has_rt_info(["spvit_deploy", key])
-    }
-    return said
+    found = {f"spvit_deploy.{key}": _recorded(model, key) for key in _KEYS}
+    return {key: value for key, value in found.items() if value is not None}
 
 
-def _intake(model: Any, file: Path) -> Intake:
+def _recorded(model: Any, key: str) -> str | None:
+    """Read a value that the export wrote into a model; None where it is missing."""
+    where = ["spvit_deploy", key]
+    return str(model.get_rt_info(where).astype(str)) if model.has_rt_info(where) else None
+
+
+def _only_input(model: Any, file: Path) -> ModelInput:
     shape = model.inputs[0].get_partial_shape()
     sizes = list(shape) if shape.rank.is_static else []
     free = [None if part.is_dynamic else part.get_length() for part in sizes]
-    taking_bytes = model.inputs[0].get_element_type().get_type_name() == "u8"
-    said = _said_preprocessing(model, file) if taking_bytes else None
-    intake = read_intake(free, taking_bytes, said, file, str(shape))
-    if intake.pictures is not None and intake.pictures.interpolation == "nearest":
+    takes_uint8 = model.inputs[0].get_element_type().get_type_name() == "u8"
+    recorded = None
+    if takes_uint8:
+        recorded = _recorded(model, "preprocessing")
+        if file.suffix == ".onnx":
+            recorded = read_onnx_metadata(file).get(PREPROCESSING_KEY)
+    found = read_input(free, takes_uint8, recorded, file, str(shape))
+    prep = found.preprocessing
+    if found.any_size and prep is not None and prep.interpolation == "nearest":
         raise InputError(
-            f"{file} resizes by nearest in doubles, which OpenVINO does not have.",
+            f"{file} resizes by nearest in float64, which OpenVINO does not have.",
             "Choose --runtime onnxruntime.",
         )
-    return intake
-
-
-def _said_preprocessing(model: Any, file: Path) -> str | None:
-    """JSON of what a file says that it does to bytes."""
-    if file.suffix == ".onnx":
-        entries = onnx.load(file, load_external_data=False).metadata_props
-        return next((entry.value for entry in entries if entry.key == PREPROCESSING_KEY), None)
-    if not model.has_rt_info(list(PREPROCESSING_INFO)):
-        return None
-    return str(model.get_rt_info(list(PREPROCESSING_INFO)).astype(str))
+    return found
 
 
 def _device(core: Any, device: str) -> str:
@@ -147,13 +125,6 @@ def _device(core: Any, device: str) -> str:
     if where not in offered and kind.upper() not in offered:
         names = ", ".join(name.lower() for name in offered)
         raise RuntimeMissingError(
-            f"Device '{device}' was asked for; this OpenVINO offers {names}.",
-            "Choose one of them.",
+            f"Device '{device}' was requested; this OpenVINO has {names}.", "Choose one of them."
         )
     return where
-
-
-def _precision(model: Any) -> str:
-    if model.has_rt_info(list(PRECISION_INFO)):
-        return str(model.get_rt_info(list(PRECISION_INFO)).astype(str))
-    return "fp32"

@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from spvit_deploy.core.arrays import Array
 from spvit_deploy.core.cuda_driver import load_library
 from spvit_deploy.core.errors import JobError, RuntimeMissingError
-from spvit_deploy.runtimes.base import Array
 from spvit_deploy.runtimes.tensorrt.bindings import Binding
 
 # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: calls of other threads do not invalidate the capture.
@@ -119,7 +119,7 @@ class Buffers:
         return [part.name for part in self.parts if part.is_input == is_input]
 
     def fill(self, images: Array) -> None:
-        """Copy images into the first input's buffer on the host."""
+        """Copy images [B, C, H, W] into the first input's buffer on the host."""
         np.copyto(self.host[self.names(is_input=True)[0]], images)
 
     def outputs(self) -> list[Array]:

@@ -9,7 +9,7 @@ from spvit_deploy.runtimes.tensorrt.engine_record import Engine, EngineRecord, f
 
 
 def describe_file(path: Path) -> dict[str, Any]:
-    """Facts about an engine file, from the record beside it.
+    """Describe an engine file by the record beside it.
 
     Raises:
         InputError: no record, or a damaged file.
@@ -19,12 +19,12 @@ def describe_file(path: Path) -> dict[str, Any]:
 
 
 def describe_folder(folder: Path) -> dict[str, Any]:
-    """The engines of an exported folder, a row each; errors as :func:`describe_file`."""
+    """Describe the engines of an exported folder, a row each; errors as :func:`describe_file`."""
     return {"engines": [_row(engine) for engine in find_engines(folder)]}
 
 
 def describe_record(record: EngineRecord) -> dict[str, Any]:
-    """Facts that an engine's record holds."""
+    """Describe an engine by its record."""
     inputs, outputs = (
         "; ".join(f"{name} [{', '.join(map(str, shape))}]" for name, shape in side.items())
         for side in (record.inputs, record.outputs)
@@ -45,14 +45,9 @@ def describe_record(record: EngineRecord) -> dict[str, Any]:
 
 
 def _row(engine: Engine) -> dict[str, Any]:
-    record = engine.record
-    return {
-        "engine": engine.file.name,
-        "gpu": record.compute_capability,
-        "library": f"{record.library} {record.library_version}",
-        "precision": record.precision,
-        "batches": _batches(record),
-    }
+    shown = describe_record(engine.record)
+    keys = ("gpu", "library", "precision", "batches")
+    return {"engine": engine.file.name, **{key: shown[key] for key in keys}}
 
 
 def _batches(record: EngineRecord) -> str:

@@ -17,8 +17,6 @@ from spvit_deploy.core.errors import InputError
 from spvit_deploy.core.records import StrictModel, check_files, load_record
 
 SUFFIX = ".engine"
-# Module of the library → name of the format and the runtime.
-LIBRARIES = {"tensorrt_rtx": "tensorrt-rtx", "tensorrt": "tensorrt"}
 # Oldest compute capability that a hardware-compatible engine runs on.
 _AMPERE = 80
 
@@ -74,8 +72,8 @@ class EngineRecord(StrictModel):
 
     @property
     def runtime(self) -> str:
-        """Name of the runtime that opens it."""
-        return LIBRARIES[self.library]
+        """Name of the runtime that opens it, and of the format."""
+        return self.library.replace("_", "-")
 
 
 @dataclass(frozen=True)
@@ -123,19 +121,13 @@ def read_engine(file: Path) -> Engine:
 
 
 def runtime_of(file: Path) -> str:
-    """The runtime that an engine is for; errors as :func:`read_engine`."""
+    """Return the runtime that an engine is for; errors as :func:`read_engine`."""
     return read_engine(file).record.runtime
 
 
 def read_metadata(file: Path) -> dict[str, str]:
-    """What the engine's record says of the model; errors as :func:`read_engine`."""
-    record = read_engine(file).record
-    return {"spvit_deploy.precision": record.precision}
-
-
-def describe_unused(path: Path) -> str:
-    """Half a sentence on the engines of a path that cannot run; errors as :func:`find_engines`."""
-    return untouched(find_engines(path))
+    """Return what the engine's record has of the model; errors as :func:`read_engine`."""
+    return {"spvit_deploy.precision": read_engine(file).record.precision}
 
 
 def parse_record(path: Path) -> EngineRecord:

@@ -98,26 +98,34 @@ def export_plain(graph: ExportJob, folder: Path, note: Note) -> WrittenFiles:
     return replace(source, files=(*source.files, *build.save(gpu, blob)))
 
 
-def tensorrt_not_here(options: Mapping[str, Any], precision: str) -> str:
-    """Tell why this host cannot build an engine; empty where it can."""
-    if find_driver() is not None:
-        return ""
-    return "No CUDA driver found; TensorRT builds on the GPU that the engine is for."
+def fit_plain(options: Mapping[str, Any], precision: str) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Drop the named GPUs, which are for TensorRT for RTX.
+
+    Raises:
+        JobError: No CUDA driver.
+    """
+    if find_driver() is None:
+        raise JobError("No CUDA driver found; TensorRT builds on the GPU that the engine is for.")
+    return {name: value for name, value in options.items() if name != "gpus"}, ()
 
 
-def tensorrt_rtx_not_here(options: Mapping[str, Any], precision: str) -> str:
-    """Tell why no engine can be built: no GPU is named, or none has the precision."""
+def fit_rtx(options: Mapping[str, Any], precision: str) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Drop the GPUs that lack a precision, and give the reason for each.
+
+    Raises:
+        JobError: No GPU is named, or none has the precision.
+        InputError: A GPU that the library does not know.
+    """
     gpus = options.get("gpus", ())
     if not gpus:
-        return "Give --gpu for an engine."
-    if all(lacks(gpu, precision) for gpu in gpus):
-        return f"None of {', '.join(gpus)} has {precision} in tensorrt_rtx."
-    return ""
-
-
-def check_known_gpus(gpus: tuple[str, ...]) -> None:
-    """Refuse GPUs that TensorRT for RTX does not know; errors as :func:`check_gpus`."""
+        raise JobError("Give --gpu for an engine.")
     check_gpus(importlib.import_module("tensorrt_rtx"), gpus)
+    lacking = {gpu: _LACKS.get((gpu.lower(), precision), "") for gpu in gpus}
+    having = tuple(gpu for gpu, reason in lacking.items() if not reason)
+    if not having:
+        raise JobError(f"None of {', '.join(gpus)} has {precision} in tensorrt_rtx.")
+    left_out = tuple(f"{gpu}: {reason}" for gpu, reason in lacking.items() if reason)
+    return {**options, "gpus": having}, left_out
 
 
 def check_gpus(trt: Any, gpus: tuple[str, ...], precision: str = "") -> tuple[str, ...]:
@@ -135,18 +143,13 @@ def check_gpus(trt: Any, gpus: tuple[str, ...], precision: str = "") -> tuple[st
                 f"--gpu {gpu}: unknown to {trt.__name__} {trt.__version__}.",
                 f"Choose {', '.join(known)}.",
             )
-        lack = lacks(gpu, precision)
+        lack = _LACKS.get((gpu.lower(), precision))
         if lack:
             raise InputError(
                 f"{trt.__name__} cannot build {precision} for {gpu}: {lack}.",
                 "Choose --precision fp16.",
             )
     return tuple(dict.fromkeys(gpu.lower() for gpu in gpus))
-
-
-def lacks(gpu: str, precision: str) -> str:
-    """Say why TensorRT for RTX cannot build a precision for a GPU; empty where it can."""
-    return _LACKS.get((gpu.lower(), precision), "")
 
 
 def _source(graph: ExportJob, folder: Path, note: Note) -> WrittenFiles:

@@ -22,8 +22,8 @@ def _engine_format(name: str, exporter: str, **more: object) -> FormatInfo:
         # No engine runs without its GPU: the graph that it is built from is verified.
         verified_file="model.onnx",
         verified_in="onnxruntime",
-        check_options=f"{_HERE}.options:parse_{name.replace('-', '_')}",
-        not_here=f"{_HERE}.exporter:{name.replace('-', '_')}_not_here",
+        check_options=f"{_HERE}.options:parse_options",
+        fit_options=f"{_HERE}.exporter:{exporter.replace('export', 'fit')}",
         **more,  # type: ignore[arg-type]
     )
 
@@ -42,7 +42,6 @@ def _engine_runtime(name: str, title: str, session: str, form: FormatInfo) -> Ru
         describe_folder=f"{_HERE}.describe:describe_folder",
         identify=f"{_HERE}.engine_record:runtime_of",
         needs_gpu=True,
-        no_gpu=f"{_HERE}.engine_record:describe_unused",
         layers=True,
         triton_backend="tensorrt" if name == "tensorrt" else "",
     )
@@ -59,14 +58,12 @@ RUNTIMES = (
             options=tuple(option for option in OPTIONS if option.name not in RTX_LACKS),
             unsupported=RTX_LACKS,
             for_named_gpus=True,
-            check_gpus=f"{_HERE}.exporter:check_known_gpus",
-            gpu_lacks=f"{_HERE}.exporter:lacks",
         ),
     ),
     _engine_runtime(
         "tensorrt",
         "TensorRT",
         "TensorRtSession",
-        _engine_format("tensorrt", "export_plain", options=OPTIONS),
+        _engine_format("tensorrt", "export_plain", options=OPTIONS, ranks={"fp16": 9, "int8": 10}),
     ),
 )

@@ -16,6 +16,8 @@ def make_logger(trt: Any) -> Any:
     """
 
     class Logger(trt.ILogger):  # type: ignore[misc]
+        """Keeps errors and warnings."""
+
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
             self.errors: list[str] = []

@@ -72,32 +72,18 @@ class EngineOptions:
     refittable: bool = False
 
 
-def parse_tensorrt(options: Mapping[str, Any], precision: str) -> EngineOptions:
-    """The options of a TensorRT engine, checked before any work.
+def parse_options(options: Mapping[str, Any], precision: str) -> EngineOptions:
+    """Check the options of an engine before any work; the library checks the GPUs.
 
     Raises:
         InputError: a profile, or a timing cache, that cannot be used.
     """
-    cache = options.get("timing_cache")
-    if cache is not None:
+    given = {name: value for name, value in options.items() if value is not None}
+    given["profile"] = profile_of(options)
+    given["gpus"] = tuple(given.get("gpus", ()))
+    if "timing_cache" in given:
         from spvit_deploy.runtimes.tensorrt.timing_cache import check_file
 
-        check_file(Path(cache))
-    return EngineOptions(
-        gpus=tuple(options.get("gpus", ())),
-        profile=profile_of(options),
-        timing_cache=None if cache is None else Path(cache),
-        **{
-            name: bool(options.get(name, False))
-            for name in ("version_compatible", "hardware_compatible", "refittable")
-        },
-    )
-
-
-def parse_tensorrt_rtx(options: Mapping[str, Any], precision: str) -> EngineOptions:
-    """As :func:`parse_tensorrt`; the GPUs are checked by the library, where it is installed.
-
-    Raises:
-        InputError: as :func:`parse_tensorrt`.
-    """
-    return parse_tensorrt(options, precision)
+        given["timing_cache"] = Path(given["timing_cache"])
+        check_file(given["timing_cache"])
+    return EngineOptions(**given)

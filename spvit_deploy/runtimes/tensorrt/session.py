@@ -7,9 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from spvit_deploy.core.arrays import Array
 from spvit_deploy.core.cuda_driver import require_gpu
 from spvit_deploy.core.errors import InputError, JobError
-from spvit_deploy.runtimes.base import Array, LayerTime, Session, check_images
+from spvit_deploy.runtimes.base import LayerTime, Session
+from spvit_deploy.runtimes.model_input import ModelInput
+from spvit_deploy.runtimes.registry import find_runtime
 from spvit_deploy.runtimes.tensorrt.bindings import bindings, image_size
 from spvit_deploy.runtimes.tensorrt.cuda_buffers import Buffers, CudaDevice, capture_graph
 from spvit_deploy.runtimes.tensorrt.engine_record import (
@@ -33,12 +36,11 @@ class TensorRtSession(Session):
         last_parts: Seconds of the last inference: ``to_device``, ``compute``, ``to_host``.
         clock, copies: As recorded in results: copies are part of the latency.
         cuda_graph: Whether the last prepared inference uses a graph; None before the first.
-        limits: Smallest and largest batch.
 
     Raises:
         JobError: No GPU.
         InputError: No engine fits the GPU and the library.
-        RuntimeMissingError: No such device, or pycuda is not installed.
+        RuntimeMissingError: No such device, or a package is not installed.
     """
 
     name = "tensorrt"
@@ -48,16 +50,15 @@ class TensorRtSession(Session):
 
     def __init__(self, path: Path, device: str, threads: int | None) -> None:
         engines = find_engines(path)
-        gpu = require_gpu(untouched(engines), "Run it on a host with that GPU.", device)
+        gpu = require_gpu(untouched(engines), "Run it where the GPU is.", device)
+        find_runtime(self.name)
         trt: Any = importlib.import_module(self.library)
         self.version: str = trt.__version__
         engine = choose(engines, Place(self.library, trt.__version__, gpu.capability))
         self._record = record = engine.record
         self.device = f"cuda:{gpu.index}"
         self.outputs = tuple(record.outputs)
-        self.input_size = image_size(record)
-        self.limits = (record.smallest, record.largest)
-        self.batch = record.smallest if len(record.batches) == 1 else None
+        self.input = ModelInput(image_size(record), (record.smallest, record.largest))
         self.last_parts: dict[str, float] = {}
         self.cuda_graph: bool | None = None
         self._device = CudaDevice(gpu.index)
@@ -68,9 +69,8 @@ class TensorRtSession(Session):
         with self._device.active():
             self._engine, self._context = _load(trt, self._logger, engine)
 
-    def run_all(self, images: Array) -> list[Array]:
-        """Infer [B, C, H, W] → all outputs, in order."""
-        ready = check_images(images, self.input_size, self.batch)
+    def compute(self, ready: Array) -> list[Array]:
+        """Infer images, [B, C, H, W], and return all outputs, [B, ...]."""
         with self._device.active():
             buffers = self._runs.get(len(ready)) or self._make(len(ready))
             self._runs[len(ready)] = buffers
@@ -79,8 +79,8 @@ class TensorRtSession(Session):
             return buffers.outputs()
 
     def prepare(self, images: Array) -> Callable[[], float]:
-        """Make a function that infers these images from page-locked memory and returns seconds."""
-        ready = check_images(images, self.input_size, self.batch)
+        """Return an inference on images, [B, C, H, W], in page-locked memory, and its seconds."""
+        ready = self.input.from_normalized(images)
         with self._device.active():
             buffers = self._make(len(ready), fixed=True)
             self._prepared.append(buffers)
@@ -94,10 +94,10 @@ class TensorRtSession(Session):
         return call
 
     def layers(self, images: Array, calls: int) -> list[LayerTime]:
-        """Measure the mean seconds of each layer by IProfiler, after as many warm-up calls."""
+        """Measure each layer by TensorRT's IProfiler, on images [B, C, H, W]."""
         seconds: dict[str, float] = {}
         profiler = _profiler(importlib.import_module(self.library), seconds)
-        ready = check_images(images, self.input_size, self.batch)
+        ready = self.input.from_normalized(images)
         with self._device.active():
             buffers = self._make(len(ready))
             buffers.fill(ready)
@@ -170,6 +170,8 @@ def _profiler(trt: Any, seconds: dict[str, float]) -> Any:
     """Make an IProfiler that adds up the seconds of each layer, in the order of execution."""
 
     class Profiler(trt.IProfiler):  # type: ignore[misc]
+        """Adds up the seconds of each layer."""
+
         def __init__(self) -> None:
             trt.IProfiler.__init__(self)
 

@@ -8,11 +8,10 @@ import torch
 
 from spvit_deploy.core.errors import RuntimeMissingError
 from spvit_deploy.runtimes.export_job import ExportJob, Note, WrittenFiles
-from spvit_deploy.runtimes.onnx.graph import prepare
-from spvit_deploy.runtimes.torch_program import Plain, metadata_text, trace_program
+from spvit_deploy.runtimes.torch.archive_check import METADATA_FILE
+from spvit_deploy.runtimes.torch_program import metadata_text, trace_program
 
 MODEL_FILE = "model.pt2"
-METADATA_FILE = "spvit_deploy.json"
 # Before that, the file was an archive of pickles.
 _LEAST = (2, 8)
 _TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -21,9 +20,8 @@ _TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 def export_program(job: ExportJob, folder: Path, note: Note) -> WrittenFiles:
     """Trace the module, with torch's fused attention, and save the program.
 
-    Twice the same export gives the same bytes: the archive bears no times, and is named after
-    the file. bf16 means the whole module: torch keeps the statistics of LayerNorm and softmax in
-    fp32 by itself.
+    Two exports give the same bytes: the archive has no times, and is named after the file. bf16
+    is the whole module: torch itself keeps the statistics of LayerNorm and softmax in fp32.
 
     Raises:
         JobError: torch cannot export it.
@@ -36,8 +34,7 @@ def export_program(job: ExportJob, folder: Path, note: Note) -> WrittenFiles:
             "pip install -U torch torchvision",
         )
     note("torch.export")
-    module = Plain(prepare(job.outputs, fused=True), _TYPES[job.precision])
-    program = trace_program(module, job)
+    program = trace_program(job, fused=True, dtype=_TYPES[job.precision])
     extra = {METADATA_FILE: metadata_text(job)}
     torch.export.save(program, folder / MODEL_FILE, extra_files=extra)
     return WrittenFiles((MODEL_FILE,))

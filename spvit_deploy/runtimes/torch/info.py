@@ -13,6 +13,8 @@ _PT2 = FormatInfo(
     exporter=f"{_HERE}.exporter:export_program",
     precisions=("fp32", "bf16"),
     from_onnx=False,
+    # In fp32 the folder itself is tried.
+    ranks={"bf16": 6},
 )
 
 RUNTIMES = (
@@ -26,7 +28,6 @@ RUNTIMES = (
         opens=("dense", "lean"),
         metadata=f"{_HERE}.archive_check:read_metadata",
         layers=True,
-        triton_backend="python",
     ),
     RuntimeInfo(
         name="torch-compile",

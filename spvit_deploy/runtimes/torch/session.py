@@ -2,46 +2,37 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
+from spvit_deploy.core.arrays import Array
 from spvit_deploy.core.device import pick_device
-from spvit_deploy.core.errors import (
-    CorruptFileError,
-    InputError,
-    JobError,
-    RuntimeMissingError,
-    first_line,
-)
+from spvit_deploy.core.errors import CorruptFileError, JobError, RuntimeMissingError, raised_as
 from spvit_deploy.lean.model_folder import load_saved
-from spvit_deploy.runtimes.base import Array, LayerTime, Session, check_images
+from spvit_deploy.runtimes.base import LayerTime, Session
+from spvit_deploy.runtimes.model_input import ModelInput, read_input, read_outputs
+from spvit_deploy.runtimes.timing import TimedCall
 from spvit_deploy.runtimes.torch.archive_check import check_archive, read_metadata
 from spvit_deploy.runtimes.torch.layer_profile import module_layers
 
-
-@dataclass(frozen=True)
-class _Network:
-    """What a path holds, on its device.
-
-    Attributes:
-        batches: smallest and largest batch that it takes, the same for a fixed one.
-    """
-
-    module: Any
-    input_size: tuple[int, int, int]
-    batches: tuple[int, int | None]
-    outputs: tuple[str, ...]
+# A model on its device, what it takes, and the names of its outputs.
+_Opened = tuple[Any, ModelInput, tuple[str, ...]]
 
 
 class TorchSession(Session):
-    """A dense or lean folder, or a ``.pt2`` file or a folder with one; see :class:`Session`."""
+    """A dense or lean folder, or a ``.pt2`` file or a folder with one; see :class:`Session`.
+
+    Raises:
+        RuntimeMissingError: torch has no such device.
+        CorruptFileError: a damaged file.
+        InputError: a model that does not take images, or a file whose loading could run code.
+    """
 
     name = "torch"
 
@@ -57,49 +48,51 @@ class TorchSession(Session):
         if threads:
             torch.set_num_threads(threads)
         self._program = path.suffix == ".pt2"
-        network = (_program if self._program else _folder)(path, self._where)
-        self.input_size, self.limits = network.input_size, network.batches
-        self.batch = self.limits[0] if self.limits[0] == self.limits[1] else None
-        self.outputs = network.outputs
-        self._module = network.module
+        open_path = _open_program if self._program else _open_folder
+        self._module, self.input, self.outputs = open_path(path, self._where)
 
-    def run_all(self, images: Array) -> list[Array]:
-        """[B, C, H, W] → every output."""
-        ready = torch.from_numpy(check_images(images, self.input_size, self.batch))
+    def compute(self, ready: Array) -> list[Array]:
+        """Infer images, [B, C, H, W], and return all outputs, [B, ...]."""
         with torch.inference_mode():
-            answer = self._module(ready.to(self._where))
-        if isinstance(answer, dict):  # of others' programs
-            answer = list(answer.values())
-        answers = answer if isinstance(answer, (list, tuple)) else [answer]
-        return [part.cpu().numpy() for part in answers]
+            found = self._module(torch.from_numpy(ready).to(self._where))
+        if isinstance(found, dict):  # of third-party programs
+            found = list(found.values())
+        outputs = found if isinstance(found, (list, tuple)) else [found]
+        return [part.cpu().numpy() for part in outputs]
 
-    def prepare(self, images: Array) -> Callable[[], float]:
-        """A call on these images, which lie on the device already."""
-        ready = torch.from_numpy(check_images(images, self.input_size, self.batch))
-        ready, module = ready.to(self._where), self._module
-        if self._where.type == "cuda":
-            self.last_parts = {}
-            return cuda_call(module, ready, self.last_parts)
+    def bind(self, ready: Array) -> Callable[[], object]:
+        """Return an inference on images, [B, C, H, W], which are on the device already."""
+        module, images = self._module, torch.from_numpy(ready).to(self._where)
 
-        def call() -> float:
+        def call() -> None:
             with torch.inference_mode():
-                start = time.perf_counter_ns()
-                module(ready)
-                if ready.device.type == "mps":
+                module(images)
+                if images.device.type == "mps":
                     torch.mps.synchronize()
-                return (time.perf_counter_ns() - start) / 1e9
 
         return call
 
+    def prepare(self, images: Array) -> TimedCall:
+        """Return an inference on images, [B, C, H, W], that returns its seconds.
+
+        On a GPU they are taken there, by events; ``last_parts`` has ``compute``, the same, and
+        ``enqueue`` on the host.
+        """
+        if self._where.type != "cuda":
+            return super().prepare(images)
+        ready = torch.from_numpy(self.input.from_normalized(images)).to(self._where)
+        self.last_parts = {}
+        return cuda_call(self._module, ready, self.last_parts)
+
     def layers(self, images: Array, calls: int) -> list[LayerTime]:
-        """Mean seconds of each submodule; none for programs, which have lost theirs."""
+        """Measure each submodule on images [B, C, H, W]; empty for programs, which have none."""
         if not isinstance(self._module, nn.Module) or self._program:
             return []
-        ready = torch.from_numpy(check_images(images, self.input_size, self.batch))
+        ready = torch.from_numpy(self.input.from_normalized(images))
         return module_layers(self._module, ready.to(self._where), calls)
 
     def close(self) -> None:
-        """Drop the model."""
+        """Release the model."""
         del self._module
 
 
@@ -121,38 +114,29 @@ class CompiledSession(TorchSession):
         limit: Any = torch._dynamo.config
         limit.recompile_limit = max(limit.recompile_limit, 64)
         self._module = torch.compile(self._module, dynamic=False)
-        self._known: set[int] = set()
         CompiledSession._open += 1
 
-    def run_all(self, images: Array) -> list[Array]:
-        """[B, C, H, W] → every output; the first batch of its size is compiled for."""
-        self._compile(images)
-        return super().run_all(images)
+    def compute(self, ready: Array) -> list[Array]:
+        """Infer images, [B, C, H, W]; the first batch of its size is compiled for.
 
-    def prepare(self, images: Array) -> Callable[[], float]:
-        """A call on these images, compiled already."""
-        self._compile(images)
+        Raises:
+            JobError: torch cannot compile it.
+        """
+        what = "torch.compile cannot compile this model"
+        with raised_as(JobError, what, "Choose --runtime torch."):
+            return super().compute(ready)
+
+    def prepare(self, images: Array) -> TimedCall:
+        """Return an inference on images, [B, C, H, W], compiled already, and its seconds."""
+        self.run_all(images)
         return super().prepare(images)
 
     def layers(self, images: Array, calls: int) -> list[LayerTime]:
-        """None: what is compiled has no submodules left."""
+        """Return nothing: compiled code has no submodules, whatever the images [B, C, H, W]."""
         return []
 
-    def _compile(self, images: Array) -> None:
-        ready = check_images(images, self.input_size, self.batch)
-        if len(ready) in self._known:
-            return
-        try:
-            super().run_all(ready)
-        except Exception as error:
-            raise JobError(
-                f"torch.compile cannot compile this model: {first_line(error)}.",
-                "Choose --runtime torch.",
-            ) from error
-        self._known.add(len(ready))
-
     def close(self) -> None:
-        """Drop the model, and with the last one what was compiled.
+        """Release the model, and with the last one what was compiled.
 
         Sooner, others that are still open would be compiled again while they are timed.
         """
@@ -174,60 +158,42 @@ def _require_compiler() -> None:
         ) from None
 
 
-def _folder(path: Path, device: torch.device) -> _Network:
+def _open_folder(path: Path, device: torch.device) -> _Opened:
     saved = load_saved(path)
     headless = getattr(saved.module, "num_classes", None) == 0
-    outputs = ("embedding",) if headless else ("logits",)
-    return _Network(saved.module.to(device), saved.preprocessing.input_size, (1, None), outputs)
+    taken = ModelInput(saved.preprocessing.input_size)
+    return saved.module.to(device), taken, ("embedding" if headless else "logits",)
 
 
-def _program(file: Path, device: torch.device) -> _Network:
+def _open_program(file: Path, device: torch.device) -> _Opened:
     check_archive(file)
-    try:
+    with raised_as(CorruptFileError, f"{file}: torch cannot open it", "Export it again."):
         program = torch.export.load(file)
-        taken = [
-            node.meta["val"]
-            for node in program.graph.nodes
-            if node.name in program.graph_signature.user_inputs
-        ]
-        answers = len(program.graph_signature.user_outputs)
+        signature = program.graph_signature
+        inputs = set(signature.user_inputs)
+        taken = [node.meta["val"] for node in program.graph.nodes if node.name in inputs]
         if device.type != "cpu":
             from torch.export.passes import move_to_device_pass
 
             program = move_to_device_pass(program, device)
         module = program.module()
-    except (KeyboardInterrupt, MemoryError):
-        raise
-    except Exception as error:
-        raise CorruptFileError(
-            f"{file}: torch cannot open it ({first_line(error)}).", "Export it again."
-        ) from (error)
-    names = json.loads(read_metadata(file).get("spvit_deploy.outputs", "[]"))
-    outputs = tuple(names) or tuple(f"output_{index}" for index in range(answers))
-    batches, size = _images_of(taken, program.range_constraints, file)
-    return _Network(module, size, batches, outputs)
+    outputs = read_outputs(read_metadata(file), len(signature.user_outputs))
+    return module, _only_input(taken, program.range_constraints, file), outputs
 
 
-def _images_of(
-    taken: list[Any], ranges: Any, file: Path
-) -> tuple[tuple[int, int | None], tuple[int, int, int]]:
-    """Batches and size of the images that a program takes."""
+def _only_input(taken: list[Any], ranges: Any, file: Path) -> ModelInput:
+    """Return what a program takes, by its example inputs and the ranges of their symbols."""
     shapes: list[list[Any]] = [list(getattr(value, "shape", [])) for value in taken]
     kinds = [getattr(value, "dtype", type(value).__name__) for value in taken]
+    found = "; ".join(f"{kind} {sides}" for kind, sides in zip(kinds, shapes, strict=True))
     shape = shapes[0] if kinds == [torch.float32] else []
-    if len(shape) != 4 or not all(isinstance(side, int) for side in shape[1:]):
-        found = "; ".join(f"{kind} {sides}" for kind, sides in zip(kinds, shapes, strict=True))
-        raise InputError(
-            f"{file} takes {found.replace('torch.', '')}.",
-            "What is measured takes float32 images [batch, channels, height, width] of one size.",
-        )
-    batch, channels, height, width = shape
-    size = (channels, height, width)
-    if isinstance(batch, int):
-        return (batch, batch), size
-    allowed = ranges[batch.node.expr]
+    free = [size if isinstance(size, int) else None for size in shape]
+    read = read_input(free, False, None, file, found.replace("torch.", ""))
+    if isinstance(shape[0], int):
+        return read
+    allowed = ranges[shape[0].node.expr]
     largest = int(allowed.upper) if allowed.upper.is_Integer else None
-    return (max(1, int(allowed.lower)), largest), size
+    return replace(read, batches=(max(1, int(allowed.lower)), largest))
 
 
 def cuda_call(
@@ -235,12 +201,12 @@ def cuda_call(
     images: torch.Tensor,
     parts: dict[str, float] | None = None,
 ) -> Callable[[], float]:
-    """A call on images that lie on a GPU, whose seconds are taken there, by events.
+    """Return an inference on a GPU whose seconds are taken there, by events.
 
     Args:
         module: on the GPU.
-        images: there, too.
-        parts: told the seconds of the last call: ``compute``, and ``enqueue`` on the host.
+        images: there too.
+        parts: receives the seconds of the last inference: ``compute``, and ``enqueue`` on the host.
     """
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
 

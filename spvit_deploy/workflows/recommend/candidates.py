@@ -10,19 +10,14 @@ from pathlib import Path
 import psutil
 
 from spvit_deploy.runtimes.export_job import ExportJob
+from spvit_deploy.runtimes.info import UNRANKED
 from spvit_deploy.runtimes.registry import formats
 from spvit_deploy.workflows.export_all import Candidate, ExportRow, export_candidates
 from spvit_deploy.workflows.recommend.record import Tried
 from spvit_deploy.workflows.recommend.tournament import Tournament
 
-# Format and precision, in the order in which they are tried: what is slow to write or seldom wins
-# comes last, and is left out where its format was too slow in fp32. PyTorch runs the folder.
-FOLDER = "folder"
-_ORDER = (
-    ("onnx", "fp32"), ("openvino", "fp32"), ("openvino", "bf16"), (FOLDER, "fp32"),
-    ("openvino", "int8"), ("onnx", "int8"), ("torch", "bf16"), ("executorch", "fp32"),
-    ("onnx", "fp16"), ("tensorrt", "fp16"), ("tensorrt", "int8"),
-)  # fmt: skip
+# PyTorch runs the model's own folder, which is tried after the ranks before this one.
+FOLDER, _FOLDER_RANK = "folder", 3
 # How much slower than the best its fp32 may be, for another precision of a format to be tried.
 _HOPELESS = 3.0
 
@@ -45,8 +40,7 @@ class Model:
 
     def candidate(self, form: str, precision: str, folder: Path) -> Candidate:
         """Make a candidate of it, to be written within a folder."""
-        assert self.job.saved is not None
-        name = self.job.saved.kind if form == FOLDER else form
+        name = self.job.model.kind if form == FOLDER else form
         parts = [part for part in (self.label, name, precision) if part]
         target = folder / "-".join(parts).replace("%", "").replace("/", "-")
         settings = replace(self.job.settings, format=name, precision=precision)
@@ -147,15 +141,17 @@ def enter_all(
 
 
 def _order() -> list[tuple[str, str]]:
-    """Formats and precisions to try; what runtimes of other packages write comes last."""
-    known = {form for form, _ in _ORDER}
-    added = [
-        (name, precision)
-        for name, form in formats().items()
-        if name not in known and not form.for_named_gpus
-        for precision in form.precisions
-    ]
-    return [*_ORDER, *added]
+    """List formats and precisions by the rank that the formats declare, those without one last.
+
+    One that is slow in fp32 is left out in other precisions, so fp32 comes first of its kind.
+    """
+    ranks = {(FOLDER, "fp32"): _FOLDER_RANK}
+    for name, form in formats().items():
+        if form.for_named_gpus:
+            continue
+        declared = form.ranks or dict.fromkeys(form.precisions, UNRANKED)
+        ranks.update({(name, precision): rank for precision, rank in declared.items()})
+    return sorted(ranks, key=ranks.__getitem__)
 
 
 def thread_counts() -> tuple[int, ...]:

@@ -15,7 +15,7 @@ from spvit_deploy.benchmarks.statistics import early_stopping, percentile, sampl
 from spvit_deploy.core.errors import SpvitError
 from spvit_deploy.core.log_filters import without_lines
 from spvit_deploy.runtimes.base import Session
-from spvit_deploy.runtimes.registry import open_session
+from spvit_deploy.runtimes.registry import open_session, runtimes
 from spvit_deploy.runtimes.timing import TimedCall, burst, interleaved, warm_up
 from spvit_deploy.workflows.recommend.record import Tried
 from spvit_deploy.workflows.recommend.target import Target
@@ -42,7 +42,7 @@ class Configuration:
 
     def sample(self, seconds: float = _BURST) -> None:
         """Take a burst; PyTorch's threads are the process's, so they are set each time."""
-        if self.tried.runtime.startswith("torch"):
+        if runtimes()[self.tried.runtime].package == "torch":
             torch.set_num_threads(self.tried.threads)
         self.samples += burst(self.call, seconds, _PAUSE)
 
@@ -108,8 +108,8 @@ class Tournament:
         return fastest
 
     def _opened(self, path: Path, made: Tried) -> Iterator[Configuration]:
-        # ExecuTorch's pool is the process's: resized under a model that is open, it locks up.
-        pool = self._threads[-1:] if made.runtime == "executorch" else self._threads
+        # A pool of the whole process, resized under a model that is open, locks up.
+        pool = self._threads[-1:] if runtimes()[made.runtime].one_thread_pool else self._threads
         for threads in pool:
             for batch in self._batches:
                 tried = made.model_copy(update={"threads": threads, "batch": batch})
@@ -182,7 +182,7 @@ def _open(path: Path, tried: Tried) -> Configuration | None:
     # ExecuTorch prints how many threads it has.
     with without_lines(b"threadpool.cpp"):
         session = open_session(path, tried.runtime, "cpu", tried.threads)
-    least, most = session.batch_limits()
+    least, most = session.input.batches
     if not least <= tried.batch <= (most or tried.batch):
         session.close()
         return None

@@ -1,0 +1,60 @@
+"""What ONNX files record about themselves, and what ``spvit-deploy inspect`` shows of them."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from spvit_deploy.core.errors import CorruptFileError, raised_as
+
+
+def describe_file(path: Path) -> dict[str, Any]:
+    """Describe an ONNX file: operator set, nodes, inputs, outputs, parameters and metadata.
+
+    Raises:
+        CorruptFileError: damaged, or not ONNX.
+    """
+    model = _load(path)
+    facts: dict[str, Any] = {
+        "opset": model.opset_import[0].version if model.opset_import else None,
+        "nodes": len(model.graph.node),
+        "producer": f"{model.producer_name} {model.producer_version}".strip(),
+        "inputs": "; ".join(_value(value) for value in model.graph.input),
+        "outputs": "; ".join(_value(value) for value in model.graph.output),
+        "params": _parameters(model),
+        "operators": dict(Counter(node.op_type for node in model.graph.node).most_common(8)),
+    }
+    return {**facts, **_properties(model)}
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """Read the metadata of any ONNX file, and the number of its parameters.
+
+    Raises:
+        CorruptFileError: damaged, or not ONNX.
+    """
+    model = _load(path)
+    return {"spvit_deploy.params": str(_parameters(model)), **_properties(model)}
+
+
+def _load(path: Path) -> onnx.ModelProto:
+    with raised_as(CorruptFileError, f"{path}: damaged, or not ONNX", "Export it again."):
+        return onnx.load(path, load_external_data=False)
+
+
+def _parameters(model: onnx.ModelProto) -> int:
+    return sum(math.prod(tensor.dims) for tensor in model.graph.initializer)
+
+
+def _properties(model: onnx.ModelProto) -> dict[str, str]:
+    return {entry.key: entry.value for entry in model.metadata_props}
+
+
+def _value(value: onnx.ValueInfoProto) -> str:
+    tensor = value.type.tensor_type
+    sizes = ", ".join(d.dim_param or str(d.dim_value) for d in tensor.shape.dim)
+    return f"{value.name} {onnx.TensorProto.DataType.Name(tensor.elem_type).lower()} [{sizes}]"
