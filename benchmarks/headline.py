@@ -8,12 +8,8 @@ from dataclasses import dataclass
 from spvit_deploy.benchmarks.results import BenchmarkResult
 from spvit_deploy.benchmarks.speedups import ratio_of
 from spvit_deploy.benchmarks.statistics import Ratio
+from spvit_deploy.runtimes.registry import runtimes
 
-RUNTIME_LABELS = {
-    "torch": "PyTorch", "torch-compile": "torch.compile", "onnxruntime": "ONNX Runtime",
-    "openvino": "OpenVINO", "tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT for RTX",
-    "executorch": "ExecuTorch",
-}  # fmt: skip
 # Percentage points of top-1 that the fastest artifact may lose.
 _MAX_DROP = 1.0
 
@@ -75,7 +71,8 @@ def label_of(row: BenchmarkResult) -> str:
     runtime, _, provider = row.runtime.partition(":")
     low = row.precision if row.precision not in ("", "fp32") else ""
     precision = f" {low}" if low and low not in row.title else ""
-    where = RUNTIME_LABELS.get(runtime, runtime) + (f" with {provider}" if provider else "")
+    known = runtimes().get(runtime)
+    where = (known.title if known else runtime) + (f" with {provider}" if provider else "")
     return f"{row.title}{precision} in {where}"
 
 

@@ -11,12 +11,11 @@ import psutil
 import torch
 
 from spvit_deploy.core.records import StrictModel
+from spvit_deploy.runtimes.registry import runtimes
 
 _FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimd")
-_PACKAGES = (
-    "spvit-deploy", "torch", "timm", "onnx", "onnxruntime", "openvino", "nncf", "tensorrt-rtx",
-    "tensorrt", "executorch", "mlcommons-loadgen", "numpy",
-)  # fmt: skip
+# Beside the distributions that runtimes declare.
+_PACKAGES = ("spvit-deploy", "mlcommons-loadgen", "numpy")
 _GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 _DRIVER = Path("/proc/driver/nvidia/version")
 
@@ -49,6 +48,7 @@ class HostRecord(StrictModel):
 def read_host() -> HostRecord:
     """Read the host's record."""
     name, flags = _cpu()
+    packages = (*_PACKAGES, *(one for info in runtimes().values() for one in info.distributions))
     return HostRecord(
         cpu=name,
         cores=psutil.cpu_count(logical=False) or 0,
@@ -59,7 +59,7 @@ def read_host() -> HostRecord:
         python=platform.python_version(),
         load=round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else 0.0,
         gpus=tuple(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())),
-        versions={name: installed(name) for name in _PACKAGES},
+        versions={name: installed(name) for name in packages},
         governor=_first_line(_GOVERNOR),
         driver=_driver(),
     )

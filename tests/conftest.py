@@ -1,19 +1,28 @@
-"""Small real models, made once for all tests."""
+"""Small real models, made once for all tests.
+
+What takes a training or an export is made by the first test that asks for it, in a folder that
+all workers of pytest-xdist see (fixture `made_once`). A test that changes it copies it first.
+"""
 
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 
 from spvit_deploy.core.plan import AttentionKind, BlockPlan, ModelSpec, PrunePlan
 from spvit_deploy.families.timm_models import create_model
 from spvit_deploy.lean.model_folder import SavedModel, dense_saved, save_model
 from spvit_deploy.search.supernet import Supernet
+from tests.helpers.calls import good
+
+MadeOnce = Callable[[str, Callable[[Path], object]], Path]
 
 TINY = {
     "img_size": 16, "patch_size": 4, "in_chans": 1, "embed_dim": 24, "depth": 3, "num_heads": 3,
@@ -65,6 +74,102 @@ def dense_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "dense"
     save_model(dense_saved(create_model(tiny_spec()), tiny_spec()), folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> MadeOnce:
+    """Makes a file or folder of this name once for all workers: ``made_once(name, make)``.
+
+    ``make`` is given the path, and writes it.
+    """
+    base = tmp_path_factory.getbasetemp()
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
+
+    def once(name: str, make: Callable[[Path], object]) -> Path:
+        path = shared / name
+        done = shared / f".{name}.done"
+        shared.mkdir(exist_ok=True)
+        with FileLock(shared / f".{name}.lock"):
+            if not done.exists():
+                threads = torch.get_num_threads()
+                torch.set_num_threads(1)
+                make(path)
+                torch.set_num_threads(threads)
+                done.touch()
+        return path
+
+    return once
+
+
+QUICK = ["--data", "digits", "--epochs", "1", "--batch-size", "128"]
+
+
+@pytest.fixture(scope="session")
+def trained_folder(made_once: MadeOnce) -> Path:
+    """A dense folder, trained on digits for 8 epochs: 60 to 90 % of the images are right."""
+    return made_once(
+        "dense",
+        lambda path: good("finetune", NAME, *TINY_ARGS, "--data", "digits", "--epochs", "8",
+                          "--lr", "2e-3", "-o", path),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def search_folder(made_once: MadeOnce, trained_folder: Path) -> Path:
+    """A search of `trained_folder` for half of its MACs, one epoch."""
+    return made_once(
+        "search",
+        lambda path: good("search", "--model", NAME, *TINY_ARGS, "--checkpoint", trained_folder,
+                          *QUICK, "--budget", "50%", "-o", path),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def lean_folder(made_once: MadeOnce, search_folder: Path) -> Path:
+    """What `search_folder` materializes to, not fine-tuned."""
+    return made_once("lean", lambda path: good("materialize", search_folder, "-o", path))
+
+
+@pytest.fixture(scope="session")
+def tuned_folder(made_once: MadeOnce, lean_folder: Path, trained_folder: Path) -> Path:
+    """`lean_folder`, fine-tuned for one epoch with `trained_folder` as its teacher."""
+    return made_once(
+        "tuned",
+        lambda path: good("finetune", lean_folder, "--teacher", trained_folder, *QUICK,
+                          "-o", path),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def onnx_folder(made_once: MadeOnce, tuned_folder: Path) -> Path:
+    """`tuned_folder` as ONNX, fp32, any batch."""
+    return made_once("onnx", lambda path: good("export", tuned_folder, "-o", path))
+
+
+@pytest.fixture(scope="session")
+def openvino_folder(made_once: MadeOnce, tuned_folder: Path) -> Path:
+    """`tuned_folder` as OpenVINO IR, fp32, any batch."""
+    return made_once(
+        "openvino",
+        lambda path: good("export", tuned_folder, "--format", "openvino", "-o", path),
+    )
+
+
+@pytest.fixture(scope="session")
+def results_file(made_once: MadeOnce, tuned_folder: Path, onnx_folder: Path) -> Path:
+    """Benchmark of `tuned_folder` in PyTorch and `onnx_folder` in ONNX Runtime, with top-1."""
+    return made_once(
+        "results.json",
+        lambda path: good("benchmark", tuned_folder, onnx_folder, "--runtime", "torch",
+                          "--runtime", "onnxruntime", "--duration", "0.6", "--threads", "1",
+                          "--data", "digits", "-o", path),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def work(onnx_folder: Path) -> Path:
+    """The folder that has ``dense``, ``search``, ``lean``, ``tuned`` and ``onnx`` of the above."""
+    return onnx_folder.parent
 
 
 @pytest.fixture

@@ -26,6 +26,7 @@ from spvit_deploy.families.base import BlockSite
 from spvit_deploy.families.registry import find_sites
 from spvit_deploy.lean.cost import SiteCost
 from spvit_deploy.lean.model_folder import SavedModel
+from spvit_deploy.runtimes.registry import runtimes
 from spvit_deploy.search.budget import BudgetRequest, Place
 from spvit_deploy.search.budget_target import Measured
 from spvit_deploy.search.candidates.registry import find_candidates
@@ -160,8 +161,10 @@ def read_table(
 
 
 def _compare_versions(file: Path, table: LatencyTable) -> None:
-    """Say so where this host has another version of the runtime by now."""
-    then, now = table.runtime_version, installed(table.runtime.removesuffix("-compile"))
+    """Warn where this host has another version of the runtime by now."""
+    known = runtimes().get(table.runtime)
+    package = known.distributions[0] if known and known.distributions else table.runtime
+    then, now = table.runtime_version, installed(package)
     if now not in (None, then) and same_host(table.host, read_host()):
         warn(f"{file} was measured with {table.runtime} {then}, here is {now}: times may differ.")
 
