@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
 from torch import nn
@@ -47,54 +47,65 @@ from spvit_deploy.lean.load_model import ModelRequest, load_model
 from spvit_deploy.runtimes.export_job import ExportSettings
 from spvit_deploy.runtimes.registry import find_format, find_runtime, formats
 from spvit_deploy.search.budget import Place
+from spvit_deploy.workflows.export import MODEL_OPTIONS, Pathish, request_of
 
-Pathish = str | Path
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+_USUAL = {"precision": "fp32", "batch": 1}
 # Batch that an engine takes at most; it is built for the one that is timed.
 _LARGEST = 32
 
 
+class ProfileOptions(TypedDict, total=False):
+    """Keywords of :func:`profile_latency`: fields of :class:`Place` and of the model's request."""
+
+    precision: str
+    batch: int
+    threads: int | None
+    device: str | None
+    model_args: dict[str, Any] | None
+    checkpoint: Pathish | None
+    pretrained: bool
+
+
 def profile_latency(
-    model: str,
+    model: str | ModelRequest,
     output: Pathish,
     runtimes: Sequence[str] = ("onnxruntime",),
-    precision: str = "fp32",
-    batch: int = 1,
-    threads: int | None = None,
-    device: str | None = None,
-    model_args: dict[str, Any] | None = None,
-    checkpoint: Pathish | None = None,
-    pretrained: bool = False,
+    *,
     force: bool = False,
+    **options: Unpack[ProfileOptions],
 ) -> LatencyFile:
     """Measure what each choice of a search costs in a runtime, and write ``latency.json``.
 
     Args:
         model: a dense folder, or a timm name; weights do not matter.
         output: file to write.
-        runtimes: a table each, as ``benchmark`` calls them.
-        precision: that the plan will be exported in.
-        batch: images of an inference.
-        threads: of the runtime; None for its own choice.
-        device: where it computes; None for ``cpu``, or the first GPU for engines.
-        model_args, checkpoint, pretrained: as in :func:`search_gates`.
+        runtimes: names as in ``benchmark``; one table each.
         force: replace an old output.
+        options: ``precision`` that the plan will be exported in (fp32), ``batch`` images of an
+            inference (1), ``threads`` of the runtime (its own choice), ``device`` (``cpu``, or the
+            first GPU for engines); ``model_args``, ``checkpoint`` and ``pretrained`` as in
+            :func:`search_gates`.
 
     Raises:
         InputError: a wrong model, runtime, precision or device, or an output that exists.
         JobError: a block cannot be exported.
     """
-    target = Path(output)
-    ensure_free(target, force, folder=False, reads=(model, checkpoint))
-    places = [Place(name, precision, batch, threads, device) for name in dict.fromkeys(runtimes)]
+    target, request = Path(output), request_of(model, options)
+    ensure_free(target, force, folder=False, reads=(request.name, request.checkpoint))
+    where: Any = {name: value for name, value in options.items() if name not in MODEL_OPTIONS}
+    places = [Place(name, **{**_USUAL, **where}) for name in dict.fromkeys(runtimes)]
     for place in places:
         settings_of(place)
-    saved, _ = load_model(ModelRequest.of(model, model_args, checkpoint, pretrained))
+    saved, _ = load_model(request)
     if saved.kind != "dense":
-        raise InputError(f"{model} is lean already.", "Profile the dense model.")
+        raise InputError(f"{request.name}: already a lean model.", "Profile the dense model.")
     tables: tuple[LatencyTable, ...] = ()
     for place in places:
         tables = (*tables, measure_table(saved.module, saved.spec, place))
-        # What has been measured is not lost with the next.
+        # A failure of the next runtime must not lose this one's table.
         save_latency(LatencyFile(tables=tables), target)
     return LatencyFile(tables=tables)
 
