@@ -141,31 +141,22 @@ class Gain:
 
 
 def gains(dense: Sequence[BlockTime], lean: Sequence[BlockTime]) -> list[Gain]:
-    """Compare each kind of part of the lean model with the same blocks of the dense one."""
+    """Compare each kind of part of the lean model with the same blocks of the dense one; last, as
+    ``left out``, parts of which the lean graph has no layer, as of a skipped attention.
+    """
     before = {block.block or block.kind: block for block in dense}
-    rows: dict[str, list[tuple[BlockTime | None, BlockTime]]] = {}
+    rows: dict[str, tuple[list[BlockTime], list[BlockTime]]] = {}
     for block in lean:
+        olds, news = rows.setdefault(block.kind, ([], []))
         other = before.get(block.block) or before.get(block.kind)
-        rows.setdefault(block.kind, []).append((other, block))
-    gone = _gone(dense, lean)
-    found = [_gain(kind, pairs) for kind, pairs in rows.items()]
-    return [*found, *([gone] if gone else [])]
-
-
-def _gone(dense: Sequence[BlockTime], lean: Sequence[BlockTime]) -> Gain | None:
-    """Sum parts of which the lean graph has no layer left, as of a skipped attention."""
+        olds += [other] if other is not None else []
+        news.append(block)
     left = {block.block for block in lean}
-    lost = [block for block in dense if block.block and block.block not in left]
-    if not lost:
-        return None
-    macs = sum(block.macs for block in lost)
-    return Gain("left out", len(lost), total(lost), 0.0, macs, 0)
+    gone = [block for block in dense if block.block and block.block not in left]
+    found = [_gain(kind, len(news), olds, news) for kind, (olds, news) in rows.items()]
+    return [*found, _gain("left out", len(gone), gone, [])] if gone else found
 
 
-def _gain(kind: str, pairs: Sequence[tuple[BlockTime | None, BlockTime]]) -> Gain:
-    olds = [old for old, _ in pairs if old is not None]
-    news = [new for _, new in pairs]
-    return Gain(
-        kind, len(news), total(olds), total(news),
-        sum(old.macs for old in olds), sum(new.macs for new in news),
-    )  # fmt: skip
+def _gain(kind: str, count: int, olds: Sequence[BlockTime], news: Sequence[BlockTime]) -> Gain:
+    macs = [sum(block.macs for block in blocks) for blocks in (olds, news)]
+    return Gain(kind, count, total(olds), total(news), *macs)

@@ -54,7 +54,7 @@ class Headline:
             return f"{1000 * self.best.p50:.2f} ms per inference"
         if self.ratio.low != self.ratio.high and not self.ratio.differs:
             return f"no difference seen from {label_of(self.base)}"
-        ratio, word = self.ratio.said()
+        ratio, word = self.ratio.in_words()
         digits = 1 if ratio.value >= 10 else 2
         rows = (self.best, self.base)
         remark = " (unsteady)" if any(row.flagged for row in rows) else ""

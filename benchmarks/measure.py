@@ -17,17 +17,10 @@ from statistics import median
 from spvit_deploy.benchmarks.artifacts import Artifact, describe
 from spvit_deploy.benchmarks.cpu_affinity import pinned
 from spvit_deploy.benchmarks.extras import Details, with_details
-from spvit_deploy.benchmarks.host import read_host
+from spvit_deploy.benchmarks.host import provenance, read_host
 from spvit_deploy.benchmarks.host_noise import HostActivity, HostMonitor, disturbances
-from spvit_deploy.benchmarks.load_patterns import (
-    Caller,
-    Crowd,
-    Driven,
-    prepared_call,
-    takes_pictures,
-)
+from spvit_deploy.benchmarks.load_patterns import Caller, Crowd, Driven, prepared_call
 from spvit_deploy.benchmarks.mlperf.max_rate import load_record, settle_rate
-from spvit_deploy.benchmarks.provenance import provenance
 from spvit_deploy.benchmarks.request import find_pairs, require_measurable
 from spvit_deploy.benchmarks.result_records import Proof, Round
 from spvit_deploy.benchmarks.results import BenchmarkResult, ResultsFile, Workload
@@ -265,7 +258,7 @@ def _result(entry: _Entry) -> BenchmarkResult:
         parts={name: tuple(part[name] for part in parts) for name in (parts or [{}])[0]},
         cuda_graph=session.cuda_graph,
         copies=session.copies,
-        takes="pictures" if takes_pictures(session) else "images",
+        takes="images" if session.preprocessing is None else "pictures",
         clock=session.clock,
         rounds=tuple(
             Round(calls=calls, median=middle, others=seen.others, mhz=seen.mhz, noisy=noise)

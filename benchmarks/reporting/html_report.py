@@ -125,7 +125,7 @@ def _cards(pairs: Sequence[Pair]) -> list[tuple[str, str]]:
 
 
 def _pair_card(pair: Pair) -> tuple[str, str]:
-    ratio, word = pair.ratio.said()
+    ratio, word = pair.ratio.in_words()
     unsteady = ", unsteady" if pair.dense.flagged or pair.lean.flagged else ""
     where = f"{pair.label} (95%: {ratio.low:.2f}–{ratio.high:.2f}{unsteady})"
     if pair.promised:

@@ -32,7 +32,7 @@ def _blocks(files: Sequence[ResultsFile], title: str) -> Iterator[str]:
     results = results_table(files)
     yield _table(results)
     yield _list(results.remarks)
-    yield _list([pair.said() for pair in pairs])
+    yield _list([pair.summary for pair in pairs])
     for table in (*gain_tables(pairs), start_table(rows), parity_table(rows)):
         if table.rows:
             yield f"## {table.title}\n\n{_table(table)}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -224,24 +223,22 @@ def _write(
     bar: Bar,
 ) -> dict[str, Path]:
     """Export an artifact for every block and anchor."""
+
+    def parts() -> Iterator[tuple[str, nn.Module, tuple[int, int, int], ExportSettings]]:
+        for key, probe in probes.blocks.items():
+            own = settings if probe.call.free else replace(settings, batch=batch)
+            yield key, probe.chain(), probe.call.size, own
+        for key, module in probes.anchors.items():
+            yield key, module, size, settings
+
     files = {}
-    for key, probe in probes.blocks.items():
-        own = settings if probe.call.free else replace(settings, batch=batch)
-        with _folder(scratch, key, bar) as folder:
-            files[key] = write_unverified(probe.chain(), probe.call.size, own, folder)
-    for key, module in probes.anchors.items():
-        with _folder(scratch, key, bar) as folder:
-            files[key] = write_unverified(module, size, settings, folder)
+    for key, module, shape, own in parts():
+        folder = scratch / key.replace(" ", "-")
+        folder.mkdir()
+        bar.advance(0, "export")
+        files[key] = write_unverified(module, shape, own, folder)
+        bar.advance()
     return files
-
-
-@contextmanager
-def _folder(scratch: Path, name: str, bar: Bar) -> Iterator[Path]:
-    folder = scratch / name.replace(" ", "-")
-    folder.mkdir()
-    bar.advance(0, "export")
-    yield folder
-    bar.advance()
 
 
 def _shapes(probes: Probes, times: dict[str, Timing]) -> Iterator[ShapeTimes]:

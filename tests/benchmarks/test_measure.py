@@ -71,8 +71,8 @@ def test_the_interval_of_a_ratio_holds_the_ratio(factor: float, count: int) -> N
 def test_what_is_slower_is_not_called_faster() -> None:
     fast, slow = [1.0, 1.1, 0.9] * 5, [2.0, 2.2, 1.8] * 5
     for one, other, word in ((slow, fast, "faster"), (fast, slow, "slower")):
-        ratio, said = median_ratio(one, other).said()
-        assert said == word
+        ratio, found = median_ratio(one, other).in_words()
+        assert found == word
         assert ratio.value == pytest.approx(2)
         assert 1 < ratio.low <= ratio.value <= ratio.high
 

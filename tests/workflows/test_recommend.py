@@ -92,7 +92,7 @@ def check_evidence(found: Recommendation, folder: Path, target: Target) -> None:
     """The best have figures and are kept, in the order of the target; the rest have reasons."""
     assert 1 <= len(found.best) <= 3
     for row in found.best:
-        assert row.calls >= samples_needed(target.share)
+        assert row.calls >= samples_needed(target.percent)
         assert row.bound is not None
         assert row.drop is not None
         assert row.drop <= found.max_drop

@@ -15,7 +15,7 @@ from spvit_deploy.benchmarks.statistics import early_stopping, percentile, sampl
 from spvit_deploy.core.errors import SpvitError
 from spvit_deploy.core.log_filters import without_lines
 from spvit_deploy.runtimes.base import Session
-from spvit_deploy.runtimes.registry import open_session
+from spvit_deploy.runtimes.registry import open_session, runtimes
 from spvit_deploy.runtimes.timing import TimedCall, burst, interleaved, warm_up
 from spvit_deploy.workflows.recommend.record import Tried
 from spvit_deploy.workflows.recommend.target import Target
@@ -42,8 +42,7 @@ class Configuration:
 
     def sample(self, seconds: float = _BURST) -> None:
         """Take a burst; PyTorch's threads are the process's, so they are set each time."""
-        if self.tried.runtime.startswith("torch"):
-            torch.set_num_threads(self.tried.threads)
+        torch.set_num_threads(self.tried.threads)
         self.samples += burst(self.call, seconds, _PAUSE)
 
     @property
@@ -58,8 +57,8 @@ class Configuration:
             update={
                 "calls": len(self.samples),
                 "p50": p50,
-                "tail": tail(self.samples, target.share),
-                "bound": early_stopping(self.samples, target.share),
+                "tail": tail(self.samples, target.percent),
+                "bound": early_stopping(self.samples, target.percent),
                 "throughput": self.tried.batch / p50,
                 "lost": lost,
             }
@@ -108,8 +107,9 @@ class Tournament:
         return fastest
 
     def _opened(self, path: Path, made: Tried) -> Iterator[Configuration]:
-        # ExecuTorch's pool is the process's: resized under a model that is open, it locks up.
-        pool = self._threads[-1:] if made.runtime == "executorch" else self._threads
+        # A pool of the process locks up when it is resized under a model that is open.
+        one_pool = runtimes()[made.runtime].one_thread_pool
+        pool = self._threads[-1:] if one_pool else self._threads
         for threads in pool:
             for batch in self._batches:
                 tried = made.model_copy(update={"threads": threads, "batch": batch})
@@ -140,7 +140,7 @@ class Tournament:
 
     def _sample_tails(self) -> None:
         """Sample until the target's percentile can be reported."""
-        needed = _ENOUGH * samples_needed(self.target.share)
+        needed = _ENOUGH * samples_needed(self.target.percent)
         while self._left() > 0:
             short = [one for one in self.remaining if len(one.samples) < needed]
             if not short:
@@ -150,7 +150,7 @@ class Tournament:
 
     def _rank(self, one: Configuration) -> float:
         """What the target counts, per image; the median, where there are too few samples."""
-        value = tail(one.samples, self.target.share)
+        value = tail(one.samples, self.target.percent)
         return (percentile(one.samples, 50) if value is None else value) / one.tried.batch
 
     def _against_best(self, row: Tried) -> Tried:
