@@ -16,7 +16,7 @@ from statistics import median
 
 from spvit_deploy.benchmarks.artifacts import Artifact, describe
 from spvit_deploy.benchmarks.cpu_affinity import pinned
-from spvit_deploy.benchmarks.extras import Details, with_details
+from spvit_deploy.benchmarks.extras import STEPS, measure_peaks, with_details
 from spvit_deploy.benchmarks.host import provenance, read_host
 from spvit_deploy.benchmarks.host_noise import HostActivity, HostMonitor, disturbances
 from spvit_deploy.benchmarks.load_patterns import Caller, Crowd, Driven, prepared_call
@@ -108,7 +108,7 @@ def run_benchmark(
     runtimes: Sequence[str] | None,
     workloads: Sequence[Workload],
     device: str = "cpu",
-    details: Details | None = None,
+    details: bool = False,
 ) -> ResultsFile:
     """Measure every artifact on every runtime that takes it.
 
@@ -117,26 +117,25 @@ def run_benchmark(
         runtimes: names, or None for all that fit.
         workloads: measured one after another.
         device: as in ``evaluate_artifact``. Engines run on a GPU always, the first for ``cpu``.
-        details: what is measured besides times; None for nothing.
+        details: measure cold starts, layers, energy and the host's peaks as well.
 
     Raises:
         InputError: an artifact that no runtime takes, or a runtime that takes none of them.
         RuntimeMissingError: a runtime, a device or LoadGen that is not installed.
     """
-    details = details or Details()
     pairs = find_pairs(artifacts, runtimes)
     require_measurable(workloads)
     host = read_host()
     facts = {path: describe(path) for path, _ in pairs}
     results: list[BenchmarkResult] = []
-    total = sum(len(pairs) * (_rounds(load) + 2 + details.count) for load in workloads)
+    total = sum(len(pairs) * (_rounds(load) + 2 + STEPS * details) for load in workloads)
     threads = workloads[0].threads if workloads else None
     with progress_bar("benchmark", total) as bar, pinned(threads) as affinity:
         for workload in workloads:
             others = [load.batch for load in workloads]
-            rows = _measure_workload(pairs, facts, workload, device, others, bar)
-            results += [with_details(path, row, facts[path], details, bar) for path, row in rows]
-        peaks = details.peaks(results)
+            for path, row in _measure_workload(pairs, facts, workload, device, others, bar):
+                results.append(with_details(path, row, facts[path], bar) if details else row)
+        peaks = measure_peaks(results) if details else ()
     created = datetime.now(timezone.utc).isoformat(timespec="seconds")
     return ResultsFile(
         created=created, host=host, results=tuple(results), affinity=affinity, peaks=peaks,

@@ -9,7 +9,6 @@ from typing import Any
 
 from spvit_deploy.benchmarks.artifacts import describe
 from spvit_deploy.benchmarks.evaluate import evaluate_artifact
-from spvit_deploy.benchmarks.extras import Details
 from spvit_deploy.benchmarks.measure import run_benchmark
 from spvit_deploy.benchmarks.mlperf.loadgen import STREAMS
 from spvit_deploy.benchmarks.result_records import DataRecord
@@ -66,12 +65,6 @@ class BenchSettings:
             for batch in self.batches or (_BATCHES.get(self.scenario, 1),)
         ]  # fmt: skip
 
-    @property
-    def details(self) -> Details:
-        """What is measured besides times: all, or nothing in a quick run."""
-        full = not self.quick
-        return Details(start=full, layers=full, energy=full, roofline=full)
-
 
 def bench_to_file(
     artifacts: Sequence[Path],
@@ -101,7 +94,7 @@ def bench_to_file(
             "Leave it out, or choose server.",
         )
     runtimes = list(chosen.runtimes) or None
-    results = run_benchmark(artifacts, runtimes, chosen.workloads, chosen.device, chosen.details)
+    results = run_benchmark(artifacts, runtimes, chosen.workloads, chosen.device, not chosen.quick)
     if data is not None:
         results = _evaluated(results, artifacts, data)
     save_results(results, output)
