@@ -170,28 +170,17 @@ def _measure_workload(
 
 
 def _takes_batch(session: Session, path: Path, batch: int, batches: Sequence[int]) -> bool:
-    """Tell whether a session takes a batch; close it where not.
-
-    Raises:
-        InputError: it takes none of ``batches``, or not so many images.
-    """
+    """Tell whether a session takes a batch; close it where not, and refuse one that takes none."""
     smallest, largest = session.batch_limits()
     if smallest <= batch <= (largest or batch):
         return True
-    fixed = session.batch
     session.close()
-    if fixed is None:
-        raise InputError(
-            f"{path} takes batches of {smallest} to {largest or 'any number'}; {batch} was "
-            "requested.",
-            "Choose another --batch.",
-        )
-    if fixed not in batches:
-        raise InputError(
-            f"{path} only takes batches of {fixed}, which were not requested.",
-            f"Add --batch {fixed}.",
-        )
-    return False
+    if session.batch in batches:
+        return False
+    taken, hint = f"{smallest} to {largest or 'any number'}", "Choose another --batch."
+    if smallest == largest:
+        taken, hint = f"{smallest}", f"Add --batch {smallest}."
+    raise InputError(f"{path} takes batches of {taken}; {batch} was requested.", hint)
 
 
 def _open(

@@ -18,7 +18,7 @@ from spvit_deploy.core.records import read_record
 from spvit_deploy.core.units import parse_duration
 from spvit_deploy.data.spec import DataSettings
 from spvit_deploy.runtimes.registry import artifact_kind
-from spvit_deploy.workflows.recommend import candidates
+from spvit_deploy.workflows.recommend import candidates, tournament
 from spvit_deploy.workflows.recommend.candidates import thread_counts
 from spvit_deploy.workflows.recommend.record import RECORD_FILE, Recommendation, Tried
 from spvit_deploy.workflows.recommend.target import Target, parse_target
@@ -60,16 +60,16 @@ def test_threads_are_those_that_the_host_has() -> None:
 
 
 def test_an_artifact_that_does_not_open_is_out_and_the_others_stay(dense_folder: Path) -> None:
-    tournament = Tournament(Target(), (1,), (1,), lambda: 0.0)
+    entered = Tournament(Target(), (1,), (1,), lambda: 0.0)
     made = Tried(model="", format="dense", precision="fp32", runtime="torch")
-    assert tournament.enter(dense_folder, made) < 1
+    assert entered.enter(dense_folder, made) < float("inf")
     missing = made.model_copy(update={"runtime": "onnxruntime"})
-    assert tournament.enter(dense_folder, missing) == float("inf")
-    tournament.finish()
-    assert [one.tried.runtime for one in tournament.remaining] == ["torch"]
-    (lost,) = tournament.eliminated
+    assert entered.enter(dense_folder, missing) == float("inf")
+    entered.finish()
+    assert [one.tried.runtime for one in entered.remaining] == ["torch"]
+    (lost,) = entered.eliminated
     assert "dense" in lost.lost
-    tournament.close()
+    entered.close()
 
 
 # Longer than any machine takes: what is asserted does not depend on how fast one is.
@@ -78,9 +78,11 @@ ENOUGH = ("--time", "1h", "--threads", "1")
 
 @pytest.fixture
 def few_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only candidates that are exported and timed quickly take part."""
+    """Only candidates that are exported quickly take part, and bursts are short."""
     chosen = [("onnx", "fp32"), (candidates.FOLDER, "fp32")]
     monkeypatch.setattr(candidates, "_order", lambda: chosen)
+    monkeypatch.setattr(tournament, "_BURST", 0.02)
+    monkeypatch.setattr(tournament, "_PAUSE", 0.0)
 
 
 def recommended(folder: Path) -> Recommendation:

@@ -40,10 +40,10 @@ class Configuration:
     call: TimedCall
     samples: list[float] = field(default_factory=list)
 
-    def sample(self, seconds: float = _BURST) -> None:
-        """Take a burst; PyTorch's threads are the process's, so they are set each time."""
+    def sample(self, bursts: int = 1) -> None:
+        """Take some bursts; PyTorch's threads are the process's, so they are set each time."""
         torch.set_num_threads(self.tried.threads)
-        self.samples += burst(self.call, seconds, _PAUSE)
+        self.samples += burst(self.call, bursts * _BURST, _PAUSE)
 
     @property
     def seconds(self) -> float:
@@ -146,7 +146,7 @@ class Tournament:
             if not short:
                 return
             for one in interleaved(short, 1, self._order):
-                one.sample(2 * _BURST)
+                one.sample(2)
 
     def _rank(self, one: Configuration) -> float:
         """What the target counts, per image; the median, where there are too few samples."""
