@@ -71,8 +71,8 @@ def label_of(row: BenchmarkResult) -> str:
     runtime, _, provider = row.runtime.partition(":")
     low = row.precision if row.precision not in ("", "fp32") else ""
     precision = f" {low}" if low and low not in row.title else ""
-    known = runtimes().get(runtime)
-    where = (known.title if known else runtime) + (f" with {provider}" if provider else "")
+    info = runtimes().get(runtime)  # None for one that is known only where it was measured
+    where = (info.title if info else runtime) + (f" with {provider}" if provider else "")
     return f"{row.title}{precision} in {where}"
 
 

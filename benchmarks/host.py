@@ -18,8 +18,6 @@ from spvit_deploy.core.records import StrictModel
 from spvit_deploy.runtimes.registry import runtimes
 
 _FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimd")
-# Beside the distributions that runtimes declare.
-_PACKAGES = ("spvit-deploy", "mlcommons-loadgen", "numpy")
 # Variables that change what runtimes do; others are private.
 _PREFIXES = (
     "OMP_", "MKL_", "KMP_", "GOMP_", "OPENBLAS_", "ORT_", "OV_", "OPENVINO_", "DNNL_", "ONEDNN_",
@@ -57,7 +55,6 @@ class HostRecord(StrictModel):
 def read_host() -> HostRecord:
     """Read the host's record."""
     name, flags = _cpu()
-    packages = (*_PACKAGES, *(one for info in runtimes().values() for one in info.distributions))
     return HostRecord(
         cpu=name,
         cores=psutil.cpu_count(logical=False) or 0,
@@ -68,10 +65,15 @@ def read_host() -> HostRecord:
         python=platform.python_version(),
         load=round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else 0.0,
         gpus=tuple(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())),
-        versions={name: installed(name) for name in packages},
+        versions={name: installed(name) for name in sorted(_packages())},
         governor=_first_line(_GOVERNOR),
         driver=_driver(),
     )
+
+
+def _packages() -> set[str]:
+    of_runtimes = {name for info in runtimes().values() for name in info.distributions}
+    return {"spvit-deploy", "numpy", "mlcommons-loadgen"} | of_runtimes
 
 
 def _first_line(file: Path) -> str | None:

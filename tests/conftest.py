@@ -15,12 +15,23 @@ from typing import Any
 import pytest
 import torch
 from filelock import FileLock
+from hypothesis import HealthCheck, settings
 
 from spvit_deploy.core.plan import AttentionKind, BlockPlan, ModelSpec, PrunePlan
 from spvit_deploy.families.timm_models import create_model
 from spvit_deploy.lean.model_folder import SavedModel, dense_saved, save_model
 from spvit_deploy.search.supernet import Supernet
 from tests.helpers.calls import good
+
+# The same examples each time, whatever the speed of the host.
+settings.register_profile(
+    "tests",
+    deadline=None,
+    derandomize=True,
+    max_examples=40,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("tests")
 
 MadeOnce = Callable[[str, Callable[[Path], object]], Path]
 

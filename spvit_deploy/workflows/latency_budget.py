@@ -26,7 +26,6 @@ from spvit_deploy.families.base import BlockSite
 from spvit_deploy.families.registry import find_sites
 from spvit_deploy.lean.cost import SiteCost
 from spvit_deploy.lean.model_folder import SavedModel
-from spvit_deploy.runtimes.registry import runtimes
 from spvit_deploy.search.budget import BudgetRequest, Place
 from spvit_deploy.search.budget_target import Measured
 from spvit_deploy.search.candidates.registry import find_candidates
@@ -53,20 +52,20 @@ def times_of_run(
         InputError: No table in the file fits, or the runtime is not installed.
         JobError: A block cannot be exported.
     """
-    request = settings.requested
-    if request.place is None:
+    asked = settings.requested
+    if asked.place is None:
         return None
     sites = find_sites(dense.module, str(dense.spec))
     text = ""
     with first_process_only(run.processes, device) as mine:
         if mine:
-            text = _first(request, dense, sites, run, settings.allow_host).model_dump_json()
+            text = _first(asked, dense, sites, run, settings.allow_host).model_dump_json()
     table = LatencyTable.model_validate_json(run.processes.value_of_first(text, device))
     return measured(table, sites, find_candidates(settings.offered).kinds)
 
 
 def _first(
-    request: BudgetRequest,
+    asked: BudgetRequest,
     dense: SavedModel,
     sites: Sequence[BlockSite],
     run: Run,
@@ -76,11 +75,11 @@ def _first(
     run.files.append(kept)
     if run.state is not None:
         return load_latency(kept).tables[0]
-    if request.file is not None:
-        table = read_table(request, sites, dense.spec, allow_host)
+    if asked.file is not None:
+        table = read_table(asked, sites, dense.spec, allow_host)
     else:
-        assert request.place is not None
-        table = measure_table(dense.module, dense.spec, request.place)
+        assert asked.place is not None
+        table = measure_table(dense.module, dense.spec, asked.place)
     save_latency(LatencyFile(tables=(table,)), kept)
     return table
 
@@ -125,12 +124,12 @@ def _with_heads(costs: tuple[SiteCost, ...], sites: Sequence[BlockSite]) -> tupl
 
 
 def read_table(
-    request: BudgetRequest, sites: Sequence[BlockSite], spec: ModelSpec, allow_host: bool = False
+    asked: BudgetRequest, sites: Sequence[BlockSite], spec: ModelSpec, allow_host: bool = False
 ) -> LatencyTable:
     """The one table that fits, of a budget that names a file.
 
     Args:
-        request: the budget.
+        asked: the budget.
         sites: blocks of the dense model.
         spec: what that is.
         allow_host: take a table of another host.
@@ -138,33 +137,31 @@ def read_table(
     Raises:
         InputError: no such file; no table fits, or several; says what the file holds.
     """
-    assert request.place is not None
-    assert request.file is not None
-    file = load_latency(request.file)
+    assert asked.place is not None
+    assert asked.file is not None
+    file = load_latency(asked.file)
     tables = [table for table in file.tables if _is_of(table, spec, sites)]
     if not tables:
         models = ", ".join(dict.fromkeys(str(table.model) for table in file.tables))
         raise InputError(
-            f"{request.file} is for {models}; the search is of {spec}.",
+            f"{asked.file} is for {models}; the search is of {spec}.",
             "Measure this model with `spvit-deploy profile`.",
         )
-    found = _of_host(request, _of_place(request, request.place, tables), allow_host)
+    found = _of_host(asked, _of_place(asked, asked.place, tables), allow_host)
     if len(found) > 1:
         raise InputError(
-            f"{request.file} has several tables that fit: {_listed(found)}.",
-            f"Name one, such as @{request.place.runtime},precision=fp32,batch=1; of several hosts, "
+            f"{asked.file} has several tables that fit: {_listed(found)}.",
+            f"Name one, such as @{asked.place.runtime},precision=fp32,batch=1; of several hosts, "
             "take the file of one.",
         )
     warn_if_unsteady(found[0])
-    _compare_versions(request.file, found[0])
+    _compare_versions(asked.file, found[0])
     return found[0]
 
 
 def _compare_versions(file: Path, table: LatencyTable) -> None:
-    """Warn where this host has another version of the runtime by now."""
-    known = runtimes().get(table.runtime)
-    package = known.distributions[0] if known and known.distributions else table.runtime
-    then, now = table.runtime_version, installed(package)
+    """Say so where this host has another version of the runtime by now."""
+    then, now = table.runtime_version, installed(table.runtime.removesuffix("-compile"))
     if now not in (None, then) and same_host(table.host, read_host()):
         warn(f"{file} was measured with {table.runtime} {then}, here is {now}: times may differ.")
 
@@ -182,7 +179,7 @@ def _is_of(table: LatencyTable, spec: ModelSpec, sites: Sequence[BlockSite]) -> 
 
 
 def _of_place(
-    request: BudgetRequest, place: Place, tables: Sequence[LatencyTable]
+    asked: BudgetRequest, place: Place, tables: Sequence[LatencyTable]
 ) -> list[LatencyTable]:
     named = {key: value for key, value in vars(place).items() if value is not None}
     fitting = [t for t in tables if all(getattr(t, key) == v for key, v in named.items())]
@@ -190,21 +187,20 @@ def _of_place(
         words = {"batch": "batch {}", "threads": "{} threads"}
         wanted = ", ".join(words.get(key, "{}").format(value) for key, value in named.items())
         raise InputError(
-            f"{request.file} has no times of {wanted}; it has {_listed(tables)}.",
+            f"{asked.file} has no times of {wanted}; it has {_listed(tables)}.",
             "Measure them with `spvit-deploy profile`.",
         )
     return fitting
 
 
 def _of_host(
-    request: BudgetRequest, tables: list[LatencyTable], allow_host: bool
+    asked: BudgetRequest, tables: list[LatencyTable], allow_host: bool
 ) -> list[LatencyTable]:
     here = read_host()
     own = [table for table in tables if same_host(table.host, here)]
     if not own and not allow_host:
         raise InputError(
-            f"{request.file} was measured on {_hardware(tables[0].host)}; "
-            f"this is {_hardware(here)}.",
+            f"{asked.file} was measured on {_hardware(tables[0].host)}; this is {_hardware(here)}.",
             "If that is where the model will run, give --allow-host; else measure here.",
         )
     return own or tables

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import Any
 
 import torch
 from torch import nn
@@ -46,65 +47,54 @@ from spvit_deploy.lean.load_model import ModelRequest, load_model
 from spvit_deploy.runtimes.export_job import ExportSettings
 from spvit_deploy.runtimes.registry import find_format, find_runtime, formats
 from spvit_deploy.search.budget import Place
-from spvit_deploy.workflows.export import MODEL_OPTIONS, Pathish, request_of
 
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
-_USUAL = {"precision": "fp32", "batch": 1}
+Pathish = str | Path
 # Batch that an engine takes at most; it is built for the one that is timed.
 _LARGEST = 32
 
 
-class ProfileOptions(TypedDict, total=False):
-    """Keywords of :func:`profile_latency`: fields of :class:`Place` and of the model's request."""
-
-    precision: str
-    batch: int
-    threads: int | None
-    device: str | None
-    model_args: dict[str, Any] | None
-    checkpoint: Pathish | None
-    pretrained: bool
-
-
 def profile_latency(
-    model: str | ModelRequest,
+    model: str,
     output: Pathish,
     runtimes: Sequence[str] = ("onnxruntime",),
-    *,
+    precision: str = "fp32",
+    batch: int = 1,
+    threads: int | None = None,
+    device: str | None = None,
+    model_args: dict[str, Any] | None = None,
+    checkpoint: Pathish | None = None,
+    pretrained: bool = False,
     force: bool = False,
-    **options: Unpack[ProfileOptions],
 ) -> LatencyFile:
     """Measure what each choice of a search costs in a runtime, and write ``latency.json``.
 
     Args:
         model: a dense folder, or a timm name; weights do not matter.
         output: file to write.
-        runtimes: names as in ``benchmark``; one table each.
+        runtimes: a table each, as ``benchmark`` calls them.
+        precision: that the plan will be exported in.
+        batch: images of an inference.
+        threads: of the runtime; None for its own choice.
+        device: where it computes; None for ``cpu``, or the first GPU for engines.
+        model_args, checkpoint, pretrained: as in :func:`search_gates`.
         force: replace an old output.
-        options: ``precision`` that the plan will be exported in (fp32), ``batch`` images of an
-            inference (1), ``threads`` of the runtime (its own choice), ``device`` (``cpu``, or the
-            first GPU for engines); ``model_args``, ``checkpoint`` and ``pretrained`` as in
-            :func:`search_gates`.
 
     Raises:
         InputError: a wrong model, runtime, precision or device, or an output that exists.
         JobError: a block cannot be exported.
     """
-    target, request = Path(output), request_of(model, options)
-    ensure_free(target, force, folder=False, reads=(request.name, request.checkpoint))
-    where: Any = {name: value for name, value in options.items() if name not in MODEL_OPTIONS}
-    places = [Place(name, **{**_USUAL, **where}) for name in dict.fromkeys(runtimes)]
+    target = Path(output)
+    ensure_free(target, force, folder=False, reads=(model, checkpoint))
+    places = [Place(name, precision, batch, threads, device) for name in dict.fromkeys(runtimes)]
     for place in places:
         settings_of(place)
-    saved, _ = load_model(request)
+    saved, _ = load_model(ModelRequest.of(model, model_args, checkpoint, pretrained))
     if saved.kind != "dense":
-        raise InputError(f"{request.name}: already a lean model.", "Profile the dense model.")
+        raise InputError(f"{model} is lean already.", "Profile the dense model.")
     tables: tuple[LatencyTable, ...] = ()
     for place in places:
         tables = (*tables, measure_table(saved.module, saved.spec, place))
-        # A failure of the next runtime must not lose this one's table.
+        # What has been measured is not lost with the next.
         save_latency(LatencyFile(tables=tables), target)
     return LatencyFile(tables=tables)
 
@@ -223,22 +213,24 @@ def _write(
     bar: Bar,
 ) -> dict[str, Path]:
     """Export an artifact for every block and anchor."""
-
-    def parts() -> Iterator[tuple[str, nn.Module, tuple[int, int, int], ExportSettings]]:
-        for key, probe in probes.blocks.items():
-            own = settings if probe.call.free else replace(settings, batch=batch)
-            yield key, probe.chain(), probe.call.size, own
-        for key, module in probes.anchors.items():
-            yield key, module, size, settings
-
     files = {}
-    for key, module, shape, own in parts():
-        folder = scratch / key.replace(" ", "-")
-        folder.mkdir()
-        bar.advance(0, "export")
-        files[key] = write_unverified(module, shape, own, folder)
-        bar.advance()
+    for key, probe in probes.blocks.items():
+        own = settings if probe.call.free else replace(settings, batch=batch)
+        with _folder(scratch, key, bar) as folder:
+            files[key] = write_unverified(probe.chain(), probe.call.size, own, folder)
+    for key, module in probes.anchors.items():
+        with _folder(scratch, key, bar) as folder:
+            files[key] = write_unverified(module, size, settings, folder)
     return files
+
+
+@contextmanager
+def _folder(scratch: Path, name: str, bar: Bar) -> Iterator[Path]:
+    folder = scratch / name.replace(" ", "-")
+    folder.mkdir()
+    bar.advance(0, "export")
+    yield folder
+    bar.advance()
 
 
 def _shapes(probes: Probes, times: dict[str, Timing]) -> Iterator[ShapeTimes]:

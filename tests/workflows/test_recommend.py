@@ -131,7 +131,7 @@ def test_every_format_and_precision_takes_part(trained_folder: Path, tmp_path: P
     found = recommended(tmp_path / "out")
     check_evidence(found, tmp_path / "out", Target("latency", 90.0, 10.0))
     tried = {(row.format, row.precision) for row in (*found.best, *found.rest)}
-    assert len(tried) == len(candidates._ORDER) == 11
+    assert len(tried) == len(candidates._order()) == 11
 
 
 @pytest.mark.usefixtures("few_candidates")

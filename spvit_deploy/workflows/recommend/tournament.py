@@ -107,9 +107,8 @@ class Tournament:
         return fastest
 
     def _opened(self, path: Path, made: Tried) -> Iterator[Configuration]:
-        # A pool of the process locks up when it is resized under a model that is open.
-        one_pool = runtimes()[made.runtime].one_thread_pool
-        pool = self._threads[-1:] if one_pool else self._threads
+        # A pool of the whole process, resized under a model that is open, locks up.
+        pool = self._threads[-1:] if runtimes()[made.runtime].one_thread_pool else self._threads
         for threads in pool:
             for batch in self._batches:
                 tried = made.model_copy(update={"threads": threads, "batch": batch})
