@@ -17,6 +17,10 @@ from spvit_deploy.runtimes.base import LayerTime
 Kind = Literal[
     "msa", "conv3x3", "conv1x1", "skip", "mlp", "norms and additions", "stem and head", "reformats"
 ]
+# A part of a block, and what it is.
+Place = tuple[str, Kind]
+_REST: Place = ("", "stem and head")
+_BETWEEN: Place = ("", "reformats")
 # Names that runtimes give to what they put between layers.
 _REFORMATS = ("reorder", "reformat", "convert", "transpose_token", "copy node")
 
@@ -52,9 +56,7 @@ def by_block(layers: Sequence[LayerTime], blocks: Sequence[BlockCost]) -> tuple[
         places[block.mlp_path] = ("mlp", block.mlp_macs)
         places[block.path] = ("norms and additions", 0)
     own = _adopted([_place(layer, places) for layer in layers], places)
-    found: dict[tuple[str, Kind], list[float]] = {
-        (path, kind): [] for path, (kind, _) in places.items()
-    }
+    found: dict[Place, list[float]] = {(path, kind): [] for path, (kind, _) in places.items()}
     for layer, place in zip(layers, own, strict=True):
         found.setdefault(place, []).append(layer.seconds)
     return tuple(
@@ -65,11 +67,6 @@ def by_block(layers: Sequence[LayerTime], blocks: Sequence[BlockCost]) -> tuple[
         for (block, kind), times in found.items()
         if times
     )  # fmt: skip
-
-
-Place = tuple[str, Kind]
-_REST: Place = ("", "stem and head")
-_BETWEEN: Place = ("", "reformats")
 
 
 def _place(layer: LayerTime, places: dict[str, tuple[Kind, int]]) -> Place | None:

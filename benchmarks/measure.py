@@ -62,7 +62,6 @@ class _Entry:
 
     @property
     def title(self) -> str:
-        """For the progress bar."""
         return f"{self.artifact.title}, {self.sessions[0].name}"
 
     @property
@@ -96,11 +95,6 @@ class _Entry:
             self.rounds.clear()
             for _ in range(_rounds(self.workload)):
                 self.sample()
-
-    def close(self) -> None:
-        """Close its sessions."""
-        for session in self.sessions:
-            session.close()
 
 
 def run_benchmark(
@@ -165,8 +159,8 @@ def _measure_workload(
         _measure(entries, workload, bar)
         return [(entry.path, _result(entry)) for entry in entries]
     finally:
-        for entry in entries:
-            entry.close()
+        for session in (one for entry in entries for one in entry.sessions):
+            session.close()
 
 
 def _takes_batch(session: Session, path: Path, batch: int, batches: Sequence[int]) -> bool:
