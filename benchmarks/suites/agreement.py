@@ -72,7 +72,11 @@ def bare_loop(folder: Path, threads: int, seconds: float) -> float:
 
 
 def benchmark_app(folder: Path, threads: int, seconds: float) -> float:
-    """Measure median milliseconds by OpenVINO's own tool."""
+    """Measure median milliseconds by OpenVINO's own tool.
+
+    Raises:
+        RuntimeError: It prints no median.
+    """
     tool = Path(sys.executable).parent / "benchmark_app"
     text = printed(
         str(tool), "-m", str(folder / "model.xml"), "-d", "CPU", "-api", "sync", "-nireq", "1",

@@ -183,7 +183,11 @@ def _judged(
 
 
 def require_met(found: Recommendation, request: Request) -> None:
-    """Raise JobError where the best one misses the target."""
+    """Check that the best one meets the target.
+
+    Raises:
+        JobError: It does not.
+    """
     if found.met:
         return
     best = found.best[0]
