@@ -17,6 +17,10 @@ from spvit_deploy.runtimes.base import LayerTime
 Kind = Literal[
     "msa", "conv3x3", "conv1x1", "skip", "mlp", "norms and additions", "stem and head", "reformats"
 ]
+# A part of a block, and what it is.
+Place = tuple[str, Kind]
+_REST: Place = ("", "stem and head")
+_BETWEEN: Place = ("", "reformats")
 # Names that runtimes give to what they put between layers.
 _REFORMATS = ("reorder", "reformat", "convert", "transpose_token", "copy node")
 
@@ -52,9 +56,7 @@ def by_block(layers: Sequence[LayerTime], blocks: Sequence[BlockCost]) -> tuple[
         places[block.mlp_path] = ("mlp", block.mlp_macs)
         places[block.path] = ("norms and additions", 0)
     own = _adopted([_place(layer, places) for layer in layers], places)
-    found: dict[tuple[str, Kind], list[float]] = {
-        (path, kind): [] for path, (kind, _) in places.items()
-    }
+    found: dict[Place, list[float]] = {(path, kind): [] for path, (kind, _) in places.items()}
     for layer, place in zip(layers, own, strict=True):
         found.setdefault(place, []).append(layer.seconds)
     return tuple(
@@ -65,11 +67,6 @@ def by_block(layers: Sequence[LayerTime], blocks: Sequence[BlockCost]) -> tuple[
         for (block, kind), times in found.items()
         if times
     )  # fmt: skip
-
-
-Place = tuple[str, Kind]
-_REST: Place = ("", "stem and head")
-_BETWEEN: Place = ("", "reformats")
 
 
 def _place(layer: LayerTime, places: dict[str, tuple[Kind, int]]) -> Place | None:
@@ -141,31 +138,22 @@ class Gain:
 
 
 def gains(dense: Sequence[BlockTime], lean: Sequence[BlockTime]) -> list[Gain]:
-    """Compare each kind of part of the lean model with the same blocks of the dense one."""
+    """Compare each kind of part of the lean model with the same blocks of the dense one; last, as
+    ``left out``, parts of which the lean graph has no layer, as of a skipped attention.
+    """
     before = {block.block or block.kind: block for block in dense}
-    rows: dict[str, list[tuple[BlockTime | None, BlockTime]]] = {}
+    rows: dict[str, tuple[list[BlockTime], list[BlockTime]]] = {}
     for block in lean:
+        olds, news = rows.setdefault(block.kind, ([], []))
         other = before.get(block.block) or before.get(block.kind)
-        rows.setdefault(block.kind, []).append((other, block))
-    gone = _gone(dense, lean)
-    found = [_gain(kind, pairs) for kind, pairs in rows.items()]
-    return [*found, *([gone] if gone else [])]
-
-
-def _gone(dense: Sequence[BlockTime], lean: Sequence[BlockTime]) -> Gain | None:
-    """Sum parts of which the lean graph has no layer left, as of a skipped attention."""
+        olds += [other] if other is not None else []
+        news.append(block)
     left = {block.block for block in lean}
-    lost = [block for block in dense if block.block and block.block not in left]
-    if not lost:
-        return None
-    macs = sum(block.macs for block in lost)
-    return Gain("left out", len(lost), total(lost), 0.0, macs, 0)
+    gone = [block for block in dense if block.block and block.block not in left]
+    found = [_gain(kind, len(news), olds, news) for kind, (olds, news) in rows.items()]
+    return [*found, _gain("left out", len(gone), gone, [])] if gone else found
 
 
-def _gain(kind: str, pairs: Sequence[tuple[BlockTime | None, BlockTime]]) -> Gain:
-    olds = [old for old, _ in pairs if old is not None]
-    news = [new for _, new in pairs]
-    return Gain(
-        kind, len(news), total(olds), total(news),
-        sum(old.macs for old in olds), sum(new.macs for new in news),
-    )  # fmt: skip
+def _gain(kind: str, count: int, olds: Sequence[BlockTime], news: Sequence[BlockTime]) -> Gain:
+    macs = [sum(block.macs for block in blocks) for blocks in (olds, news)]
+    return Gain(kind, count, total(olds), total(news), *macs)

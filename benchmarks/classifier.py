@@ -36,15 +36,15 @@ class Classifier:
     preprocessing: Preprocessing
 
     @property
-    def takes_pictures(self) -> bool:
+    def takes_raw_images(self) -> bool:
         """Whether it prepares images of any size itself."""
         return self.session.preprocessing is not None
 
-    def scores_of_pictures(self, pictures: Sequence[Array]) -> list[Array]:
+    def scores_of_raw(self, images: Sequence[Array]) -> list[Array]:
         """Run unprepared images, those of one size together.
 
         Args:
-            pictures: uint8, each [channels, height, width] of its own size.
+            images: uint8, each [channels, height, width] of its own size.
 
         Returns:
             The scores of each, [classes].
@@ -54,16 +54,16 @@ class Classifier:
         """
         session: Any = self.session
         by_size: dict[tuple[int, ...], list[int]] = {}
-        for index, picture in enumerate(pictures):
-            by_size.setdefault(picture.shape, []).append(index)
+        for index, image in enumerate(images):
+            by_size.setdefault(image.shape, []).append(index)
         found: dict[int, Array] = {}
         for chosen in by_size.values():
-            stacked = np.stack([pictures[index] for index in chosen]).transpose(0, 2, 3, 1)
+            stacked = np.stack([images[index] for index in chosen]).transpose(0, 2, 3, 1)
             rows = in_batches(
                 lambda part: session.run_uint8(part)[0], stacked, *session.input.batches
             )
             found.update(zip(chosen, _checked(rows), strict=True))
-        return [found[index] for index in range(len(pictures))]
+        return [found[index] for index in range(len(images))]
 
     def scores(self, images: Array) -> Array:
         """Run prepared images, in whatever batches the artifact takes.
@@ -88,12 +88,7 @@ def _checked(scores: Array) -> Array:
 
 @contextmanager
 def open_classifier(path: Path, runtime: str | None, device: str) -> Iterator[Classifier]:
-    """Open an artifact for its class scores.
-
-    Args:
-        path: dense, lean or exported folder, or a bare file of one.
-        runtime: None for the artifact's own.
-        device: as :func:`open_session`.
+    """Open an artifact for its class scores; with ``runtime`` None in its own.
 
     Raises:
         InputError: it has no class scores, or no runtime takes it.

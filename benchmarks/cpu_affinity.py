@@ -37,11 +37,11 @@ def pinned(threads: int | None) -> Iterator[tuple[int, ...]]:
 def _cores_first(cpus: list[int]) -> list[int]:
     """Sort processors so that a second thread of a core comes after the first one of all cores."""
     taken: dict[tuple[str, ...], int] = {}
-    turns = {}
+    rank = {}
     for cpu in cpus:
         core = _core(cpu)
-        turns[cpu] = taken[core] = taken.get(core, -1) + 1
-    return sorted(cpus, key=lambda cpu: (turns[cpu], cpu))
+        rank[cpu] = taken[core] = taken.get(core, -1) + 1
+    return sorted(cpus, key=lambda cpu: (rank[cpu], cpu))
 
 
 def _core(cpu: int) -> tuple[str, ...]:

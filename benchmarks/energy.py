@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
 from spvit_deploy.core.errors import first_line
 
 RAPL_FOLDER = Path("/sys/class/powercap")
 
 
-class _Counter(Protocol):
+class _Counter(NamedTuple):
+    """A counter of joules, ``cpu`` or ``gpu``, that begins again at 0 beyond its end."""
+
     name: str
-
-    def begin(self) -> None: ...
-
-    def joules(self) -> float: ...
+    read: Callable[[], float]
+    end: float = float("inf")
 
 
 class Meter:
@@ -33,12 +34,12 @@ class Meter:
     def __init__(self, device: str = "cpu", rapl: Path = RAPL_FOLDER) -> None:
         self._counters: list[_Counter] = []
         reasons = []
-        makers: list[Callable[[], _Counter]] = [lambda: _Rapl(rapl)]
+        finders = [lambda: _rapl(rapl)]
         if device.startswith("cuda"):
-            makers.append(lambda: _Nvml(device))
-        for make in makers:
+            finders.append(lambda: _nvml(device))
+        for find in finders:
             try:
-                self._counters.append(make())
+                self._counters += find()
             except ModuleNotFoundError:
                 reasons.append("energy is not read: pip install 'spvit-deploy[energy]'")
             except Exception as error:  # whatever a driver raises: energy is optional
@@ -47,60 +48,39 @@ class Meter:
 
     def measure(self, work: Callable[[], object]) -> dict[str, float]:
         """Do the work, and return the joules that it took, by ``cpu`` and ``gpu``."""
-        for counter in self._counters:
-            counter.begin()
+        starts = [counter.read() for counter in self._counters]
         work()
-        return {counter.name: counter.joules() for counter in self._counters}
+        found: dict[str, float] = {}
+        for counter, start in zip(self._counters, starts, strict=True):
+            passed = counter.read() - start
+            passed += counter.end if passed < 0 else 0.0
+            found[counter.name] = found.get(counter.name, 0.0) + passed
+        return found
 
 
-class _Rapl:
-    """Packages of the host's processors, whoever works on them. Counts in microjoules."""
+def _rapl(folder: Path) -> list[_Counter]:
+    """Find the packages of the host's processors, which count in microjoules whoever works."""
+    # Cores and memory controllers are zones too, and counted in their package.
+    zones = sorted(folder.glob("intel-rapl:*"))
+    packages = [zone for zone in zones if (zone / "name").read_text().startswith("package")]
+    if not packages:
+        raise FileNotFoundError(f"{folder} has no RAPL counters")
 
-    name = "cpu"
+    def joules(zone: Path, name: str = "energy_uj") -> float:
+        return int((zone / name).read_text()) / 1e6
 
-    def __init__(self, folder: Path) -> None:
-        # Cores and memory controllers are zones too, and counted in their package.
-        zones = sorted(folder.glob("intel-rapl:*"))
-        self._zones = [zone for zone in zones if _read(zone, "name").startswith("package")]
-        if not self._zones:
-            raise FileNotFoundError(f"{folder} has no RAPL counters")
-        self.begin()
-
-    def begin(self) -> None:
-        """Count from here on."""
-        self._start = [int(_read(zone, "energy_uj")) for zone in self._zones]
-
-    def joules(self) -> float:
-        """Return the joules since then; a counter that passed its end began again at 0."""
-        total = 0
-        for zone, start in zip(self._zones, self._start, strict=True):
-            passed = int(_read(zone, "energy_uj")) - start
-            total += passed if passed >= 0 else passed + int(_read(zone, "max_energy_range_uj"))
-        return total / 1e6
+    return [
+        _Counter("cpu", partial(joules, zone), joules(zone, "max_energy_range_uj"))
+        for zone in packages
+    ]
 
 
-def _read(zone: Path, name: str) -> str:
-    return (zone / name).read_text().strip()
+def _nvml(device: str) -> list[_Counter]:
+    """Find a GPU's counter, which counts in millijoules, from Volta on."""
+    import pynvml
 
-
-class _Nvml:
-    """One of NVIDIA's GPUs, from Volta on. Counts in millijoules."""
-
-    name = "gpu"
-
-    def __init__(self, device: str) -> None:
-        import pynvml
-
-        pynvml.nvmlInit()
-        index = int(device.partition(":")[2] or 0)
-        self._read: Any = pynvml.nvmlDeviceGetTotalEnergyConsumption
-        self._handle: Any = pynvml.nvmlDeviceGetHandleByIndex(index)
-        self.begin()
-
-    def begin(self) -> None:
-        """Count from here on."""
-        self._start = self._read(self._handle)
-
-    def joules(self) -> float:
-        """Return the joules since then."""
-        return float(self._read(self._handle) - self._start) / 1000
+    pynvml.nvmlInit()
+    handle: Any = pynvml.nvmlDeviceGetHandleByIndex(int(device.partition(":")[2] or 0))
+    read: Any = pynvml.nvmlDeviceGetTotalEnergyConsumption
+    read(handle)
+    return [_Counter("gpu", lambda: read(handle) / 1000)]

@@ -94,12 +94,12 @@ def _scored(
     Scores are [batch, classes], labels [batch].
     """
     prep, classes = opened.preprocessing, opened.artifact.class_names
-    if opened.takes_pictures:
-        pictures = open_raw_images(data, prep, classes)
-        count = -(-limit // data.batch_size) if limit else len(pictures)
+    if opened.takes_raw_images:
+        raw = open_raw_images(data, prep, classes)
+        count = -(-limit // data.batch_size) if limit else len(raw)
         return count, (
-            (batch, np.stack(opened.scores_of_pictures(batch)), labels)
-            for batch, labels in islice(pictures, count or None)
+            (batch, np.stack(opened.scores_of_raw(batch)), labels)
+            for batch, labels in islice(raw, count or None)
         )
     batches = open_batches(data, prep, False, classes=classes, limit=limit)
     return len(batches), (

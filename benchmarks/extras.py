@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,60 +25,35 @@ _PROFILED, _PASSES = 4.0, 3
 _CALLS, _ENERGY = 10, 2.0
 
 
-@dataclass(frozen=True)
-class Details:
-    """What to measure besides times.
-
-    Attributes:
-        start: load time, first inference and memory, in a process of its own.
-        layers: where the time of an inference goes.
-        energy: joules per image, where counters can be read.
-        roofline: the most that the host computes and copies.
-    """
-
-    start: bool = False
-    layers: bool = False
-    energy: bool = False
-    roofline: bool = False
-
-    @property
-    def count(self) -> int:
-        """Steps that they add for a row."""
-        return self.start + (self.layers or self.energy)
-
-    def peaks(self, results: Iterable[BenchmarkResult]) -> tuple[Peak, ...]:
-        """Measure the peaks of every device and number of threads in the results."""
-        if not self.roofline:
-            return ()
-        places = {(row.device, row.workload.threads): None for row in results}
-        known = [(name, threads) for name, threads in places if name.startswith(("cpu", "cuda"))]
-        return tuple(measure_peak(name, threads) for name, threads in known)
+# Steps of the progress bar that a row's details take.
+STEPS = 2
 
 
-def with_details(
-    path: Path, row: BenchmarkResult, artifact: Artifact, details: Details, bar: Bar
-) -> BenchmarkResult:
-    """Add details to a row; log what cannot be measured, and leave it out."""
+def measure_peaks(results: Iterable[BenchmarkResult]) -> tuple[Peak, ...]:
+    """Measure the peaks of every device and number of threads in the results."""
+    places = dict.fromkeys((row.device, row.workload.threads) for row in results)
+    known = [(name, threads) for name, threads in places if name.startswith(("cpu", "cuda"))]
+    return tuple(measure_peak(name, threads) for name, threads in known)
+
+
+def with_details(path: Path, row: BenchmarkResult, artifact: Artifact, bar: Bar) -> BenchmarkResult:
+    """Add cold start, energy and layers to a row; log a cold start that fails, and leave it out."""
     found: dict[str, Any] = {}
     place = (path, row.runtime.partition(":")[0], row.device, row.workload.threads)
     name = f"{row.title}, {row.runtime}"
-    if details.start:
-        bar.advance(note=f"{name}: cold start")
-        try:
-            found["start"] = measure_cold_start(*place, row.workload.batch)
-        except SpvitError as error:
-            bar.log(f"{name}: no cold start. {error.message}")
-    if details.layers or details.energy:
-        bar.advance(note=f"{name}: layers")
-        session = open_session(*place)
-        try:
-            images = images_for(session, row.workload.batch, row.workload.seed)
-            if details.energy:
-                found["joules"] = _joules_per_image(session, images, row.p50)
-            if details.layers:
-                found["blocks"] = _profile(session, images, row.p50, artifact)
-        finally:
-            session.close()
+    bar.advance(note=f"{name}: cold start")
+    try:
+        found["start"] = measure_cold_start(*place, row.workload.batch)
+    except SpvitError as error:
+        bar.log(f"{name}: no cold start. {error.message}")
+    bar.advance(note=f"{name}: layers")
+    session = open_session(*place)
+    try:
+        images = images_for(session, row.workload.batch, row.workload.seed)
+        found["joules"] = _joules_per_image(session, images, row.p50)
+        found["blocks"] = _profile(session, images, row.p50, artifact)
+    finally:
+        session.close()
     return row.model_copy(update=found)
 
 
@@ -98,11 +72,7 @@ def _profile(
 ) -> tuple[BlockTime, ...]:
     """Measure layers by block; again where something disturbed the profile, and keep the fastest.
 
-    Args:
-        session: which reports its layers.
-        images: of an inference.
-        seconds: of an inference without the profiler.
-        artifact: whose blocks they are.
+    ``seconds`` are those of an inference without the profiler.
     """
     best: tuple[BlockTime, ...] = ()
     for _ in range(_PASSES):

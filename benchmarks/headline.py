@@ -54,7 +54,7 @@ class Headline:
             return f"{1000 * self.best.p50:.2f} ms per inference"
         if self.ratio.low != self.ratio.high and not self.ratio.differs:
             return f"no difference seen from {label_of(self.base)}"
-        ratio, word = self.ratio.said()
+        ratio, word = self.ratio.in_words()
         digits = 1 if ratio.value >= 10 else 2
         rows = (self.best, self.base)
         remark = " (unsteady)" if any(row.flagged for row in rows) else ""
@@ -84,8 +84,11 @@ def headline_of(rows: Sequence[BenchmarkResult]) -> Headline | None:
     dense = [row for row in alike if row.kind == "dense"]
     torch = [row for row in dense if row.runtime == "torch"]
     base = max(torch or dense, key=_slowness, default=None)
-    accurate = [row for row in alike if _is_accurate(row, base)] or alike
-    best = min(accurate, key=_slowness)
+    least = base.top1 - _MAX_DROP if base is not None and base.top1 is not None else None
+    accurate = [
+        row for row in alike if least is None or (row.top1 is not None and row.top1 >= least)
+    ]
+    best = min(accurate or alike, key=_slowness)
     if base is None or base is best or base.clock != best.clock:
         others = [row for row in alike if row is not best and row.clock == best.clock]
         base = max(others, key=_slowness, default=None)
@@ -96,9 +99,3 @@ def _slowness(row: BenchmarkResult) -> float:
     if row.load is not None and row.load.rate is not None:
         return -row.load.rate
     return row.p50
-
-
-def _is_accurate(row: BenchmarkResult, base: BenchmarkResult | None) -> bool:
-    if base is None or base.top1 is None:
-        return True
-    return row.top1 is not None and row.top1 >= base.top1 - _MAX_DROP

@@ -1,11 +1,15 @@
-"""The host that a benchmark ran on; without names of hosts or people."""
+"""The host and the command of a benchmark; without names of hosts or people."""
 
 from __future__ import annotations
 
 import os
 import platform
+import shlex
+import subprocess
+import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -14,6 +18,11 @@ from spvit_deploy.core.records import StrictModel
 from spvit_deploy.runtimes.registry import runtimes
 
 _FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimd")
+# Variables that change what runtimes do; others are private.
+_PREFIXES = (
+    "OMP_", "MKL_", "KMP_", "GOMP_", "OPENBLAS_", "ORT_", "OV_", "OPENVINO_", "DNNL_", "ONEDNN_",
+    "CUDA_", "NVIDIA_", "TORCH_", "PYTORCH_", "MALLOC_", "LD_PRELOAD",
+)  # fmt: skip
 _GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 _DRIVER = Path("/proc/driver/nvidia/version")
 
@@ -98,3 +107,26 @@ def installed(name: str) -> str | None:
         return version(name)
     except PackageNotFoundError:
         return None
+
+
+def provenance() -> dict[str, Any]:
+    """Return ``command``, ``git`` and ``environment`` of :class:`ResultsFile`."""
+    program = Path(sys.argv[0]).name if sys.argv else ""
+    command = "spvit-deploy" if program == "__main__.py" else program
+    return {
+        "command": shlex.join([command, *sys.argv[1:]]),
+        "git": _git(),
+        "environment": {
+            name: os.environ[name] for name in sorted(os.environ) if name.startswith(_PREFIXES)
+        },
+    }
+
+
+def _git() -> str | None:
+    """Read the commit of the working folder, with a plus where something in it is changed."""
+    command = ["git", "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty=+"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Sequence
-from contextlib import suppress
+from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from statistics import median
 from typing import Any
@@ -23,7 +22,7 @@ from spvit_deploy.runtimes.base import Session
 from spvit_deploy.runtimes.timing import TimedCall, burst, no_collection, sample, timed
 
 # Width and height of an average ImageNet image, where preprocessing is part of the time.
-PICTURE = (500, 375)
+_RAW_SIZE = (500, 375)
 # The next rate to try, as a fraction of one that short trials held and the rounds did not.
 _LOWER = 0.9
 
@@ -41,10 +40,10 @@ def prepared_call(session: Session, workload: Workload, prep: Preprocessing | No
     if workload.boundary == "compute" or prep is None:
         return session.prepare(images_for(session, workload.batch, workload.seed))
     rng = np.random.default_rng(workload.seed)
-    channels = session.input_size[0] if takes_pictures(session) else 3
-    shape = (workload.batch, *PICTURE[::-1], channels)
+    itself = session.preprocessing is not None
+    shape = (workload.batch, *_RAW_SIZE[::-1], session.input_size[0] if itself else 3)
     raw = rng.integers(0, 256, shape, dtype=np.uint8)
-    if takes_pictures(session):
+    if itself:
         return timed(lambda: session.run_uint8(raw))
     images = [Image.fromarray(image) for image in raw]
     transform = ImageTransform(prep, augment=False, no_crop=False)
@@ -54,11 +53,6 @@ def prepared_call(session: Session, workload: Workload, prep: Preprocessing | No
         session.run(from_pixels(pixels.transpose(0, 2, 3, 1), prep))
 
     return timed(prepare_and_run)
-
-
-def takes_pictures(session: Session) -> bool:
-    """Tell whether the artifact prepares images of any size itself."""
-    return session.preprocessing is not None
 
 
 class Caller:
@@ -106,32 +100,12 @@ class Crowd:
 
     def take(self, seconds: float, pause: float) -> list[float]:
         """Take one burst of all callers."""
-        found: list[list[float]] = [[] for _ in self._calls]
-        failures: list[BaseException] = []
-
-        def work(place: int) -> None:
-            try:
-                self._calls[place]()
-                gate.wait()
-                found[place] = sample(self._calls[place], seconds)
-            except BaseException as error:
-                gate.abort()
-                failures.append(error)
-
         time.sleep(pause)
-        gate = threading.Barrier(len(self._calls) + 1)
-        threads = [threading.Thread(target=work, args=(i,)) for i in range(len(self._calls))]
-        with no_collection():
-            for thread in threads:
-                thread.start()
-            with suppress(threading.BrokenBarrierError):
-                gate.wait()
+        with no_collection(), ThreadPoolExecutor(len(self._calls)) as pool:
+            list(pool.map(lambda call: call(), self._calls))  # wakes the runtime's threads
             start = time.perf_counter()
-            for thread in threads:
-                thread.join()
+            found = list(pool.map(lambda call: sample(call, seconds), self._calls))
             self._last = time.perf_counter() - start
-        if failures:
-            raise failures[0]
         return list(chain.from_iterable(found))
 
     def keep(self) -> None:
@@ -157,17 +131,8 @@ class Driven:
         self.found: list[float] = []
         self.rate = 1.0
 
-    @property
-    def expected(self) -> float:
-        """Seconds of an inference of a whole batch."""
-        return self._median_of(self._load.batch)
-
-    @property
-    def lone(self) -> float:
-        """Seconds of an inference of one image, with nothing else under way."""
-        return self._median_of(1)
-
-    def _median_of(self, images: int) -> float:
+    def expected(self, images: int) -> float:
+        """Measure the seconds of an inference of so many images, with nothing else under way."""
         self._took.clear()
         for _ in range(3):
             self._calls[0](images)
@@ -181,9 +146,9 @@ class Driven:
     def take(self, seconds: float, pause: float) -> list[float]:
         """Take one run: latencies of queries; of ``offline``, which has one query, of calls."""
         time.sleep(pause)
-        expected = self.expected
-        self._took.clear()
         load = self._load
+        expected = self.expected(load.batch)
+        self._took.clear()
         with no_collection():
             run = run_scenario(
                 load.scenario, self._calls, seconds, load.batch, expected, load.slo, self.rate

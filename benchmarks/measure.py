@@ -16,18 +16,11 @@ from statistics import median
 
 from spvit_deploy.benchmarks.artifacts import Artifact, describe
 from spvit_deploy.benchmarks.cpu_affinity import pinned
-from spvit_deploy.benchmarks.extras import Details, with_details
-from spvit_deploy.benchmarks.host import read_host
+from spvit_deploy.benchmarks.extras import STEPS, measure_peaks, with_details
+from spvit_deploy.benchmarks.host import provenance, read_host
 from spvit_deploy.benchmarks.host_noise import HostActivity, HostMonitor, disturbances
-from spvit_deploy.benchmarks.load_patterns import (
-    Caller,
-    Crowd,
-    Driven,
-    prepared_call,
-    takes_pictures,
-)
+from spvit_deploy.benchmarks.load_patterns import Caller, Crowd, Driven, prepared_call
 from spvit_deploy.benchmarks.mlperf.max_rate import load_record, settle_rate
-from spvit_deploy.benchmarks.provenance import provenance
 from spvit_deploy.benchmarks.request import find_pairs, require_measurable
 from spvit_deploy.benchmarks.result_records import Proof, Round
 from spvit_deploy.benchmarks.results import BenchmarkResult, ResultsFile, Workload
@@ -69,7 +62,6 @@ class _Entry:
 
     @property
     def title(self) -> str:
-        """For the progress bar."""
         return f"{self.artifact.title}, {self.sessions[0].name}"
 
     @property
@@ -104,18 +96,13 @@ class _Entry:
             for _ in range(_rounds(self.workload)):
                 self.sample()
 
-    def close(self) -> None:
-        """Close its sessions."""
-        for session in self.sessions:
-            session.close()
-
 
 def run_benchmark(
     artifacts: Sequence[Path],
     runtimes: Sequence[str] | None,
     workloads: Sequence[Workload],
     device: str = "cpu",
-    details: Details | None = None,
+    details: bool = False,
 ) -> ResultsFile:
     """Measure every artifact on every runtime that takes it.
 
@@ -124,26 +111,25 @@ def run_benchmark(
         runtimes: names, or None for all that fit.
         workloads: measured one after another.
         device: as in ``evaluate_artifact``. Engines run on a GPU always, the first for ``cpu``.
-        details: what is measured besides times; None for nothing.
+        details: measure cold starts, layers, energy and the host's peaks as well.
 
     Raises:
         InputError: an artifact that no runtime takes, or a runtime that takes none of them.
         RuntimeMissingError: a runtime, a device or LoadGen that is not installed.
     """
-    details = details or Details()
     pairs = find_pairs(artifacts, runtimes)
     require_measurable(workloads)
     host = read_host()
     facts = {path: describe(path) for path, _ in pairs}
     results: list[BenchmarkResult] = []
-    total = sum(len(pairs) * (_rounds(load) + 2 + details.count) for load in workloads)
+    total = sum(len(pairs) * (_rounds(load) + 2 + STEPS * details) for load in workloads)
     threads = workloads[0].threads if workloads else None
     with progress_bar("benchmark", total) as bar, pinned(threads) as affinity:
         for workload in workloads:
             others = [load.batch for load in workloads]
-            rows = _measure_workload(pairs, facts, workload, device, others, bar)
-            results += [with_details(path, row, facts[path], details, bar) for path, row in rows]
-        peaks = details.peaks(results)
+            for path, row in _measure_workload(pairs, facts, workload, device, others, bar):
+                results.append(with_details(path, row, facts[path], bar) if details else row)
+        peaks = measure_peaks(results) if details else ()
     created = datetime.now(timezone.utc).isoformat(timespec="seconds")
     return ResultsFile(
         created=created, host=host, results=tuple(results), affinity=affinity, peaks=peaks,
@@ -173,33 +159,22 @@ def _measure_workload(
         _measure(entries, workload, bar)
         return [(entry.path, _result(entry)) for entry in entries]
     finally:
-        for entry in entries:
-            entry.close()
+        for session in (one for entry in entries for one in entry.sessions):
+            session.close()
 
 
 def _takes_batch(session: Session, path: Path, batch: int, batches: Sequence[int]) -> bool:
-    """Tell whether a session takes a batch; close it where not.
-
-    Raises:
-        InputError: it takes none of ``batches``, or not so many images.
-    """
+    """Tell whether a session takes a batch; close it where not, and refuse one that takes none."""
     smallest, largest = session.input.batches
     if smallest <= batch <= (largest or batch):
         return True
-    fixed = session.batch
     session.close()
-    if fixed is None:
-        raise InputError(
-            f"{path} takes batches of {smallest} to {largest or 'any number'}; {batch} was "
-            "requested.",
-            "Choose another --batch.",
-        )
-    if fixed not in batches:
-        raise InputError(
-            f"{path} only takes batches of {fixed}, which were not requested.",
-            f"Add --batch {fixed}.",
-        )
-    return False
+    if session.batch in batches:
+        return False
+    taken, hint = f"{smallest} to {largest or 'any number'}", "Choose another --batch."
+    if smallest == largest:
+        taken, hint = f"{smallest}", f"Add --batch {smallest}."
+    raise InputError(f"{path} takes batches of {taken}; {batch} was requested.", hint)
 
 
 def _open(
@@ -265,7 +240,7 @@ def _result(entry: _Entry) -> BenchmarkResult:
         parts={name: tuple(part[name] for part in parts) for name in (parts or [{}])[0]},
         cuda_graph=session.cuda_graph,
         copies=session.copies,
-        takes="pictures" if takes_pictures(session) else "images",
+        takes="images" if session.preprocessing is None else "pictures",
         clock=session.clock,
         rounds=tuple(
             Round(calls=calls, median=middle, others=seen.others, mhz=seen.mhz, noisy=noise)

@@ -57,8 +57,7 @@ class Compared:
     @property
     def figures(self) -> tuple[str, str]:
         """What is compared: rates where the scenario has them, else medians."""
-        before, after = (_figure(row) for row in (self.before, self.after))
-        return before, after
+        return _figure(self.before), _figure(self.after)
 
 
 def _figure(row: BenchmarkResult) -> str:

@@ -46,23 +46,18 @@ def require_measurable(workloads: Sequence[Workload]) -> None:
         RuntimeMissingError: LoadGen is not installed.
     """
     for load in workloads:
-        name = f"Scenario '{load.scenario}'"
-        if load.scenario != "closed":
+        name, closed = load.scenario, load.scenario == "closed"
+        if not closed:
             loadgen_version()
-        if load.scenario == "server" and load.slo is None:
-            raise InputError(f"{name} needs a limit.", "Give --latency-slo 50ms.")
-        if load.scenario != "closed" and load.boundary != "compute":
-            raise InputError(
-                f"{name} sends images that are prepared.",
-                "Leave --boundary out, or choose --scenario closed.",
-            )
-        if load.scenario == "single-stream" and load.batch > 1:
-            raise InputError(
-                f"{name} has one image per query by MLPerf's rules.",
-                "Leave --batch out, or choose multi-stream or closed.",
-            )
-        if load.concurrency > 1 and load.scenario in ("single-stream", "multi-stream"):
-            raise InputError(
-                f"{name} has one query at a time by MLPerf's rules.",
-                "Leave --concurrency out, or choose server or closed.",
-            )
+        one_query = name in ("single-stream", "multi-stream")
+        for wrong, reason, hint in (
+            (name == "server" and load.slo is None, "needs a limit", "Give --latency-slo 50ms."),
+            (not closed and load.boundary != "compute", "sends images that are prepared",
+             "Leave --boundary out, or choose --scenario closed."),
+            (name == "single-stream" and load.batch > 1, "has one image per query in MLPerf",
+             "Leave --batch out, or choose multi-stream or closed."),
+            (one_query and load.concurrency > 1, "has one query at a time in MLPerf",
+             "Leave --concurrency out, or choose server or closed."),
+        ):  # fmt: skip
+            if wrong:
+                raise InputError(f"Scenario '{name}' {reason}.", hint)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
@@ -45,20 +46,15 @@ def measure_peak(device: str, threads: int | None) -> Peak:
         torch.set_num_threads(threads)
     try:
         side, types = (_SIDE, _TYPES) if where.type == "cpu" else (_SIDE_GPU, _GPU_TYPES)
-        macs = {name: side**3 / _product(where, side, kind) for name, kind in types.items()}
-        return Peak(device=device, threads=threads, macs=macs, bytes=2 * _BYTES / _copy(where))
+        macs = {}
+        for name, kind in types.items():
+            a, b, c = (torch.ones(side, side, dtype=kind, device=where) for _ in range(3))
+            macs[name] = side**3 / _seconds(partial(torch.mm, a, b, out=c), where)
+        source, target = (torch.zeros(_BYTES, dtype=torch.uint8, device=where) for _ in range(2))
+        copied = 2 * _BYTES / _seconds(partial(target.copy_, source), where)
+        return Peak(device=device, threads=threads, macs=macs, bytes=copied)
     finally:
         torch.set_num_threads(usual)
-
-
-def _product(where: torch.device, side: int, kind: torch.dtype) -> float:
-    a, b, c = (torch.ones(side, side, dtype=kind, device=where) for _ in range(3))
-    return _seconds(lambda: torch.mm(a, b, out=c), where)
-
-
-def _copy(where: torch.device) -> float:
-    a, b = (torch.zeros(_BYTES, dtype=torch.uint8, device=where) for _ in range(2))
-    return _seconds(lambda: b.copy_(a), where)
 
 
 def _seconds(call: Callable[[], object], where: torch.device) -> float:

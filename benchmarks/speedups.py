@@ -45,9 +45,10 @@ class Pair:
             return []
         return gains(self.dense.blocks, self.lean.blocks)
 
-    def said(self) -> str:
-        """Put the pair in one line."""
-        ratio, word = self.ratio.said()
+    @property
+    def summary(self) -> str:
+        """The ratio, its interval and the promised one in one line."""
+        ratio, word = self.ratio.in_words()
         interval = f" (95% interval {ratio.low:.2f} to {ratio.high:.2f})"
         if ratio.low == ratio.high:
             interval = ""
@@ -56,15 +57,6 @@ class Pair:
         line = f"{self.label}: lean is {ratio.value:.2f}× {word} than dense{interval}"
         promised = self.promised
         return f"{line}; its MACs promise {promised:.2f}×" if promised else line
-
-
-def comparable(one: BenchmarkResult, other: BenchmarkResult) -> bool:
-    """Tell whether two results have the same runtime, precision and terms."""
-    return (one.runtime, one.precision, *one.same_terms) == (
-        other.runtime,
-        other.precision,
-        *other.same_terms,
-    )
 
 
 def ratio_of(slow: BenchmarkResult, fast: BenchmarkResult, together: bool = True) -> Ratio:
@@ -93,10 +85,10 @@ def ratio_of(slow: BenchmarkResult, fast: BenchmarkResult, together: bool = True
 
 
 def pairs_of(rows: Sequence[BenchmarkResult]) -> list[Pair]:
-    """Pair every lean result with every dense one under the same terms."""
-    return [
-        Pair(dense, lean, ratio_of(dense, lean))
-        for lean in rows
-        for dense in rows
-        if lean.kind == "lean" and dense.kind == "dense" and comparable(dense, lean)
-    ]
+    """Pair every lean result with every dense one of its runtime, precision and terms."""
+    found = []
+    for lean in (row for row in rows if row.kind == "lean"):
+        terms = (lean.runtime, lean.precision, lean.same_terms)
+        alike = [row for row in rows if (row.runtime, row.precision, row.same_terms) == terms]
+        found += [Pair(row, lean, ratio_of(row, lean)) for row in alike if row.kind == "dense"]
+    return found

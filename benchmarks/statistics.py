@@ -85,7 +85,7 @@ class Ratio:
         """Whether 1 is out of the interval."""
         return not self.low <= 1 <= self.high
 
-    def said(self) -> tuple[Ratio, str]:
+    def in_words(self) -> tuple[Ratio, str]:
         """Put the ratio in words: how many times (from 1 on) the second one is faster or slower."""
         if self.value >= 1:
             return self, "faster"

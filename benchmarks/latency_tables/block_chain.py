@@ -166,7 +166,7 @@ def _tensors(rest: tuple[Any, ...], named: Mapping[str, Any]) -> list[Tensor]:
 
 
 def first_of(given: Any) -> Tensor:
-    """Return a block's output, or the first of several."""
+    """Return a block's output [batch, ...], or the first of several."""
     found: Tensor = given[0] if isinstance(given, (tuple, list)) else given
     return found
 

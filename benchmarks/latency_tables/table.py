@@ -174,20 +174,18 @@ class LatencyTable(StrictModel):
             KeyError: An operation was not timed.
         """
         by_path = {path: shape for shape in self.shapes for path in shape.paths}
-        shapes = [_of_kinds(by_path[path], kinds) for path in paths]
-        sites = tuple(_site(shape) for shape in shapes)
-        tail = tuple(_tail_site(shape) for shape in shapes) if _all_have_tails(shapes) else ()
+        shapes = [by_path[path] for path in paths]
+        sites = tuple(_site(shape, kinds) for shape in shapes)
+        tail = tuple(_tail_site(shape, kinds) for shape in shapes if shape.tail is not None)
+        tail = tail if len(tail) == len(sites) else ()
         raw = CostTable(0, sites, "ns", tail)
-        every, none = [AttentionKind.MSA] * len(sites), [0] * len(sites)
-        no_mlp = raw.of(every, none)
-        mlps, operations = (
-            raw.dense - no_mlp,
-            no_mlp - raw.of([AttentionKind.SKIP] * len(sites), none),
-        )
+        none, count = [0] * len(sites), len(sites)
+        no_mlp = raw.of([AttentionKind.MSA] * count, none)
+        operations = no_mlp - raw.of([AttentionKind.SKIP] * count, none)
         whole = self.anchors
         factors = (
             _ratio(whole.no_mlp.seconds - whole.least.seconds, operations),
-            _ratio(whole.dense.seconds - whole.no_mlp.seconds, mlps),
+            _ratio(whole.dense.seconds - whole.no_mlp.seconds, raw.dense - no_mlp),
         )
         found = CostTable(0, _scaled(sites, *factors), "ns", _scaled(tail, *factors))
         return replace(found, fixed=round(_NS * whole.dense.seconds) - found.dense)
@@ -268,32 +266,21 @@ def _scaled(sites: Sequence[SiteCost], operations: float, mlps: float) -> tuple[
     )
 
 
-def _of_kinds(shape: ShapeTimes, kinds: Sequence[AttentionKind]) -> ShapeTimes:
-    return shape.model_copy(update={"attention": {kind: shape.attention[kind] for kind in kinds}})
-
-
-def _all_have_tails(shapes: Sequence[ShapeTimes]) -> bool:
-    return all(shape.tail is not None for shape in shapes)
-
-
-def _site(shape: ShapeTimes) -> SiteCost:
+def _site(shape: ShapeTimes, kinds: Sequence[AttentionKind]) -> SiteCost:
     """Compute nanoseconds of each operation over the cheapest, and of an MLP over none."""
-    least = shape.attention[AttentionKind.SKIP].seconds
-    times = {kind: max(0.0, time.seconds - least) for kind, time in shape.attention.items()}
-    return SiteCost(_nanoseconds(times), _curve(shape.mlp, shape.hidden))
+    seconds = {kind: shape.attention[kind].seconds for kind in kinds}
+    least = seconds[AttentionKind.SKIP]
+    costs = {kind: round(_NS * max(0.0, one - least)) for kind, one in seconds.items()}
+    return SiteCost(costs, _curve(shape.mlp, shape.hidden))
 
 
-def _tail_site(shape: ShapeTimes) -> SiteCost:
+def _tail_site(shape: ShapeTimes, kinds: Sequence[AttentionKind]) -> SiteCost:
     """Compute the same behind the last attention, over what the block would have cost before it."""
     assert shape.tail is not None
     skip = shape.tail.mlp[0].time.seconds - shape.mlp[0].time.seconds
     msa = skip + max(0.0, shape.tail.msa.seconds - shape.tail.skip.seconds)
-    times = {kind: msa if kind is AttentionKind.MSA else skip for kind in shape.attention}
-    return SiteCost(_nanoseconds(times), _curve(shape.tail.mlp, shape.hidden))
-
-
-def _nanoseconds(times: dict[AttentionKind, float]) -> dict[AttentionKind, int]:
-    return {kind: round(_NS * seconds) for kind, seconds in times.items()}
+    costs = {kind: round(_NS * (msa if kind is AttentionKind.MSA else skip)) for kind in kinds}
+    return SiteCost(costs, _curve(shape.tail.mlp, shape.hidden))
 
 
 def _curve(points: Sequence[WidthTime], hidden: int) -> tuple[int, ...]:

@@ -120,9 +120,9 @@ def settle_rate(driven: Driven, workload: Workload) -> Trials:
         driven.rate = rate
         return driven.take(seconds, workload.pause)
 
-    if driven.lone > slo:
+    if driven.expected(1) > slo:
         return ((0.0, False),)
-    guess = 0.5 * workload.concurrency * workload.batch / driven.expected
+    guess = 0.5 * workload.concurrency * workload.batch / driven.expected(workload.batch)
     search = search_rate(run, slo, guess, _SEARCHES)
     driven.found += search.found
     driven.rate = search.rate or search.lowest

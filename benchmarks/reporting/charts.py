@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -137,7 +137,10 @@ def block_bars(pair: Pair) -> Any:
     )  # fmt: skip
     looks = {kind.value: look for kind, look in KINDS.items()}
     for row, wanted in ((1, looks.keys()), (2, {"mlp"})):
-        dense, lean = (_branches(side.blocks, wanted) for side in (pair.dense, pair.lean))
+        dense, lean = (
+            {block.block: block for block in side.blocks if block.kind in wanted}
+            for side in (pair.dense, pair.lean)
+        )
         names = dict.fromkeys([*dense, *lean])
         labels = [name.rpartition(".")[0] for name in names]
         own = [looks.get(lean[n].kind, ("MLP", LEAN)) if n in lean else ("removed", LEAN)
@@ -151,10 +154,6 @@ def block_bars(pair: Pair) -> Any:
     figure = style(figure, 460, barmode="group", yaxis_title="ms", yaxis2_title="ms")
     # Above the title of the first row.
     return figure.update_layout(legend_y=1.2, margin_t=40)
-
-
-def _branches(blocks: Sequence[BlockTime], kinds: Collection[str]) -> dict[str, BlockTime]:
-    return {block.block: block for block in blocks if block.kind in kinds}
 
 
 def _ms(blocks: dict[str, BlockTime], names: Iterable[str]) -> list[float]:

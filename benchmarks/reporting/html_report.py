@@ -27,7 +27,6 @@ def write_report(
     plan: PrunePlan | None = None,
     hidden: Sequence[int] = (),
     search: Path | None = None,
-    title: str = "spvit-deploy report",
 ) -> None:
     """Write the page.
 
@@ -37,7 +36,6 @@ def write_report(
         plan: Plan of the lean model to draw.
         hidden: MLP widths of the dense model, one per block, to draw behind the plan.
         search: Folder of a search to draw.
-        title: Heading.
 
     Raises:
         InputError: A file has no results, or is not one of results.
@@ -47,11 +45,14 @@ def write_report(
     files = read_results(results)
     rows = [result for file in files for result in file.results]
     pairs = pairs_of(rows)
-    figures = [*_result_figures(rows, pairs), *_plan_figures(plan, hidden)]
+    figures = list(_result_figures(rows, pairs))
+    if plan is not None:
+        note = "Bars: hidden units that each MLP keeps. Color: the operation in place of attention."
+        figures.append(Figure("The plan", note, charts.plan_bars(plan, hidden)))
     if search is not None:
         figures += search_figures(read_search_log(search))
     page = Page(
-        title,
+        "spvit-deploy report",
         subtitle=_subtitle(files, plan),
         headline=headline_of(rows),
         cards=_cards(pairs),
@@ -99,12 +100,6 @@ def _result_figures(rows: Sequence[BenchmarkResult], pairs: Sequence[Pair]) -> I
             yield Figure(f"Block by block: {pair.label}", note, charts.block_bars(pair))
 
 
-def _plan_figures(plan: PrunePlan | None, hidden: Sequence[int]) -> Iterator[Figure]:
-    if plan is not None:
-        note = "Bars: hidden units that each MLP keeps. Color: the operation in place of attention."
-        yield Figure("The plan", note, charts.plan_bars(plan, hidden))
-
-
 def _subtitle(files: Sequence[ResultsFile], plan: PrunePlan | None) -> str:
     dates = ", ".join(sorted({file.created[:10] for file in files}))
     cpus = ", ".join(sorted({f"{f.host.cpu}, {f.host.threads} threads" for f in files}))
@@ -125,7 +120,7 @@ def _cards(pairs: Sequence[Pair]) -> list[tuple[str, str]]:
 
 
 def _pair_card(pair: Pair) -> tuple[str, str]:
-    ratio, word = pair.ratio.said()
+    ratio, word = pair.ratio.in_words()
     unsteady = ", unsteady" if pair.dense.flagged or pair.lean.flagged else ""
     where = f"{pair.label} (95%: {ratio.low:.2f}–{ratio.high:.2f}{unsteady})"
     if pair.promised:

@@ -19,20 +19,20 @@ from spvit_deploy.benchmarks.roofline import Peak
 from spvit_deploy.benchmarks.speedups import Pair, pairs_of
 
 
-def markdown(files: Sequence[ResultsFile], title: str) -> str:
+def markdown(files: Sequence[ResultsFile]) -> str:
     """Return the report's headline, tables, remarks and host as Markdown."""
-    return "\n\n".join(block for block in _blocks(files, title) if block) + "\n"
+    return "\n\n".join(block for block in _blocks(files) if block) + "\n"
 
 
-def _blocks(files: Sequence[ResultsFile], title: str) -> Iterator[str]:
+def _blocks(files: Sequence[ResultsFile]) -> Iterator[str]:
     rows = [row for file in files for row in file.results]
     pairs, headline = pairs_of(rows), headline_of(rows)
-    yield f"# {title}"
+    yield "# spvit-deploy report"
     yield f"**{headline}**" if headline else ""
     results = results_table(files)
     yield _table(results)
     yield _list(results.remarks)
-    yield _list([pair.said() for pair in pairs])
+    yield _list([pair.summary for pair in pairs])
     for table in (*gain_tables(pairs), start_table(rows), parity_table(rows)):
         if table.rows:
             yield f"## {table.title}\n\n{_table(table)}"

@@ -9,7 +9,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from spvit_deploy.benchmarks.reporting.charts import LEAN, OTHER, look_of, style
 from spvit_deploy.benchmarks.reporting.html_page import Figure
@@ -62,7 +62,7 @@ def read_search_log(folder: Path) -> list[LogLine]:
         lines = [_parse_line(json.loads(text)) for text in texts]
     except KeyError as missing:
         raise InputError(f"{file}: not the log of a search, {missing} is missing.", _HINT) from None
-    except (ValueError, TypeError, AttributeError, ValidationError) as error:
+    except (ValueError, TypeError, AttributeError) as error:
         raise CorruptFileError(
             f"{file} is damaged, or of no search: {first_line(error)}.", _HINT
         ) from None

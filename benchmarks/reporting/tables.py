@@ -76,24 +76,21 @@ def results_table(files: Sequence[ResultsFile], title: str = "Results") -> Table
 
 def start_table(rows: Sequence[BenchmarkResult]) -> Table:
     """Build the table of what artifacts took to start, as far as that was measured."""
-    cells = []
-    for row in rows:
-        start = row.start
-        if start is None:
-            continue
-        cells.append(
-            (
-                row.title,
-                row.runtime,
-                str(row.workload.batch),
-                f"{start.load:.2f}",
-                f"{1000 * start.first:.1f}",
-                f"{start.peak_bytes / 1e6:,.0f}",
-                f"{(start.peak_bytes - start.idle_bytes) / 1e6:,.0f}",
-                "" if start.device_bytes is None else f"{start.device_bytes / 1e6:,.0f}",
-                f"{1000 * sum(row.joules.values()):.1f}" if row.joules else "not read",
-            )
+    cells = [
+        (
+            row.title,
+            row.runtime,
+            str(row.workload.batch),
+            f"{start.load:.2f}",
+            f"{1000 * start.first:.1f}",
+            f"{start.peak_bytes / 1e6:,.0f}",
+            f"{(start.peak_bytes - start.idle_bytes) / 1e6:,.0f}",
+            "" if start.device_bytes is None else f"{start.device_bytes / 1e6:,.0f}",
+            f"{1000 * sum(row.joules.values()):.1f}" if row.joules else "not read",
         )
+        for row in rows
+        if (start := row.start) is not None
+    ]
     return Table("In a fresh process", _START_HEADS, cells).trimmed()
 
 

@@ -1,4 +1,4 @@
-"""Our figures beside those of tools that people know: OpenVINO's benchmark_app, a bare loop.
+"""Compare our latencies with those of OpenVINO's benchmark_app and of a bare loop.
 
 Usage: python benchmarks/suites/agreement.py [--seconds 6] [--rounds 5] [--threads 1]
 
@@ -14,7 +14,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -22,13 +21,12 @@ from typing import Any
 
 from spvit_deploy.benchmarks.cpu_affinity import pinned
 from spvit_deploy.benchmarks.results import load_results
-from spvit_deploy.benchmarks.suites.harness import save
-from spvit_deploy.benchmarks.suites.pages import replace_table
+from spvit_deploy.benchmarks.suites.harness import DOCS, replace_table, save
 from spvit_deploy.benchmarks.suites.published import DEIT_S, build_dense, build_lean
 from spvit_deploy.runtimes.timing import interleaved
 from spvit_deploy.workflows.export import export_model
 
-PAGE = Path(__file__).parents[2] / "docs" / "benchmark.md"
+Row = dict[str, Any]
 # Seconds between two processes.
 PAUSE = 1.0
 LOOP = """
@@ -55,7 +53,7 @@ def printed(*command: str) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
-def ours(folder: Path, runtime: str, threads: int, seconds: float) -> float:
+def ours(runtime: str, folder: Path, threads: int, seconds: float) -> float:
     """Measure median milliseconds by `spvit-deploy benchmark`."""
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch, "results.json")
@@ -74,7 +72,11 @@ def bare_loop(folder: Path, threads: int, seconds: float) -> float:
 
 
 def benchmark_app(folder: Path, threads: int, seconds: float) -> float:
-    """Measure median milliseconds by OpenVINO's own tool."""
+    """Measure median milliseconds by OpenVINO's own tool.
+
+    Raises:
+        RuntimeError: It prints no median.
+    """
     tool = Path(sys.executable).parent / "benchmark_app"
     text = printed(
         str(tool), "-m", str(folder / "model.xml"), "-d", "CPU", "-api", "sync", "-nireq", "1",
@@ -87,45 +89,18 @@ def benchmark_app(folder: Path, threads: int, seconds: float) -> float:
     return float(found[1])
 
 
-Tool = Callable[[], float]
-Row = dict[str, Any]
-
-
-def main() -> None:
-    """Measure and record, and write the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=6.0, help="Of a tool in a round.")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=1)
-    request = parser.parse_args()
-    rows = []
-    with tempfile.TemporaryDirectory() as scratch, pinned(request.threads):
-        for name, build in (("DeiT-S dense", build_dense), ("DeiT-S lean", build_lean)):
-            model = build(DEIT_S, Path(scratch, name.replace(" ", "-")))
-            folders = {form: Path(scratch, f"{model.name}-{form}") for form in ("onnx", "openvino")}
-            for form, folder in folders.items():
-                export_model(str(model), folder, format=form, batch=1)
-            rows += compare(name, folders, request)
-    save("agreement", {"rows": rows, "threads": request.threads, "seconds": request.seconds})
-    replace_table(PAGE, "benchmarks/suites/agreement.py", table(rows))
-
-
 def compare(name: str, folders: dict[str, Path], request: argparse.Namespace) -> list[Row]:
     """Measure ours and the peer, on ONNX Runtime and on OpenVINO."""
-    threads, seconds = request.threads, request.seconds
     peers = (
         ("onnxruntime", folders["onnx"], "a bare loop", bare_loop),
         ("openvino", folders["openvino"], "benchmark_app", benchmark_app),
     )
     rows: list[Row] = []
     for runtime, folder, peer, call in peers:
-        tools: dict[str, Tool] = {
-            "ours": partial(ours, folder, runtime, threads, seconds),
-            peer: partial(call, folder, threads, seconds),
-        }
-        found: dict[str, list[float]] = {tool: [] for tool in tools}
-        for tool in interleaved(list(tools), request.rounds):
-            found[tool].append(tools[tool]())
+        found: dict[str, list[float]] = {"ours": [], peer: []}
+        for tool in interleaved(list(found), request.rounds):
+            measure = partial(ours, runtime) if tool == "ours" else call
+            found[tool].append(measure(folder, request.threads, request.seconds))
             print(f"{tool}: {found[tool][-1]:.3f} ms", flush=True)
         ratios = [a / b for a, b in zip(found["ours"], found[peer], strict=True)]
         rows.append(
@@ -146,6 +121,25 @@ def table(rows: list[Row]) -> str:
             f"{row['ratio']:.3f} |"
         )
     return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure and record, and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=6.0, help="Of a tool in a round.")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1)
+    request = parser.parse_args()
+    rows = []
+    with tempfile.TemporaryDirectory() as scratch, pinned(request.threads):
+        for name, build in (("DeiT-S dense", build_dense), ("DeiT-S lean", build_lean)):
+            model = build(DEIT_S, Path(scratch, name.replace(" ", "-")))
+            folders = {form: Path(scratch, f"{model.name}-{form}") for form in ("onnx", "openvino")}
+            for form, folder in folders.items():
+                export_model(str(model), folder, format=form, batch=1)
+            rows += compare(name, folders, request)
+    save("agreement", {"rows": rows, "threads": request.threads, "seconds": request.seconds})
+    replace_table(DOCS / "benchmark.md", "benchmarks/suites/agreement.py", table(rows))
 
 
 if __name__ == "__main__":

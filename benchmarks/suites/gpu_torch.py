@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator
+from itertools import product
 from statistics import median
 from typing import Any
 
@@ -38,8 +39,6 @@ PLANS = {"DeiT-B": DEIT_B, "DeiT-S": DEIT_S, "Swin-T": SWIN_T}
 BATCHES = (1, 8, 32, 128)
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 LEAN = ("lean", "lean8")
-# What is timed: a model, as PyTorch runs it or as a graph.
-Side = tuple[str, str]
 Row = dict[str, Any]
 
 
@@ -75,7 +74,7 @@ def measure(
     kind = PRECISIONS[precision]
     images = torch.randn(batch, *SIZE, device="cuda", dtype=kind)
     ready = {name: net.to("cuda", kind) for name, net in nets.items()}
-    calls: dict[Side, TimedCall] = {}
+    calls: dict[tuple[str, str], TimedCall] = {}
     for name, net in ready.items():
         calls[name, "eager"] = cuda_call(net, images)
         calls[name, "graph"] = cuda_call(graph_of(net, images), images)
@@ -90,14 +89,6 @@ def measure(
         yield row
 
 
-def line(title: str, row: Row) -> str:
-    """Put a row in a line."""
-    words = [f"{title} {row['precision']} batch {row['batch']} {row['mode']}:"]
-    words.append(f"dense {1e3 * row['dense_s']:.3f} ms,")
-    words += [f"{name} {1e3 * row[name]['s']:.3f} ms {row[name]['value']:.2f}×" for name in LEAN]
-    return " ".join(words)
-
-
 @torch.inference_mode()
 def main() -> None:
     """Measure and record."""
@@ -105,6 +96,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--burst", type=float, default=0.02)
     request = parser.parse_args()
+    if not torch.cuda.is_available():
+        print("No GPU: nothing is measured.")
+        return
     schedule = Schedule(request.rounds, request.burst, pause=0.0)
     torch.backends.cudnn.allow_tf32 = False
     record: dict[str, Any] = {"models": {}}
@@ -113,11 +107,10 @@ def main() -> None:
         macs = {name: count_cost(net, SIZE).macs for name, net in nets.items()}
         rows: list[Row] = []
         record["models"][title] = {"macs": macs, "rows": rows}
-        for precision in PRECISIONS:
-            for batch in BATCHES:
-                for row in measure(nets, precision, batch, schedule):
-                    rows.append(row)
-                    print(line(title, row), flush=True)
+        for precision, batch in product(PRECISIONS, BATCHES):
+            for row in measure(nets, precision, batch, schedule):
+                rows.append(row)
+                print(title, row, flush=True)
         save("gpu_torch", record)
 
 

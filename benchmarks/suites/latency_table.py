@@ -1,11 +1,11 @@
-"""How well a latency table predicts whole models: random plans of DeiT-S, predicted and measured.
+"""Compare what a latency table predicts of random plans of DeiT-S with what is measured.
 
 The plans are exported as usual, and timed interleaved with the table, so that what differs is not
 the host. Then random gates are projected onto budgets, as a search does at its end, and the plans
 are timed beside the dense model: do they meet their budgets?
 
 Usage: python benchmarks/suites/latency_table.py [--runtime NAME …] [--plans N] [--rounds N]
-           [--threads N] [--work FOLDER]
+           [--threads N]
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from spvit_deploy.benchmarks.latency_tables.interleaved import (
     TimingPlace,
     time_files,
 )
-from spvit_deploy.benchmarks.latency_tables.table import LatencyFile, LatencyTable, save_latency
+from spvit_deploy.benchmarks.latency_tables.table import LatencyTable
 from spvit_deploy.benchmarks.reporting.charts import LEAN, OTHER, style
-from spvit_deploy.benchmarks.suites.harness import save
-from spvit_deploy.benchmarks.suites.pages import write_picture
+from spvit_deploy.benchmarks.suites.harness import save, write_image
+from spvit_deploy.benchmarks.suites.published import plan_of
 from spvit_deploy.core.plan import AttentionKind, BlockPlan, ModelSpec, PrunePlan
 from spvit_deploy.export.trace import write_unverified
 from spvit_deploy.families.base import BlockSite
@@ -45,7 +45,6 @@ from spvit_deploy.search.projection import project
 from spvit_deploy.search.supernet import GateProbabilities
 from spvit_deploy.workflows.latency_profile import measure_beside, settings_of
 
-PICTURE = Path(__file__).parents[2] / "docs" / "images" / "latency-table.png"
 SPEC = ModelSpec(name="deit_small_patch16_224")
 BUDGETS = (0.35, 0.5, 0.6, 0.7, 0.8)
 COLOURS = {"onnxruntime": LEAN, "openvino": OTHER}
@@ -54,33 +53,31 @@ COLOURS = {"onnxruntime": LEAN, "openvino": OTHER}
 def random_plan(dice: random.Random, sites: list[BlockSite]) -> PrunePlan:
     """Draw a plan: a density, then operations and MLP widths of every block around it."""
     density = dice.uniform(0.05, 0.95)
-    blocks: list[BlockPlan] = []
+    kinds, widths = [], []
     for site in sites:
         attends = dice.random() < density
-        kind = AttentionKind.MSA if attends else dice.choice(list(AttentionKind)[:3])
-        share = min(1.0, max(0.0, dice.gauss(density, 0.25)))
-        width = round(share * site.hidden / 8) * 8
-        blocks.append(BlockPlan(path=site.path, attention=kind, mlp_keep=tuple(range(width))))
-    if all(block.attention is not AttentionKind.MSA for block in blocks):
-        return random_plan(dice, sites)  # a search never gives one without attention
-    return PrunePlan(model=SPEC, blocks=tuple(blocks))
+        kinds.append(AttentionKind.MSA if attends else dice.choice(list(AttentionKind)[:3]))
+        fraction = min(1.0, max(0.0, dice.gauss(density, 0.25)))
+        widths.append(round(fraction * site.hidden / 8) * 8)
+    if AttentionKind.MSA not in kinds:
+        return random_plan(dice, sites)  # no search keeps a plan without attention
+    return plan_of(SPEC.name, [site.path for site in sites], kinds, widths)
 
 
-def write_plans(plans: list[PrunePlan], model: nn.Module, place: Place, work: Path) -> list[Path]:
-    """Export lean models with random weights; those that are there are taken as they are."""
-    files = []
-    for plan in plans:
-        folder = work / f"{place.runtime}-{plan.digest[:12]}"
-        done = folder / "file.txt"
-        if not done.exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            lean = copy.deepcopy(model)
-            shape_lean(lean, plan)
-            file = write_unverified(
-                shaken_model(lean), input_size(model), settings_of(place), folder
-            )
-            done.write_text(file.name)
-        files.append(folder / done.read_text())
+def write_plans(
+    plans: list[PrunePlan], model: nn.Module, place: Place, work: Path
+) -> dict[str, Path]:
+    """Export lean models with random weights; return their files by the index of the plan."""
+    files = {}
+    for index, plan in enumerate(plans):
+        folder = work / str(index)
+        folder.mkdir(parents=True)
+        lean = copy.deepcopy(model)
+        shape_lean(lean, plan)
+        settings = settings_of(place)
+        files[str(index)] = write_unverified(
+            shaken_model(lean), input_size(model), settings, folder
+        )
     return files
 
 
@@ -102,7 +99,7 @@ def compare(table: LatencyTable, plans: list[PrunePlan], times: list[Timing]) ->
     }
 
 
-def plan_within(share: float, table: LatencyTable, dice: random.Random) -> PrunePlan:
+def plan_within(fraction: float, table: LatencyTable, dice: random.Random) -> PrunePlan:
     """Draw random gates, and project them onto a fraction of the dense time, as a search does."""
     sites = find_sites(create_model(SPEC), str(SPEC))
     gates = [
@@ -113,7 +110,7 @@ def plan_within(share: float, table: LatencyTable, dice: random.Random) -> Prune
         for site in sites
     ]
     costs = table.costs([site.path for site in sites])
-    found = project(gates, costs, round(share * costs.dense), 8, range(len(sites)))
+    found = project(gates, costs, round(fraction * costs.dense), 8, range(len(sites)))
     blocks = tuple(
         BlockPlan(path=site.path, attention=choice.kind, mlp_keep=choice.keep)
         for site, choice in zip(sites, found.choices, strict=True)
@@ -129,18 +126,14 @@ def meet_budgets(
     """
     dice = random.Random(1)
     plans = [plan_within(share, table, dice) for share in BUDGETS]
-    whole = tuple(range(find_sites(model, str(SPEC))[0].hidden))
-    dense = [
-        BlockPlan(path=block.path, attention=AttentionKind.MSA, mlp_keep=whole)
-        for block in plans[0].blocks
-    ]
-    plans.append(PrunePlan(model=SPEC, blocks=tuple(dense)))
+    sites = find_sites(model, str(SPEC))
+    paths, widths = [site.path for site in sites], [site.hidden for site in sites]
+    plans.append(plan_of(SPEC.name, paths, [AttentionKind.MSA] * len(sites), widths))
     files = write_plans(plans, model, place, work / "budgets")
-    named = {str(index): file for index, file in enumerate(files)}
     where = TimingPlace(place.runtime, threads=place.threads)
-    times, _ = time_files(named, where, OFTEN * rounds)
-    costs = table.costs([block.path for block in dense])
-    seconds = [times[name].seconds for name in named]
+    times, _ = time_files(files, where, OFTEN * rounds)
+    costs = table.costs(paths)
+    seconds = [times[name].seconds for name in files]
     of_dense = [one / seconds[-1] for one in seconds[:-1]]
     return {
         "shares": list(BUDGETS),
@@ -150,7 +143,7 @@ def meet_budgets(
     }
 
 
-def draw(found: dict[str, Any], picture: Path) -> None:
+def draw(found: dict[str, Any]) -> None:
     """Draw predicted against measured, one point for each plan; needs an installed Chromium."""
     figure = go.Figure()
     most = max(max(row["measured_ms"]) for row in found.values()) * 1.08
@@ -170,7 +163,7 @@ def draw(found: dict[str, Any], picture: Path) -> None:
         )  # fmt: skip
     figure.update_xaxes(title="measured, ms (dotted: ±5%)", range=[0, most])
     style(figure, 460, yaxis_title="predicted from the table, ms")
-    write_picture(figure, picture)
+    write_image(figure, "latency-table.png")
 
 
 def one_runtime(place: Place, count: int, rounds: int, work: Path) -> dict[str, Any]:
@@ -179,11 +172,9 @@ def one_runtime(place: Place, count: int, rounds: int, work: Path) -> dict[str, 
     model, dice = create_model(SPEC), random.Random(0)
     sites = find_sites(model, str(SPEC))
     plans = [random_plan(dice, sites) for _ in range(count)]
-    files = write_plans(plans, model, place, work)
-    named = {str(index): file for index, file in enumerate(files)}
-    table, times = measure_beside(model, SPEC, place, named, rounds)
-    save_latency(LatencyFile(tables=(table,)), work / f"{place.runtime}.json")
-    row = compare(table, plans, [times[name] for name in named])
+    files = write_plans(plans, model, place, work / "plans")
+    table, times = measure_beside(model, SPEC, place, files, rounds)
+    row = compare(table, plans, [times[name] for name in files])
     print(
         f"{place.runtime}: mean error {100 * row['mean_error']:.1f}%, largest "
         f"{100 * row['largest_error']:.1f}%, rank correlation {row['rank_correlation']:.3f}"
@@ -201,18 +192,14 @@ def main() -> None:
     parser.add_argument("--plans", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="Bursts of each.")
     parser.add_argument("--threads", type=int, help="Of the runtime; one where others work too.")
-    parser.add_argument("--work", type=Path, help="Folder of exports, to measure them again.")
-    asked = parser.parse_args()
-    with tempfile.TemporaryDirectory() as scratch:
-        work = asked.work or Path(scratch)
-        found = {
-            runtime: one_runtime(
-                Place(runtime, threads=asked.threads), asked.plans, asked.rounds, work
-            )
-            for runtime in asked.runtime or ("onnxruntime", "openvino")
-        }
+    request = parser.parse_args()
+    found = {}
+    for runtime in request.runtime or ("onnxruntime", "openvino"):
+        with tempfile.TemporaryDirectory() as scratch:
+            place = Place(runtime, threads=request.threads)
+            found[runtime] = one_runtime(place, request.plans, request.rounds, Path(scratch))
     save("latency_table", {"runtimes": found})
-    draw(found, PICTURE)
+    draw(found)
 
 
 if __name__ == "__main__":

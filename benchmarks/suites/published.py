@@ -21,9 +21,10 @@ _SWIN_BLOCKS = [
 ]
 
 
-def _plan(
+def plan_of(
     name: str, paths: Sequence[str], kinds: Sequence[str], widths: Sequence[int]
 ) -> PrunePlan:
+    """Build the plan of a timm model that keeps the first hidden units of each block."""
     blocks = tuple(
         BlockPlan(path=path, attention=AttentionKind(kind), mlp_keep=tuple(range(width)))
         for path, kind, width in zip(paths, kinds, widths, strict=True)
@@ -31,17 +32,17 @@ def _plan(
     return PrunePlan(model=ModelSpec(name=name), blocks=blocks)
 
 
-DEIT_B = _plan(
+DEIT_B = plan_of(
     "deit_base_patch16_224", _BLOCKS,
     ["conv1x1"] * 3 + ["conv3x3"] * 2 + ["msa"] * 7,
     [1118, 489, 1050, 1345, 1336, 1326, 1431, 1564, 1606, 1702, 1290, 190],
 )  # fmt: skip
-DEIT_S = _plan(
+DEIT_S = plan_of(
     "deit_small_patch16_224", _BLOCKS,
     ["conv1x1"] + ["msa"] * 11,
     [1304, 1399, 1344, 1214, 1251, 1183, 1140, 925, 742, 391, 104, 103],
 )  # fmt: skip
-SWIN_T = _plan(
+SWIN_T = plan_of(
     "swin_tiny_patch4_window7_224", _SWIN_BLOCKS,
     ["conv1x1", "skip", "conv1x1", "skip"] + ["msa"] * 8,
     [186, 152, 646, 504, 1350, 1319, 1289, 1249, 1234, 1082, 3041, 2994],

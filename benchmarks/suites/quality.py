@@ -26,18 +26,17 @@ from dataclasses import dataclass
 from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from spvit_deploy.benchmarks.host import read_host
 from spvit_deploy.benchmarks.latency_tables.table import LATENCY_FILE, load_latency
 from spvit_deploy.benchmarks.suites.harness import RESULTS, save
-from spvit_deploy.benchmarks.suites.quality_methods import METHODS, Shape, by_latency, from_scratch
+from spvit_deploy.benchmarks.suites.quality_methods import METHODS, by_latency, from_scratch
 from spvit_deploy.benchmarks.suites.quality_pages import write_pages
 from spvit_deploy.benchmarks.suites.quality_setting import CPU, Method, Setting
 from spvit_deploy.benchmarks.suites.search_cost import MODEL
-from spvit_deploy.core.plan import AttentionKind
 from spvit_deploy.core.records import write_record
 from spvit_deploy.data.batches import Batches, open_batches
 from spvit_deploy.data.spec import DataSettings
@@ -56,50 +55,41 @@ EPOCHS = {"dense": DENSE_EPOCHS, "search": SEARCH_EPOCHS, "finetune": FINETUNE_E
 Row = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Cell:
-    """One model to be trained and judged."""
+class Cell(NamedTuple):
+    """One model to be trained and evaluated."""
 
     method: str
     budget: str
     seed: int
 
-    @staticmethod
-    def of(row: Row) -> Cell:
-        """Whose result this is."""
-        return Cell(row["method"], row["budget"], row["seed"])
-
     @property
     def file(self) -> str:
-        """Its result."""
+        """Name of the file of its result."""
         name = f"{self.method}-{self.budget}-{self.seed}".replace(" ", "_")
         return f"{name.replace(',', '').replace('%', '')}.json"
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where the data are, and where cells go."""
+    """Where the data are, where results go, and what trains and evaluates."""
 
     data_dir: str
     work: Path
     until: float
-    device: str = "cpu"
-    afresh: bool = False
-
-    @property
-    def where(self) -> torch.device:
-        """What trains and judges."""
-        return torch.device(self.device)
+    device: torch.device
+    afresh: bool
 
     def batches(self, train: bool, seed: int = 0) -> Batches:
-        """A split."""
+        """Open a split."""
         return _opened(self.data_dir, self.device, train).reseeded(seed)
 
     def done(self) -> dict[str, Row]:
-        """Cells that are done, by their files."""
+        """Read the results that exist, by the names of their files."""
         recorded = json.loads(RECORDED.read_text()) if RECORDED.exists() else {}
         rows = recorded.get("cells", []) if recorded.get("epochs") == EPOCHS else []
-        found = {} if self.afresh else {Cell.of(row).file: row for row in rows}
+        cells = [Cell(row["method"], row["budget"], row["seed"]) for row in rows]
+        old: dict[str, Row] = dict(zip((cell.file for cell in cells), rows, strict=True))
+        found = {} if self.afresh else old
         for file in sorted(self.work.glob("*-*.json")):
             row = json.loads(file.read_text())
             row.pop("digest", None)
@@ -108,53 +98,41 @@ class Place:
 
 
 @cache
-def _opened(data_dir: str, device: str, train: bool) -> Batches:
-    """A split, of which a job keeps the images that it has read."""
+def _opened(data_dir: str, device: torch.device, train: bool) -> Batches:
+    """Open a split, whose images are read once in each process."""
     data = DataSettings(spec="torch/fashion_mnist", root=data_dir, batch_size=128)
     prep = preprocessing_of(create_model(MODEL))
-    return open_batches(data, prep, train, torch.device(device))
+    return open_batches(data, prep, train, device)
 
 
 def dense_of(place: Place, seed: int) -> SavedModel:
-    """The dense model of a seed, trained the first time."""
+    """Load the dense model of a seed, which is trained the first time."""
     folder = place.work / f"dense-{seed}"
     if not folder.exists():
         torch.manual_seed(seed)
         untrained = dense_saved(create_model(MODEL), MODEL)
         settings = FinetuneSettings(epochs=DENSE_EPOCHS, lr=1e-3, amp=True, seed=seed)
         train = place.batches(True, seed)
-        save_model(finetune_model(untrained, train, settings, None, place.where), folder)
+        save_model(finetune_model(untrained, train, settings, None, place.device), folder)
     return load_saved(folder)
 
 
-def trained_on(device: torch.device) -> str:
-    """The name of what trains."""
-    return read_host().cpu if device.type == "cpu" else torch.cuda.get_device_name(device)
-
-
 def method_of(cell: Cell, place: Place) -> Method:
-    """What makes a cell's model."""
+    """Choose what makes a cell's model."""
     if cell.method in METHODS:
         return METHODS[cell.method]
     ours = place.done()[Cell("ours", cell.budget, cell.seed).file]
-    shape = Shape([AttentionKind(name) for name in ours["operations"]], ours["widths"])
+    shape = ours["operations"], ours["widths"]
     if cell.method == SCRATCH:
-        return from_scratch(shape)
-    return by_latency(shape, load_latency(place.work / LATENCY_FILE).tables[0])
+        return from_scratch(*shape)
+    return by_latency(*shape, load_latency(place.work / LATENCY_FILE).tables[0])
 
 
 def settings_of(cell: Cell) -> tuple[SearchSettings, FinetuneSettings]:
-    """Settings of search and fine-tuning, with the defaults of a CPU wherever they run; in
-    bfloat16, in which CPUs that have it train twice as fast.
-    """
+    """Build the settings of search and fine-tuning, with a CPU's defaults on every device."""
     usual: dict[str, Any] = {"lr": 5e-4, "amp": True, "seed": cell.seed}
     search = SearchSettings(epochs=SEARCH_EPOCHS, budget=cell.budget, probe=probe_of(CPU), **usual)
     return search, FinetuneSettings(epochs=FINETUNE_EPOCHS, **usual)
-
-
-def share_cores(jobs: int) -> None:
-    """Let a job use its part of the machine."""
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // jobs))
 
 
 def run_cell(cell: Cell, place: Place) -> None:
@@ -163,17 +141,17 @@ def run_cell(cell: Cell, place: Place) -> None:
         return
     start = time.perf_counter()
     dense, train = dense_of(place, cell.seed), place.batches(True, cell.seed)
-    at = Setting(dense, train, cell.seed, DENSE_EPOCHS, *settings_of(cell), place.where)
+    at = Setting(dense, train, cell.seed, DENSE_EPOCHS, *settings_of(cell), place.device)
     lean, held_out = method_of(cell, place)(at), place.batches(False)
-    size = dense.preprocessing.input_size
+    size, on_cpu = dense.preprocessing.input_size, place.device.type == "cpu"
     found: Row = {
         "method": cell.method, "budget": cell.budget, "seed": cell.seed,
-        "top1": top1(copy.deepcopy(lean.module).to(place.where), held_out),
-        "dense_top1": top1(copy.deepcopy(dense.module).to(place.where), held_out),
+        "top1": top1(copy.deepcopy(lean.module).to(place.device), held_out),
+        "dense_top1": top1(copy.deepcopy(dense.module).to(place.device), held_out),
         "macs": count_cost(lean.module, size).macs / at.dense_macs,
         "params": count_cost(lean.module, size).params,
         "seconds": time.perf_counter() - start,
-        "device": trained_on(place.where),
+        "device": read_host().cpu if on_cpu else torch.cuda.get_device_name(place.device),
     }  # fmt: skip
     if lean.plan is not None:
         found["operations"] = [block.attention.value for block in lean.plan.blocks]
@@ -194,21 +172,14 @@ def attempt(cell: Cell, place: Place) -> bool:
     return True
 
 
-def methods_here(work: Path) -> tuple[str, ...]:
-    """All that can be run with what is in the folder."""
-    return (*METHODS, *(AFTER if (work / LATENCY_FILE).exists() else AFTER[:1]))
-
-
-def cells_of(asked: argparse.Namespace) -> Iterator[Cell]:
-    """Those asked for, whole seeds first, so that an unfinished run still compares like with
-    like.
-    """
-    for seed in asked.seeds:
-        for budget in asked.budgets:
-            for method in asked.only or methods_here(asked.work):
-                if method != "dense":
-                    yield Cell(method, budget, seed)
-        if not asked.only or "dense" in asked.only:
+def cells_of(request: argparse.Namespace) -> Iterator[Cell]:
+    """List the requested cells, whole seeds first: an unfinished run compares like with like."""
+    after = AFTER if (request.work / LATENCY_FILE).exists() else AFTER[:1]
+    methods = request.only or (*METHODS, *after)
+    others = [method for method in methods if method != "dense"]
+    for seed in request.seeds:
+        yield from (Cell(method, budget, seed) for budget in request.budgets for method in others)
+        if "dense" in methods:
             yield Cell("dense", "100%", seed)
 
 
@@ -224,16 +195,17 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--device", default="cpu", help="cpu or cuda.")
     parser.add_argument("--afresh", action="store_true", help="Leave recorded results out.")
-    asked = parser.parse_args()
-    if BY_LATENCY in (asked.only or ()) and not (asked.work / LATENCY_FILE).exists():
-        parser.error(f"{BY_LATENCY} needs {asked.work / LATENCY_FILE}.")
-    asked.work.mkdir(parents=True, exist_ok=True)
-    until = time.time() + 60 * asked.time
-    place = Place(asked.data_dir, asked.work, until, asked.device, asked.afresh)
-    cells = list(cells_of(asked))
-    with ProcessPoolExecutor(asked.jobs, get_context("spawn"), share_cores, (asked.jobs,)) as pool:
-        for _ in pool.map(dense_of, [place] * len(asked.seeds), asked.seeds):
-            pass
+    request = parser.parse_args()
+    if BY_LATENCY in (request.only or ()) and not (request.work / LATENCY_FILE).exists():
+        parser.error(f"{BY_LATENCY} needs {request.work / LATENCY_FILE}.")
+    request.work.mkdir(parents=True, exist_ok=True)
+    until = time.time() + 60 * request.time
+    device = torch.device(request.device)
+    place = Place(request.data_dir, request.work, until, device, request.afresh)
+    cells, spawn = list(cells_of(request)), get_context("spawn")
+    threads = max(1, (os.cpu_count() or 1) // request.jobs)
+    with ProcessPoolExecutor(request.jobs, spawn, torch.set_num_threads, (threads,)) as pool:
+        list(pool.map(dense_of, [place] * len(request.seeds), request.seeds))
         done = []
         for late in (False, True):
             some = [cell for cell in cells if (cell.method in AFTER) is late]

@@ -8,15 +8,16 @@ from scratch, which trains for the dense model's epochs besides.
 from __future__ import annotations
 
 import copy
+import random
+from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from spvit_deploy.benchmarks.latency_tables.table import LatencyTable
-from spvit_deploy.benchmarks.suites.quality_peers import torch_pruned, uniform
+from spvit_deploy.benchmarks.suites.published import plan_of
 from spvit_deploy.benchmarks.suites.quality_setting import (
     Method,
     Setting,
@@ -25,13 +26,15 @@ from spvit_deploy.benchmarks.suites.quality_setting import (
     supernet_of,
 )
 from spvit_deploy.core.plan import AttentionKind, BlockPlan, PrunePlan
+from spvit_deploy.families.attention import disable_fused_attention
 from spvit_deploy.families.timm_models import create_model
+from spvit_deploy.lean.cost import count_cost
 from spvit_deploy.lean.model_folder import SavedModel
+from spvit_deploy.search import plan_builder
 from spvit_deploy.search.budget import parse_budget
 from spvit_deploy.search.budget_target import cost_table_of
 from spvit_deploy.search.cost_penalty import ExpectedCost, LagrangianPenalty, QuadraticPenalty
 from spvit_deploy.search.gates import GateOptimizer
-from spvit_deploy.search.plan_builder import plan_of
 from spvit_deploy.search.projection import project
 from spvit_deploy.search.search import run_search
 from spvit_deploy.search.search_hooks import SearchHooks
@@ -96,7 +99,7 @@ def recombined(adamw: bool = False, penalty: bool = False, final: float = 8.0) -
         train(net, at.train, DistillationLoss(settings, None), settings, "search", hooks)
         attend = net.blocks_to_attend()
         found = project(net.probabilities(), table, target, settings.align, attend)
-        plan = plan_of(net, found)
+        plan = plan_builder.plan_of(net, found)
         net.fix(plan)
         return finetuned(at, lean_of(net, plan), at.finetune.epochs, plan)
 
@@ -108,50 +111,103 @@ def dense_longer(at: Setting) -> SavedModel:
     return finetuned(at, copy.deepcopy(at.dense.module), at.epochs, None)
 
 
-@dataclass(frozen=True)
-class Shape:
-    """An architecture.
-
-    Attributes:
-        kinds: operation of each block.
-        widths: hidden units of each block.
-    """
-
-    kinds: list[AttentionKind]
-    widths: list[int]
-
-    def plan(self, net: Supernet) -> PrunePlan:
-        """Make a plan that keeps the first hidden units of each block."""
-        blocks = tuple(
-            BlockPlan(path=site.path, attention=kind, mlp_keep=tuple(range(width)))
-            for site, kind, width in zip(net.sites, self.kinds, self.widths, strict=True)
-        )
-        return PrunePlan(model=net.spec, blocks=blocks, semantics=net.semantics)
-
-
-def from_scratch(shape: Shape) -> Method:
+def from_scratch(kinds: Sequence[str], widths: Sequence[int]) -> Method:
     """Train a lean architecture with new weights, as long as dense and lean together."""
 
     def run(at: Setting) -> SavedModel:
         torch.manual_seed(1000 + at.seed)
         net = Supernet(create_model(at.dense.spec), at.dense.spec)
-        plan = shape.plan(net)
+        paths = [site.path for site in net.sites]
+        blocks = plan_of(net.spec.name, paths, kinds, widths).blocks
+        plan = PrunePlan(model=net.spec, blocks=blocks, semantics=net.semantics)
         return finetuned(at, lean_of(net, plan), at.dense_epochs + at.epochs, plan)
 
     return run
 
 
-def by_latency(shape: Shape, table: LatencyTable) -> Method:
-    """Make our search with the time that an architecture takes as its budget."""
+def by_latency(kinds: Sequence[str], widths: Sequence[int], table: LatencyTable) -> Method:
+    """Make our search with the latency that an architecture has as its budget."""
 
     def run(at: Setting) -> SavedModel:
         net = supernet_of(at)
         times = measured(table, net.sites)
-        budget = f"{times.table.of(shape.kinds, shape.widths)}ns@{table.runtime}"
+        cost = times.table.of([AttentionKind(kind) for kind in kinds], widths)
+        budget = f"{cost}ns@{table.runtime}"
         found = run_search(net, at.train, at.searching(budget=budget), times).plan
         return finetuned(at, lean_of(net, found), at.finetune.epochs, found)
 
     return run
+
+
+def uniform(at: Setting) -> SavedModel:
+    """Draw operations, and keep the same fraction of hidden units in every MLP: the largest."""
+    net, dice = supernet_of(at).cpu(), random.Random(at.seed)
+    table, target = cost_table_of(net), at.macs
+    attend = net.blocks_to_attend()
+    while True:
+        kinds = [dice.choice(list(AttentionKind)) for _ in net.sites]
+        fraction = _fraction_that_fits(table, kinds, target)
+        seen = any(kinds[block] is AttentionKind.MSA for block in attend) or not attend
+        if fraction is not None and seen:
+            break
+    blocks = []
+    for site, kind, mlp in zip(net.sites, kinds, net.mlps, strict=True):
+        size = mlp.inner.fc1.weight.norm(dim=1) * mlp.inner.fc2.weight.norm(dim=0)
+        keep = size.argsort(descending=True)[: int(fraction * site.hidden)].sort().values
+        blocks.append(
+            BlockPlan(path=site.path, attention=kind, mlp_keep=tuple(map(int, keep.tolist())))
+        )
+    plan = PrunePlan(model=net.spec, blocks=tuple(blocks), semantics=net.semantics)
+    return finetuned(at, lean_of(net, plan), at.epochs, plan)
+
+
+def _fraction_that_fits(table: Any, kinds: list[AttentionKind], target: int) -> float | None:
+    """Find the fraction of hidden units that meets the budget within 1%; None for none."""
+    for step in range(0, 1001):
+        widths = [int(step / 1000 * site.hidden) for site in table.sites]
+        cost = table.of(kinds, widths)
+        if 0.99 * target <= cost <= target:
+            return step / 1000
+    return None
+
+
+def torch_pruned(at: Setting) -> SavedModel:
+    """Prune with Torch-Pruning to at most the budget."""
+    size = at.dense.preprocessing.input_size
+
+    def pruned(step: int) -> Any:
+        module: Any = copy.deepcopy(at.dense.module)
+        prune(module, size, step / 200)
+        return module
+
+    steps = range(1, 200)
+    first = bisect_left(steps, True, key=lambda s: count_cost(pruned(s), size).macs <= at.macs)
+    module = pruned(steps[first])
+    return finetuned(at, module, at.epochs, None)
+
+
+def prune(module: Any, size: tuple[int, int, int], ratio: float) -> None:
+    """Prune by Torch-Pruning's recipe for timm's ViT: magnitudes of groups, heads counted."""
+    import torch_pruning  # of the extra `bench`, which --help does not need
+
+    disable_fused_attention(module)
+    heads = {block.attn.qkv: block.attn.num_heads for block in module.blocks}
+    pruner = torch_pruning.pruner.BasePruner(
+        module,
+        torch.randn(1, *size),
+        importance=torch_pruning.importance.GroupMagnitudeImportance(),
+        pruning_ratio=ratio,
+        ignored_layers=[module.head],
+        num_heads=heads,
+        prune_head_dims=True,
+        prune_num_heads=False,
+    )
+    pruner.step()
+    for block in module.blocks:
+        block.attn.num_heads = pruner.num_heads[block.attn.qkv]
+        block.attn.head_dim = block.attn.qkv.out_features // (3 * block.attn.num_heads)
+        block.attn.attn_dim = block.attn.qkv.out_features // 3
+        block.attn.scale = block.attn.head_dim**-0.5
 
 
 METHODS: dict[str, Method] = {

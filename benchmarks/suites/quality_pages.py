@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import plotly.graph_objects as go
 
 from spvit_deploy.benchmarks.reporting.charts import DENSE, LEAN, style
-from spvit_deploy.benchmarks.suites.pages import replace_table, write_picture
+from spvit_deploy.benchmarks.suites.harness import DOCS, replace_table, write_image
 
-DOCS = Path(__file__).resolve().parents[2] / "docs"
-PAGE, PICTURE = DOCS / "quality.md", DOCS / "images" / "quality.png"
 BUDGETS = ("30%", "50%", "70%")
 # Methods in the plot, with their colors; variants of our own would hide the rest.
 DRAWN = {
@@ -26,7 +23,7 @@ Rows = Sequence[dict[str, Any]]
 
 def write_pages(rows: Rows) -> None:
     """Write the table into ``docs/quality.md``, and draw the plot."""
-    replace_table(PAGE, "benchmarks/suites/quality.py", table(rows))
+    replace_table(DOCS / "quality.md", "benchmarks/suites/quality.py", table(rows))
     draw(rows)
 
 
@@ -83,4 +80,4 @@ def draw(rows: Rows) -> None:
     figure.add_hline(y=_dense(rows), line={"color": DENSE, "dash": "dot"}, annotation_text="dense")
     figure.update_xaxes(title="MACs, % of the dense model", tickvals=budgets)
     style(figure, 460, yaxis_title="top-1 on Fashion-MNIST, %")
-    write_picture(figure, PICTURE)
+    write_image(figure, "quality.png")

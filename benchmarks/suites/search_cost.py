@@ -44,46 +44,25 @@ TENTHS = 10
 STEPS = 60
 
 
+Step = Callable[[Tensor, Tensor], None]
+
+
 class TimedBatches:
-    """Batches of a search; before each, a dense step on it is timed, and then the search's.
+    """Batches of a search that time, on each batch, a dense step and then the search's.
 
     Args:
         batches: of the search.
-        dense_step: trains the dense model on one batch.
+        dense_step: trains the dense model on one batch; None to time nothing.
+        most: of an epoch; None for all.
     """
 
-    def __init__(self, batches: Batches, dense_step: Callable[[Tensor, Tensor], None]) -> None:
+    def __init__(
+        self, batches: Batches, dense_step: Step | None = None, most: int | None = None
+    ) -> None:
         self._batches, self._dense_step = batches, dense_step
+        self._count = most or len(batches)
         self.dense: list[float] = []
         self.search: list[float] = []
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._batches, name)
-
-    def __len__(self) -> int:
-        return len(self._batches)
-
-    def epoch(self, epoch: int, done: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the batches of an epoch."""
-        for images, labels in self._batches.epoch(epoch, done):
-            start = time.perf_counter()
-            self._dense_step(images, labels)
-            middle = time.perf_counter()
-            yield images, labels
-            self.dense.append(middle - start)
-            self.search.append(time.perf_counter() - middle)
-
-
-class Few:
-    """The first batches of each epoch.
-
-    Args:
-        batches: all of them.
-        count: how many.
-    """
-
-    def __init__(self, batches: Batches, count: int) -> None:
-        self._batches, self._count = batches, count
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._batches, name)
@@ -92,11 +71,18 @@ class Few:
         return self._count
 
     def epoch(self, epoch: int, done: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the batches of an epoch."""
-        yield from islice(self._batches.epoch(epoch, done), self._count - done)
+        """Yield images [batch, channels, height, width] and labels [batch] of an epoch."""
+        for images, labels in islice(self._batches.epoch(epoch, done), self._count - done):
+            start = time.perf_counter()
+            if self._dense_step is not None:
+                self._dense_step(images, labels)
+            middle = time.perf_counter()
+            yield images, labels
+            self.dense.append(middle - start)
+            self.search.append(time.perf_counter() - middle)
 
 
-def dense_stepper(model: nn.Module, settings: SearchSettings) -> Callable[[Tensor, Tensor], None]:
+def dense_stepper(model: nn.Module, settings: SearchSettings) -> Step:
     """Make a plain training step with the search's optimizer."""
     model.train()
     optimizer, _ = make_optimizer(model, settings, 1, ())
@@ -118,10 +104,10 @@ def start_of(dense: Path | None) -> nn.Module:
     return create_model(MODEL) if dense is None else load_saved(dense).module
 
 
-def train_alone(side: str, request: argparse.Namespace, settings: SearchSettings) -> None:
-    """Train one side, and print this process's peak of memory."""
+def train_side(side: str, request: argparse.Namespace, settings: SearchSettings) -> None:
+    """Train one side, and print this process's peak of memory in bytes."""
     model = start_of(request.dense)
-    batches: Any = Few(batches_for(request, model), STEPS)
+    batches: Any = TimedBatches(batches_for(request, model), most=STEPS)
     if side == "search":
         run_search(Supernet(model, MODEL), batches, settings)
     else:
@@ -149,7 +135,7 @@ def main() -> None:
     request = parser.parse_args()
     settings = SearchSettings(epochs=request.epochs, budget=request.budget)
     if request.memory:
-        train_alone(request.memory, request, settings)
+        train_side(request.memory, request, settings)
         return
     bytes_of = {side: peak_in_process(side) for side in ("dense", "search")}
     model = start_of(request.dense)

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 from spvit_deploy.benchmarks.artifacts import describe
 from spvit_deploy.benchmarks.evaluate import evaluate_artifact
-from spvit_deploy.benchmarks.extras import Details
 from spvit_deploy.benchmarks.measure import run_benchmark
 from spvit_deploy.benchmarks.mlperf.loadgen import STREAMS
 from spvit_deploy.benchmarks.result_records import DataRecord
@@ -92,9 +91,8 @@ def bench_to_file(
         InputError: As :func:`run_benchmark`.
     """
     ensure_free(output, force, folder=False, reads=artifacts)
-    full = not quick
-    details = Details(start=full, layers=full, energy=full, roofline=full)
-    results = run_benchmark(artifacts, runtimes or None, _workloads(**options), device, details)
+    chosen = _workloads(**options)
+    results = run_benchmark(artifacts, runtimes or None, chosen, device, not quick)
     if data is not None:
         results = _evaluated(results, artifacts, data)
     save_results(results, output)

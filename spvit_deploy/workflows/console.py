@@ -260,7 +260,7 @@ def print_benchmark(file: ResultsFile, output: Path | None = None) -> None:
     print_table(start_table(rows))
     out, pairs = console(), pairs_of(rows)
     for pair in pairs:
-        out.print(pair.said())
+        out.print(pair.summary)
     for gains in gain_tables(pairs):
         print_table(gains)
     headline = headline_of(rows)

@@ -168,7 +168,7 @@ def _is_image(content: bytes) -> bool:
 def _transform(opened: Classifier) -> Callable[[Image.Image], Tensor]:
     """Return the conversion of images to uint8 [channels, height, width] for the artifact."""
     prep = opened.preprocessing
-    if opened.takes_pictures:
+    if opened.takes_raw_images:
         return RawImageTransform(prep.input_size[0])
     return ImageTransform(prep, augment=False, no_crop=False)
 
@@ -193,8 +193,8 @@ def _predictions(
 ) -> Iterator[Prediction]:
     good = [pixels for _, pixels in images if not isinstance(pixels, str)]
     rows: Iterator[Any] = iter(())
-    if good and opened.takes_pictures:
-        rows = iter(opened.scores_of_pictures(good))
+    if good and opened.takes_raw_images:
+        rows = iter(opened.scores_of_raw(good))
     elif good:
         stacked = np.stack(good).transpose(0, 2, 3, 1)
         rows = iter(opened.scores(from_pixels(stacked, opened.preprocessing)))

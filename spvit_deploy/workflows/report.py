@@ -12,7 +12,7 @@ from spvit_deploy.benchmarks.reporting.screenshot import render_png
 from spvit_deploy.core.errors import InputError
 from spvit_deploy.core.files import write_bytes
 from spvit_deploy.core.output_folders import ensure_free
-from spvit_deploy.core.plan import PrunePlan, load_plan
+from spvit_deploy.core.plan import load_plan
 from spvit_deploy.families.registry import find_sites
 from spvit_deploy.families.timm_models import create_empty
 
@@ -51,24 +51,14 @@ def report_to_file(
     for path in (output, image) if png else (output,):
         ensure_free(path, force, folder=False, reads=(*results, plan, search))
     if form != "html":
-        _write_text(results, output, form)
+        files = read_results(results)
+        as_json = form == "json"
+        text = json.dumps(content(files), indent=1) + "\n" if as_json else markdown(files)
+        write_bytes(output, text.encode())
         return [output]
-    loaded = load_plan(plan) if plan else None
-    write_report(results, output, loaded, _dense_widths(loaded), search)
+    loaded, widths = load_plan(plan) if plan else None, []
+    if loaded is not None:
+        sites = find_sites(create_empty(loaded.model), str(loaded.model))
+        widths = [site.hidden for site in sites]
+    write_report(results, output, loaded, widths, search)
     return [output, image] if png and render_png(output, image) else [output]
-
-
-def _dense_widths(plan: PrunePlan | None) -> list[int]:
-    """Return the MLP width of each block of the dense model."""
-    if plan is None:
-        return []
-    return [site.hidden for site in find_sites(create_empty(plan.model), str(plan.model))]
-
-
-def _write_text(results: Sequence[Path], output: Path, form: str) -> None:
-    files = read_results(results)
-    if form == "md":
-        text = markdown(files, "spvit-deploy report")
-    else:
-        text = json.dumps(content(files), indent=1) + "\n"
-    write_bytes(output, text.encode())

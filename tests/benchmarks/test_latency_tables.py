@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +24,19 @@ from spvit_deploy.benchmarks.latency_tables.table import (
     save_latency,
     warn_if_unsteady,
 )
-from spvit_deploy.core.errors import CorruptFileError, InputError, JobError
+from spvit_deploy.core.errors import CorruptFileError, InputError
 from spvit_deploy.core.plan import AttentionKind, load_plan
 from spvit_deploy.core.records import read_record
+from spvit_deploy.export.settings import check_settings
 from spvit_deploy.export.trace import write_unverified
 from spvit_deploy.families.timm_models import create_model, input_size
 from spvit_deploy.lean.model_folder import load_saved
 from spvit_deploy.runtimes.export_job import ExportSettings
-from spvit_deploy.training.loop import _Loop
 from tests.conftest import NAME, TINY_ARGS, tiny_spec
 from tests.helpers.calls import good, refused
 from tests.helpers.latency_tables import MS, a_table, another_host, timing
 
+SETTINGS = check_settings(ExportSettings())
 SEARCH = ["search", "--model", NAME, *TINY_ARGS, "--data", "digits", "--epochs", "1",
           "--batch-size", "128"]  # fmt: skip
 
@@ -74,7 +75,7 @@ def test_sums_of_blocks_are_brought_to_whole_models() -> None:
     assert costs.dense == 60_000_000
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.lists(st.floats(1e-6, 1e-2), min_size=4, max_size=4))
 def test_noise_makes_no_wider_mlp_cheaper(seconds: list[float]) -> None:
     shape = a_table().shapes[0]
@@ -94,12 +95,12 @@ def test_widths_are_spread_and_whole() -> None:
 
 def test_blocks_that_compute_the_same_are_timed_once() -> None:
     pooled = {"class_token": False, "global_pool": "avg"}
-    for depth in (3, 5):
-        for args, tails in (({}, 4), (pooled, 0), ({"global_pool": "avg"}, 0)):
-            spec = tiny_spec(depth=depth, **args)
-            probes = make_probes(create_model(spec), spec)
-            assert len(probes.blocks) == 11 + tails
-            assert all((site.tail is not None) == bool(tails) for site in probes.sites)
+    cases = ((3, {}, 4), (5, {}, 4), (5, pooled, 0), (3, {"global_pool": "avg"}, 0))
+    for depth, args, tails in cases:
+        spec = tiny_spec(depth=depth, **args)
+        probes = make_probes(create_model(spec), spec)
+        assert len(probes.blocks) == 11 + tails
+        assert all((site.tail is not None) == bool(tails) for site in probes.sites)
     whole = make_probes(create_model(tiny_spec()), tiny_spec(), narrows=False)
     assert len(whole.blocks) == 11
 
@@ -112,7 +113,7 @@ def test_of_blocks_at_the_end_the_read_tokens_alone_are_computed(tmp_path: Path)
     for name, key in (("tail", tail.msa), ("before", probes.sites[0].attention[AttentionKind.MSA])):
         chain, size = probes.blocks[key].chain(), probes.blocks[key].call.size
         (tmp_path / name).mkdir()
-        graph = onnx.load(write_unverified(chain, size, ExportSettings(), tmp_path / name)).graph
+        graph = onnx.load(write_unverified(chain, size, SETTINGS, tmp_path / name)).graph
         shapes = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim]
                   for v in graph.value_info}  # fmt: skip
         gelus = [shapes[node.output[0]] for node in graph.node if node.op_type == "Gelu"]
@@ -120,11 +121,12 @@ def test_of_blocks_at_the_end_the_read_tokens_alone_are_computed(tmp_path: Path)
     assert rows == {"tail": {1}, "before": {17}}
 
 
-def test_what_is_timed_is_what_an_export_writes(dense_folder: Path, tmp_path: Path) -> None:
+def test_what_is_timed_is_what_an_export_writes(
+    dense_folder: Path, dense_onnx: Path, tmp_path: Path
+) -> None:
     saved = load_saved(dense_folder)
-    file = write_unverified(saved.module, input_size(saved.module), ExportSettings(), tmp_path)
-    good("export", dense_folder, "-o", tmp_path / "export")
-    timed, exported = onnx.load(file), onnx.load(tmp_path / "export" / "model.onnx")
+    file = write_unverified(saved.module, input_size(saved.module), SETTINGS, tmp_path)
+    timed, exported = onnx.load(file), onnx.load(dense_onnx / "model.onnx")
     assert list(timed.graph.node) == list(exported.graph.node)
     assert list(timed.graph.initializer) == list(exported.graph.initializer)
 
@@ -257,22 +259,14 @@ def test_times_of_another_host_are_taken_where_that_is_meant(tmp_path: Path) -> 
 
 @pytest.mark.usefixtures("one_thread")
 def test_a_search_goes_on_counting_in_the_times_it_began_with(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, cut_in_step: Callable[[int], None]
 ) -> None:
     file = tmp_path / "times.json"
     save_latency(LatencyFile(tables=(a_table(),)), file)
     call = [*SEARCH, "--budget", f"50%@onnxruntime:{file}", "--checkpoint-every", 4, "-o"]
     good(*call, tmp_path / "whole")
-    advance, steps = _Loop._advance, itertools.count(1)
-
-    def until_seven(self: _Loop, *args: Any) -> None:
-        if next(steps) == 7:
-            raise JobError("Cut.")
-        advance(self, *args)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(_Loop, "_advance", until_seven)
-        refused(*call, tmp_path / "cut", code=1, says="checkpoint of step 4 is kept")
+    cut_in_step(7)
+    refused(*call, tmp_path / "cut", code=1, says="checkpoint of step 4 is kept")
     file.unlink()
     good(*call, tmp_path / "cut", "--resume")
     for name in ("gates.json", "supernet.safetensors", "latency.json", "log.jsonl"):
@@ -309,7 +303,7 @@ def test_a_recipe_takes_latency_budgets(tmp_path: Path) -> None:
         ("1ms@onnxruntime:times.json", "below the smallest"),
         ("5ms@onnxruntime:times.json", "this one takes 8 ms to 30 ms"),
         ("9ms@openvino:times.json", "no times of openvino"),
-        ("9ms@abacus", "unknown"),
+        ("9ms@abacus", "Unknown runtime"),
         ("9ms@onnxruntime,precision=int3", "is written in"),
     ):
         content["search"]["budget"] = budget
@@ -333,7 +327,7 @@ def test_a_search_measures_what_it_is_to_meet(tmp_path: Path) -> None:
 
 def test_profile_refuses_wrong_calls(tmp_path: Path, dense_folder: Path) -> None:
     out = ["-o", tmp_path / "latency.json"]
-    refused("profile", dense_folder, "--runtime", "abacus", *out, says="unknown")
+    refused("profile", dense_folder, "--runtime", "abacus", *out, says="Unknown runtime")
     refused("profile", dense_folder, "--precision", "bf16", *out, says="is written in")
     refused("profile", "no_such_model", *out, says="has no model")
     refused("profile", "--merge", tmp_path / "none.json", *out, says="No such file")

@@ -1,16 +1,17 @@
-"""Statistics, and the harness that proves itself."""
+"""Statistics and interleaved measurement."""
 
 from __future__ import annotations
 
-import time
+import gc
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spvit_deploy.benchmarks import load_patterns, measure
+from spvit_deploy.benchmarks import load_patterns
 from spvit_deploy.benchmarks.host import read_host
 from spvit_deploy.benchmarks.measure import run_benchmark
 from spvit_deploy.benchmarks.reporting.html_report import write_report
@@ -24,6 +25,7 @@ from spvit_deploy.benchmarks.results import (
 from spvit_deploy.benchmarks.speedups import pairs_of
 from spvit_deploy.benchmarks.statistics import median_ratio, percentile
 from spvit_deploy.core.errors import CorruptFileError, InputError
+from spvit_deploy.runtimes import timing
 from spvit_deploy.runtimes.timing import (
     Schedule,
     TimedCall,
@@ -51,6 +53,7 @@ def row(kind: str, seconds: list[float], solo: list[float]) -> BenchmarkResult:
     )
 
 
+@settings(max_examples=50, deadline=None)
 @given(st.lists(st.floats(1e-6, 10), min_size=1, max_size=50), st.floats(0, 100))
 def test_percentiles_lie_between_the_extremes(samples: list[float], share: float) -> None:
     assert min(samples) <= percentile(samples, share) <= max(samples) * (1 + 1e-12)
@@ -68,8 +71,8 @@ def test_the_interval_of_a_ratio_holds_the_ratio(factor: float, count: int) -> N
 def test_what_is_slower_is_not_called_faster() -> None:
     fast, slow = [1.0, 1.1, 0.9] * 5, [2.0, 2.2, 1.8] * 5
     for one, other, word in ((slow, fast, "faster"), (fast, slow, "slower")):
-        ratio, said = median_ratio(one, other).said()
-        assert said == word
+        ratio, found = median_ratio(one, other).in_words()
+        assert found == word
         assert ratio.value == pytest.approx(2)
         assert 1 < ratio.low <= ratio.value <= ratio.high
 
@@ -89,26 +92,18 @@ def test_artifacts_are_interleaved_in_an_order_that_changes(
     dense_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[str, float, float]] = []
-    times = {"a": iter([1e-3] * 10**6), "b": iter([2e-3] * 10**6)}
-
-    def burst(call: object, seconds: float, pause: float) -> list[float]:
-        name = names[id(call)]
-        seen.append((name, seconds, pause))
-        return [next(times[name]) for _ in range(3)]
-
+    times = {"a": 1e-3, "b": 2e-3}
     names: dict[int, str] = {}
-    opened = measure._open
 
-    def remember(*args: object) -> measure._Entry:
-        entry = opened(*args)  # type: ignore[arg-type]
-        assert isinstance(entry.caller, load_patterns.Caller)
-        names[id(entry.caller._call)] = "ab"[len(names)]
-        return entry
+    def take(caller: load_patterns.Caller, seconds: float, pause: float) -> list[float]:
+        name = names.setdefault(id(caller), "ab"[len(names) % 2])
+        seen.append((name, seconds, pause))
+        return [times[name]] * 3
 
-    monkeypatch.setattr(measure, "_open", remember)
-    monkeypatch.setattr(load_patterns, "burst", burst)
+    monkeypatch.setattr(load_patterns.Caller, "take", take)
     workload = Workload(duration=1.0, warmup=0, pause=0.25)
     results = run_benchmark([dense_folder, dense_folder], ["torch"], [workload]).results
+    assert len(names) == 2
     turns = "".join(name for name, _, _ in seen)
     assert turns[:2] == turns[-2:] == "ab"
     rounds = [turns[i : i + 2] for i in range(2, len(turns) - 2, 2)]
@@ -118,6 +113,25 @@ def test_artifacts_are_interleaved_in_an_order_that_changes(
     assert sum(seconds for name, seconds, _ in seen[2:-2] if name == "a") == pytest.approx(1.0)
 
 
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """The clock of the timing loop, which only sleeping moves on."""
+    now = [0.0]
+
+    def sleep(seconds: float) -> None:
+        now[0] += seconds
+
+    found = SimpleNamespace(
+        sleep=sleep,
+        perf_counter=lambda: now[0],
+        perf_counter_ns=lambda: round(1e9 * now[0]),
+    )
+    monkeypatch.setattr(timing, "time", found)
+    monkeypatch.setattr(gc, "collect", lambda: 0)
+    return found
+
+
+@pytest.mark.usefixtures("clock")
 def test_calls_are_timed_in_interleaved_bursts() -> None:
     order: list[str] = []
 
@@ -139,8 +153,9 @@ def test_calls_are_timed_in_interleaved_bursts() -> None:
     assert len({tuple(told[i : i + 3]) for i in range(0, 18, 3)}) > 1
 
 
-def test_a_ratio_of_two_calls_is_that_of_their_times() -> None:
-    assert 1.3 < time_ratio(lambda: time.sleep(0.02), lambda: time.sleep(0.01)) < 2.5
+def test_a_ratio_of_two_calls_is_that_of_their_times(clock: SimpleNamespace) -> None:
+    ratio = time_ratio(lambda: clock.sleep(0.02), lambda: clock.sleep(0.01))
+    assert ratio == pytest.approx(2)
 
 
 def test_a_runtime_that_takes_nothing_is_refused(dense_folder: Path) -> None:

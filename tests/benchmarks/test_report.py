@@ -25,7 +25,6 @@ from spvit_deploy.benchmarks.results import (
     save_results,
 )
 from spvit_deploy.core.records import write_record
-from spvit_deploy.workflows.export import export_model
 from tests.benchmarks.test_regression import measured, written
 from tests.helpers.calls import good, refused
 from tests.helpers.paths import ROOT
@@ -95,7 +94,7 @@ def test_wrong_reports_are_refused(tmp_path: Path) -> None:
     refused("report", written(tmp_path / "e.json"), "-o", tmp_path / "e.html", says="no results")
     write_record(tmp_path / "recommend.json", {"kind": "recommendation"})
     refused("report", tmp_path / "recommend.json", "-o", tmp_path / "n.html",
-            says="'results' was expected. Give results.json files of")  # fmt: skip
+            says="expected 'results'. Give results.json files of")  # fmt: skip
     newer = json.loads(file.read_text()) | {"schema_version": 3}
     newer.pop("digest", None)
     write_record(tmp_path / "newer.json", newer)
@@ -138,20 +137,8 @@ def test_the_schema_that_is_published_is_the_one_of_the_files(tmp_path: Path) ->
         jsonschema.validate(content, published)
 
 
-@pytest.fixture(scope="module")
-def whole(dense_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Results of a real run with all details, and accuracy."""
-    folder = tmp_path_factory.mktemp("whole")
-    export_model(dense_folder, folder / "engine")
-    good("benchmark", dense_folder, folder / "engine", "--runtime", "torch", "--runtime",
-         "onnxruntime", "--duration", "0.6", "--threads", "1", "--data", "digits",
-         "-o", folder / "r.json")  # fmt: skip
-    return folder / "r.json"
-
-
-@pytest.mark.slow
-def test_a_result_says_what_it_was_taken_on(whole: Path) -> None:
-    file = load_results(whole)
+def test_a_result_says_what_it_was_taken_on(results_file: Path) -> None:
+    file = load_results(results_file)
     assert file.data is not None
     assert file.data.spec == "digits"
     assert all(len(digest) == 64 for digest in file.data.sha256.values())
@@ -171,9 +158,9 @@ def test_a_result_says_what_it_was_taken_on(whole: Path) -> None:
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="no Chromium here")
 @pytest.mark.parametrize("width", [420, 1200])
 def test_the_page_draws_everything_and_complains_of_nothing(
-    whole: Path, width: int, tmp_path: Path
+    results_file: Path, width: int, tmp_path: Path
 ) -> None:
-    good("report", whole, "-o", tmp_path / "r.html")
+    good("report", results_file, "-o", tmp_path / "r.html")
     done: Any = subprocess.run(
         ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr",
          f"--user-data-dir={tmp_path}/profile", f"--window-size={width},2000",

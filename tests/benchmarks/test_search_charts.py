@@ -1,4 +1,4 @@
-"""Pictures of a search, from its log."""
+"""Figures of a search, from its log."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from spvit_deploy.benchmarks.reporting.search_charts import operations, read_search_log, widths
-from tests.conftest import NAME, TINY_ARGS
 from tests.helpers.calls import call, good, refused
 
 
@@ -33,10 +32,8 @@ def test_gates_beyond_a_closed_one_count_for_nothing(log: Path) -> None:
     assert list(band.x) == [10, 20, 20, 10]
 
 
-def test_a_search_is_drawn(tmp_path: Path) -> None:
-    good("search", "--model", NAME, *TINY_ARGS, "--data", "digits", "--epochs", 1, "--budget",
-         "60%", "-o", tmp_path / "search")  # fmt: skip
-    good("report", "--search", tmp_path / "search", "-o", tmp_path / "page.html")
+def test_a_search_is_drawn(search_folder: Path, tmp_path: Path) -> None:
+    good("report", "--search", search_folder, "-o", tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
     for heading in ("The search", "Gates over the search", "MLP widths over the search"):
         assert f"<h2>{heading}</h2>" in page

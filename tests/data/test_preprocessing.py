@@ -253,13 +253,13 @@ def test_evaluation_hands_over_whole_pictures(
             size = (40 + 7 * (index % 3), 60 - 9 * (index % 2))
             Image.fromarray(content("photo", size, 3, index)).save(place / f"{index}.png")
     seen: list[tuple[int, ...]] = []
-    scores = Classifier.scores_of_pictures
+    scores = Classifier.scores_of_raw
 
     def watched(self: Classifier, pictures: list[Array]) -> list[Array]:
         seen.extend(picture.shape for picture in pictures)
         return scores(self, pictures)
 
-    monkeypatch.setattr(Classifier, "scores_of_pictures", watched)
+    monkeypatch.setattr(Classifier, "scores_of_raw", watched)
     good("export", lean, "--format", form, "--with-preprocessing", "-o", tmp_path / "engine")
     data = f"folder/{folder}"
     whole = spvit_deploy.evaluate(tmp_path / "engine", data)

@@ -129,7 +129,7 @@ def _compete(
         note("the best, interleaved")
         tournament.finish()
         first = tournament.remaining[0]
-        value = percentile(first.samples, request.target.share)
+        value = percentile(first.samples, request.target.percent)
         if request.target.metric == "throughput":
             value = first.tried.batch / percentile(first.samples, 50)
         best = [one.measured(request.target) for one in tournament.remaining]
@@ -183,7 +183,11 @@ def _judged(
 
 
 def require_met(found: Recommendation, request: Request) -> None:
-    """Raise JobError where the best one misses the target."""
+    """Check that the best one meets the target.
+
+    Raises:
+        JobError: It does not.
+    """
     if found.met:
         return
     best = found.best[0]

@@ -18,18 +18,18 @@ class Target:
 
     Attributes:
         metric: ``latency`` of one image at a time, or ``throughput``.
-        share: percentile of the latency.
+        percent: percentile of the latency.
         limit: seconds, or images a second; None for none.
     """
 
     metric: Literal["latency", "throughput"] = "latency"
-    share: float = 50.0
+    percent: float = 50.0
     limit: float | None = None
 
     @property
     def name(self) -> str:
         """``p99`` or ``images/s``."""
-        return f"p{self.share:g}" if self.metric == "latency" else "images/s"
+        return f"p{self.percent:g}" if self.metric == "latency" else "images/s"
 
     def __str__(self) -> str:
         if self.limit is None:
@@ -54,8 +54,8 @@ def parse_target(text: str) -> Target:
     plain = text.strip()
     latency, rate = _LATENCY.fullmatch(plain), _RATE.fullmatch(plain)
     if latency:
-        share = 50.0 if latency[1] == "latency" else float(latency[1][1:])
-        return Target("latency", share, parse_duration(latency[2]))
+        percent = 50.0 if latency[1] == "latency" else float(latency[1][1:])
+        return Target("latency", percent, parse_duration(latency[2]))
     if rate and float(rate[1]) > 0:
         return Target("throughput", 50.0, float(rate[1]))
     raise ValueError(f"'{text}': write p99<10ms, latency<4ms or throughput>200/s.")

@@ -40,11 +40,11 @@ class Configuration:
     call: TimedCall
     samples: list[float] = field(default_factory=list)
 
-    def sample(self, seconds: float = _BURST) -> None:
-        """Take a burst; PyTorch's threads are the process's, so they are set each time."""
+    def sample(self, bursts: int = 1) -> None:
+        """Take some bursts; PyTorch's threads are the process's, so they are set each time."""
         if runtimes()[self.tried.runtime].package == "torch":
             torch.set_num_threads(self.tried.threads)
-        self.samples += burst(self.call, seconds, _PAUSE)
+        self.samples += burst(self.call, bursts * _BURST, _PAUSE)
 
     @property
     def seconds(self) -> float:
@@ -58,8 +58,8 @@ class Configuration:
             update={
                 "calls": len(self.samples),
                 "p50": p50,
-                "tail": tail(self.samples, target.share),
-                "bound": early_stopping(self.samples, target.share),
+                "tail": tail(self.samples, target.percent),
+                "bound": early_stopping(self.samples, target.percent),
                 "throughput": self.tried.batch / p50,
                 "lost": lost,
             }
@@ -140,17 +140,17 @@ class Tournament:
 
     def _sample_tails(self) -> None:
         """Sample until the target's percentile can be reported."""
-        needed = _ENOUGH * samples_needed(self.target.share)
+        needed = _ENOUGH * samples_needed(self.target.percent)
         while self._left() > 0:
             short = [one for one in self.remaining if len(one.samples) < needed]
             if not short:
                 return
             for one in interleaved(short, 1, self._order):
-                one.sample(2 * _BURST)
+                one.sample(2)
 
     def _rank(self, one: Configuration) -> float:
         """What the target counts, per image; the median, where there are too few samples."""
-        value = tail(one.samples, self.target.share)
+        value = tail(one.samples, self.target.percent)
         return (percentile(one.samples, 50) if value is None else value) / one.tried.batch
 
     def _against_best(self, row: Tried) -> Tried:
