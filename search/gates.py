@@ -109,7 +109,7 @@ class ChooseBranch(torch.autograd.Function):
         wider = grad.to(wide)
         branches = ctx.saved_tensors  # once: checkpointing gives them once
 
-        def told(branch: Tensor, count: int) -> Tensor:
+        def product(branch: Tensor, count: int) -> Tensor:
             parts = (part[:count].reshape(-1) for part in (wider, branch.to(wide)))
             return len(grad) / count * torch.dot(*parts)
 
@@ -117,7 +117,7 @@ class ChooseBranch(torch.autograd.Function):
         steps = [zero] * ctx.first
         for before, after in pairwise(branches):
             count = min(len(before), len(after))
-            steps.append(told(after, count) - told(before, count))
+            steps.append(product(after, count) - product(before, count))
         steps += [zero] * (ctx.gates - len(steps))
         return grad, torch.stack(steps), None, *([None] * len(branches))
 
@@ -202,6 +202,6 @@ class GateOptimizer:
         moves = (self._lr * self._velocity).split(self._sizes)
         for parameter, move in zip(self.parameters, moves, strict=True):
             parameter.sub_(move.view_as(parameter))
-            # A logit far out would never come back: its draws, and so its gradients, vanish.
+            # A logit far out would never come back: its samples, and so its gradients, vanish.
             parameter.clamp_(-4, 4)
             parameter.grad = None
