@@ -79,7 +79,7 @@ class ModelSpec(_Record):
         return f"{self.name} {args}".strip()
 
 
-class BlockPlan(StrictModel):
+class BlockPlan(_Record):
     """One block: its operation, and the indices of the hidden units that its MLP keeps.
 
     Attributes:

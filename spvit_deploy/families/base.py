@@ -153,7 +153,7 @@ class Family(ABC):
     classes: tuple[type[nn.Module], ...] = ()
 
     def matches(self, model: nn.Module) -> bool:
-        """Tell whether the model belongs to this family."""
+        """Whether the model belongs to this family."""
         return type(model) in self.classes
 
     def refusal(self, model: nn.Module) -> Refusal | None:
