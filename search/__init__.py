@@ -1,1 +1,1 @@
-"""Search for gates, and training: the supernet, budgets, fine-tuning."""
+"""The search: supernet, gates, budgets, and the projection of gates onto a budget."""

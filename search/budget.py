@@ -71,9 +71,9 @@ class BudgetRequest:
         if not least <= target <= table.most or not target:
             largest = "largest model that merges its tokens so" if table.saved else "dense model"
             where = f"above the {largest}" if target > table.most else "below the smallest model"
-            said, low, high = _told_apart((target, least, table.most), unit)
+            amount, low, high = _distinct((target, least, table.most), unit)
             raise BudgetError(
-                f"Budget {self.text} is {said}, {where}: this one takes {low} to {high}.",
+                f"Budget {self.text} is {amount}, {where}: this one takes {low} to {high}.",
                 f"Ask for {max(1, math.ceil(100 * least / dense))}% to "
                 f"{math.floor(100 * table.most / dense)}%{self._meant()}.",
             )
@@ -85,13 +85,13 @@ class BudgetRequest:
         return f"; {self.text}% has its sign" if bare else ""
 
 
-def _told_apart(amounts: Sequence[int], unit: Unit) -> list[str]:
-    """Format amounts with as many digits as make different ones look different."""
+def _distinct(amounts: Sequence[int], unit: Unit) -> list[str]:
+    """Format amounts with as many digits as distinguish them."""
     for digits in range(3, 12):
-        said = [format_cost(amount, unit, digits) for amount in amounts]
-        if len(set(said)) == len(set(amounts)):
+        texts = [format_cost(amount, unit, digits) for amount in amounts]
+        if len(set(texts)) == len(set(amounts)):
             break
-    return said
+    return texts
 
 
 def parse_budget(text: str, on: str = "macs") -> BudgetRequest:
@@ -112,7 +112,7 @@ def parse_budget(text: str, on: str = "macs") -> BudgetRequest:
     if not match or (suffix in _TIMES) != bool(at and suffix != "%"):
         hint = "Give 50% or 3.2G (MACs), 5M with --budget-on params, or 4ms@openvino."
         if match and suffix in _TIMES:
-            hint = f"Say on which runtime: {number.strip()}@onnxruntime."
+            hint = f"Name the runtime: {number.strip()}@onnxruntime."
         raise BudgetError(f"Budget '{text}' is not understood.", hint)
     value = float(match.group(1))
     share = value / 100 if suffix == "%" else None
@@ -165,16 +165,16 @@ def _counts(text: str) -> bool:
 
 def too_small(table: CostTable, target: int, least: int, of_what: str) -> BudgetError:
     """Build the error of a budget below the least there is."""
-    asked, found = (format_cost(amount, table.unit) for amount in (target, least))
+    requested, found = (format_cost(amount, table.unit) for amount in (target, least))
     return BudgetError(
-        f"A budget of {asked} is below the {found} of {of_what}.",
+        f"A budget of {requested} is below the {found} of {of_what}.",
         f"Ask for at least {math.ceil(100 * least / table.dense)}%.",
     )
 
 
 def nearest(table: CostTable, target: int, found: int) -> BudgetError:
     """Build the error of a budget that no plan comes near enough to."""
-    asked, cost = (format_cost(amount, table.unit) for amount in (target, found))
+    requested, cost = (format_cost(amount, table.unit) for amount in (target, found))
     return BudgetError(
-        f"The nearest plan to {asked} costs {cost}.", "Ask for a little more or less."
+        f"The nearest plan to {requested} costs {cost}.", "Ask for a little more or less."
     )

@@ -28,48 +28,50 @@ class Target:
     """A budget of one model.
 
     Attributes:
-        asked: The request.
+        request: The budget as it was requested.
         table: Cost of every choice.
         amount: Bound of a plan's cost.
         attend: Blocks one of which keeps attention.
     """
 
-    asked: BudgetRequest
+    request: BudgetRequest
     table: CostTable
     amount: int
     attend: tuple[int, ...]
 
 
-def target_of(supernet: Supernet, asked: BudgetRequest, measured: Measured | None = None) -> Target:
+def target_of(
+    supernet: Supernet, request: BudgetRequest, measured: Measured | None = None
+) -> Target:
     """Compare one budget with a model; see :func:`targets_of`."""
-    return targets_of(supernet, [asked], measured)[0]
+    return targets_of(supernet, [request], measured)[0]
 
 
 def targets_of(
-    supernet: Supernet, asked: Sequence[BudgetRequest], measured: Measured | None = None
+    supernet: Supernet, requests: Sequence[BudgetRequest], measured: Measured | None = None
 ) -> list[Target]:
     """Compare budgets with a model.
 
     Args:
         supernet: The model, with the candidates of the search.
-        asked: Budgets of one unit.
+        requests: Budgets of one unit.
         measured: The latencies that a latency budget needs.
 
     Raises:
         BudgetError: A budget is above the dense model, or below the smallest plan.
     """
-    table = _table(supernet, asked[0], measured)
+    table = _table(supernet, requests[0], measured)
     attend = supernet.blocks_to_attend()
     least = least_cost(table, attend, supernet.probabilities())
-    return [Target(one, table, one.target(table, least), attend) for one in asked]
+    return [Target(one, table, one.target(table, least), attend) for one in requests]
 
 
-def _table(supernet: Supernet, asked: BudgetRequest, measured: Measured | None) -> CostTable:
-    if asked.unit != "ns":
-        return cost_table_of(supernet, asked.unit)
+def _table(supernet: Supernet, request: BudgetRequest, measured: Measured | None) -> CostTable:
+    if request.unit != "ns":
+        return cost_table_of(supernet, request.unit)
     if measured is None:
-        raise BudgetError(f"Budget {asked.text} needs a table of measured latencies.")
-    require_no_merges(asked, supernet.token_keep)
+        raise BudgetError(f"Budget {request.text} needs a table of measured latencies.")
+    require_no_merges(request, supernet.token_keep)
     return measured.table
 
 

@@ -63,7 +63,7 @@ class GateFreezer:
     def _apply(self) -> None:
         """Fix the gates in the supernet."""
         frozen = [agreed.sign() * (agreed.abs() >= _CHECKS) for agreed in self._agreed]
-        self._supernet.settle(frozen[::2], frozen[1::2])
+        self._supernet.freeze(frozen[::2], frozen[1::2])
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the tensors for a checkpoint."""

@@ -17,6 +17,9 @@ from spvit_deploy.search.candidates.base import Candidate, Variant
 from spvit_deploy.search.candidates.registry import Candidates
 from spvit_deploy.search.gates import START_LOGIT, ChooseBranch, cumulative
 
+# Gates with their gradient, and their values on the host.
+Sample = tuple[Tensor, list[float]]
+
 
 class GatedAttention(nn.Module):
     """All candidate operations of a block on one set of weights.
@@ -49,9 +52,8 @@ class GatedAttention(nn.Module):
         for name in site.exposed:
             setattr(self, name, getattr(site.attn, name))
         self.fixed: BlockPlan | None = None
-        self._settled = [0] * len(self.gate_logits)
-        self._drawn: tuple[Tensor, list[float]] | None = None
-        self._drawn_variants: dict[str, tuple[Tensor, list[float]]] = {}
+        self._frozen = [0] * len(self.gate_logits)
+        self._samples: dict[str, Sample] = {}
         self._compiled: Callable[..., Tensor] | None = None
         self._every = 1
 
@@ -67,24 +69,19 @@ class GatedAttention(nn.Module):
         """Return the gate logits of a variant."""
         return self.get_parameter(variant.parameter)
 
-    def set_drawn(self, gates: Tensor, values: list[float]) -> None:
-        """Set this step's sampled gates [operations − 1] and their values on the host."""
-        self._drawn = (gates, values)
+    def set_sample(self, gates: Tensor, values: list[float], variant: str = "") -> None:
+        """Set this step's sampled gates: [operations − 1], or those of a variant.
 
-    def set_drawn_variant(self, name: str, gates: Tensor, values: list[float]) -> None:
-        """Set this step's sampled gates of a variant, and their values on the host."""
-        self._drawn_variants[name] = (gates, values)
+        Args:
+            gates: Zeros and ones with a gradient.
+            values: The same on the host.
+            variant: Its name; none for the gates between operations.
+        """
+        self._samples[variant] = (gates, values)
 
-    def drawn(self, variant: Variant) -> tuple[Tensor, list[float]] | None:
+    def sample_of(self, variant: Variant) -> Sample | None:
         """Return this step's sampled gates of a variant; None in evaluation and where fixed."""
-        if not self.training or self.fixed is not None:
-            return None
-        return self._drawn_variants.get(variant.name)
-
-    def forget(self) -> None:
-        """Release the sample, and the graph behind it."""
-        self._drawn = None
-        self._drawn_variants = {}
+        return self._samples.get(variant.name) if self.training and self.fixed is None else None
 
     def fix(self, block: BlockPlan | None) -> None:
         """Choose as in a plan; None to let the gates choose again.
@@ -92,14 +89,15 @@ class GatedAttention(nn.Module):
         Raises:
             PlanError: The plan means a variant that these weights do not have.
         """
-        if block is not None:
-            self.candidates.require(self, block)
+        candidate = self.candidates.find(block) if block is not None else None
+        if block is not None and isinstance(candidate, Variant):
+            candidate.require(self, block)
         self.fixed = block
-        self.forget()
+        self._samples = {}  # and the graph behind them
 
-    def settle(self, sides: list[int]) -> None:
+    def freeze(self, sides: list[int]) -> None:
         """Treat gates as open (1) or closed (-1) from now on; 0 leaves them free."""
-        self._settled = sides
+        self._frozen = sides
 
     def kind(self) -> AttentionKind:
         """Return the operation in evaluation: the fixed one, or that of the open gates."""
@@ -125,11 +123,11 @@ class GatedAttention(nn.Module):
             x: Tokens.
             args, kwargs: The attention's own other arguments.
         """
-        choice = not (self.fixed is not None or len(self.site.kinds) == 1)
         # The sample is kept: gradient checkpointing runs a block again.
-        if not self.training or self._drawn is None or not choice:
+        sample = self._samples.get("") if self.training and self.fixed is None else None
+        if sample is None or len(self.site.kinds) == 1:
             return self._branch(self.kind(), x, args, kwargs)
-        gates, values = self._with_settled(*self._drawn)
+        gates, values = self._with_frozen(*sample)
         chosen, (first, last) = _count_open(values), self._reach(values)
         output = self._branch(self.kinds[chosen], x, args, kwargs)
         if last <= first:
@@ -146,7 +144,9 @@ class GatedAttention(nn.Module):
         return result
 
     def attend(self, gates: Tensor | None, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Run the dense attention, with gates [heads] or with all heads; compiled if asked for."""
+        """Run the dense attention on ``x`` [batch, tokens, channels], with gates [heads] or with
+        all heads.
+        """
         return (self._compiled or self._attend)(gates, x, *args, **kwargs)
 
     def _attend(self, gates: Tensor | None, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -165,11 +165,11 @@ class GatedAttention(nn.Module):
             return x
         return x[: probed(len(x), self._every)]
 
-    def _with_settled(self, gates: Tensor, values: list[float]) -> tuple[Tensor, list[float]]:
-        if not any(self._settled):
+    def _with_frozen(self, gates: Tensor, values: list[float]) -> Sample:
+        if not any(self._frozen):
             return gates, values
-        sides = gates.new_tensor(self._settled)
-        pairs = zip(values, self._settled, strict=True)
+        sides = gates.new_tensor(self._frozen)
+        pairs = zip(values, self._frozen, strict=True)
         values = [float(side > 0) if side else value for value, side in pairs]
         return torch.where(sides == 0, gates, (sides > 0).to(gates.dtype)), values
 
@@ -179,24 +179,24 @@ class GatedAttention(nn.Module):
         Opening a second gate changes nothing while a first stays closed, so branches beyond that
         are not needed, nor are those before the first free gate's.
         """
-        free = [index for index, side in enumerate(self._settled) if not side]
+        free = [index for index, side in enumerate(self._frozen) if not side]
         if not free:
             return 0, 0
         flipped = [[v if i != f else 1.0 for i, v in enumerate(values)] for f in free]
         return free[0], max(_count_open(row) for row in (values, *flipped))
 
     def _branch(
-        self, asked: AttentionKind, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, kind: AttentionKind, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Tensor:
-        candidate, regroup = self._candidate(asked), self.site.regroup
+        candidate, regroup = self._candidate(kind), self.site.regroup
         if regroup is None or not candidate.operation.on_grid:
             return candidate.forward(self, x, args, kwargs)
         return regroup.split(candidate.forward(self, regroup.merge(x), args, kwargs))
 
-    def _candidate(self, asked: AttentionKind) -> Candidate:
+    def _candidate(self, kind: AttentionKind) -> Candidate:
         if self.fixed is not None:
             return self.candidates.find(self.fixed)
-        kind = self.candidates.operations.taken(self.site, asked)
+        kind = self.candidates.operations.taken(self.site, kind)
         for variant in self.variants:
             if variant.operation.kind is kind:
                 return variant

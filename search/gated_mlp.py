@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -33,7 +33,7 @@ class GatedMlp(nn.Module):
         self._shut: Tensor | None = None
         self._closed: Tensor | None = None
         self._live: LiveUnits | None = None
-        self._drawn: tuple[Tensor, Tensor] | None = None
+        self._sample: tuple[Tensor, Tensor] | None = None
         self._compiled: Callable[..., Tensor] | None = None
         self._every = 1
         # Buffers would hold statistics of probes, too.
@@ -47,7 +47,7 @@ class GatedMlp(nn.Module):
         """Compile the MLP with its gates."""
         self._compiled = torch.compile(self._gated)
 
-    def settle(self, sides: Tensor) -> None:
+    def freeze(self, sides: Tensor) -> None:
         """Leave out the hidden units whose side [hidden] is -1."""
         shut = sides < 0
         closed = shut.cpu()
@@ -56,13 +56,15 @@ class GatedMlp(nn.Module):
             live = ~closed if sides.device.type == "cpu" else filled(~closed)
             self._live = LiveUnits.of(self.site, self.inner, live)
 
-    def set_drawn(self, gates: Tensor, is_open: Tensor) -> None:
+    def set_sample(self, gates: Tensor, is_open: Tensor) -> None:
         """Set this step's sampled gates [hidden], and which are open on the host."""
-        self._drawn = (gates, is_open)
+        self._sample = (gates, is_open)
 
-    def forget(self) -> None:
-        """Release the sample, and the graph behind it."""
-        self._drawn = None
+    def fix(self, units: Sequence[int]) -> None:
+        """Keep these hidden units only, in training and evaluation."""
+        self._sample = None  # and the graph behind it
+        self.fixed = torch.zeros_like(self.unit_logits.detach())
+        self.fixed[list(units)] = 1
 
     def forward(self, x: Tensor, *args: Any) -> Tensor:
         """Compute the MLP, [batch, tokens, channels] → the same shape.
@@ -76,8 +78,8 @@ class GatedMlp(nn.Module):
             return whole
         if self.fixed is not None:
             gates = self.fixed
-        elif self.training and self._drawn is not None:
-            gates, is_open = self._drawn
+        elif self.training and self._sample is not None:
+            gates, is_open = self._sample
             if self._every > 1 and self._stateless and bool(is_open.any()):
                 return self._probed(gates, is_open, x, args)
             if self._shut is not None:

@@ -21,6 +21,8 @@ from spvit_deploy.core.errors import DivergedError
 START_LOGIT = 1.5
 # Fractions of a search at which κ begins and ends to rise.
 _SHARPENING = (0.2, 0.9)
+# Of the gate optimizer: weight of earlier gradients, and bound of a normalized one.
+_MOMENTUM, _CLIP = 0.9, 4.0
 
 
 def draw(logits: Tensor, chance: Tensor) -> Tensor:
@@ -109,7 +111,7 @@ class ChooseBranch(torch.autograd.Function):
         wider = grad.to(wide)
         branches = ctx.saved_tensors  # once: checkpointing gives them once
 
-        def told(branch: Tensor, count: int) -> Tensor:
+        def product(branch: Tensor, count: int) -> Tensor:
             parts = (part[:count].reshape(-1) for part in (wider, branch.to(wide)))
             return len(grad) / count * torch.dot(*parts)
 
@@ -117,7 +119,7 @@ class ChooseBranch(torch.autograd.Function):
         steps = [zero] * ctx.first
         for before, after in pairwise(branches):
             count = min(len(before), len(after))
-            steps.append(told(after, count) - told(before, count))
+            steps.append(product(after, count) - product(before, count))
         steps += [zero] * (ctx.gates - len(steps))
         return grad, torch.stack(steps), None, *([None] * len(branches))
 
@@ -135,8 +137,6 @@ class GateOptimizer:
             others behind.
         macs: Fraction of the dense cost that each gate decides, of the same shapes.
         lr: Step in logits at unit gradient.
-        momentum: Weight of the past.
-        clip: Bound of a normalized gradient.
         beside: Number of other parameters at the end.
     """
 
@@ -145,8 +145,6 @@ class GateOptimizer:
         parameters: Sequence[nn.Parameter],
         macs: Sequence[Tensor],
         lr: float,
-        momentum: float = 0.9,
-        clip: float = 4.0,
         beside: int = 0,
     ) -> None:
         self.parameters = list(parameters)
@@ -154,7 +152,7 @@ class GateOptimizer:
         self._sizes = [p.numel() for p in self.parameters]
         self._macs = torch.cat([share.flatten() for share in macs])
         self._zero = self._macs.new_zeros(())
-        self._lr, self._momentum, self._clip = lr, momentum, clip
+        self._lr = lr
         self._scaling = len(self.parameters) - beside
         self._velocity = torch.zeros_like(self._macs)
         self._square = 0.0
@@ -197,11 +195,11 @@ class GateOptimizer:
             )
         self._steps += 1
         self._square += 0.1 * (square - self._square)
-        bounded = (per_mac / self.scale).clamp(-self._clip, self._clip)
-        self._velocity.mul_(self._momentum).add_(bounded, alpha=1 - self._momentum)
+        bounded = (per_mac / self.scale).clamp(-_CLIP, _CLIP)
+        self._velocity.mul_(_MOMENTUM).add_(bounded, alpha=1 - _MOMENTUM)
         moves = (self._lr * self._velocity).split(self._sizes)
         for parameter, move in zip(self.parameters, moves, strict=True):
             parameter.sub_(move.view_as(parameter))
-            # A logit far out would never come back: its draws, and so its gradients, vanish.
+            # A logit far out would never come back: its samples, and so its gradients, vanish.
             parameter.clamp_(-4, 4)
             parameter.grad = None

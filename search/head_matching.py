@@ -56,7 +56,7 @@ def match_head_maps(
             supernet(images)
             bar.advance()
     supernet.train(training)
-    unread = []
+    skipped = []
     for attention, total in zip(with_maps, totals, strict=True):
         processes.sum(total)
         total.clamp_(min=0)  # heads that are mixed can pay less than nothing
@@ -65,9 +65,9 @@ def match_head_maps(
             logits = logits_of_shares(shares, supernet.semantics)
             attention.get_parameter(HEAD_LOGITS).copy_(logits)
         else:
-            unread.append(attention.site.path)
-    if unread:
-        warn(f"the attention of {', '.join(unread)} cannot be read: head maps start at random.")
+            skipped.append(attention.site.path)
+    if skipped:
+        warn(f"the attention of {', '.join(skipped)} cannot be read: head maps start at random.")
 
 
 @contextmanager
@@ -77,26 +77,20 @@ def _reading(attention: GatedAttention, total: Tensor) -> Iterator[None]:
     Attention is computed as plain products, whose probabilities pass through timm's ``attn_drop``.
     """
     msa: Any = attention.msa
-    drop, grid = getattr(msa, "attn_drop", None), _grid_of(attention)
+    site = attention.site
+    # Rows and columns of the tokens that attend to each other: an image or a window.
+    grid = getattr(site.regroup, "window", None) if site.regroup else site.grid
+    drop = getattr(msa, "attn_drop", None)
     if not isinstance(drop, nn.Module) or grid is None:
         yield
         return
-    prefix = 0 if attention.site.regroup else attention.site.prefix
+    prefix = 0 if site.regroup else site.prefix
     handle = drop.register_forward_pre_hook(_adder(total, grid, prefix))
     try:
         with unfused_attention(msa):
             yield
     finally:
         handle.remove()
-
-
-def _grid_of(attention: GatedAttention) -> tuple[int, int] | None:
-    """Return rows and columns of the tokens that attend to each other: an image or a window."""
-    regroup = attention.site.regroup
-    if regroup is None:
-        return attention.site.grid
-    found: tuple[int, int] | None = getattr(regroup, "window", None)
-    return found
 
 
 def _adder(total: Tensor, grid: tuple[int, int], prefix: int) -> Callable[..., None]:

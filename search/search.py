@@ -9,9 +9,9 @@ import torch
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 from torch import nn
 
-from spvit_deploy.core.plan import ModelSpec, PrunePlan
+from spvit_deploy.core.plan import Amount, AttentionKind, Budget, ModelSpec, PrunePlan
 from spvit_deploy.core.progress import warn
-from spvit_deploy.core.token_merges import TokenKeep, TokenMerges
+from spvit_deploy.core.token_merges import TokenMerges
 from spvit_deploy.data.batches import Batches
 from spvit_deploy.search.budget import BudgetRequest, parse_budget
 from spvit_deploy.search.budget_target import Measured, Target, cost_table_of, target_of
@@ -19,7 +19,6 @@ from spvit_deploy.search.cost_penalty import RAMP, ExpectedCost, LagrangianPenal
 from spvit_deploy.search.early_stopping import EarlyStopping
 from spvit_deploy.search.gate_freezing import FreezingGateOptimizer
 from spvit_deploy.search.head_matching import match_head_maps
-from spvit_deploy.search.plan_builder import budget_met, plan_of
 from spvit_deploy.search.projection import Projection, project
 from spvit_deploy.search.search_hooks import SearchHooks
 from spvit_deploy.search.supernet import Supernet
@@ -31,10 +30,6 @@ from spvit_deploy.training.run import Run
 _GATE_TRAVEL = 12.0
 # Checks for converged gates in one search.
 _FREEZE_CHECKS = 100
-
-
-def _token_keep_text(merges: tuple[TokenKeep, ...]) -> str | None:
-    return ",".join(map(str, merges)) or None
 
 
 class SearchSettings(DistillSettings):
@@ -187,23 +182,43 @@ def run_search(
 
 
 def _final_plan(supernet: Supernet, projection: Projection, goal: Target, on: str) -> PrunePlan:
-    """Return the plan with the budget that it meets."""
-    plan = plan_of(supernet, projection)
-    tables = cost_table_of(supernet), goal.table
-    met = budget_met(plan, goal.asked.text, goal.amount, tables, on)
-    return plan.model_copy(update={"budget": met})
+    """Build the plan of a projection, with the budget that it meets."""
+    blocks = []
+    for attention, choice in zip(supernet.attentions, projection.choices, strict=True):
+        kind = supernet.candidates.operations.taken(attention.site, choice.kind)
+        heads = choice.heads if kind is AttentionKind.MSA else None
+        block = attention.plan(kind, choice.keep)
+        blocks.append(block.model_copy(update={"heads_keep": heads}))
+    plan = PrunePlan(
+        model=supernet.spec,
+        blocks=tuple(blocks),
+        semantics=supernet.semantics,
+        token_keep=supernet.token_keep,
+    )
+    macs, table, amount = cost_table_of(supernet), goal.table, None
+    if table.unit != "MACs":
+        met = table.of_plan(plan)
+        amount = Amount(unit=table.unit, asked=goal.amount, met=met, dense=table.dense, on=on)
+    budget = Budget(
+        asked=goal.request.text,
+        asked_macs=goal.amount if amount is None else None,
+        met_macs=macs.of_plan(plan),
+        dense_macs=macs.dense,
+        amount=amount,
+    )
+    return plan.model_copy(update={"budget": budget})
 
 
 def _warn_of_unused_options(settings: SearchSettings, goal: Target, supernet: Supernet) -> None:
     weight = SearchSettings.model_fields["cost_weight"].default
     if settings.budget_method != "penalty" and settings.cost_weight != weight:
         warn("--cost-weight does nothing: it is of --budget-method penalty.")
-    if settings.allow_host and goal.asked.file is None:
-        warn("--allow-host does nothing: the budget names no file of times.")
+    if settings.allow_host and goal.request.file is None:
+        warn("--allow-host does nothing: the budget names no file of latencies.")
     if not settings.epochs:
-        warn("--epochs 0: no gate learns anything, and the plan is chance.")
-    if goal.asked.unit == "ns" and settings.budget_on != "macs":
-        warn(f"--budget-on {settings.budget_on} does nothing: {settings.budget} is of latency.")
+        warn("--epochs 0: no gate learns anything, and the plan is random.")
+    if goal.request.unit == "ns" and settings.budget_on != "macs":
+        warn(f"--budget-on {settings.budget_on} does nothing: {settings.budget} is a latency.")
     if settings.head_gates and not supernet.priced_blocks():
         warn(f"no attention of {supernet.spec} can lose single heads: --head-gates does nothing.")
 

@@ -75,7 +75,7 @@ class SearchHooks(TrainingHooks):
         self._supernet.seed_draws(seed)
 
     def extra_loss(self) -> Tensor:
-        """Return the penalty of the expected cost."""
+        """Return the penalty of the expected cost, a scalar []."""
         return self._penalty(self._expected_cost())
 
     def after_step(self) -> None:

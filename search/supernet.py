@@ -48,7 +48,7 @@ class Supernet(nn.Module):
     """A timm model with gates.
 
     Attributes:
-        sharpness: κ of σ(κz), with which gates are drawn.
+        sharpness: κ of σ(κz), with which gates are sampled.
 
     Args:
         model: Built by timm; its blocks are wrapped in place.
@@ -100,7 +100,7 @@ class Supernet(nn.Module):
             mlp.compile_parts()
 
     def probe(self, every: int) -> None:
-        """Compute in training what was drawn; closed gates learn from one image in ``every``."""
+        """Compute in training what was sampled; closed gates learn from one image in ``every``."""
         for attention, mlp in zip(self.attentions, self.mlps, strict=True):
             attention.probe(every)
             mlp.probe(every)
@@ -121,18 +121,18 @@ class Supernet(nn.Module):
         logits = torch.cat([self.sharpness * torch.cat(sharp), *plain])
         chance = torch.rand(len(logits), generator=self._generator).to(logits.device)
         sizes = [len(row) for row in (*sharp, *plain)]
-        drawn = draw(logits, chance)
-        gates, host = drawn.split(sizes), drawn.detach().cpu().split(sizes)
+        sample = draw(logits, chance)
+        gates, host = sample.split(sizes), sample.detach().cpu().split(sizes)
         rows = iter(zip(gates, host, strict=True))
         for attention in self.attentions:
             own, values = next(rows)
-            attention.set_drawn(own, values.tolist())
+            attention.set_sample(own, values.tolist())
         for mlp in self.mlps:
             own, values = next(rows)
-            mlp.set_drawn(own, values > 0.5)
+            mlp.set_sample(own, values > 0.5)
         for attention, variant in variants:
             own, values = next(rows)
-            attention.set_drawn_variant(variant.name, own, values.tolist())
+            attention.set_sample(own, values.tolist(), variant.name)
 
     def _variants(self, priced: bool) -> Iterator[tuple[GatedAttention, Variant]]:
         for variant in self.candidates.variants:
@@ -140,14 +140,14 @@ class Supernet(nn.Module):
                 if variant.priced == priced and variant in attention.variants:
                     yield attention, variant
 
-    def settle(self, attention: Sequence[Tensor], units: Sequence[Tensor]) -> None:
+    def freeze(self, attention: Sequence[Tensor], units: Sequence[Tensor]) -> None:
         """Fix gates in training: sides [operations − 1] and [hidden] of each block, 1 for open, -1
         for closed, 0 for free. What no free gate can reach is not computed.
         """
         for branch, sides in zip(self.attentions, attention, strict=True):
-            branch.settle(sides.tolist())
+            branch.freeze(sides.tolist())
         for mlp, sides in zip(self.mlps, units, strict=True):
-            mlp.settle(sides)
+            mlp.freeze(sides)
 
     def blocks_to_attend(self) -> tuple[int, ...]:
         """Return the blocks one of which must keep attention for the output to depend on the image;
@@ -212,13 +212,6 @@ class Supernet(nn.Module):
                 found[f"{path}/{variant.name}"] = _mean(row)
         return found
 
-    def hard_blocks(self) -> tuple[BlockPlan, ...]:
-        """Return what evaluation runs at present."""
-        return tuple(
-            attention.plan(attention.kind(), _indices(mlp.unit_logits > 0))
-            for attention, mlp in zip(self.attentions, self.mlps, strict=True)
-        )
-
     def fix(self, plan: PrunePlan) -> None:
         """Fix the gates as in ``plan``, in training and evaluation.
 
@@ -228,10 +221,7 @@ class Supernet(nn.Module):
         check_plan(plan, self.sites, self.candidates.operations)
         for attention, mlp, block in zip(self.attentions, self.mlps, plan.blocks, strict=True):
             attention.fix(block)
-            mlp.forget()
-            mask = torch.zeros_like(mlp.unit_logits.detach())
-            mask[list(block.mlp_keep)] = 1
-            mlp.fixed = mask
+            mlp.fix(block.mlp_keep)
 
     def dense_and_extras(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return the weights under timm's names, and ``spvit.*``: head maps, BatchNorms, logits."""
@@ -265,7 +255,3 @@ def _sigmoid(logits: Tensor, sharpness: float = 1.0) -> tuple[float, ...]:
 
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
-
-
-def _indices(mask: Tensor) -> tuple[int, ...]:
-    return tuple(mask.nonzero().flatten().tolist())

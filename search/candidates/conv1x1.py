@@ -1,12 +1,6 @@
-"""1×1 convolution: the centre of the kernel only."""
+"""1×1 convolution: the centre of the kernel, each token on its own."""
 
-from __future__ import annotations
+from spvit_deploy.lean.operations import convolution
+from spvit_deploy.search.candidates.convolution import convolution_candidate
 
-from spvit_deploy.lean.operations.convolution import Conv1x1
-from spvit_deploy.search.candidates.convolution import ConvolutionCandidate
-
-
-class Conv1x1Candidate(ConvolutionCandidate):
-    """Each token on its own."""
-
-    operation = Conv1x1()
+CONV1X1 = convolution_candidate(convolution.CONV1X1)

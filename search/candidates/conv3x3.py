@@ -1,12 +1,6 @@
-"""3×3 convolution: over the neighbours of each token."""
+"""3×3 convolution: each token with its eight neighbours."""
 
-from __future__ import annotations
+from spvit_deploy.lean.operations import convolution
+from spvit_deploy.search.candidates.convolution import convolution_candidate
 
-from spvit_deploy.lean.operations.convolution import Conv3x3
-from spvit_deploy.search.candidates.convolution import ConvolutionCandidate
-
-
-class Conv3x3Candidate(ConvolutionCandidate):
-    """Each token with its eight neighbours."""
-
-    operation = Conv3x3()
+CONV3X3 = convolution_candidate(convolution.CONV3X3)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,15 @@ if TYPE_CHECKING:
     from spvit_deploy.search.gated_attention import GatedAttention
 
 
+def convolution_candidate(operation: Convolution) -> Candidate:
+    """Build the candidate of a convolution over grid tokens; prefix tokens pass unchanged."""
+    return Candidate(
+        operation,
+        forward=lambda attention, x, args, kwargs: convolve(attention, operation, x),
+        attach=lambda attention: attach_convolution(attention, operation),
+    )
+
+
 def attach_convolution(attention: GatedAttention, operation: Convolution) -> None:
     """Add the BatchNorm of a convolution, and the head map if no other convolution did."""
     site = attention.site
@@ -27,39 +36,22 @@ def attach_convolution(attention: GatedAttention, operation: Convolution) -> Non
     setattr(attention, operation.norm, nn.BatchNorm2d(site.head_dim))
 
 
-def convolve(
-    attention: GatedAttention, operation: Convolution, x: Tensor, dilation: int = 1
-) -> Tensor:
+def convolve(attention: GatedAttention, operation: Convolution, x: Tensor) -> Tensor:
     """Convolve the grid tokens of the whole image with a kernel mixed from attention (eq. 5).
 
     Args:
         attention: With head map and BatchNorm attached.
         operation: The convolution.
         x: Tokens [batch, tokens, channels].
-        dilation: Tokens from one position of the kernel to the next.
     """
     prefix, msa = attention.site.prefix, attention.msa
     logits, values = attention.get_parameter(HEAD_LOGITS), attention.site.values(msa)
     weights = conv_weights(operation.kind, logits, attention.semantics, values, msa.proj)
-    reach = weights.kernel.shape[-1] // 2 * dilation
+    padding = weights.kernel.shape[-1] // 2 * operation.dilation
     image = to_grid(x[:, prefix:], attention.site.grid)
-    y = functional.conv2d(image, weights.kernel, weights.bias, padding=reach, dilation=dilation)
+    y = functional.conv2d(
+        image, weights.kernel, weights.bias, padding=padding, dilation=operation.dilation
+    )
     y = to_tokens(functional.relu(attention.get_submodule(operation.norm)(y)))
     y = functional.linear(y, weights.proj, weights.proj_bias)
     return torch.cat((x[:, :prefix], y), dim=1) if prefix else y
-
-
-class ConvolutionCandidate(Candidate):
-    """A convolution over grid tokens; prefix tokens pass unchanged."""
-
-    operation: Convolution
-
-    def attach(self, attention: GatedAttention) -> None:
-        """Add head map and BatchNorm."""
-        attach_convolution(attention, self.operation)
-
-    def forward(
-        self, attention: GatedAttention, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Tensor:
-        """Convolve the tokens."""
-        return convolve(attention, self.operation, x)

@@ -1,6 +1,6 @@
 """Token merging: similar tokens become one between two blocks.
 
-It is no operation of a block and has no gates: its supernet form is its lean form.
+It is not an operation of a block and has no gates: its supernet form is its lean form.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ def with_saved_macs(table: CostTable, model: nn.Module) -> CostTable:
     return replace(table, saved=whole - table.most)
 
 
-def require_no_merges(asked: BudgetRequest, keeps: Sequence[TokenKeep]) -> None:
+def require_no_merges(request: BudgetRequest, keeps: Sequence[TokenKeep]) -> None:
     """Refuse a latency budget for a model with merges: blocks are timed with all tokens.
 
     Raises:
-        BudgetError: So.
+        BudgetError: It is one.
     """
-    if asked.unit == "ns" and keeps:
+    if request.unit == "ns" and keeps:
         raise BudgetError(
-            f"Budget {asked.text} uses latencies of blocks with all tokens; --token-keep merges "
+            f"Budget {request.text} uses latencies of blocks with all tokens; --token-keep merges "
             "some.",
             "Ask for a budget in MACs or parameters.",
         )

@@ -224,14 +224,14 @@ def _units(path: Path, name: str, tensor: Tensor) -> list[bool]:
     return [bool(value) for value in tensor.tolist()]
 
 
-def find_indicators(config_path: Path, config: AuthorsConfig, asked: Path | None) -> Path | None:
+def find_indicators(config_path: Path, config: AuthorsConfig, given: Path | None) -> Path | None:
     """Return the FFN indicator file: the one given, or the one that the config names.
 
     Raises:
         InputError: The config names a file that is not beside it.
     """
-    if asked is not None or config.indicators is None:
-        return asked
+    if given is not None or config.indicators is None:
+        return given
     named = Path(config.indicators)
     for candidate in (config_path.parent / named, config_path.parent / named.name):
         if candidate.is_file():

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from spvit_deploy.core.errors import CheckpointError, first_line
 from spvit_deploy.core.plan import PrunePlan
@@ -14,6 +13,7 @@ from spvit_deploy.families.timm_models import create_shell, preprocessing_of
 from spvit_deploy.lean.materialize import shape_lean
 from spvit_deploy.lean.model_folder import SavedModel
 from spvit_deploy.search.published.config import (
+    ONE_MODEL,
     AuthorsConfig,
     find_indicators,
     read_config,
@@ -34,10 +34,18 @@ def import_plan(config_path: Path, gates: Path | None) -> PrunePlan:
         InputError: Files are missing, damaged, or of different models.
     """
     config = read_config(config_path)
-    file = find_indicators(config_path, config, gates)
-    units = read_indicators(file, list(config.kinds)) if file else None
-    sources = {"config": config_path, **({"gates": file} if file else {})}
+    units, sources = _read_gates(config_path, config, gates)
     return published_plan(config, units, sources)
+
+
+def _read_gates(
+    config_path: Path, config: AuthorsConfig, gates: Path | None
+) -> tuple[dict[str, list[bool]] | None, dict[str, Path]]:
+    """Return the hidden units that are kept, if a file has them, and the files that were read."""
+    file = find_indicators(config_path, config, gates)
+    if file is None:
+        return None, {"config": config_path}
+    return read_indicators(file, list(config.kinds)), {"config": config_path, "gates": file}
 
 
 def import_lean(config_path: Path, gates: Path | None, checkpoint: Path) -> SavedModel:
@@ -50,39 +58,27 @@ def import_lean(config_path: Path, gates: Path | None, checkpoint: Path) -> Save
     Raises:
         InputError: Files are missing, damaged, or of different models.
     """
-    state = {k: _float32(v) for k, v in read_state_dict(checkpoint).items()}
+    state = {
+        name: tensor.float() if tensor.is_floating_point() else tensor
+        for name, tensor in read_state_dict(checkpoint).items()
+    }
     config = read_config(config_path)
     try:
-        return _assemble(config_path, config, gates, checkpoint, state)
+        config = complete_sizes(config, state, checkpoint)
+        units, sources = _read_gates(config_path, config, gates)
+        units = units or units_of_weights(config, state)
+        plan = published_plan(config, units, {**sources, "checkpoint": checkpoint})
+        module = create_shell(plan.model)
+        preprocessing = preprocessing_of(module)
+        with torch.device("meta"):
+            shape_lean(module, plan)
+        weights = lean_state(state, plan, config.family == "swin", checkpoint)
+        load_weights(module, weights, str(checkpoint), ONE_MODEL)
     except (IndexError, KeyError, ValueError, RuntimeError, TypeError) as error:
         raise CheckpointError(
             f"{checkpoint}: not in the layout of the authors' checkpoints ({first_line(error)}).",
             "Check --checkpoint.",
         ) from error
-
-
-def _float32(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.is_floating_point() else tensor
-
-
-def _assemble(
-    config_path: Path,
-    config: AuthorsConfig,
-    gates: Path | None,
-    checkpoint: Path,
-    state: dict[str, Tensor],
-) -> SavedModel:
-    config = complete_sizes(config, state, checkpoint)
-    file = find_indicators(config_path, config, gates)
-    units = read_indicators(file, list(config.kinds)) if file else units_of_weights(config, state)
-    sources = {"config": config_path, "checkpoint": checkpoint, **({"gates": file} if file else {})}
-    plan = published_plan(config, units, sources)
-    module = create_shell(plan.model)
-    preprocessing = preprocessing_of(module)
-    with torch.device("meta"):
-        shape_lean(module, plan)
-    weights = lean_state(state, plan, config.family == "swin", checkpoint)
-    load_weights(module, weights, str(checkpoint), "Use config, gates and checkpoint of one model.")
     return SavedModel(
         module=module.eval(),
         spec=plan.model,

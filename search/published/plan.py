@@ -169,8 +169,8 @@ def _deit_spec(
     default = {"img_size": 224, "patch_size": 16, "in_chans": 3, "depth": 12, "mlp_ratio": 4.0,
                "embed_dim": DEIT_SIZES[size][0], "num_heads": DEIT_SIZES[size][1],
                "num_classes": 1000}  # fmt: skip
-    asked = {**sizes, "mlp_ratio": _ratio(dims, units, None)}
-    return ModelSpec(name=name, args=_differing(asked, default)), dims
+    requested = {**sizes, "mlp_ratio": _ratio(dims, units, None)}
+    return ModelSpec(name=name, args=_differing(requested, default)), dims
 
 
 def _swin_spec(
@@ -185,9 +185,9 @@ def _swin_spec(
     default = {"img_size": 224, "patch_size": 4, "in_chans": 3, "window_size": 7,
                "mlp_ratio": 4.0, "num_classes": 1000, "embed_dim": embed,
                "depths": list(known_depths), "num_heads": list(known_heads)}  # fmt: skip
-    asked = {**sizes, "mlp_ratio": _ratio(dims, units, sizes["mlp_ratio"])}
-    return ModelSpec(name=name, args=_differing(asked, default)), dims
+    requested = {**sizes, "mlp_ratio": _ratio(dims, units, sizes["mlp_ratio"])}
+    return ModelSpec(name=name, args=_differing(requested, default)), dims
 
 
-def _differing(asked: dict[str, Any], default: dict[str, Any]) -> dict[str, Any]:
-    return {k: asked[k] for k in default if asked.get(k) is not None and asked[k] != default[k]}
+def _differing(sizes: dict[str, Any], default: dict[str, Any]) -> dict[str, Any]:
+    return {k: sizes[k] for k in default if sizes.get(k) is not None and sizes[k] != default[k]}

@@ -153,7 +153,7 @@ class Family(ABC):
     classes: tuple[type[nn.Module], ...] = ()
 
     def matches(self, model: nn.Module) -> bool:
-        """Tell whether the model belongs to this family."""
+        """Whether the model belongs to this family."""
         return type(model) in self.classes
 
     def refusal(self, model: nn.Module) -> Refusal | None:
@@ -164,5 +164,8 @@ class Family(ABC):
     def sites(self, model: nn.Module) -> list[BlockSite]:
         """Return the blocks in order. Only called when there is no refusal."""
 
-    def settle(self, model: nn.Module, site: BlockSite, kind: AttentionKind) -> None:  # noqa: B027
+    def finalize(self, model: nn.Module, site: BlockSite, kind: AttentionKind) -> None:
         """Remove from a lean model what the block does not need with this kind of attention."""
+        old_name: Any = getattr(self, "settle", None)  # in plug-ins
+        if old_name is not None:
+            old_name(model, site, kind)

@@ -81,7 +81,7 @@ def _refused_pickle(path: Path, text: str) -> CheckpointError:
 
 
 def _has_call(path: Path) -> bool:
-    """Tell whether the file parses as a pickle with a call; parsing runs nothing."""
+    """Whether the file parses as a pickle with a call; parsing runs nothing."""
     try:
         with path.open("rb") as stream:
             return "REDUCE" in {code.name for code, _, _ in pickletools.genops(stream)}

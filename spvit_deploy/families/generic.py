@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -26,12 +26,8 @@ _BRANCHES = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class _CallShapes:
-    """Shapes of the first input and of the output of one call of a module."""
-
-    input: torch.Size
-    output: torch.Size
+# Shapes of the first input and of the output of each call of a module, by the module's id.
+_Calls = dict[int, list[tuple[torch.Size, torch.Size]]]
 
 
 class GenericFamily(Family):
@@ -40,7 +36,7 @@ class GenericFamily(Family):
     name = "generic"
 
     def matches(self, model: nn.Module) -> bool:
-        """Tell whether there is a block with an attention and an MLP."""
+        """Whether there is a block with an attention and an MLP."""
         return any(
             _is_attention(block.get_submodule(names[0])) for _, block, names in _blocks(model)
         )
@@ -69,7 +65,7 @@ class GenericFamily(Family):
         """
         shadow = copy.deepcopy(model).to("meta").eval().requires_grad_(False)
         found = list(_blocks(shadow))
-        branches = [part for _, block, names in found for part in _branches(block, names)]
+        branches = [block.get_submodule(name) for _, block, names in found for name in names]
         calls = _record_calls(shadow, branches)
         guesses = [_site(path, block, names, calls) for path, block, names in found]
         sites = _confirmed(shadow, [site for site in guesses if site is not None])
@@ -86,7 +82,7 @@ def _blocks(model: nn.Module) -> Iterator[tuple[str, nn.Module, tuple[str, str]]
 
 
 def _is_attention(mixer: nn.Module) -> bool:
-    """Tell whether a token mixer is an attention; mixers of other kinds stay as they are."""
+    """Whether a token mixer is an attention; mixers of other kinds stay as they are."""
     names = {name.rpartition(".")[2] for name, _ in mixer.named_modules()}
     named = any(part in type(mixer).__name__ for part in ("Attention", "Attn"))
     return named or not names.isdisjoint(_QUERIES)
@@ -96,18 +92,14 @@ def _has_weights(module: nn.Module) -> bool:
     return next(module.parameters(), None) is not None
 
 
-def _branches(block: nn.Module, names: tuple[str, str]) -> list[nn.Module]:
-    return [block.get_submodule(name) for name in names]
-
-
-def _record_calls(model: nn.Module, parts: Sequence[nn.Module]) -> dict[int, list[_CallShapes]]:
-    """Run the model once and return the shapes of the calls of each part, by its id."""
-    calls: dict[int, list[_CallShapes]] = {}
+def _record_calls(model: nn.Module, parts: Sequence[nn.Module]) -> _Calls:
+    """Run the model once and return the calls of each part."""
+    calls: _Calls = {}
 
     def record(part: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         plain = bool(args) and isinstance(args[0], Tensor) and isinstance(output, Tensor)
         shapes = (args[0].shape, output.shape) if plain else (torch.Size(), torch.Size([0]))
-        calls.setdefault(id(part), []).append(_CallShapes(*shapes))
+        calls.setdefault(id(part), []).append(shapes)
 
     handles = [part.register_forward_hook(record) for part in parts]
     try:
@@ -123,22 +115,19 @@ def _run(model: nn.Module) -> Any:
         return model(torch.empty(1, *input_size(model), device="meta"))
 
 
-def _site(
-    path: str, block: nn.Module, names: tuple[str, str], calls: dict[int, list[_CallShapes]]
-) -> BlockSite | None:
+def _site(path: str, block: nn.Module, names: tuple[str, str], calls: _Calls) -> BlockSite | None:
     """Build the site of a block whose branches run once each; None for any other block."""
-    attn: Any
-    mlp: Any
-    attn, mlp = _branches(block, names)
+    attn, mlp = (block.get_submodule(name) for name in names)
     attn_calls, mlp_calls = calls.get(id(attn), []), calls.get(id(mlp), [])
     if len(attn_calls) != 1 or len(mlp_calls) != 1:
         return None
     hidden, parts = mlp_parts(mlp)
-    output = attn_calls[0].output
-    skippable = _is_attention(attn) and attn_calls[0].input == output
-    if mlp_calls[0].input != mlp_calls[0].output:
+    given, output = attn_calls[0]
+    skippable = _is_attention(attn) and given == output
+    if mlp_calls[0][0] != mlp_calls[0][1]:
         hidden, parts = 0, MlpParts()
-    channels = int(mlp.get_submodule(parts.output).weight.shape[0] if hidden else output[-1])
+    last: Any = mlp.get_submodule(parts.output) if hidden else None
+    channels = int(last.weight.shape[0] if hidden else output[-1])
     heads = getattr(attn, "num_heads", 1)
     heads = heads if isinstance(heads, int) and heads > 0 else 1
     return BlockSite(
@@ -166,7 +155,7 @@ def _confirmed(shadow: nn.Module, sites: list[BlockSite]) -> list[BlockSite]:
 
 
 def _runs_without(shadow: nn.Module, branches: list[tuple[BlockSite, str]]) -> bool:
-    """Tell whether the model runs with these branches of its blocks replaced by the identity."""
+    """Whether the model runs with these branches of its blocks replaced by the identity."""
     originals = [site.block.get_submodule(name) for site, name in branches]
     try:
         for site, name in branches:

@@ -141,7 +141,7 @@ def numbered_sites(
 
 
 def _trims_heads(attn: Any) -> bool:
-    """Tell whether heads only appear in ``qkv``, ``proj`` and the bias of a window, and not in a
+    """Whether heads only appear in ``qkv``, ``proj`` and the bias of a window, and not in a
     norm or a gate over all of them.
     """
     if type(attn) is WindowAttention:

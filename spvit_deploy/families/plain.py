@@ -23,7 +23,7 @@ class PlainFamily(Family):
     classes = (ConVit, PoolingVisionTransformer, TNT)
 
     def matches(self, model: nn.Module) -> bool:
-        """Tell whether the model is of one of the classes, or timm's NaFlexVit."""
+        """Whether the model is of one of the classes, or timm's NaFlexVit."""
         # Not every supported version of timm has NaFlexVit to import.
         return super().matches(model) or type(model).__name__ == "NaFlexVit"
 

@@ -44,7 +44,7 @@ def inspect_family(model: nn.Module) -> tuple[Family | None, Refusal | None]:
         model is supported.
 
     Raises:
-        ModelError: a plug-in cannot be loaded.
+        InputError: A plug-in cannot be loaded.
     """
     known = families()
     for family in known:
@@ -64,17 +64,15 @@ def find_family(model: nn.Module, name: str) -> Family:
         name: Name of the model in error messages.
 
     Raises:
-        ModelError: no family supports it, for the reason in the message; or a plug-in cannot be
-            loaded.
+        ModelError: No family supports it.
+        InputError: A plug-in cannot be loaded.
     """
     family, refusal = inspect_family(model)
-    if refusal is not None or family is None:
-        reason = refusal or Refusal("no family takes it")
-        raise ModelError(
-            f"{name} cannot be searched: {reason.reason}.",
-            reason.hint or "`spvit-deploy inspect MODEL` says which models can.",
-        )
-    return family
+    if family is not None and refusal is None:
+        return family
+    reason, hint = (refusal.reason, refusal.hint) if refusal else ("no family takes it", "")
+    hint = hint or "`spvit-deploy inspect MODEL` shows which models can."
+    raise ModelError(f"{name} cannot be searched: {reason}.", hint)
 
 
 def find_sites(model: nn.Module, name: str) -> list[BlockSite]:

@@ -55,7 +55,7 @@ class SamFamily(Family):
             sites.append(replace(standard_site(f"blocks.{index}", block, grid), regroup=windows))
         return sites
 
-    def settle(self, model: nn.Module, site: BlockSite, kind: AttentionKind) -> None:
+    def finalize(self, model: nn.Module, site: BlockSite, kind: AttentionKind) -> None:
         """Remove the window partition where there is no attention."""
         block: Any = model.get_submodule(site.path)
         if kind is not AttentionKind.MSA:

@@ -111,7 +111,7 @@ class SwinFamily(Family):
                 sites.append(replace(standard_site(path, block, image), regroup=windows))
         return sites
 
-    def settle(self, model: nn.Module, site: BlockSite, kind: AttentionKind) -> None:
+    def finalize(self, model: nn.Module, site: BlockSite, kind: AttentionKind) -> None:
         """Remove window partition, roll and mask where there is no attention."""
         if kind is not AttentionKind.MSA:
             parent, _, name = site.path.rpartition(".")

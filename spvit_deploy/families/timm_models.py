@@ -59,7 +59,8 @@ def create_model(spec: ModelSpec, pretrained: bool = False) -> nn.Module:
     except MemoryError:
         raise
     except Exception as error:
-        if _is_hub_id(spec.name) or (pretrained and not _is_argument_error(error)):
+        of_arguments = (TypeError, AssertionError, AttributeError, ZeroDivisionError)
+        if _is_hub_id(spec.name) or (pretrained and not isinstance(error, of_arguments)):
             raise ModelError(
                 f"The weights of {spec.name} could not be downloaded ({first_line(error)}).",
                 "Connect to the network, or give --checkpoint FILE.",
@@ -80,10 +81,6 @@ def _record_input_size(model: Any, spec: ModelSpec) -> None:
     channels = spec.args.get("in_chans", config["input_size"][0])
     size = (requested, requested) if isinstance(requested, int) else tuple(requested)
     model.pretrained_cfg = {**config, "input_size": (channels, *size), _SIZE_GIVEN: True}
-
-
-def _is_argument_error(error: Exception) -> bool:
-    return isinstance(error, (TypeError, AssertionError, AttributeError, ZeroDivisionError))
 
 
 def create_empty(spec: ModelSpec) -> nn.Module:

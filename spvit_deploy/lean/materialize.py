@@ -34,10 +34,10 @@ def check_plan(
     Raises:
         PlanError: The plan has other blocks, or units, heads or operations that a block lacks.
     """
-    asked, found = [block.path for block in plan.blocks], [site.path for site in sites]
-    if asked != found:
+    paths, found = [block.path for block in plan.blocks], [site.path for site in sites]
+    if paths != found:
         raise PlanError(
-            f"The gates are for {len(asked)} blocks ({asked[0]} … {asked[-1]}); "
+            f"The gates are for {len(paths)} blocks ({paths[0]} … {paths[-1]}); "
             f"{plan.model} has {len(found)} ({found[0]} … {found[-1]}).",
             "Use the gates of this model.",
         )
@@ -74,7 +74,7 @@ def shape_lean(model: nn.Module, plan: PrunePlan) -> None:
     for site, block in zip(sites, plan.blocks, strict=True):
         attention = operations.find(block).build(site, block)
         site.replace(attention, lean_mlp(site, len(block.mlp_keep)))
-        family.settle(model, site, block.attention)
+        family.finalize(model, site, block.attention)
 
 
 def plan_costs(plan: PrunePlan) -> tuple[Cost, Cost]:
@@ -126,7 +126,7 @@ def materialize_weights(
                 f"The supernet weights of {block.path} lack {error}.", "Search again."
             ) from None
         target.replace(attention, trim_mlp(source, block.mlp_keep))
-        family.settle(lean, target, block.attention)
+        family.finalize(lean, target, block.attention)
     return lean.eval()
 
 

@@ -13,7 +13,7 @@ from spvit_deploy.core.errors import InputError, ModelError
 from spvit_deploy.lean.token_merging import MergingBlocks
 
 CHOICES = ("logits", "features", "all")
-# A model of equally large maps gives as many as dense prediction heads are wont to take.
+# Number of maps of a model without stages: as many as dense prediction heads usually take.
 _MAPS_OF_PLAIN = 4
 
 
@@ -23,18 +23,18 @@ class NamedOutputs(nn.Module):
     Args:
         net: timm's model, dense or lean.
         what: ``logits``, ``features``, ``all``; None for what the model's own forward returns.
-        layers: whose feature maps, as timm counts them; None for the last of every stage, or for
-            four evenly spaced blocks of a model without stages.
+        layers: Indices of feature maps, as timm counts them; None for the last of every stage, or
+            for four evenly spaced blocks of a model without stages.
         size: (channels, height, width).
 
     Attributes:
-        names: of the outputs: ``logits`` [B, classes], or ``embedding`` [B, C] of a model without
+        names: Of the outputs: ``logits`` [B, classes], or ``embedding`` [B, C] of a model without
             head; ``features_0``, … [B, C, H, W] from the largest to the smallest map.
-        shapes: of the outputs, without the batch.
+        shapes: Of the outputs, without the batch.
 
     Raises:
-        ModelError: the model has no such output.
-        InputError: no such choice, or layer.
+        ModelError: The model has no such output.
+        InputError: Unknown choice or layer.
     """
 
     def __init__(
@@ -56,29 +56,29 @@ class NamedOutputs(nn.Module):
         elif layers is not None:
             raise InputError("Layers are chosen for features.", "Add --output features or all.")
         with torch.inference_mode():
-            answers = self._try(torch.zeros(2, *size))
-        self.names = self._names(answers, what)
-        self.shapes = tuple(tuple(answer.shape[1:]) for answer in answers)
+            outputs = self._try(torch.zeros(2, *size))
+        self.names = self._names(outputs, what)
+        self.shapes = tuple(tuple(output.shape[1:]) for output in outputs)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """[B, C, H, W] → one tensor an output."""
+        """[B, C, H, W] → one tensor per output."""
         if self._layers is None:
-            answer = self.net(images)
-            return tuple(answer) if isinstance(answer, (list, tuple)) else (answer,)
+            output = self.net(images)
+            return tuple(output) if isinstance(output, (list, tuple)) else (output,)
         final, maps = self.net.forward_intermediates(images, indices=self._layers)
         return (self.net.forward_head(final), *maps) if self._scores else tuple(maps)
 
     def reference(self, images: Array) -> list[Array]:
-        """The same, each output by the model's own way to it."""
+        """Compute the outputs of images [B, C, H, W], each by the model's own method."""
         ready = torch.from_numpy(images)
         with torch.inference_mode():
             if self._layers is None:
-                return [answer.numpy() for answer in self(ready)]
+                return [output.numpy() for output in self(ready)]
             maps = self.net.forward_intermediates(
                 ready, indices=self._layers, intermediates_only=True
             )
             scores = [self.net(ready)] if self._scores else []
-            return [answer.numpy() for answer in (*scores, *maps)]
+            return [output.numpy() for output in (*scores, *maps)]
 
     def _try(self, images: Tensor) -> tuple[Tensor, ...]:
         training = self.net.training
@@ -86,21 +86,21 @@ class NamedOutputs(nn.Module):
             return self.eval()(images)
         except (IndexError, AssertionError) as error:
             raise InputError(
-                f"Feature layers {self._layers} are not those of the model ({error}).",
+                f"Feature layers {self._layers}: unknown to the model ({error}).",
                 f"It has {len(_info(self.net))} (0 to {len(_info(self.net)) - 1}).",
             ) from None
         finally:
             self.net.train(training)
 
-    def _names(self, answers: Sequence[Tensor], what: str | None) -> tuple[str, ...]:
-        if self._layers is None and (len(answers) > 1 or answers[0].ndim > 2):
+    def _names(self, outputs: Sequence[Tensor], what: str | None) -> tuple[str, ...]:
+        if self._layers is None and (len(outputs) > 1 or outputs[0].ndim > 2):
             if what == "logits":
                 raise ModelError(
                     "The model's forward gives features, no logits.", "Leave --output out."
                 )
-            return tuple(f"features_{index}" for index in range(len(answers)))
+            return tuple(f"features_{index}" for index in range(len(outputs)))
         head = "embedding" if getattr(self.net, "num_classes", None) == 0 else "logits"
-        count = len(answers) - self._scores
+        count = len(outputs) - self._scores
         features = tuple(f"features_{index}" for index in range(count))
         return (head, *features) if self._scores else features
 

@@ -73,14 +73,14 @@ class MergingBlocks(nn.Sequential):
     """The blocks of a ViT, with merges behind some of them.
 
     Args:
-        blocks: of the model.
-        keeps: share of the grid's tokens that a merge keeps, by the index of the block before it.
-        prefix: tokens before the grid's, which are never merged.
-        spread: whether each token of the grid is to get back what it was merged into, for a head
-            that pools over them: a mean then is that of the merged tokens, weighted by their sizes.
+        blocks: Of the model.
+        keeps: Fraction of the grid's tokens that a merge keeps, by the index of the block before.
+        prefix: Tokens before the grid's, which are never merged.
+        spread: Whether each token of the grid becomes a copy of what it was merged into at the end,
+            for a head that pools over them: their mean then weights merged tokens by size.
 
     Attributes:
-        checkpointing: whether blocks are computed again in the backward pass.
+        checkpointing: Whether blocks are computed again in the backward pass.
     """
 
     def __init__(
@@ -96,7 +96,8 @@ class MergingBlocks(nn.Sequential):
         size = torch.ones_like(x[:, self.prefix :, :1])
         origin: Tensor | None = None
         for index, block in enumerate(self):
-            x = self._block(block, x)
+            again = self.checkpointing and self.training
+            x = checkpoint(block, x, use_reentrant=False) if again else block(x)
             count = kept_tokens(size.shape[1], self.keeps.get(index, 1.0))
             if count < size.shape[1]:
                 tokens, size, moved = merge_tokens(x[:, self.prefix :], size, count)
@@ -109,13 +110,6 @@ class MergingBlocks(nn.Sequential):
     def set_grad_checkpointing(self, enable: bool) -> None:
         """Switch recomputation of blocks in the backward pass, as in timm's models."""
         self.checkpointing = enable
-
-    def _block(self, block: nn.Module, x: Tensor) -> Tensor:
-        if self.checkpointing and self.training:
-            again: Tensor = checkpoint(block, x, use_reentrant=False)
-            return again
-        given: Tensor = block(x)
-        return given
 
 
 def kept_tokens(tokens: int, share: float) -> int:
@@ -153,13 +147,11 @@ def insert_merges(
     shares = {keep.after: keep.share for keep in keeps if keep.share < 1}
     spread = not (model.global_pool == "token" and model.attn_pool is None)
     model.blocks = MergingBlocks(list(model.blocks), shares, sites[0].prefix, spread)
+    first = min(behind) + 1
     return [
-        site if index <= min(behind) else _without_grid(site) for index, site in enumerate(sites)
+        *sites[:first],
+        *(replace(s, kinds=tuple(k for k in s.kinds if k in WITHOUT_CONVS)) for s in sites[first:]),
     ]
-
-
-def _without_grid(site: BlockSite) -> BlockSite:
-    return replace(site, kinds=tuple(kind for kind in site.kinds if kind in WITHOUT_CONVS))
 
 
 def _require_plain(model: Any, sites: Sequence[BlockSite]) -> None:

@@ -27,12 +27,12 @@ def advice(
 
     Args:
         plan: With the widths.
-        history: Earlier stages of the model. Where one was asked for this alignment and could not
+        history: Earlier stages of the model. Where one requested this alignment and could not
             reach it, there is no advice; an imported model has no gates to round by.
         alignment: Alignment of the hardware.
     """
     off = unaligned_widths(plan, alignment)
-    if not off or any(_asked(stage) % alignment == 0 for stage in history):
+    if not off or any(_alignment(stage) % alignment == 0 for stage in history):
         return ""
     kept = sum(len(block.mlp_keep) for block in plan.blocks)
     more = sum(-width % alignment for _, width in off)
@@ -47,6 +47,6 @@ def advice(
     return f"{text} `materialize --align {alignment}` puts widths on multiples."
 
 
-def _asked(stage: Mapping[str, Any]) -> int:
-    """Return the alignment that a search or materialization was asked for; else 1."""
+def _alignment(stage: Mapping[str, Any]) -> int:
+    """Return the alignment that was requested of a search or materialization; else 1."""
     return int(stage.get("settings", stage).get("align", 1))

@@ -217,7 +217,7 @@ def test_tables_that_say_what_cannot_be_are_refused(how: str, says: str, tmp_pat
         ({"host": another_host()}, "50%@onnxruntime", "--allow-host"),
         ({}, "31ms@onnxruntime", "8 ms to 30 ms"),
         ({}, "2ms@onnxruntime", "below the smallest model"),
-        ({}, "10ms", "Say on which runtime"),
+        ({}, "10ms", "Name the runtime"),
         ({}, "10ms@onnxruntime,colour=red", "not understood after its @"),
     ],
 )

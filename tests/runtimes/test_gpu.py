@@ -71,7 +71,7 @@ def test_a_supernet_trains_on_the_device_as_on_a_cpu(every: int) -> None:
         net.probe(every)
         sides = [torch.zeros(site.hidden, device=device) for site in net.sites]
         sides[0][:13] = -1
-        net.settle([torch.zeros(3)] * len(sides), sides)
+        net.freeze([torch.zeros(3)] * len(sides), sides)
         net.seed_draws(3)
         images = torch.randn(8, *input_size(net.model), generator=torch.Generator().manual_seed(1))
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):

@@ -121,7 +121,7 @@ def test_its_gate_gets_the_difference_of_both_operations() -> None:
         (full * direction).sum().backward()
         gates = torch.tensor(values, dtype=torch.float64, requires_grad=True)
         attention.training = True
-        attention.set_drawn(gates, [float(v) for v in values])
+        attention.set_sample(gates, [float(v) for v in values])
         (attention(x) * direction).sum().backward()
         attention.training = False
         torch.testing.assert_close(gates.grad, plain.grad)

@@ -22,7 +22,9 @@ from spvit_deploy.core.plan import (
 )
 from spvit_deploy.families.timm_models import create_model, input_size, preprocessing_of
 from spvit_deploy.lean.model_folder import load_saved
-from spvit_deploy.search.candidates.dilated import DilatedCandidate
+from spvit_deploy.lean.operations.convolution import CONV3X3 as PLAIN
+from spvit_deploy.lean.operations.convolution import DILATED
+from spvit_deploy.search.candidates.convolution import convolve
 from spvit_deploy.search.search_folder import SearchRecord, load_search, save_search
 from spvit_deploy.search.supernet import Supernet
 from tests.conftest import plan_for, shake, tiny_spec
@@ -83,11 +85,11 @@ def test_the_gradient_of_a_dilation_is_the_difference_of_both_forms(
     x = torch.randn(2, 17, 24, dtype=torch.float64)
     direction = torch.randn_like(x)
     with torch.no_grad():
-        near, far = (DilatedCandidate().form(attention, x, far) for far in (False, True))
+        near, far = (convolve(attention, form, x) for form in (PLAIN, DILATED))
     gate = torch.tensor([value], dtype=torch.float64, requires_grad=True)
     attention.training = True
-    attention.set_drawn(torch.tensor(gates, dtype=torch.float64), [float(g) for g in gates])
-    attention.set_drawn_variant("dilation", gate, [value])
+    attention.set_sample(torch.tensor(gates, dtype=torch.float64), [float(g) for g in gates])
+    attention.set_sample(gate, [value], "dilation")
     output = attention(x)
     (output * direction).sum().backward()
     if gates == [1, 1, 0]:

@@ -62,7 +62,7 @@ def test_a_supernet_with_fixed_gates_trains_as_with_certain_samples(
 ) -> None:
     small, whole = net_of(spec), net_of(spec)
     attention, units = fixed_gates(small, seed)
-    small.settle(attention, units)
+    small.freeze(attention, units)
     for site, kinds, closed in zip(whole.sites, attention, units, strict=True):
         branch, mlp = site.attn, site.mlp
         branch.gate_logits.data[kinds != 0] = 40.0 * kinds[kinds != 0].float()
@@ -80,7 +80,7 @@ def test_closed_units_are_not_computed() -> None:
     net = net_of(tiny_spec())
     attention, units = fixed_gates(net, 0)
     widths: list[int] = []
-    net.settle(attention, units)
+    net.freeze(attention, units)
     handles = [
         mlp._live.shell.fc1.register_forward_hook(lambda _m, _i, y: widths.append(y.shape[-1]))
         for mlp in net.mlps
@@ -166,7 +166,7 @@ def test_evaluation_outputs_do_not_change() -> None:
     images = torch.randn(2, *input_size(net.model))
     with torch.no_grad():
         before = net.eval()(images)
-        net.settle(attention, units)
+        net.freeze(attention, units)
         assert torch.equal(net(images), before)
 
 

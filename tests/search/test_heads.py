@@ -96,8 +96,8 @@ def test_the_gradient_of_a_head_is_what_it_gives(value: float) -> None:
     direction = torch.randn_like(x)
     gates = torch.tensor([1.0, value, 1.0], dtype=torch.float64, requires_grad=True)
     attention.training = True
-    attention.set_drawn(torch.ones(3, dtype=torch.float64), [1.0, 1.0, 1.0])
-    attention.set_drawn_variant("heads", gates, gates.tolist())
+    attention.set_sample(torch.ones(3, dtype=torch.float64), [1.0, 1.0, 1.0])
+    attention.set_sample(gates, gates.tolist(), "heads")
     (attention(x) * direction).sum().backward()
     with torch.no_grad():
         without, alone = (

@@ -151,7 +151,7 @@ def test_gradients_of_gates_are_differences_of_branches() -> None:
         (full * direction).sum().backward()
         gates = torch.tensor(values, dtype=torch.float64, requires_grad=True)
         attention.training = True
-        attention.set_drawn(gates, [float(v) for v in values])
+        attention.set_sample(gates, [float(v) for v in values])
         (attention(x) * direction).sum().backward()
         assert torch.allclose(gates.grad, plain.grad, atol=1e-9), values
 

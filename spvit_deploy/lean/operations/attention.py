@@ -23,17 +23,10 @@ class FullAttention(Operation):
     """The dense model's attention."""
 
     kind = AttentionKind.MSA
-    after = AttentionKind.CONV3X3
 
     def build(self, site: BlockSite, block: BlockPlan) -> nn.Module:
         """Return the site's own attention."""
         return site.attn  # type: ignore[no-any-return]
-
-    def materialize(
-        self, site: BlockSite, block: BlockPlan, extras: Mapping[str, Tensor], semantics: Semantics
-    ) -> nn.Module:
-        """Copy the site's attention."""
-        return copy.deepcopy(site.attn)  # type: ignore[no-any-return]
 
     def macs(self, site: BlockSite, attention: int) -> int:
         """Return the MACs that were counted."""
@@ -48,20 +41,19 @@ class SomeHeads(FullAttention):
         return block.heads_keep is not None
 
     def check(self, site: BlockSite, block: BlockPlan) -> None:
-        """Refuse heads that the attention does not have or cannot lose."""
-        keep = block.heads_keep or ()
+        """Refuse heads that the attention does not have or cannot lose.
+
+        Raises:
+            PlanError: It has none of them, or cannot lose any.
+        """
+        keep, problem = block.heads_keep or (), ""
         if not site.trims_heads:
-            raise PlanError(
-                f"The gates keep {len(keep)} heads of {block.path}, whose attention cannot lose "
-                "any.",
-                "Use the gates of this model.",
-            )
-        if keep and keep[-1] >= site.heads:
-            raise PlanError(
-                f"The gates keep head {keep[-1]} of {block.path}, "
-                f"which has {site.heads} (0 to {site.heads - 1}).",
-                "Use the gates of this model.",
-            )
+            problem = f"{len(keep)} heads of {block.path}, whose attention cannot lose any."
+        elif keep and keep[-1] >= site.heads:
+            has = f"which has {site.heads} (0 to {site.heads - 1})."
+            problem = f"head {keep[-1]} of {block.path}, {has}"
+        if problem:
+            raise PlanError(f"The gates keep {problem}", "Use the gates of this model.")
 
     def build(self, site: BlockSite, block: BlockPlan) -> nn.Module:
         """Build an attention with that many heads."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ class Operation:
 
     Attributes:
         kind: Its name in plans.
-        after: The operation behind which it comes in the order of cost.
+        after: For operations of other packages, the one behind which it comes in the order of cost.
         on_grid: Whether it needs the tokens of the whole image in row-major order: those of
             windowed attention are then rearranged for it, and merged tokens rule it out.
     """
@@ -29,6 +30,12 @@ class Operation:
     kind: AttentionKind
     after: AttentionKind = AttentionKind.SKIP
     on_grid = False
+
+    @property
+    def rank(self) -> float:
+        """Sort key for the order of cost."""
+        own = tuple(AttentionKind)
+        return own.index(self.kind) if self.kind in own else own.index(self.after) + 0.5
 
     def fits(self, site: BlockSite) -> bool:
         """Whether the block can take this operation."""
@@ -66,7 +73,7 @@ class Operation:
         Raises:
             KeyError: An extra that the operation needs is missing.
         """
-        return self.build(site, block)
+        return copy.deepcopy(self.build(site, block))
 
     def macs(self, site: BlockSite, attention: int) -> int:
         """Count the MACs per image.

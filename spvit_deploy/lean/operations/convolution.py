@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -10,31 +11,38 @@ from torch import Tensor, nn
 from spvit_deploy.core.plan import AttentionKind, BlockPlan, Semantics
 from spvit_deploy.families.base import BlockSite
 from spvit_deploy.lean.blocks import ConvAttention
-from spvit_deploy.lean.kernels import conv_weights
+from spvit_deploy.lean.kernels import POSITIONS, conv_weights
 from spvit_deploy.lean.operations.base import Operation
 
 HEAD_LOGITS = "head_logits"
 _BN_KEYS = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 
 
+@dataclass(frozen=True)
 class Convolution(Operation):
     """A bottleneck convolution C→d→C.
 
     Attributes:
+        kind: CONV1X1 or CONV3X3.
         norm: Name of its BatchNorm in the supernet: each form has its own statistics.
-        positions: Number of kernel positions.
+        dilation: Tokens from one position of the kernel to the next.
     """
 
-    on_grid = True
+    kind: AttentionKind
     norm: str
-    positions: int
+    dilation: int = 1
+    on_grid = True
+
+    def describes(self, block: BlockPlan) -> bool:
+        """Whether the plan has this convolution with this dilation."""
+        return block.attention is self.kind and block.dilation == self.dilation
 
     def build(self, site: BlockSite, block: BlockPlan) -> nn.Module:
         """Build convolution, BatchNorm and projection."""
         _, value_bias = site.values(site.attn)
         bias = (value_bias is not None, site.attn.proj.bias is not None)
         shape = site.dim, site.head_dim, site.grid, site.prefix
-        return ConvAttention(self.kind, *shape, bias, block.dilation)
+        return ConvAttention(self.kind, *shape, bias, self.dilation)
 
     @torch.no_grad()
     def materialize(
@@ -50,30 +58,10 @@ class Convolution(Operation):
 
     def macs(self, site: BlockSite, attention: int) -> int:
         """Count C·d per kernel position and d·C of the projection, for each grid token."""
-        return site.grid_tokens * (self.positions + 1) * site.dim * site.head_dim
+        positions = 1 if self.kind is AttentionKind.CONV1X1 else POSITIONS
+        return site.grid_tokens * (positions + 1) * site.dim * site.head_dim
 
 
-class Conv1x1(Convolution):
-    """The centre of the kernel only."""
-
-    kind = AttentionKind.CONV1X1
-    after = AttentionKind.SKIP
-    norm, positions = "bn_1x1", 1
-
-
-class Conv3x3(Convolution):
-    """Over the neighbours of each token."""
-
-    kind = AttentionKind.CONV3X3
-    after = AttentionKind.CONV1X1
-    norm, positions = "bn_3x3", 9
-
-
-class DilatedConv3x3(Conv3x3):
-    """The same kernel over neighbours at a distance of two tokens."""
-
-    norm = "bn_3x3_dilated"
-
-    def describes(self, block: BlockPlan) -> bool:
-        """Whether the plan dilates the block's convolution."""
-        return super().describes(block) and block.dilation > 1
+CONV1X1 = Convolution(AttentionKind.CONV1X1, "bn_1x1")
+CONV3X3 = Convolution(AttentionKind.CONV3X3, "bn_3x3")
+DILATED = Convolution(AttentionKind.CONV3X3, "bn_3x3_dilated", dilation=2)

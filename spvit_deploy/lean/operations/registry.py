@@ -17,10 +17,11 @@ from spvit_deploy.core.plugins import load_plugins
 from spvit_deploy.families.base import BlockSite
 from spvit_deploy.lean.operations.attention import FullAttention, SomeHeads
 from spvit_deploy.lean.operations.base import Operation
-from spvit_deploy.lean.operations.convolution import Conv1x1, Conv3x3, DilatedConv3x3
+from spvit_deploy.lean.operations.convolution import CONV1X1, CONV3X3, DILATED
 from spvit_deploy.lean.operations.skip import SkipOperation
 
-ENTRY_POINTS = "spvit_deploy.candidates"
+_CHAIN = (SkipOperation(), CONV1X1, CONV3X3, FullAttention())
+_VARIANTS = (DILATED, SomeHeads())
 
 
 @dataclass(frozen=True)
@@ -29,11 +30,9 @@ class OperationSet:
 
     Attributes:
         chain: One of each kind, in order of cost: skip first, attention last.
-        variants: Forms of these with settings of their own: dilated, with some heads.
     """
 
     chain: tuple[Operation, ...]
-    variants: tuple[Operation, ...] = ()
 
     @property
     def kinds(self) -> tuple[AttentionKind, ...]:
@@ -41,12 +40,12 @@ class OperationSet:
         return tuple(operation.kind for operation in self.chain)
 
     def find(self, block: BlockPlan) -> Operation:
-        """Find the operation that a block's plan means.
+        """Find the operation that a block's plan means, dilated or with some heads included.
 
         Raises:
             PlanError: Neither this package nor an installed one has it.
         """
-        for operation in (*self.variants, *self.chain):
+        for operation in (*_VARIANTS, *self.chain):
             if operation.describes(block):
                 return operation
         raise PlanError(
@@ -66,20 +65,14 @@ class OperationSet:
         return next((k for k in reversed(cheaper) if k in site.kinds), site.kinds[0])
 
 
-def own_operations() -> OperationSet:
-    """Return the operations of this package."""
-    chain = (SkipOperation(), Conv1x1(), Conv3x3(), FullAttention())
-    return OperationSet(chain, (DilatedConv3x3(), SomeHeads()))
-
-
 def load_operations() -> OperationSet:
     """Return the operations of this package and of all installed ones.
 
     Raises:
         ModelError: A plug-in cannot be loaded.
     """
-    own = own_operations()
-    return replace(own, chain=in_order([*own.chain, *(c.operation for c in load_candidates())]))
+    chain = (*_CHAIN, *(candidate.operation for candidate in load_candidates()))
+    return OperationSet(tuple(sorted(chain, key=lambda operation: operation.rank)))
 
 
 def load_candidates() -> list[Any]:
@@ -88,13 +81,4 @@ def load_candidates() -> list[Any]:
     Raises:
         ModelError: A plug-in cannot be loaded.
     """
-    return [candidate() for candidate in load_plugins(ENTRY_POINTS)]
-
-
-def in_order(operations: Sequence[Operation]) -> tuple[Operation, ...]:
-    """Sort operations by cost: each behind the one that it names as ``after``."""
-    own = tuple(AttentionKind)
-    return tuple(
-        sorted(operations, key=lambda o: own.index(o.kind) if o.kind in own
-               else own.index(o.after) + 0.5)
-    )  # fmt: skip
+    return [candidate() for candidate in load_plugins("spvit_deploy.candidates")]
