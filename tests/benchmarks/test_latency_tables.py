@@ -27,7 +27,6 @@ from spvit_deploy.benchmarks.latency_tables.table import (
 from spvit_deploy.core.errors import CorruptFileError, InputError
 from spvit_deploy.core.plan import AttentionKind, load_plan
 from spvit_deploy.core.records import read_record
-from spvit_deploy.export.settings import check_settings
 from spvit_deploy.export.trace import write_unverified
 from spvit_deploy.families.timm_models import create_model, input_size
 from spvit_deploy.lean.model_folder import load_saved
@@ -36,7 +35,7 @@ from tests.conftest import NAME, TINY_ARGS, tiny_spec
 from tests.helpers.calls import good, refused
 from tests.helpers.latency_tables import MS, a_table, another_host, timing
 
-SETTINGS = check_settings(ExportSettings())
+SETTINGS = ExportSettings().checked()
 SEARCH = ["search", "--model", NAME, *TINY_ARGS, "--data", "digits", "--epochs", "1",
           "--batch-size", "128"]  # fmt: skip
 

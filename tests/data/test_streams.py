@@ -25,9 +25,9 @@ from spvit_deploy.data.encoded_image import EncodedImage
 from spvit_deploy.data.sampling import shuffle_indices
 from spvit_deploy.data.sources import DigitImages, open_source
 from spvit_deploy.data.spec import DataSettings
-from tests.cli.test_cli import run_apart
 from tests.conftest import NAME, TINY_ARGS
 from tests.helpers.calls import good, refused
+from tests.helpers.commands import start_command
 from tests.helpers.training_processes import command, finish, start
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -379,11 +379,11 @@ def test_a_full_disk_leaves_a_training_at_work(data: Path, tmp_path: Path) -> No
     tune = ["finetune", NAME, *TINY_ARGS, "--model-arg", "num_classes=2", "--data",
             f"wds/{data / 'wds'}", "--epochs", 2, "--batch-size", 5, "--checkpoint-every", 8,
             "--device", "cpu"]  # fmt: skip
-    whole = run_apart(*tune, "-o", tmp_path / "whole")
+    whole = start_command(*tune, "-o", tmp_path / "whole")
     assert whole.wait(timeout=120) == 0
     weights = (tmp_path / "whole" / "model.safetensors").stat().st_size
     # A checkpoint has two moments beside each weight.
-    process = run_apart(*tune, "-o", tmp_path / "out", limit=weights + 1000)
+    process = start_command(*tune, "-o", tmp_path / "out", limit=weights + 1000)
     _, stderr = process.communicate(timeout=120)
     assert process.returncode == 0, stderr
     assert "Warning: no checkpoint of step 8: " in stderr

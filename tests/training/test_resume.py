@@ -24,9 +24,9 @@ from spvit_deploy.training.finetune import FinetuneSettings
 from spvit_deploy.training.loop import _Loop
 from spvit_deploy.workflows.pipeline import Runner, dense_stage
 from spvit_deploy.workflows.recipe import Recipe
-from tests.cli.test_cli import run_apart
 from tests.conftest import NAME, TINY, TINY_ARGS
 from tests.helpers.calls import good, refused
+from tests.helpers.commands import start_command
 from tests.helpers.paths import ROOT
 from tests.helpers.training_processes import command, finetune, finish, start
 
@@ -266,7 +266,7 @@ def test_a_training_that_diverged_goes_on_at_a_lower_rate(
 
 def test_a_full_disk_keeps_the_last_good_checkpoint(cut_run: Path) -> None:
     before = contents(cut_run.with_name("out.checkpoints") / "step-00000006", "state.pt")
-    process = run_apart("search", *QUICK, "-o", cut_run, "--resume", limit=100_000)
+    process = start_command("search", *QUICK, "-o", cut_run, "--resume", limit=100_000)
     _, stderr = process.communicate(timeout=120)
     assert process.returncode == 1, stderr
     assert "no space left" in stderr
