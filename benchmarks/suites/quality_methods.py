@@ -35,7 +35,8 @@ from spvit_deploy.search.budget_target import cost_table_of
 from spvit_deploy.search.cost_penalty import ExpectedCost, LagrangianPenalty, QuadraticPenalty
 from spvit_deploy.search.gates import GateOptimizer
 from spvit_deploy.search.projection import project
-from spvit_deploy.search.search import plan_of, run_search
+from spvit_deploy.search.search import plan_of as searched_plan
+from spvit_deploy.search.search import run_search
 from spvit_deploy.search.search_hooks import SearchHooks
 from spvit_deploy.search.supernet import Supernet
 from spvit_deploy.training.distillation import DistillationLoss
@@ -98,7 +99,7 @@ def recombined(adamw: bool = False, penalty: bool = False, final: float = 8.0) -
         train(net, at.train, DistillationLoss(settings, None), settings, "search", hooks)
         attend = net.blocks_to_attend()
         found = project(net.probabilities(), table, target, settings.align, attend)
-        plan = plan_of(net, found)
+        plan = searched_plan(net, found)
         net.fix(plan)
         return finetuned(at, lean_of(net, plan), at.finetune.epochs, plan)
 

@@ -76,7 +76,7 @@ class Session(ABC):
         """Release the runtime's memory and threads."""
 
     def bind(self, ready: Array) -> Callable[[], object]:
-        """Return an inference on an array of :attr:`input`, without what is done only once."""
+        """Return an inference on an array of :attr:`input`, [B, ...], without one-time work."""
         return lambda: self.compute(ready)
 
     def layers(self, images: Array, calls: int) -> list[LayerTime]:
