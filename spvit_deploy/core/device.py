@@ -21,7 +21,7 @@ def pick_device(name: str = "auto") -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise RuntimeMissingError(
-            f"Device '{name}' is unknown.", "Choose auto, cpu, cuda, cuda:N or mps."
+            f"Unknown device '{name}'.", "Choose auto, cpu, cuda, cuda:N or mps."
         ) from None
     found = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device.type == "cuda" and (device.index or 0) >= found:

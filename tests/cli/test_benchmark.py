@@ -14,8 +14,8 @@ from tests.helpers.calls import good, refused
 
 def test_benchmark_report_and_inspect(work: Path, tmp_path: Path) -> None:
     results, page = tmp_path / "results.json", tmp_path / "report.html"
-    good("benchmark", work / "dense", work / "tuned", work / "onnx", "--duration", "0.05", "--quick",
-         "-o", results)  # fmt: skip
+    good("benchmark", work / "dense", work / "tuned", work / "onnx", "--duration", "0.05",
+         "--quick", "-o", results)  # fmt: skip
     good("report", results, "--plan", work / "tuned", "-o", page)
     text = re.sub(r"<script.*?</script>", "", page.read_text(), flags=re.DOTALL)
     assert "<script src" not in page.read_text()
@@ -47,9 +47,9 @@ def test_a_fixed_batch_is_measured_where_it_is_asked_for(work: Path, tmp_path: P
 
 def test_runtimes_and_devices_that_are_not_here(work: Path, tmp_path: Path) -> None:
     bench = ["benchmark", work / "tuned", "-o", tmp_path / "r.json"]
-    refused(*bench, "--runtime", "abacus", says="unknown")
+    refused(*bench, "--runtime", "abacus", says="Unknown runtime")
     refused(*bench, "--runtime", "onnxruntime", says="takes it")
-    refused(*bench, "--device", "abacus", says="unknown")
+    refused(*bench, "--device", "abacus", says="Unknown device")
     onnx_bench = ["benchmark", work / "onnx", "-o", tmp_path / "r.json"]
     trained = ["--data", "digits", "-o", tmp_path / "out"]
     for device in ("cuda:x", "cuda:", "cpu:x", ":0"):
@@ -58,7 +58,7 @@ def test_runtimes_and_devices_that_are_not_here(work: Path, tmp_path: Path) -> N
             ["search", "--model", work / "dense", "--budget", "50%", *trained],
             ["finetune", work / "dense", *trained],
         ):  # fmt: skip
-            refused(*command, "--device", device, says=f"Device '{device}' is ")
+            refused(*command, "--device", device, says=f"Unknown device '{device}'")
     for command in ("evaluate", "benchmark"):
         assert "mps|tensorrt|openvino" in good(command, "--help").stdout
     if not torch.cuda.is_available():
