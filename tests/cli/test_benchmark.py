@@ -47,7 +47,7 @@ def test_a_fixed_batch_is_measured_where_it_is_asked_for(work: Path, tmp_path: P
 
 def test_runtimes_and_devices_that_are_not_here(work: Path, tmp_path: Path) -> None:
     bench = ["benchmark", work / "tuned", "-o", tmp_path / "r.json"]
-    refused(*bench, "--runtime", "abacus", says="unknown")
+    refused(*bench, "--runtime", "abacus", says="Unknown runtime")
     refused(*bench, "--runtime", "onnxruntime", says="takes it")
     refused(*bench, "--device", "abacus", says="--device abacus: expected auto")
     onnx_bench = ["benchmark", work / "onnx", "-o", tmp_path / "r.json"]

@@ -153,7 +153,7 @@ def test_unreadable_images_are_reported_and_the_others_classified(
     assert "cut.png cannot be read" in str(found[str(cut)])
     assert "not an image" in str(found[str(text)])
     assert len(found[str(good)]) > 1
-    assert result.stderr.endswith("2 of 3 images could not be read. Mend or remove them.\n")
+    assert result.stderr.endswith("2 of 3 images could not be read. Fix or remove them.\n")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     bomb = predicted(lean, good, code=1)
     assert "decompression bomb" in bomb.stderr

@@ -25,7 +25,7 @@ def test_a_recipe_runs_and_skips_what_is_unchanged(tmp_path: Path) -> None:
     content["model"]["args"] = {k: v for k, v in TINY.items()}
     for stage in ("train", "search", "finetune"):
         content[stage]["epochs"] = 1
-    content["benchmark"] |= {"duration": 0.05, "runtimes": ["onnxruntime"]}
+    content["benchmark"] |= {"duration": 0.05, "runtimes": ["onnxruntime", "torch"]}
     file.write_text(yaml.safe_dump(content))
     assert len(pipeline.run_file(file).ran) == 8
     assert pipeline.run_file(file).ran == []
@@ -48,12 +48,12 @@ def test_a_recipe_is_refused_before_its_first_stage(tmp_path: Path) -> None:
     for section, key, value, says in (
         ("search", "budget", "half", "not understood"),
         ("search", "budget", "900%", "above the dense model"),
-        ("export", "format", "tiff", "unknown"),
+        ("export", "format", "tiff", "Unknown format"),
         ("export", "precision", "int3", "is written in"),
         ("export", "batch", 4, "benchmark.batches: [4]"),
         ("benchmark", "batches", [0], "greater than or equal to 1"),
         ("search", "lr", float("inf"), "finite"),
-        ("benchmark", "runtimes", ["abacus"], "unknown"),
+        ("benchmark", "runtimes", ["abacus"], "Unknown runtime"),
         ("model", "name", "resnet18", "no family takes"),
         ("data", "spec", "folder/nowhere", "not a folder"),
     ):
