@@ -109,7 +109,7 @@ def test_what_has_no_place_beside_all_is_refused_first(tmp_path: Path) -> None:
     out = tmp_path / "out"
     every = ["export", NAME, *TINY_ARGS, "--all", "-o", out]
     refused(*every, "--format", "onnx", says="--format chooses one. Leave one out.")
-    refused(*every, "--batch", "many", says="Batch 'many'")
+    refused(*every, "--batch", "many", says="--batch many: expected 'dynamic'")
     refused(*every, "--feature-layers", "1", says="Add --output features")
     refused(*every, "--data", "folder/nowhere", says="not a folder")
     refused("export", "vit_tinny", "--all", "-o", out, says="has no model 'vit_tinny'")

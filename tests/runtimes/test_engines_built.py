@@ -150,8 +150,8 @@ def test_engines_are_refused_without_a_driver(lean: Path, tmp_path: Path) -> Non
         refused("benchmark", path, "-o", tmp_path / "r.json", code=1, says=says)
     refused("evaluate", two, "--data", "digits", code=1, says="built for sm86, sm120 and are unt")
     refused("evaluate", one, "--data", "digits", "--runtime", "tensorrt",
-            says="takes tensorrt.")  # fmt: skip
-    refused("evaluate", one, "--data", "digits", "--runtime", "onnxruntime", says="takes onnx.")
+            says="opens tensorrt.")  # fmt: skip
+    refused("evaluate", one, "--data", "digits", "--runtime", "onnxruntime", says="opens onnx.")
     with (one / "model.sm86.engine").open("ab") as stream:
         stream.truncate(1000)
     refused("evaluate", one, "--data", "digits", says="truncated")
