@@ -141,12 +141,8 @@ def test_openvino_returns_layers_to_fp32_by_the_same_control(dense: Path, tmp_pa
     calibration = Calibration(images, lambda: [(images, labels)], -1)
     same, accuracy = _quantize(model, calibration, 1, notes.append)
     assert (accuracy.before, accuracy.after) == (100, 100)
-<<<<<<< HEAD
-    assert len(accuracy.kept) == 16  # patches; 3 × qkv, attention, proj, fc1, fc2
-=======
     # In three blocks four products and a fused attention each, and the patch embedding.
     assert len(accuracy.kept) == 16
->>>>>>> p/runtimes
     assert not any("head" in name for name in accuracy.kept)
     assert sum("ranking" in note for note in notes) == 16
     assert "FakeQuantize" not in {node.get_type_name() for node in same.get_ops()}
