@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -24,8 +24,10 @@ from spvit_deploy.cli.options import (
 from spvit_deploy.cli.serve import deploy
 from spvit_deploy.cli.triton_options import TRITON, take_triton, triton_options
 from spvit_deploy.core.errors import InputError
-from spvit_deploy.lean.load_model import ModelRequest
 from spvit_deploy.runtimes.registry import PRECISIONS, formats
+
+if TYPE_CHECKING:
+    from spvit_deploy.lean.load_model import ModelRequest
 
 
 @click.command()

@@ -11,9 +11,9 @@ import click
 
 from spvit_deploy.cli.options import Folder, Number, json_option, parsed
 from spvit_deploy.core.units import parse_duration
-from spvit_deploy.lean.load_model import ModelRequest
 
 if TYPE_CHECKING:
+    from spvit_deploy.lean.load_model import ModelRequest
     from spvit_deploy.serving.load_test import LoadReport
 
 _PORT = click.IntRange(1, 65535)
