@@ -85,7 +85,7 @@ class _Entry:
     def lower_rate_until_held(self) -> None:
         """Lower a rate that short trials held until all rounds together hold the limit."""
         slo, driven = self.workload.slo, self.caller
-        if slo is None or not isinstance(driven, Driven):
+        if slo is None or not isinstance(driven, Driven) or not any(driven.found):
             return
         for _ in range(_RETRIES):
             if percentile(self.samples, 99) <= slo:

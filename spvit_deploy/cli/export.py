@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -22,6 +22,9 @@ from spvit_deploy.cli.options import (
 )
 from spvit_deploy.cli.triton_options import TRITON, take_triton, triton_options
 from spvit_deploy.core.errors import InputError
+
+if TYPE_CHECKING:
+    from spvit_deploy.lean.load_model import ModelRequest
 
 _WITH_PREPROCESSING = [name for name, form in known_formats().items() if form.takes_preprocessing]
 

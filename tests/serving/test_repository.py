@@ -217,9 +217,9 @@ def test_failed_parity_leaves_the_repository_whole(
     repository: Path, dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An optimizer that changes a weight must be caught."""
-    from spvit_deploy.runtimes.onnx import graph
+    from spvit_deploy.export import trace
 
-    real, before = graph.optimize, contents(tmp_path)
+    real, before = trace.optimize, contents(tmp_path)
 
     def wrong(proto: onnx.ModelProto) -> onnx.ModelProto:
         proto = real(proto)
@@ -228,7 +228,7 @@ def test_failed_parity_leaves_the_repository_whole(
         tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
         return proto
 
-    monkeypatch.setattr(graph, "optimize", wrong)
+    monkeypatch.setattr(trace, "optimize", wrong)
     added = ("export", dense, *TRITON, "--model-version", "next", "-o")
     refused(*added, repository, code=1, says="DIFFERENT")
     refused(*added, tmp_path / "new", code=1, says="DIFFERENT")
