@@ -181,20 +181,25 @@ def run_search(
     return SearchResult(plan, projection, tuple(epoch.loss for epoch in epochs), expected)
 
 
-def _final_plan(supernet: Supernet, projection: Projection, goal: Target, on: str) -> PrunePlan:
-    """Build the plan of a projection, with the budget that it meets."""
+def plan_of(supernet: Supernet, projection: Projection) -> PrunePlan:
+    """Build the plan of a projection; its budget is not set."""
     blocks = []
     for attention, choice in zip(supernet.attentions, projection.choices, strict=True):
         kind = supernet.candidates.operations.taken(attention.site, choice.kind)
         heads = choice.heads if kind is AttentionKind.MSA else None
         block = attention.plan(kind, choice.keep)
         blocks.append(block.model_copy(update={"heads_keep": heads}))
-    plan = PrunePlan(
+    return PrunePlan(
         model=supernet.spec,
         blocks=tuple(blocks),
         semantics=supernet.semantics,
         token_keep=supernet.token_keep,
     )
+
+
+def _final_plan(supernet: Supernet, projection: Projection, goal: Target, on: str) -> PrunePlan:
+    """Build the plan of a projection, with the budget that it meets."""
+    plan = plan_of(supernet, projection)
     macs, table, amount = cost_table_of(supernet), goal.table, None
     if table.unit != "MACs":
         met = table.of_plan(plan)

@@ -31,9 +31,8 @@ from spvit_deploy.search.budget import parse_budget
 from spvit_deploy.search.budget_target import cost_table_of
 from spvit_deploy.search.cost_penalty import ExpectedCost, LagrangianPenalty, QuadraticPenalty
 from spvit_deploy.search.gates import GateOptimizer
-from spvit_deploy.search.plan_builder import plan_of
 from spvit_deploy.search.projection import project
-from spvit_deploy.search.search import run_search
+from spvit_deploy.search.search import plan_of, run_search
 from spvit_deploy.search.search_hooks import SearchHooks
 from spvit_deploy.search.supernet import Supernet
 from spvit_deploy.training.distillation import DistillationLoss
