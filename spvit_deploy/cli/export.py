@@ -24,7 +24,7 @@ from spvit_deploy.cli.triton_options import TRITON, take_triton, triton_options
 from spvit_deploy.core.errors import InputError
 
 if TYPE_CHECKING:
-    from spvit_deploy.lean.load_model import ModelRequest
+    pass
 
 _WITH_PREPROCESSING = [name for name, form in known_formats().items() if form.takes_preprocessing]
 
