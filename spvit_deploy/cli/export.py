@@ -147,10 +147,12 @@ def export(model: str, folder: Path, every: bool, **options: Any) -> None:
 
 def _export_triton(model: Any, repository: Path, triton: dict[str, Any], **export: Any) -> None:
     """Export into a model repository, and print what was written."""
+    from spvit_deploy.serving.config import Serving
     from spvit_deploy.serving.repository import export_triton
     from spvit_deploy.workflows.console import print_export
 
-    written = export_triton(model, repository, **triton, **export)
+    chosen = Serving(**triton.pop("serving"))
+    written = export_triton(model, repository, chosen, **triton, **export)
     print_export(written.record, written.folder)
     serving = written.serving
     batches = f"batches up to {serving.max_batch}" if serving.max_batch else "its fixed batch"
