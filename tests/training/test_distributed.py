@@ -86,7 +86,7 @@ def commands(root: Path, lean: Path, images: str, share: int, budget: str) -> li
 
 
 def log_of(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "log.jsonl").open()]
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.slow

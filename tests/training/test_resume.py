@@ -144,7 +144,7 @@ def test_a_checkpoint_of_an_older_version_is_resumed(tmp_path: Path) -> None:
     result = good(*search, "-o", tmp_path / "out", "--resume")
     assert "going on after step 8" in result.stderr
     good(*search, "-o", tmp_path / "whole")
-    logs = [[json.loads(line) for line in (tmp_path / name / "log.jsonl").open()]
+    logs = [[json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
             for name in ("out", "whole")]  # fmt: skip
     assert [line["step"] for line in logs[0]] == [5, 10, 10, 15]
     for line, other in zip(*logs, strict=True):
@@ -259,7 +259,7 @@ def test_a_training_that_diverged_goes_on_at_a_lower_rate(
     refused(*asked, "--resume", "--lr", 1e-4, "--seed", 1, says="another run: seed 0, now 1")
     result = good(*asked, "--resume", "--lr", 1e-4)
     assert "Warning: after step 6 --lr is 0.0001; it was 0.0005." in result.stderr
-    lines = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").open()]
+    lines = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
     rates = {line["step"]: line["lr"] for line in lines}
     assert rates[5] > 1e-4 >= rates[10] > rates[15]
 
@@ -280,7 +280,7 @@ def test_the_log_tells_of_loss_cost_and_gates(cut_run: Path, tmp_path: Path) -> 
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     good("search", *QUICK, "-o", cut_run, "--resume", "--tensorboard", tmp_path / "events")
-    lines = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").open()]
+    lines = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [5, 10, 10]
     assert [line["epoch"] for line in lines] == [1, 2, 2]
     record = json.loads((tmp_path / "out" / "search.json").read_bytes())
@@ -410,4 +410,6 @@ def test_a_log_that_lost_lines_is_said(cut_run: Path) -> None:
     result = good("search", *QUICK, "-o", cut_run, "--resume")
     count = lines.count(b"\n")
     assert f"has {count - 1} of the {count} lines it had" in " ".join(result.stderr.split())
-    assert [json.loads(line)["step"] for line in (cut_run / "log.jsonl").open()] == [10, 10]
+    assert [
+        json.loads(line)["step"] for line in (cut_run / "log.jsonl").read_text().splitlines()
+    ] == [10, 10]

@@ -27,7 +27,7 @@ SEARCH = ["search", "--model", NAME, *TINY_ARGS, *DATA, "--epochs", 2, "--budget
 
 
 def log_of(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "log.jsonl").open()]
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
 def require_alike(one: Path, two: Path, tolerance: float) -> None:
