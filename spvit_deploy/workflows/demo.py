@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -18,9 +19,29 @@ from spvit_deploy.workflows.recipe import TEMPLATE, Recipe
 _BUDGET = re.compile(r"^(  budget: )\S+", re.MULTILINE)
 
 
-def _plain(recipe: str) -> str:
-    """Return the text of a recipe without its budget."""
-    return _BUDGET.sub("", recipe)
+def demo_text(output: Path, budget: str) -> str:
+    """Return the text of a demo's ``recipe.yaml``: the one in ``output``, or the template's.
+
+    A recipe is a demo's if its settings are the template's, but for the budget: comments may
+    differ, by a user's hand or in another version, and are kept.
+
+    Raises:
+        OutputExistsError: ``output`` contains something other than a demo.
+    """
+    file, text = output / "recipe.yaml", TEMPLATE.replace("output: run ", "output: .   ")
+    if file.is_file() and _settings(file.read_text()) == _settings(text):
+        text = file.read_text()
+    elif output.exists() and not (output.is_dir() and not any(output.iterdir())):
+        raise OutputExistsError(f"{output} exists and is not a demo.", "Choose another -o.")
+    return _BUDGET.sub(lambda line: line.group(1) + budget, text)
+
+
+def _settings(recipe: str) -> Any:
+    """Return the content of a recipe without its budget; None if it is not YAML."""
+    try:
+        return yaml.safe_load(_BUDGET.sub(r"\1x", recipe))
+    except yaml.YAMLError:
+        return None
 
 
 def demo_recipe(output: Path, seed: int, budget: str = "50%") -> Recipe:
@@ -44,11 +65,7 @@ def run_demo(
         OutputExistsError: ``output`` contains something other than a demo.
         SpvitError: As the stages raise it.
     """
-    recipe_file, text = output / "recipe.yaml", TEMPLATE.replace("output: run ", "output: .   ")
-    text = _BUDGET.sub(lambda line: line.group(1) + budget, text)
-    is_demo = recipe_file.is_file() and _plain(recipe_file.read_text()) == _plain(text)
-    if output.exists() and not is_demo and not (output.is_dir() and not any(output.iterdir())):
-        raise OutputExistsError(f"{output} exists and is not a demo.", "Choose another -o.")
+    recipe_file, text = output / "recipe.yaml", demo_text(output, budget)
     ensure_parent(output)
     start = time.perf_counter()
     recipe = demo_recipe(output, seed, budget)

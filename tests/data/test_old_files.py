@@ -17,8 +17,10 @@ import torch
 from spvit_deploy import load_lean
 from spvit_deploy.benchmarks.latency_tables.table import load_latency
 from spvit_deploy.benchmarks.results import load_results
+from spvit_deploy.core.errors import OutputExistsError
 from spvit_deploy.core.plan import load_plan
 from spvit_deploy.runtimes.registry import open_session
+from spvit_deploy.workflows.demo import demo_text
 from tests.helpers.calls import good
 from tests.helpers.paths import ROOT
 
@@ -70,3 +72,11 @@ def test_latencies_are_a_budget(tmp_path: Path) -> None:
 def test_old_outputs_are_replaced_with_force(tmp_path: Path) -> None:
     shutil.copytree(OLD / "lean", tmp_path / "lean")
     good("materialize", OLD / "search", "-o", tmp_path / "lean", "--force")
+
+
+def test_a_demo_is_resumed_and_its_comments_are_kept(tmp_path: Path) -> None:
+    text = demo_text(OLD / "demo", "30%")
+    assert text == (OLD / "demo" / "recipe.yaml").read_text().replace("budget: 50%", "budget: 30%")
+    (tmp_path / "recipe.yaml").write_text(text.replace("epochs: ", "epochs: 1"))
+    with pytest.raises(OutputExistsError, match="is not a demo"):
+        demo_text(tmp_path, "50%")
