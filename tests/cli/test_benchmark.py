@@ -63,4 +63,4 @@ def test_runtimes_and_devices_that_are_not_here(work: Path, tmp_path: Path) -> N
         assert "mps|tensorrt|openvino" in good(command, "--help").stdout
     if not torch.cuda.is_available():
         refused(*bench, "--device", "cuda", says="0 CUDA devices")
-        refused(*onnx_bench, "--device", "cuda", says="offers cpu")
+        refused(*onnx_bench, "--device", "cuda", says="this onnxruntime has cpu")

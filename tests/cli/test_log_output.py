@@ -42,7 +42,7 @@ def test_executorch_says_nothing_of_its_own(
     pytest.importorskip("executorch")
     _, lean = make_lean(["conv3x3", "msa", "conv1x1"], [40, 96, 8])
     good("export", lean, "--format", "executorch", "-o", tmp_path / "out")
-    # It is_first_process once a process.
+    # ExecuTorch writes it once per process.
     command = [sys.executable, "-m", "spvit_deploy", "benchmark", tmp_path / "out",
                "--duration", "0.05", "-o", tmp_path / "r.json"]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=True)

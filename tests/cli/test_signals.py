@@ -13,7 +13,7 @@ from tests.helpers.calls import good
 CODE = """
 import gc, signal, subprocess, sys
 from pathlib import Path
-from spvit_deploy.benchmarks.runtimes import open_session
+from spvit_deploy.runtimes.registry import open_session
 signal.signal(signal.SIGCHLD, lambda number, frame: print("child"))
 first, second = (open_session(Path(sys.argv[1]), "openvino") for _ in range(2))
 first.close()

@@ -63,7 +63,8 @@ def test_what_a_killed_run_left_is_removed_and_a_run_at_work_is_not(tmp_path: Pa
     assert not left.exists()
     assert held.exists()
     working.kill()
-    working.wait()
+    for process in (killed, working):
+        process.communicate()
 
 
 def test_outputs_of_another_kind_are_refused_at_once(tmp_path: Path) -> None:
@@ -172,6 +173,7 @@ def test_who_waits_for_a_lock_gets_it_when_the_holder_is_killed(tmp_path: Path) 
     with lock_file(tmp_path / "cache.lock", wait=-1) as held:
         assert held
         assert holder.wait() != 0
+    holder.communicate()
 
 
 def test_where_nothing_can_be_locked_work_goes_on(tmp_path: Path) -> None:

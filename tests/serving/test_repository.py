@@ -314,4 +314,12 @@ def test_servers_that_are_not_here(
     refused("load", f"grpc://127.0.0.1:{grpc}", "--model", NAME, says="No Triton server responds")
     refused("load", f"http://127.0.0.1:{http}", "--model", NAME, says="No Triton server responds")
     refused("load", "127.0.0.1", "--model", NAME, says="not an address")
-    refused("load", "grpc://x", "--model", NAME, "--slo", "fast", says="write 4ms")
+    refused(
+        "load",
+        "grpc://x",
+        "--model",
+        NAME,
+        "--slo",
+        "fast",
+        says="expected a time such as 250us, 4ms",
+    )
