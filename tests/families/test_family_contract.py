@@ -29,7 +29,7 @@ from spvit_deploy.lean.cost import count_cost
 from spvit_deploy.lean.cost_tables import cost_table, parameter_table
 from spvit_deploy.lean.materialize import materialize_weights
 from spvit_deploy.lean.model_folder import SavedModel, load_saved, save_model
-from spvit_deploy.runtimes.onnxruntime.session import OnnxRuntimeSession
+from spvit_deploy.runtimes.registry import open_session
 from spvit_deploy.search.supernet import Supernet
 from tests.conftest import shake
 from tests.helpers.paths import ROOT
@@ -214,7 +214,7 @@ def test_plan_to_lean_to_onnx(case: Case, tmp_path: Path) -> None:
     with torch.no_grad():
         assert torch.equal(load_saved(tmp_path / "lean").module(images), lean(images))
     export_model(str(tmp_path / "lean"), tmp_path / "onnx")
-    session = OnnxRuntimeSession(tmp_path / "onnx", "cpu", None)
+    session = open_session(tmp_path / "onnx", "onnxruntime")
     np.testing.assert_allclose(session.run(images.numpy()), wanted.numpy(), atol=2e-3, rtol=1e-3)
 
 

@@ -112,5 +112,5 @@ def test_wrong_outputs_are_refused(tmp_path: Path) -> None:
     export("--feature-layers", "1", says="Add --output features or all")
     export("--output", "features", "--feature-layers", "7", says="It has 3 (0 to 2)")
     refused("export", NAME, *TINY_ARGS, "--output", "features", "--feature-layers", "a",
-            "-o", tmp_path / "out", says="no list of layers")  # fmt: skip
+            "-o", tmp_path / "out", says="expected a list of layers")  # fmt: skip
     assert not (tmp_path / "out").exists()
