@@ -192,6 +192,7 @@ def test_an_artefact_takes_pictures_as_they_are(
         assert all(abs(guess.score - scores[guess.index]) < limit for guess in one.guesses)
 
 
+@pytest.mark.slow
 def test_other_runtimes_and_batches_take_the_same_file(make_lean: Make, tmp_path: Path) -> None:
     lean = lean_of(make_lean)
     good("export", lean, "--with-preprocessing", "--batch", 2, "-o", tmp_path / "engine")

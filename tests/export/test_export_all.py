@@ -18,6 +18,7 @@ from tests.conftest import NAME, TINY_ARGS
 from tests.helpers.calls import call, good, refused
 
 
+@pytest.mark.slow
 def test_every_format_of_a_cpu_is_written_and_timed(trained_folder: Path, tmp_path: Path) -> None:
     text = good("export", trained_folder, "--all", "--max-drop", 5, "--calibration", 64,
                 "-o", tmp_path / "all").stdout  # fmt: skip
@@ -84,6 +85,7 @@ def test_gpus_are_checked_first_and_each_precision_takes_those_that_have_it(
             says="--gpu is for --format tensorrt-rtx or tensorrt")  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_model_is_loaded_once_and_spoken_of_once(
     make_lean: Callable[..., tuple[SavedModel, Path]], tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

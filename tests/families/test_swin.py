@@ -37,6 +37,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_search_to_benchmark(work: Path) -> None:
     good("materialize", work / "search", "-o", work / "lean")
     good("finetune", work / "lean", "--teacher", work / "dense", "--data", "digits", "--epochs",

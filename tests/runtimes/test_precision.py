@@ -184,7 +184,7 @@ def test_validation_images_are_spread_over_the_classes(dense: Path) -> None:
     assert len(labels.unique()) == 10
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("int8", marks=pytest.mark.slow)])
 def test_normalization_inside_openvino(precision: str, dense: Path, tmp_path: Path) -> None:
     import openvino
 

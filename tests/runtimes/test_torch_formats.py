@@ -209,6 +209,7 @@ def test_a_missing_extra_is_named(
     refused("benchmark", lean, "--runtime", "executorch", "-o", tmp_path / "r.json", says=line)
 
 
+@pytest.mark.slow
 def test_compiling_is_only_for_those_who_ask(lean: Path, tmp_path: Path) -> None:
     assert runtimes_for(lean) == ["torch"]
     assert runtimes_for(lean, ["torch-compile"]) == ["torch", "torch-compile"]
