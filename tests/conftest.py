@@ -41,6 +41,7 @@ TINY = {
 }  # fmt: skip
 TINY_ARGS = [part for key, value in TINY.items() for part in ("--model-arg", f"{key}={value}")]
 NAME = "vit_tiny_patch16_224"
+THREADS = torch.get_num_threads()
 
 
 def tiny_spec(**args: Any) -> ModelSpec:
@@ -222,6 +223,13 @@ def cut_in_step(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
         monkeypatch.setattr(_Loop, "_advance", until)
 
     return cut
+
+
+@pytest.fixture(autouse=True)
+def all_threads(request: pytest.FixtureRequest) -> None:
+    """Sessions set the threads of the whole process: each test starts with torch's own number."""
+    if "one_thread" not in request.fixturenames:
+        torch.set_num_threads(THREADS)
 
 
 @pytest.fixture(scope="module")

@@ -380,7 +380,8 @@ def test_a_full_disk_leaves_a_training_at_work(data: Path, tmp_path: Path) -> No
             f"wds/{data / 'wds'}", "--epochs", 2, "--batch-size", 5, "--checkpoint-every", 8,
             "--device", "cpu"]  # fmt: skip
     whole = start_command(*tune, "-o", tmp_path / "whole")
-    assert whole.wait(timeout=120) == 0
+    _, stderr = whole.communicate(timeout=120)
+    assert whole.returncode == 0, stderr
     weights = (tmp_path / "whole" / "model.safetensors").stat().st_size
     # A checkpoint has two moments beside each weight.
     process = start_command(*tune, "-o", tmp_path / "out", limit=weights + 1000)

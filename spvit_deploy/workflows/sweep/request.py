@@ -9,6 +9,7 @@ from typing import Any
 
 from spvit_deploy.core.device import pick_device
 from spvit_deploy.core.errors import InputError, OutputExistsError
+from spvit_deploy.core.locks import LOCK_FILE
 from spvit_deploy.core.output_folders import ensure_parent
 from spvit_deploy.core.progress import warn
 from spvit_deploy.data.sources import fingerprint, open_source
@@ -158,7 +159,9 @@ def find_earlier(request: SweepRequest, force: bool = False) -> SweepRecord | No
         CorruptFileError: Its record is damaged.
     """
     root = request.root
-    if not root.exists() or (root.is_dir() and not any(root.iterdir())):
+    # The lock of this run, or of one that was killed at its start, is no content.
+    content = root.is_dir() and any(entry.name != LOCK_FILE for entry in root.iterdir())
+    if not root.exists() or (root.is_dir() and not content):
         ensure_parent(root)
         return None
     if not (root / SWEEP_FILE).is_file():
