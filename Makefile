@@ -14,8 +14,9 @@ APART := harness published quality_methods quality_pages quality_setting quality
 SUITES := $(filter-out $(APART:%=benchmarks/suites/%.py),$(wildcard benchmarks/suites/*.py))
 
 .PHONY: help demo test test-slow test-all lint bench serve-env clean
-# Workers of pytest-xdist; more need more than 2 GB of memory each.
-PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
+# Workers of pytest-xdist; more need more than 2 GB of memory each. They share the processors, so
+# each computes on one thread.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
 .DEFAULT_GOAL := help
 
 help:

@@ -61,7 +61,6 @@ def timed(call: Callable[[], object]) -> TimedCall:
 def no_collection() -> Iterator[None]:
     """Keep Python's garbage collection, which stops a call for milliseconds, out of a block."""
     was_enabled = gc.isenabled()
-    gc.collect()
     gc.disable()
     try:
         yield
