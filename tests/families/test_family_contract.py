@@ -211,8 +211,10 @@ def test_plan_to_lean_to_onnx(case: Case, tmp_path: Path) -> None:
     assert held == count_cost(lean, size).params
 
     save_model(SavedModel(lean, spec, preprocessing_of(module), plan=plan), tmp_path / "lean")
-    with torch.no_grad():
-        assert torch.equal(load_saved(tmp_path / "lean").module(images), lean(images))
+    loaded = load_saved(tmp_path / "lean").module
+    torch.testing.assert_close(loaded.state_dict(), lean.state_dict(), rtol=0, atol=0)
+    with torch.no_grad():  # kernels may differ by where the weights lie in memory
+        torch.testing.assert_close(loaded(images), lean(images))
     export_model(str(tmp_path / "lean"), tmp_path / "onnx")
     session = open_session(tmp_path / "onnx", "onnxruntime")
     np.testing.assert_allclose(session.run(images.numpy()), wanted.numpy(), atol=2e-3, rtol=1e-3)
