@@ -15,8 +15,7 @@ from spvit_deploy.core.arrays import Array
 from spvit_deploy.core.errors import DataError
 from spvit_deploy.core.progress import progress_bar
 from spvit_deploy.data.accuracy import count_correct
-from spvit_deploy.data.batches import open_batches
-from spvit_deploy.data.raw_images import open_raw_images
+from spvit_deploy.data.batches import open_batches, open_raw_images
 from spvit_deploy.data.spec import DataSettings
 
 

@@ -5,48 +5,39 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+import pydantic.dataclasses
+from pydantic import ConfigDict, Field, PositiveInt
 
 from spvit_deploy.core.errors import BudgetError
 from spvit_deploy.lean.cost import CostTable, Unit, format_cost
 
 _COUNTS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _TIMES = {"s": 10**9, "ms": 10**6, "us": 10**3, "µs": 10**3, "ns": 1}
-_PLACES = ("precision", "batch", "threads", "device")
 _AMOUNT = re.compile(r"\s*(\d+(?:\.\d+)?(?:e\d{1,2})?)\s*(%|[KMGT]|[munµ]?s)?\s*", re.IGNORECASE)
+_Name = Annotated[str, Field(min_length=1)]
 
 
-@dataclass(frozen=True)
+@pydantic.dataclasses.dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class Place:
-    """Where a latency budget holds; None for whatever a table has.
+    """Where a latency budget holds; None for whatever a table has."""
 
-    Attributes:
-        runtime: By its name in ``benchmark``.
-        precision: ``fp32``, …
-        batch: Images per inference.
-        threads: Of the runtime.
-        device: Such as ``cpu``.
-    """
-
-    runtime: str
-    precision: str | None = None
-    batch: int | None = None
-    threads: int | None = None
-    device: str | None = None
+    runtime: _Name
+    precision: _Name | None = None
+    batch: PositiveInt | None = None
+    threads: PositiveInt | None = None
+    device: _Name | None = None
 
 
 @dataclass(frozen=True)
 class BudgetRequest:
-    """A budget, parsed but not yet compared with a model.
+    """A budget, parsed but not yet compared with a model: an amount in its unit, or a share.
 
-    Attributes:
-        text: As it was written.
-        unit: Of the cost that is limited.
-        amount: In that unit; None for a fraction.
-        share: Fraction of the dense model's cost; None for an amount.
-        place: Of a latency budget.
-        file: With the cost table of a latency budget; None to measure one.
+    A latency budget has a place, and perhaps a file with a cost table.
     """
 
     text: str
@@ -59,9 +50,7 @@ class BudgetRequest:
     def target(self, table: CostTable, least: int = 0) -> int:
         """Return the budget for the model of a table, in the table's unit.
 
-        Args:
-            table: Cost of its plans.
-            least: Of the cheapest plan of a search, where that is more than the table's.
+        The cheapest plan of a search costs ``least``, where that is more than the table's.
 
         Raises:
             BudgetError: It is above the dense model, or below the smallest; names the range.
@@ -97,11 +86,9 @@ def _distinct(amounts: Sequence[int], unit: Unit) -> list[str]:
 def parse_budget(text: str, on: str = "macs") -> BudgetRequest:
     """Parse a budget such as ``50%``, ``3.2G``, ``4ms@openvino`` or ``70%@onnxruntime:FILE``.
 
-    Args:
-        text: A percentage of the dense model's cost, or an amount; a latency with its place:
-            ``@RUNTIME[,KEY=VALUE…][:FILE]`` with ``precision``, ``batch``, ``threads`` and
-            ``device`` as keys, and a file with a cost table.
-        on: ``macs`` or ``params``: what a budget without a runtime limits.
+    It is a percentage of the dense model's cost, or an amount; a latency with its place:
+    ``@RUNTIME[,KEY=VALUE…][:FILE]`` with ``precision``, ``batch``, ``threads`` and ``device`` as
+    keys, and a file with a cost table. Without a runtime it limits MACs, or params.
 
     Raises:
         BudgetError: It is neither.
@@ -135,32 +122,16 @@ def _parse_place(text: str, where: str) -> tuple[Place, Path | None]:
     """Parse ``openvino,precision=bf16,batch=8:latency.json``."""
     spec, colon, file = where.partition(":")
     runtime, *settings = [part.strip() for part in spec.split(",")]
-    pairs = [part.partition("=") for part in settings]
-    keys = [key for key, _, _ in pairs]
-    wrong = [
-        key for key, equals, value in pairs
-        if key not in _PLACES or not equals or not value or keys.count(key) > 1
-    ]  # fmt: skip
-    numbers = [value for key, _, value in pairs if key in ("batch", "threads")]
-    if not runtime or wrong or (colon and not file) or not all(map(_counts, numbers)):
-        raise BudgetError(
-            f"Budget '{text}' is not understood after its @.",
-            "Write 4ms@openvino, 4ms@openvino:latency.json, or "
-            "4ms@openvino,precision=bf16,batch=8,threads=4.",
-        )
-    known = {key: value for key, _, value in pairs}
-    place = Place(
-        runtime,
-        known.get("precision"),
-        int(known["batch"]) if "batch" in known else None,
-        int(known["threads"]) if "threads" in known else None,
-        known.get("device"),
+    pairs = [("runtime", runtime), *(part.partition("=")[::2] for part in settings)]
+    known = dict(pairs)
+    if len(known) == len(pairs) and (file or not colon):
+        with suppress(ValueError):
+            return Place(**known), Path(file) if file else None  # type: ignore[arg-type]
+    raise BudgetError(
+        f"Budget '{text}' is not understood after its @.",
+        "Write 4ms@openvino, 4ms@openvino:latency.json, or "
+        "4ms@openvino,precision=bf16,batch=8,threads=4.",
     )
-    return place, Path(file) if file else None
-
-
-def _counts(text: str) -> bool:
-    return text.isdigit() and int(text) > 0
 
 
 def too_small(table: CostTable, target: int, least: int, of_what: str) -> BudgetError:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from spvit_deploy.core.errors import BudgetError
 from spvit_deploy.families.timm_models import input_size
+from spvit_deploy.lean.block_costs import cost_table, parameter_table
 from spvit_deploy.lean.cost import CostTable, Unit
-from spvit_deploy.lean.cost_tables import cost_table, parameter_table
 from spvit_deploy.search.budget import BudgetRequest
 from spvit_deploy.search.candidates.token_merging import require_no_merges, with_saved_macs
 from spvit_deploy.search.projection import least_cost
@@ -25,13 +25,9 @@ class Measured:
 
 @dataclass(frozen=True)
 class Target:
-    """A budget of one model.
+    """A budget of one model: the cost of its choices, and the bound of a plan's.
 
-    Attributes:
-        request: The budget as it was requested.
-        table: Cost of every choice.
-        amount: Bound of a plan's cost.
-        attend: Blocks one of which keeps attention.
+    One of the blocks ``attend`` keeps attention.
     """
 
     request: BudgetRequest
@@ -40,39 +36,25 @@ class Target:
     attend: tuple[int, ...]
 
 
-def target_of(
-    supernet: Supernet, request: BudgetRequest, measured: Measured | None = None
-) -> Target:
-    """Compare one budget with a model; see :func:`targets_of`."""
-    return targets_of(supernet, [request], measured)[0]
-
-
 def targets_of(
     supernet: Supernet, requests: Sequence[BudgetRequest], measured: Measured | None = None
 ) -> list[Target]:
-    """Compare budgets with a model.
-
-    Args:
-        supernet: The model, with the candidates of the search.
-        requests: Budgets of one unit.
-        measured: The latencies that a latency budget needs.
+    """Compare budgets of one unit with a model; those of latency need measured ones.
 
     Raises:
         BudgetError: A budget is above the dense model, or below the smallest plan.
     """
-    table = _table(supernet, requests[0], measured)
+    first = requests[0]
+    if first.unit != "ns":
+        table = cost_table_of(supernet, first.unit)
+    elif measured is None:
+        raise BudgetError(f"Budget {first.text} needs a table of measured latencies.")
+    else:
+        require_no_merges(first, supernet.token_keep)
+        table = measured.table
     attend = supernet.blocks_to_attend()
     least = least_cost(table, attend, supernet.probabilities())
     return [Target(one, table, one.target(table, least), attend) for one in requests]
-
-
-def _table(supernet: Supernet, request: BudgetRequest, measured: Measured | None) -> CostTable:
-    if request.unit != "ns":
-        return cost_table_of(supernet, request.unit)
-    if measured is None:
-        raise BudgetError(f"Budget {request.text} needs a table of measured latencies.")
-    require_no_merges(request, supernet.token_keep)
-    return measured.table
 
 
 def cost_table_of(supernet: Supernet, unit: Unit = "MACs") -> CostTable:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,10 +28,7 @@ _GAIN, _RESET, _WAIT = 100.0, 0.3, 5
 class ExpectedCost:
     """Expected cost of sampled gates as a fraction of the dense cost, differentiable in the logits.
 
-    Args:
-        table: Cost of each choice.
-        device: Of the logits.
-        gated: Indices of the blocks whose heads have gates.
+    ``gated`` are the indices of the blocks whose heads have gates.
     """
 
     def __init__(self, table: CostTable, device: torch.device, gated: Sequence[int] = ()) -> None:
@@ -40,22 +38,17 @@ class ExpectedCost:
         self._gated = list(gated)
         costs = [row for site in table.sites for row in (_gate_costs(site), _unit_costs(site))]
         costs += [_head_costs(table.sites[block]) for block in gated]
-        self._gate_costs = [
+        # Of each gate, in the order of their logits: attention [3] and units [hidden] of each block
+        # in turn, then heads [H].
+        self.gate_costs = [
             torch.tensor([cost / table.dense for cost in row], device=device) for row in costs
         ]
-
-    def gate_costs(self) -> list[Tensor]:
-        """Return the fraction of the dense cost behind each gate, in the order of their logits:
-        attention [3] and units [hidden] of each block in turn, then heads [H].
-        """
-        return self._gate_costs
 
     def __call__(self, logits: Sequence[Tensor], heads: Sequence[Tensor] = ()) -> Tensor:
         """Return the expected cost, a scalar; that of an MLP is read at its expected width.
 
-        Args:
-            logits: Of attention [3] and of hidden units [hidden], in turn, of each block.
-            heads: Of the heads [H] of each block that has gates for them.
+        Logits are of attention [3] and of hidden units [hidden], in turn, of each block; ``heads``
+        of the heads [H] of each block that has gates for them.
         """
         opened = cumulative(torch.sigmoid(torch.stack(list(logits[::2]))))
         widths = torch.stack([torch.sigmoid(units).sum() for units in logits[1::2]])
@@ -117,24 +110,16 @@ def _head_costs(site: SiteCost) -> list[float]:
 class QuadraticPenalty:
     """The paper's penalty (arXiv 2111.11802, section 3): λ·(cost − target)².
 
-    Args:
-        target: Cost to reach, as a fraction of the dense model's.
-        weight: λ.
+    Costs are fractions of the dense model's; the weight is λ.
     """
 
     def __init__(self, target: float, weight: float) -> None:
         self.target, self._weight = target, weight
+        self.state: dict[str, Any] = {}
 
     def __call__(self, cost: Tensor) -> Tensor:
         """Return the loss term of an expected cost; scalar → scalar."""
         return self._weight * (cost - self.target) ** 2
-
-    def state_dict(self) -> dict[str, float]:
-        """Return nothing: the penalty has no state."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, float]) -> None:
-        """Restore nothing."""
 
 
 class LagrangianPenalty:
@@ -145,37 +130,24 @@ class LagrangianPenalty:
     of the search, so that the same gains fit every model, task and length. The target moves along
     a curve from the cost at the start, which keeps the integral from winding up.
 
-    Args:
-        start: Expected cost before training, as a fraction of the dense model's.
-        target: Expected cost at the end, likewise.
-        steps: Of the whole search.
-        scale: Returns the running root mean square of the gates' gradients per cost.
+    Costs are fractions of the dense model's, and ``steps`` those of the whole search; ``scale``
+    returns the running root mean square of the gates' gradients per cost.
     """
 
     def __init__(self, start: float, target: float, steps: int, scale: Callable[[], float]) -> None:
         self._start, self.target, self._steps, self._scale = start, target, steps, scale
         self._wait = min(_WAIT, 1 + steps // 10)
-        self._step, self._unit = 0, 0.0
-        self._integral: Tensor | float = 0.0
+        self.state: dict[str, Any] = {"step": 0, "unit": 0.0, "integral": 0.0}
 
     def __call__(self, cost: Tensor) -> Tensor:
         """Return the loss term of the expected cost of the next step; scalar → scalar."""
-        if self._step == self._wait:
-            self._unit = self._scale()
-        left = max(0.0, 1 - self._step / max(1.0, RAMP * self._steps))
+        state = self.state
+        if state["step"] == self._wait:
+            state["unit"] = self._scale()
+        left = max(0.0, 1 - state["step"] / max(1.0, RAMP * self._steps))
         done = 1 - left**2
         excess = cost - (self._start + done * (self.target - self._start))
         error = excess.detach()
-        self._step += 1
-        self._integral = self._integral + error / (_RESET * self._steps)
-        return self._unit * _GAIN * (error + self._integral) * excess
-
-    def state_dict(self) -> dict[str, float]:
-        """Return the numbers for a checkpoint."""
-        integral = float(self._integral)
-        return {"step": self._step, "unit": self._unit, "integral": integral}
-
-    def load_state_dict(self, state: dict[str, float]) -> None:
-        """Restore what :meth:`state_dict` returned."""
-        self._step, self._unit = int(state["step"]), float(state["unit"])
-        self._integral = float(state["integral"])
+        state["step"] += 1
+        state["integral"] = state["integral"] + error / (_RESET * self._steps)
+        return state["unit"] * _GAIN * (error + state["integral"]) * excess

@@ -12,9 +12,9 @@ from torch.func import functional_call
 from spvit_deploy.core.plan import AttentionKind, BlockPlan, Semantics
 from spvit_deploy.families.base import BlockSite
 from spvit_deploy.lean.operations.attention import gated_heads
-from spvit_deploy.search.active_units import probed
 from spvit_deploy.search.candidates.base import Candidate, Variant
 from spvit_deploy.search.candidates.registry import Candidates
+from spvit_deploy.search.gated_mlp import probed
 from spvit_deploy.search.gates import START_LOGIT, ChooseBranch, cumulative
 
 # Gates with their gradient, and their values on the host.
@@ -30,11 +30,7 @@ class GatedAttention(nn.Module):
     Attributes:
         fixed: Plan that takes the place of the gates, in training and evaluation; None for none.
         variants: Those that this block can take.
-
-    Args:
-        site: The block; its attention becomes ``msa``.
-        semantics: How head maps become kernels.
-        candidates: What the gates choose from.
+        every: An attention that was not chosen is tried on one image in so many.
     """
 
     def __init__(self, site: BlockSite, semantics: Semantics, candidates: Candidates) -> None:
@@ -55,11 +51,7 @@ class GatedAttention(nn.Module):
         self._frozen = [0] * len(self.gate_logits)
         self._samples: dict[str, Sample] = {}
         self._compiled: Callable[..., Tensor] | None = None
-        self._every = 1
-
-    def probe(self, every: int) -> None:
-        """Try an attention that was not chosen on one image in ``every``."""
-        self._every = every
+        self.every = 1
 
     def compile_parts(self) -> None:
         """Compile the attention; which operation runs changes from step to step."""
@@ -70,12 +62,8 @@ class GatedAttention(nn.Module):
         return self.get_parameter(variant.parameter)
 
     def set_sample(self, gates: Tensor, values: list[float], variant: str = "") -> None:
-        """Set this step's sampled gates: [operations − 1], or those of a variant.
-
-        Args:
-            gates: Zeros and ones with a gradient.
-            values: The same on the host.
-            variant: Its name; none for the gates between operations.
+        """Set this step's sampled gates, zeros and ones with a gradient, and their values on the
+        host: [operations − 1], or those of a variant by its name.
         """
         self._samples[variant] = (gates, values)
 
@@ -117,12 +105,7 @@ class GatedAttention(nn.Module):
         return BlockPlan(path=self.site.path, attention=kind, mlp_keep=mlp_keep, **fields)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Compute the chosen operation, [batch, tokens, channels] → the same shape.
-
-        Args:
-            x: Tokens.
-            args, kwargs: The attention's own other arguments.
-        """
+        """Compute the chosen operation, [batch, tokens, channels] → the same shape."""
         # The sample is kept: gradient checkpointing runs a block again.
         sample = self._samples.get("") if self.training and self.fixed is None else None
         if sample is None or len(self.site.kinds) == 1:
@@ -140,8 +123,7 @@ class GatedAttention(nn.Module):
             with torch.no_grad():
                 kind = self.kinds[index]
                 outputs.append(self._branch(kind, self._probing(kind, x), args, kwargs))
-        result: Tensor = ChooseBranch.apply(output, cumulative(gates), first, *outputs)
-        return result
+        return ChooseBranch.apply(output, cumulative(gates), first, *outputs)
 
     def attend(self, gates: Tensor | None, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Run the dense attention on ``x`` [batch, tokens, channels], with gates [heads] or with
@@ -150,12 +132,8 @@ class GatedAttention(nn.Module):
         return (self._compiled or self._attend)(gates, x, *args, **kwargs)
 
     def _attend(self, gates: Tensor | None, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if gates is None:
-            whole: Tensor = self.msa(x, *args, **kwargs)
-            return whole
-        weight = gated_heads(self.site, self.msa, gates)
-        attended: Tensor = functional_call(self.msa, weight, (x, *args), kwargs)
-        return attended
+        weight = {} if gates is None else gated_heads(self.site, self.msa, gates)
+        return functional_call(self.msa, weight, (x, *args), kwargs)
 
     def _probing(self, kind: AttentionKind, x: Tensor) -> Tensor:
         """Return what an operation is tried on. Convolutions cost little, and their BatchNorm
@@ -163,7 +141,7 @@ class GatedAttention(nn.Module):
         """
         if kind is not self.kinds[-1] or self.site.regroup is not None:
             return x
-        return x[: probed(len(x), self._every)]
+        return x[: probed(len(x), self.every)]
 
     def _with_frozen(self, gates: Tensor, values: list[float]) -> Sample:
         if not any(self._frozen):

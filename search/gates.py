@@ -1,7 +1,8 @@
 """Learned binary gates (arXiv 2111.11802, section 3).
 
 A gate has a logit z and is open with probability σ(κz), where κ rises from 1 during a search.
-Training samples it with a straight-through gradient; evaluation opens it at σ(z) > 0.5.
+Training samples it with a straight-through gradient; evaluation opens it at σ(z) > 0.5. Gates that
+have converged are fixed, so that a search no longer computes what is closed.
 """
 
 from __future__ import annotations
@@ -9,13 +10,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
 from spvit_deploy.core.errors import DivergedError
+
+if TYPE_CHECKING:
+    from spvit_deploy.search.supernet import Supernet
 
 # Logit of a gate before training, as in the published runs (θ).
 START_LOGIT = 1.5
@@ -24,16 +28,15 @@ _SHARPENING = (0.2, 0.9)
 # Of the gate optimizer: weight of earlier gradients, and bound of a normalized one.
 _MOMENTUM, _CLIP = 0.9, 4.0
 
+# σ = 0.953: a sample differs once in twenty steps.
+FROZEN = 3.0
+_CHECKS = 3
+
 
 def draw(logits: Tensor, chance: Tensor) -> Tensor:
-    """Draw straight-through Bernoulli samples.
+    """Draw straight-through Bernoulli samples: zeros and ones whose gradient goes to σ(z).
 
-    Args:
-        logits: z, of any shape.
-        chance: Uniform in [0, 1), of the same shape.
-
-    Returns:
-        Zeros and ones of that shape; their gradient goes to σ(z).
+    ``chance`` is uniform in [0, 1), of the shape of the logits.
     """
     probability = torch.sigmoid(logits)
     sample = (chance < probability.detach()).to(probability.dtype)
@@ -41,30 +44,18 @@ def draw(logits: Tensor, chance: Tensor) -> Tensor:
 
 
 def sharpness(done: float, final: float) -> float:
-    """Return the inverse temperature κ of σ(κz), annealed during a search.
+    """Return the inverse temperature κ of σ(κz), of which a fraction ``done`` of a search is done.
 
-    Gates that are all open half of the time meet a budget on average, but no plan: weights never
-    ran with the gates that a projection would choose. With annealing, samples at the end are
-    nearly the plan.
-
-    Args:
-        done: Fraction of the search that is done.
-        final: κ at the end.
-
-    Returns:
-        1 for a fifth of the search, then rising by the same factor per step, and ``final`` for
-        the last tenth.
+    It is 1 for a fifth of the search, rises by the same factor per step, and is ``final`` for the
+    last tenth. Gates that are all open half of the time meet a budget on average, but no plan:
+    weights never ran with the gates that a projection would choose.
     """
     begin, end = _SHARPENING
     return float(final ** min(1.0, max(0.0, (done - begin) / (end - begin))))
 
 
 def cumulative(gates: Tensor) -> Tensor:
-    """Multiply each gate by those of all cheaper operations.
-
-    Args:
-        gates: [..., operations − 1], in order of cost.
-    """
+    """Multiply each gate [..., operations − 1] by those of all cheaper operations."""
     # Not cumprod: its backward pass waits for the device to check for zeros.
     return torch.stack(list(accumulate(gates.unbind(-1), torch.mul)), dim=-1)
 
@@ -91,12 +82,8 @@ class ChooseBranch(torch.autograd.Function):
     ) -> Tensor:
         """Return the chosen branch [batch, tokens, channels].
 
-        Args:
-            ctx: Of autograd.
-            chosen: Its output.
-            gates: Cumulative gates.
-            first: Index of the first branch that is given.
-            branches: Outputs in order of cost; those not chosen may be of the first images only.
+        Branches are in order of cost from ``first`` on; those not chosen may be of the first images
+        only. Gates are cumulative.
         """
         ctx.save_for_backward(*branches)
         ctx.gates, ctx.first = gates.shape[0], first  # type: ignore[attr-defined]
@@ -134,10 +121,9 @@ class GateOptimizer:
 
     Args:
         parameters: Logits of attention [operations − 1] and units [hidden], alternating by block;
-            others behind.
+            others, as many as ``beside``, behind.
         macs: Fraction of the dense cost that each gate decides, of the same shapes.
         lr: Step in logits at unit gradient.
-        beside: Number of other parameters at the end.
     """
 
     def __init__(
@@ -203,3 +189,97 @@ class GateOptimizer:
             # A logit far out would never come back: its samples, and so its gradients, vanish.
             parameter.clamp_(-4, 4)
             parameter.grad = None
+
+
+class GateFreezer:
+    """Fixes the gates of a supernet that have converged.
+
+    A gate whose logit, times the sharpness of sampling, stays beyond ±:data:`FROZEN` for several
+    checks in a row is fixed there. Two cases are left out: an open hidden unit, as nothing would be
+    saved, and any open gate while the price of cost still rises, as it may not be worth its cost.
+    Evaluation opens a gate at σ > 0.5 and so computes the same as before.
+
+    Args:
+        period: Steps between two checks.
+        rising: Steps in which the price of cost rises.
+    """
+
+    def __init__(self, supernet: Supernet, period: int, rising: int = 0) -> None:
+        self._supernet, self._period, self._rising = supernet, max(1, period), rising
+        self._logits = list(supernet.gate_parameters())
+        # Checks in a row on the same side of each gate; negative for closed.
+        self._agreed = [torch.zeros_like(p, dtype=torch.int8) for p in self._logits]
+        self._steps = 0
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Count a step of the search, and check the gates when it is time."""
+        self._steps += 1
+        if self._steps % self._period:
+            return
+        bound = FROZEN / self._supernet.sharpness
+        for index, (logits, agreed) in enumerate(zip(self._logits, self._agreed, strict=True)):
+            side = -(logits < -bound).to(torch.int8)
+            # Gates of attention are at even positions, those of hidden units at odd ones.
+            if index % 2 == 0 and self._steps > self._rising:
+                side += (logits > bound).to(torch.int8)
+            done = agreed.abs() >= _CHECKS
+            moved = torch.where(agreed * side > 0, agreed + side, side)
+            agreed.copy_(torch.where(done, agreed, moved))
+            frozen = agreed.abs() >= _CHECKS
+            # A gate that is not computed gets the gradient of the cost only.
+            fixed = logits.abs().clamp(min=bound) * agreed.sign()
+            logits.copy_(torch.where(frozen, fixed, logits))
+        self._apply()
+
+    def _apply(self) -> None:
+        """Fix the gates in the supernet."""
+        frozen = [agreed.sign() * (agreed.abs() >= _CHECKS) for agreed in self._agreed]
+        self._supernet.freeze(frozen[::2], frozen[1::2])
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the tensors for a checkpoint."""
+        rows = {f"agreed.{i}": agreed.clone() for i, agreed in enumerate(self._agreed)}
+        return {**rows, "steps": torch.tensor(self._steps)}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        for index, agreed in enumerate(self._agreed):
+            agreed.copy_(state[f"agreed.{index}"])
+        self._steps = int(state["steps"])
+        self._apply()
+
+
+class FreezingGateOptimizer(GateOptimizer):
+    """Gate optimizer that fixes gates which have converged; ``costs`` of heads come last."""
+
+    def __init__(
+        self, supernet: Supernet, costs: Sequence[Tensor], lr: float, period: int, rising: int = 0
+    ) -> None:
+        free, heads = (list(supernet.variant_parameters(priced)) for priced in (False, True))
+        logits = [*supernet.gate_parameters(), *heads, *free]
+        none = [torch.zeros_like(logit) for logit in free]
+        super().__init__(logits, [*costs, *none], lr, beside=len(heads) + len(free))
+        # A dilation has no cost to divide by, and gets a gradient in few of the steps, the only
+        # ones that Adam counts.
+        self._adam = torch.optim.Adam(free, lr) if free else None
+        self._freezer = GateFreezer(supernet, period, rising)
+
+    def step(self) -> None:
+        """Update the free gates, and fix those that have converged."""
+        if self._adam is not None:
+            self._adam.step()
+        super().step()
+        self._freezer.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of :class:`GateOptimizer`, and which gates are fixed."""
+        adam = self._adam.state_dict() if self._adam else None
+        return {**super().state_dict(), "shrinking": self._freezer.state_dict(), "free": adam}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        super().load_state_dict(state)
+        self._freezer.load_state_dict(state["shrinking"])
+        if self._adam is not None:
+            self._adam.load_state_dict(state["free"])

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from spvit_deploy.core.distributed import SINGLE_PROCESS, Processes
 from spvit_deploy.core.progress import progress_bar, warn
 from spvit_deploy.data.batches import Batches
-from spvit_deploy.families.attention import unfused_attention
+from spvit_deploy.families.timm_models import unfused_attention
 from spvit_deploy.lean.kernels import POSITIONS, logits_of_shares
 from spvit_deploy.lean.operations.convolution import HEAD_LOGITS
 from spvit_deploy.search.gated_attention import GatedAttention
@@ -37,13 +37,8 @@ def match_head_maps(
 ) -> None:
     """Set the head maps by the attention of the dense model that the supernet starts from.
 
-    Blocks whose attention cannot be read keep their maps, with a warning.
-
-    Args:
-        supernet: Before its first step, on the device of the batches; all its gates are open, so
-            that in evaluation it is the dense model.
-        batches: The first :data:`BATCHES` of their first epoch are used.
-        processes: Those that share the batches.
+    Blocks whose attention cannot be read keep their maps, with a warning. The supernet is one
+    before its first step: all its gates are open, so that in evaluation it is the dense model.
     """
     with_maps = [a for a in supernet.attentions if hasattr(a, HEAD_LOGITS)]
     totals = [torch.zeros_like(a.get_parameter(HEAD_LOGITS)) for a in with_maps]
@@ -85,12 +80,8 @@ def _reading(attention: GatedAttention, total: Tensor) -> Iterator[None]:
         yield
         return
     prefix = 0 if site.regroup else site.prefix
-    handle = drop.register_forward_pre_hook(_adder(total, grid, prefix))
-    try:
-        with unfused_attention(msa):
-            yield
-    finally:
-        handle.remove()
+    with drop.register_forward_pre_hook(_adder(total, grid, prefix)), unfused_attention(msa):
+        yield
 
 
 def _adder(total: Tensor, grid: tuple[int, int], prefix: int) -> Callable[..., None]:
@@ -110,13 +101,9 @@ def _adder(total: Tensor, grid: tuple[int, int], prefix: int) -> Callable[..., N
 
 
 def neighbours(grid: tuple[int, int]) -> Sequence[tuple[Tensor, Tensor]]:
-    """List the tokens of a grid with their neighbours at each position of a 3×3 kernel, row-major.
+    """List (tokens, neighbours) [pairs] of a grid for each position of a 3×3 kernel, row-major.
 
-    Args:
-        grid: Rows and columns.
-
-    Returns:
-        (tokens, neighbours) [pairs] per position; pairs beyond the border are left out.
+    Pairs beyond the border are left out.
     """
     (rows, columns), at = grid, torch.arange(grid[0] * grid[1]).view(grid)
     found = []

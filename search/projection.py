@@ -13,16 +13,18 @@ from spvit_deploy.core.errors import BudgetError
 from spvit_deploy.core.plan import AttentionKind
 from spvit_deploy.lean.cost import CostTable, last_attention
 from spvit_deploy.search.budget import nearest, too_small
-from spvit_deploy.search.greedy_gates import (
+from spvit_deploy.search.choices import (
+    Choice,
     OpenBlock,
     Start,
     against,
+    align_if_it_fits,
+    cost_of,
     distance,
     hard_choice,
     ranked_items,
 )
 from spvit_deploy.search.supernet import GateProbabilities
-from spvit_deploy.search.width_alignment import Choice, align_if_it_fits, cost_of
 
 # How far below the budget a plan may stay, as a fraction of it.
 TOLERANCE = 0.01
@@ -32,13 +34,8 @@ TOLERANCE = 0.01
 class Projection:
     """A plan that fits, and how far it is from the gates.
 
-    Attributes:
-        choices: One per block.
-        cost: Their cost, in the unit of the table.
-        cost_before: What the open gates alone would have cost.
-        flipped: Number of gates that were turned to meet the budget.
-        step: MLP widths are multiples of this.
-        gates: Number of all gates.
+    The open gates alone would have cost ``cost_before``; ``flipped`` of all ``gates`` were turned
+    to meet the budget; MLP widths are multiples of ``step``.
     """
 
     choices: tuple[Choice, ...]
@@ -64,13 +61,8 @@ def project(
     is passed over. Latencies may have steps too coarse for 99%; the nearest plan below the
     target is taken then.
 
-    Args:
-        probabilities: Of the gates of each block.
-        table: Cost of every choice.
-        target: In the unit of the table.
-        step: MLP widths become multiples of this, or of half of it and so on where the model
-            is too small to meet the budget otherwise.
-        attend: Blocks one of which must keep attention, however improbable.
+    MLP widths become multiples of ``step``, or of half of it and so on where the model is too small
+    to meet the budget otherwise. One of the blocks ``attend`` keeps attention, however improbable.
 
     Raises:
         BudgetError: No plan of this model costs that little.
@@ -116,10 +108,6 @@ def _bare(
     return table.of([p.kinds[start.gates] for start, p in pairs], [0] * len(starts), heads)
 
 
-def _cost(table: CostTable, choices: Sequence[Choice]) -> int:
-    return cost_of(table, choices, [len(c.keep) for c in choices])
-
-
 def _last(found: Projection) -> int:
     return last_attention([choice.kind for choice in found.choices])
 
@@ -160,7 +148,7 @@ class _Projector:
         if found.cost > self.target:
             raise nearest(self.table, self.target, found.cost)
         count = sum(len(p.attention) + len(p.units) + len(p.heads) for p in self.probabilities)
-        return replace(found, cost_before=_cost(self.table, self.hard), gates=count)
+        return replace(found, cost_before=cost_of(self.table, self.hard), gates=count)
 
     def _ending(self, last: int, *forced: int) -> Projection:
         """Find the plan whose last attention is in block ``last``, with attention in ``forced``.
@@ -220,8 +208,8 @@ class _Projector:
             exact = self._fill(table, forced)
             choices, width = align_if_it_fits(exact, units, table, self.target, self.step, least)
             flipped = sum(map(distance, hard, choices, self.probabilities))
-            spent = _cost(table, choices)
-            found.append(Projection(choices, spent, _cost(table, hard), flipped, width))
+            spent = cost_of(table, choices)
+            found.append(Projection(choices, spent, cost_of(table, hard), flipped, width))
             if spent >= least:
                 return found[-1]
             forced = self._force_one_more(table, exact, forced)

@@ -14,13 +14,12 @@ from spvit_deploy.core.progress import warn
 from spvit_deploy.core.token_merges import TokenMerges
 from spvit_deploy.data.batches import Batches
 from spvit_deploy.search.budget import BudgetRequest, parse_budget
-from spvit_deploy.search.budget_target import Measured, Target, cost_table_of, target_of
+from spvit_deploy.search.budget_target import Measured, Target, cost_table_of, targets_of
 from spvit_deploy.search.cost_penalty import RAMP, ExpectedCost, LagrangianPenalty, QuadraticPenalty
-from spvit_deploy.search.early_stopping import EarlyStopping
-from spvit_deploy.search.gate_freezing import FreezingGateOptimizer
+from spvit_deploy.search.gates import FreezingGateOptimizer
 from spvit_deploy.search.head_matching import match_head_maps
 from spvit_deploy.search.projection import Projection, project
-from spvit_deploy.search.search_hooks import SearchHooks
+from spvit_deploy.search.search_hooks import EarlyStopping, SearchHooks
 from spvit_deploy.search.supernet import Supernet
 from spvit_deploy.training.distillation import DistillationLoss, DistillSettings
 from spvit_deploy.training.loop import train
@@ -101,13 +100,9 @@ class SearchSettings(DistillSettings):
 
 @dataclass(frozen=True)
 class SearchResult:
-    """A searched supernet, its gates fixed to the plan.
+    """The plan of a search, how far it is from the gates, and the mean loss of each epoch.
 
-    Attributes:
-        plan: The plan that was chosen.
-        projection: How far the plan is from the gates.
-        loss: Mean training loss of each epoch.
-        expected: Expected cost at the end of training, as a fraction of the dense model's.
+    ``expected`` is the expected cost at the end of training, as a fraction of the dense model's.
     """
 
     plan: PrunePlan
@@ -117,17 +112,8 @@ class SearchResult:
 
 
 def supernet_of(model: nn.Module, spec: ModelSpec, settings: SearchSettings) -> Supernet:
-    """Build the supernet of a model, with the candidates of these settings.
-
-    Raises:
-        ModelError: No family supports the model.
-    """
-    return Supernet(
-        model,
-        spec,
-        candidates=settings.offered,
-        token_keep=settings.token_keep,
-    )
+    """Build the supernet of a model, with the candidates of these settings."""
+    return Supernet(model, spec, candidates=settings.offered, token_keep=settings.token_keep)
 
 
 def probe_of(device: torch.device) -> int:
@@ -156,9 +142,8 @@ def run_search(
 
     Raises:
         BudgetError: No plan meets the budget; before training if that is known.
-        JobError, DataError: As :func:`train`.
     """
-    goal = target_of(supernet, settings.requested, measured)
+    (goal,) = targets_of(supernet, [settings.requested], measured)
     _warn_of_unused_options(settings, goal, supernet)
 
     def choose() -> Projection:
@@ -238,7 +223,7 @@ def _search_hooks(
     target, lagrangian = goal.amount / goal.table.dense, settings.budget_method == "lagrangian"
     optimizer = FreezingGateOptimizer(
         supernet,
-        cost.gate_costs(),
+        cost.gate_costs,
         settings.gate_lr or _GATE_TRAVEL / steps,
         steps // _FREEZE_CHECKS,
         rising=round(RAMP * steps) if lagrangian else 0,

@@ -19,15 +19,15 @@ from spvit_deploy.families.base import BlockSite
 from spvit_deploy.families.checkpoints import load_weights, read_state_dict
 from spvit_deploy.families.registry import find_sites
 from spvit_deploy.families.timm_models import create_empty, create_model, create_shell, input_size
+from spvit_deploy.lean.block_costs import cost_table
 from spvit_deploy.lean.cost import count_cost
-from spvit_deploy.lean.cost_tables import cost_table
 from spvit_deploy.lean.materialize import check_plan, materialize_weights
-from spvit_deploy.lean.model_folder import FolderRecord, SavedModel, fill_folder
+from spvit_deploy.lean.model_folder import FolderRecord, SavedModel, fill_folder, shared_fields
 from spvit_deploy.lean.operations.base import EXTRAS_PREFIX
 from spvit_deploy.search.candidates.registry import needed_by, offered_in
 from spvit_deploy.search.candidates.token_merging import sites_with_merges
+from spvit_deploy.search.choices import Choice, align
 from spvit_deploy.search.supernet import Supernet
-from spvit_deploy.search.width_alignment import Choice, align
 
 RECORD_FILE = "search.json"
 WEIGHTS_FILE = "supernet.safetensors"
@@ -35,12 +35,7 @@ _APART = "Its gates and weights are of two models. Restore the gates that it was
 
 
 class SearchRecord(FolderRecord):
-    """``search.json``.
-
-    Attributes:
-        candidates: Names of those that gates chose from beside skip, 1×1, 3×3 and attention; None
-            in files from before this key.
-    """
+    """``search.json``; files from before :func:`find_candidates` name no candidates."""
 
     kind: Literal["search"] = "search"
     candidates: tuple[str, ...] | None = None
@@ -51,8 +46,6 @@ class SavedSearch:
     """A search folder, read and checked.
 
     Attributes:
-        plan: The gates.
-        record: Preprocessing, classes and history.
         dense: Supernet weights under timm's own names.
         extras: ``spvit.*``: head maps, BatchNorms, gate logits.
         digest: SHA-256 of ``search.json``.
@@ -111,17 +104,7 @@ def save_search(
     force: bool = False,
     beside: Sequence[Path] = (),
 ) -> None:
-    """Write a search folder atomically.
-
-    Args:
-        supernet, plan, record: What was searched.
-        folder: To write.
-        force: Replace an old one.
-        beside: Files that are copied into it.
-
-    Raises:
-        OutputExistsError, StorageError: As :func:`new_folder`.
-    """
+    """Write a search folder atomically; files ``beside`` it are copied into it."""
     with new_folder(folder, force) as staging:
         dense, extras = supernet.dense_and_extras()
         state = {**dense, **extras}
@@ -137,9 +120,7 @@ def load_search(folder: Path) -> SavedSearch:
     """Read a search folder.
 
     Raises:
-        InputError: It is not a search folder.
-        CorruptFileError: A file is missing, truncated or changed.
-        PlanError: The gates have an unknown version.
+        InputError: It is not a search folder, or a file of it is missing or damaged.
     """
     if not is_search_folder(folder):
         raise InputError(
@@ -157,46 +138,23 @@ def load_search(folder: Path) -> SavedSearch:
 
 
 def materialize_search(saved: SavedSearch, align: int = 1) -> SavedModel:
-    """Build the lean model of a search folder.
-
-    Args:
-        saved: What was searched.
-        align: MLP widths become multiples of this, chosen by gate probability.
-
-    Raises:
-        PlanError, CheckpointError: As :func:`materialize_weights`.
-    """
+    """Build the lean model of a search folder; MLP widths become multiples of ``align``."""
     plan = saved.aligned_plan(align)
     module = materialize_weights(saved.dense_module(), saved.extras, plan)
     if plan.budget is not None:  # gates may have been edited since it was met
         macs = count_cost(module, saved.record.preprocessing.input_size).macs
         budget = plan.budget.model_copy(update={"met_macs": macs})
         plan = plan.model_copy(update={"budget": budget})
-    return SavedModel(
-        module=module,
-        spec=plan.model,
-        preprocessing=saved.record.preprocessing,
-        class_names=saved.record.class_names,
-        plan=plan,
-        data=saved.record.data,
-        sources={"search": saved.digest},
-        history=(*saved.record.history, {"stage": "materialize", "align": align}),
-    )
+    lean = SavedModel(module=module, spec=plan.model, plan=plan, **shared_fields(saved.record))
+    history = (*lean.history, {"stage": "materialize", "align": align})
+    return replace(lean, sources={"search": saved.digest}, history=history)
 
 
 def materialize_plan(plan: PrunePlan, dense: SavedModel, digest: str, align: int = 1) -> SavedModel:
     """Build a lean model from gates and a dense model that never was a supernet.
 
-    Convolutions start from untrained head maps and BatchNorms: fine-tune the result.
-
-    Args:
-        plan: Gates for the dense model's blocks; the model that it names gives way to this one.
-        dense: The weights.
-        digest: SHA-256 of what they were loaded from.
-        align: As in :func:`materialize_search`.
-
-    Raises:
-        PlanError: The gates are of another model.
+    Convolutions start from untrained head maps and BatchNorms: fine-tune the result. ``digest`` is
+    the SHA-256 of what the dense model was loaded from.
     """
     offered = needed_by(plan.blocks)
     net = Supernet(dense.module, dense.spec, plan.semantics, offered, plan.token_keep)
@@ -208,12 +166,7 @@ def materialize_plan(plan: PrunePlan, dense: SavedModel, digest: str, align: int
         kept = set(block.mlp_keep)
         key = f"{EXTRAS_PREFIX}{block.path}.unit_logits"
         extras[key] = torch.tensor([1.0 if i in kept else -1.0 for i in range(len(extras[key]))])
-    record = SearchRecord(
-        preprocessing=dense.preprocessing,
-        class_names=dense.class_names,
-        data=dense.data,
-        history=dense.history,
-    )
+    record = SearchRecord(**shared_fields(dense))
     saved = SavedSearch(plan, record, weights, extras, plan.digest)
     lean = materialize_search(saved, align)
     return replace(lean, sources={"gates": plan.digest, "checkpoint": digest})

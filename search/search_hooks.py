@@ -1,35 +1,76 @@
-"""Training of a supernet's gates, as hooks of the training loop."""
+"""Training of a supernet's gates, as hooks of the training loop, and its early end."""
 
 from __future__ import annotations
 
+import ctypes
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from spvit_deploy.core.plan import AttentionKind
+from spvit_deploy.search.choices import Choice
 from spvit_deploy.search.cost_penalty import ExpectedCost, LagrangianPenalty, QuadraticPenalty
-from spvit_deploy.search.early_stopping import EarlyStopping
 from spvit_deploy.search.gates import GateOptimizer, sharpness
 from spvit_deploy.search.supernet import Supernet
-from spvit_deploy.search.width_alignment import Choice
-from spvit_deploy.training.hooks import TrainingHooks
-from spvit_deploy.training.malloc_trim import TRIM_EVERY, malloc_trim
+from spvit_deploy.training.loop import TrainingHooks
 
 # Gates are near the budget within this fraction of the dense cost.
 _NEAR = 0.02
+# Fraction of all hidden units that may change from epoch to epoch in a converged plan: gates near
+# their threshold are sampled to the end, and which of two equal units is kept makes no difference.
+UNIT_TOLERANCE = 0.05
+# Steps between two calls of malloc_trim; one takes as long as a fifth of a step.
+_TRIM_EVERY = 8
+
+
+class EarlyStopping:
+    """Ends a search whose plan is the same for a number of epochs.
+
+    A plan is the same where no block changed its operation or its heads, and at most
+    :data:`UNIT_TOLERANCE` of all hidden units of the model, ``units``, were added or removed.
+    """
+
+    def __init__(self, patience: int, units: int) -> None:
+        self._patience, self._units = patience, units
+        self._last: list[Choice] | None = None
+        self.same = 0
+
+    def update(self, choices: Sequence[Choice], ready: bool = True) -> bool:
+        """Compare a plan with that of the last epoch; return whether it has converged.
+
+        Plans do not count until the gates are near the budget (``ready``): before, one may be the
+        same because it is the projection of gates that are far from it.
+        """
+        same = ready and self._last is not None and self._is_same(self._last, choices)
+        self.same = self.same + 1 if same else 0
+        self._last = list(choices)
+        return self.same >= self._patience
+
+    def _is_same(self, before: Sequence[Choice], now: Sequence[Choice]) -> bool:
+        pairs = list(zip(before, now, strict=True))
+        changed = sum(len(set(old.keep) ^ set(new.keep)) for old, new in pairs)
+        kinds = all((old.kind, old.heads) == (new.kind, new.heads) for old, new in pairs)
+        return kinds and changed <= UNIT_TOLERANCE * self._units
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return numbers and lists for a checkpoint."""
+        last = self._last or []
+        return {"same": self.same, "last": [[c.kind.value, c.keep, c.heads] for c in last]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        self.same = int(state["same"])
+        last = [Choice(AttentionKind(kind), keep, heads) for kind, keep, heads in state["last"]]
+        self._last = last or None
 
 
 class SearchHooks(TrainingHooks):
     """Samples, prices and updates the gates of a supernet while its weights train.
 
-    Args:
-        supernet: The supernet, on its device.
-        optimizer: Updates the gates.
-        cost: Of the gates.
-        penalty: Loss term of that cost.
-        steps: Of the whole search.
-        final_sharpness: Of the samples at the end, see :func:`sharpness`.
+    ``steps`` are those of the whole search; ``final_sharpness`` is as of :func:`sharpness`.
     """
 
     def __init__(
@@ -69,8 +110,8 @@ class SearchHooks(TrainingHooks):
 
     def before_step(self, step: int, seed: int) -> None:
         """Set sharpness and random numbers of the samples."""
-        if step % TRIM_EVERY == 0:
-            malloc_trim(self._gates[0][0].device)
+        if step % _TRIM_EVERY == 0 and self._gates[0][0].device.type == "cpu":
+            _trim_memory()
         self._supernet.sharpness = sharpness(step / self._steps, self._final)
         self._supernet.seed_draws(seed)
 
@@ -106,13 +147,24 @@ class SearchHooks(TrainingHooks):
         """Return the state of gates, penalty and early stopping."""
         return {
             "gates": self._optimizer.state_dict(),
-            "price": self._penalty.state_dict(),
+            "price": dict(self._penalty.state),
             "settled": self._stopping.state_dict() if self._stopping else None,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""
         self._optimizer.load_state_dict(state["gates"])
-        self._penalty.load_state_dict(state["price"])
+        self._penalty.state.update(state["price"])
         if self._stopping is not None:
             self._stopping.load_state_dict(state["settled"])
+
+
+def _trim_memory() -> None:
+    """Let the C library, where it can, return the memory that it keeps between tensors.
+
+    Tensors whose sizes change at every step, as those of sampled hidden units do, leave gaps of
+    half as much again as is in use.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    if trim is not None:
+        trim(0)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -29,13 +30,9 @@ from spvit_deploy.search.gates import draw
 
 @dataclass(frozen=True)
 class GateProbabilities:
-    """Probabilities σ of one block's gates.
+    """Probabilities σ of one block's gates, and its operations in order of cost.
 
-    Attributes:
-        attention: Of the gate to each operation but the first, not yet cumulative.
-        units: One per hidden unit.
-        heads: One per head, where heads have gates.
-        kinds: The operations, in order of cost.
+    Those of ``attention`` lead to each operation but the first, and are not yet cumulative.
     """
 
     attention: tuple[float, ...]
@@ -45,22 +42,11 @@ class GateProbabilities:
 
 
 class Supernet(nn.Module):
-    """A timm model with gates.
-
-    Attributes:
-        sharpness: κ of σ(κz), with which gates are sampled.
-
-    Args:
-        model: Built by timm; its blocks are wrapped in place.
-        spec: How it was built.
-        semantics: How head maps become kernels.
-        candidates: What gates choose from beside skip, 1×1, 3×3 and attention, by name; see
-            :func:`find_candidates`.
-        token_keep: Merges of tokens.
+    """A timm model with gates, sampled by ``sharpness``, κ; its blocks are wrapped in place.
 
     Raises:
-        ModelError: No family takes the model, or its tokens cannot be merged.
-        InputError: A candidate is unknown.
+        InputError: No family takes the model, its tokens cannot be merged, or a candidate (as of
+            :func:`find_candidates`) is unknown.
     """
 
     def __init__(
@@ -81,6 +67,7 @@ class Supernet(nn.Module):
         self.model = model
         self.attentions = [GatedAttention(s, self.semantics, self.candidates) for s in self.sites]
         self.mlps = [GatedMlp(site) for site in self.sites]
+        self._parts: list[GatedAttention | GatedMlp] = [*self.attentions, *self.mlps]
         for site, attention, mlp in zip(self.sites, self.attentions, self.mlps, strict=True):
             site.replace(attention, mlp)
         self.sharpness = 1.0
@@ -95,15 +82,13 @@ class Supernet(nn.Module):
 
     def compile_parts(self) -> None:
         """Compile attentions and MLPs; which of them run changes from step to step."""
-        for attention, mlp in zip(self.attentions, self.mlps, strict=True):
-            attention.compile_parts()
-            mlp.compile_parts()
+        for part in self._parts:
+            part.compile_parts()
 
     def probe(self, every: int) -> None:
         """Compute in training what was sampled; closed gates learn from one image in ``every``."""
-        for attention, mlp in zip(self.attentions, self.mlps, strict=True):
-            attention.probe(every)
-            mlp.probe(every)
+        for part in self._parts:
+            part.every = every
 
     def seed_draws(self, seed: int) -> None:
         """Seed the generator of gate samples, which is not torch's global one: several processes
@@ -153,10 +138,10 @@ class Supernet(nn.Module):
         """Return the blocks one of which must keep attention for the output to depend on the image;
         none where it does so anyway.
         """
-        kept, most = [attention.fixed for attention in self.attentions], self.candidates.kinds[-2]
+        kept = [attention.fixed for attention in self.attentions]
         try:
             for attention in self.attentions:
-                kind = self.candidates.operations.taken(attention.site, most)
+                kind = self.candidates.operations.taken(attention.site, attention.kinds[-2])
                 attention.fixed = BlockPlan(path=attention.site.path, attention=kind, mlp_keep=())
             if depends_on_input(self.model, input_size(self.model)):
                 return ()
@@ -179,25 +164,19 @@ class Supernet(nn.Module):
         """Return the blocks whose attention has a variant that changes the cost."""
         return [i for i, a in enumerate(self.attentions) if any(v.priced for v in a.variants)]
 
-    def probabilities(self, sharpness: float = 1.0) -> list[GateProbabilities]:
-        """Return σ(κz) of all gates.
-
-        Args:
-            sharpness: κ; with that of the last draws, those far from zero are all alike.
-        """
+    def probabilities(self) -> list[GateProbabilities]:
+        """Return σ(z) of all gates."""
         found = []
         for attention, mlp in zip(self.attentions, self.mlps, strict=True):
             heads = [attention.logits(v) for v in attention.variants if v.priced]
             rows = (attention.gate_logits, mlp.unit_logits, *heads)
-            chances = [_sigmoid(row, sharpness) for row in rows]
+            chances = [_sigmoid(row) for row in rows]
             of_heads = chances[2] if heads else ()
             found.append(GateProbabilities(chances[0], chances[1], of_heads, attention.kinds))
         return found
 
     def metrics(self) -> dict[str, float]:
-        """Return mean gate probabilities by block: of each operation, of hidden units and of
-        variants.
-        """
+        """Return mean gate probabilities by block, of operations, hidden units and variants."""
         found = {}
         for attention, mlp in zip(self.attentions, self.mlps, strict=True):
             path = f"gates/{attention.site.path}"
@@ -205,11 +184,11 @@ class Supernet(nn.Module):
             kinds = zip(attention.kinds[1:], chances, strict=True)
             found.update({f"{path}/{kind.value}": value for kind, value in kinds})
             if len(mlp.unit_logits):
-                found[f"{path}/mlp"] = _mean(_sigmoid(mlp.unit_logits, self.sharpness))
+                found[f"{path}/mlp"] = fmean(_sigmoid(mlp.unit_logits, self.sharpness))
             for variant in attention.variants:
                 sharpness = self.sharpness if variant.priced else 1.0
                 row = _sigmoid(attention.logits(variant), sharpness)
-                found[f"{path}/{variant.name}"] = _mean(row)
+                found[f"{path}/{variant.name}"] = fmean(row)
         return found
 
     def fix(self, plan: PrunePlan) -> None:
@@ -240,7 +219,7 @@ class Supernet(nn.Module):
         return dense, extras
 
     def load_extras(self, extras: dict[str, Tensor]) -> None:
-        """Load head maps, BatchNorms and gate logits."""
+        """Load what :meth:`dense_and_extras` returns beside the dense weights."""
         for site, attention, mlp in zip(self.sites, self.attentions, self.mlps, strict=True):
             prefix = f"{EXTRAS_PREFIX}{site.path}."
             own = {k[len(prefix) :]: v for k, v in extras.items() if k.startswith(prefix)}
@@ -251,7 +230,3 @@ class Supernet(nn.Module):
 
 def _sigmoid(logits: Tensor, sharpness: float = 1.0) -> tuple[float, ...]:
     return tuple(torch.sigmoid(sharpness * logits.detach().float()).tolist())
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)

@@ -26,8 +26,7 @@ from spvit_deploy.benchmarks.suites.quality_setting import (
     supernet_of,
 )
 from spvit_deploy.core.plan import AttentionKind, BlockPlan, PrunePlan
-from spvit_deploy.families.attention import disable_fused_attention
-from spvit_deploy.families.timm_models import create_model
+from spvit_deploy.families.timm_models import create_model, disable_fused_attention
 from spvit_deploy.lean.cost import count_cost
 from spvit_deploy.lean.model_folder import SavedModel
 from spvit_deploy.search.budget import parse_budget
@@ -87,7 +86,7 @@ def recombined(adamw: bool = False, penalty: bool = False, final: float = 8.0) -
         steps = settings.epochs * len(at.train)
         cost, logits = ExpectedCost(table, at.device), list(net.gate_parameters())
         kind = AdamWGates if adamw else GateOptimizer
-        gates = kind(logits, cost.gate_costs(), TRAVEL / steps)
+        gates = kind(logits, cost.gate_costs, TRAVEL / steps)
         share = target / table.dense
         price: QuadraticPenalty | LagrangianPenalty
         if penalty:

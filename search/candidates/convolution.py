@@ -37,12 +37,8 @@ def attach_convolution(attention: GatedAttention, operation: Convolution) -> Non
 
 
 def convolve(attention: GatedAttention, operation: Convolution, x: Tensor) -> Tensor:
-    """Convolve the grid tokens of the whole image with a kernel mixed from attention (eq. 5).
-
-    Args:
-        attention: With head map and BatchNorm attached.
-        operation: The convolution.
-        x: Tokens [batch, tokens, channels].
+    """Convolve the grid tokens of x [batch, tokens, channels], the whole image, with a kernel mixed
+    from attention (eq. 5).
     """
     prefix, msa = attention.site.prefix, attention.msa
     logits, values = attention.get_parameter(HEAD_LOGITS), attention.site.values(msa)

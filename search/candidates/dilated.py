@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 
 def _attach(attention: GatedAttention) -> None:
-    """Add the gate and a BatchNorm, where the block can take a 3×3."""
     if OPERATION.fits(attention.site):
         attention.dilation_logit = nn.Parameter(torch.zeros(1))
         attach_convolution(attention, OPERATION)
@@ -44,8 +43,7 @@ def _forward(attention: GatedAttention, x: Tensor, args: Args, kwargs: KwArgs) -
     with torch.no_grad():
         other = convolve(attention, forms[1], x)
     outputs = (other, output.detach()) if wide else (output.detach(), other)
-    result: Tensor = ChooseBranch.apply(output, gate, 0, *outputs)
-    return result
+    return ChooseBranch.apply(output, gate, 0, *outputs)
 
 
 def _chosen(attention: GatedAttention) -> dict[str, Any]:

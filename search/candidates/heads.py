@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 
 def _attach(attention: GatedAttention) -> None:
-    """Add a logit per head, where the attention can lose heads."""
     site = attention.site
     if site.trims_heads:
         attention.head_gate_logits = nn.Parameter(torch.full((site.heads,), START_LOGIT))
@@ -30,7 +29,6 @@ def _forward(attention: GatedAttention, x: Tensor, args: Args, kwargs: KwArgs) -
 
 
 def _chosen(attention: GatedAttention) -> dict[str, Any]:
-    """Return ``heads_keep``, if a head is closed."""
     gates = _open(attention)
     return {} if bool(gates.all()) else {"heads_keep": gates.nonzero().flatten().tolist()}
 

@@ -23,11 +23,9 @@ _VARIANTS = (DILATED, HEADS)
 
 @dataclass(frozen=True)
 class Candidates:
-    """What the gates of a search choose from.
+    """What the gates of a search choose from: operations in order of cost, and forms of these.
 
-    Attributes:
-        chain: Operations in order of cost; a gate leads from each to the next.
-        variants: Forms of these with gates of their own.
+    A gate leads from each operation to the next; variants have gates of their own.
     """
 
     chain: tuple[Candidate, ...]
@@ -49,11 +47,9 @@ class Candidates:
 
 
 def find_candidates(names: Iterable[str] = ()) -> Candidates:
-    """Collect the candidates of a search.
+    """Collect the candidates of a search: skip, 1×1, 3×3, attention, and those named.
 
-    Args:
-        names: Those beside skip, 1×1, 3×3 and attention: ``dilated``, ``head_gates``, and the
-            operations of installed packages.
+    These are ``dilated``, ``head_gates``, and the operations of installed packages.
 
     Raises:
         InputError: A name is unknown.

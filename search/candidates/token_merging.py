@@ -18,23 +18,25 @@ from spvit_deploy.families.base import BlockSite
 from spvit_deploy.families.registry import find_sites
 from spvit_deploy.families.timm_models import input_size
 from spvit_deploy.lean.cost import CostTable, count_cost
-from spvit_deploy.lean.token_merging import insert_merges, without_merges
+from spvit_deploy.lean.token_merging import MergingBlocks, insert_merges
 from spvit_deploy.search.budget import BudgetRequest
 
 
 def sites_with_merges(model: Any, spec: ModelSpec, keeps: Sequence[TokenKeep]) -> list[BlockSite]:
-    """Put merges between the blocks of a model, in place, and find its sites.
-
-    Raises:
-        ModelError: No family takes the model, or its tokens cannot be merged.
-    """
+    """Put merges between the blocks of a model, in place, and find its sites."""
     return insert_merges(model, find_sites(model, str(spec)), keeps)
 
 
 def with_saved_macs(table: CostTable, model: nn.Module) -> CostTable:
     """Complete a table of MACs by what merges save of the dense model."""
-    with without_merges(model):
+    blocks = getattr(model, "blocks", None)
+    if not isinstance(blocks, MergingBlocks):
+        return table
+    keeps, blocks.keeps = blocks.keeps, {}
+    try:
         whole = count_cost(model, input_size(model)).macs
+    finally:
+        blocks.keeps = keeps
     return replace(table, saved=whole - table.most)
 
 

@@ -80,14 +80,9 @@ class _SwinConfig(_Lenient):
 
 @dataclass(frozen=True)
 class AuthorsConfig:
-    """The contents of a config of either family.
+    """The contents of a config of either family; ``indicators`` is the file that it names, if any.
 
-    Attributes:
-        family: ``deit`` or ``swin``.
-        kinds: Operation of each block, by path.
-        semantics: How head maps become kernels.
-        indicators: The file that the config names, if it names one.
-        sizes: By timm's argument names; None where the config leaves one open.
+    Sizes have timm's argument names, and are None where the config leaves one open.
     """
 
     family: Literal["deit", "swin"]
@@ -119,15 +114,12 @@ def read_config(path: Path) -> AuthorsConfig:
             return _swin(_SwinConfig.model_validate(content))
         return _deit(_DeitConfig.model_validate(content))
     except ValueError as error:
-        missing = isinstance(error, ValidationError) and any(
-            problem["type"] == "missing" for problem in error.errors()
-        )
-        hint = (
-            "Give a fine-tuning config, which lists assigned_indicators; a search config has none."
-        )
-        raise InputError(
-            f"{path}: {first_line(error)}.", hint if missing else "Fix that entry of the config."
-        ) from None
+        hint = "Fix that entry of the config."
+        problems = error.errors() if isinstance(error, ValidationError) else []
+        if any(problem["type"] == "missing" for problem in problems):
+            hint = "Give a fine-tuning config, which lists assigned_indicators; a search config "
+            hint += "has none."
+        raise InputError(f"{path}: {first_line(error)}.", hint) from None
 
 
 def _kind(gates: Gates) -> AttentionKind:
@@ -193,17 +185,33 @@ def _swin(config: _SwinConfig) -> AuthorsConfig:
     return AuthorsConfig("swin", kinds, semantics, extra.searching_model or None, sizes)
 
 
-def read_indicators(path: Path, paths: list[str]) -> dict[str, list[bool]]:
-    """Read which hidden units each block keeps.
+def read_gates(
+    config_path: Path, config: AuthorsConfig, given: Path | None
+) -> tuple[dict[str, list[bool]] | None, dict[str, Path]]:
+    """Read which hidden units each block keeps, by the file given or named by the config.
 
-    Args:
-        path: FFN indicator file.
-        paths: Blocks that must be in it.
+    Returns:
+        The units, if there is such a file; and the files that were read.
 
     Raises:
-        CheckpointError: The file is damaged, or holds other values than zeros and ones.
-        PlanError: It has other blocks.
+        InputError: The config names a file that is not beside it, or the file is damaged, or of
+            another model.
     """
+    if given is None and config.indicators is not None:
+        named = Path(config.indicators)
+        beside = (config_path.parent / named, config_path.parent / named.name)
+        given = next((path for path in beside if path.is_file()), None)
+        if given is None:
+            raise InputError(
+                f"{config_path} names the FFN gates {named}, which are not beside it.",
+                "Give them with --gates.",
+            )
+    if given is None:
+        return None, {"config": config_path}
+    return _read_indicators(given, list(config.kinds)), {"config": config_path, "gates": given}
+
+
+def _read_indicators(path: Path, paths: list[str]) -> dict[str, list[bool]]:
     state = read_state_dict(path)
     found = {k.removesuffix(_INDICATOR): v for k, v in state.items() if k.endswith(_INDICATOR)}
     if not found:
@@ -222,21 +230,3 @@ def _units(path: Path, name: str, tensor: Tensor) -> list[bool]:
     if tensor.ndim != 1 or not bool(((tensor == 0) | (tensor == 1)).all()):
         raise CheckpointError(f"{path}: the gates of {name} are not a list of zeros and ones.")
     return [bool(value) for value in tensor.tolist()]
-
-
-def find_indicators(config_path: Path, config: AuthorsConfig, given: Path | None) -> Path | None:
-    """Return the FFN indicator file: the one given, or the one that the config names.
-
-    Raises:
-        InputError: The config names a file that is not beside it.
-    """
-    if given is not None or config.indicators is None:
-        return given
-    named = Path(config.indicators)
-    for candidate in (config_path.parent / named, config_path.parent / named.name):
-        if candidate.is_file():
-            return candidate
-    raise InputError(
-        f"{config_path} names the FFN gates {config.indicators}, which are not beside it.",
-        "Give them with --gates.",
-    )

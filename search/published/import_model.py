@@ -1,59 +1,56 @@
-"""The import of SPViT's published models: a plan, or with a checkpoint a lean model."""
+"""The import of SPViT's published models: a plan, or with a checkpoint a lean model.
+
+A plan names timm's model of the config's sizes, and the hidden units that are kept.
+"""
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
-from spvit_deploy.core.errors import CheckpointError, first_line
-from spvit_deploy.core.plan import PrunePlan
+from spvit_deploy.core.errors import CheckpointError, InputError, first_line
+from spvit_deploy.core.files import sha256_file
+from spvit_deploy.core.plan import BlockPlan, ModelSpec, PrunePlan
 from spvit_deploy.families.checkpoints import load_weights, read_state_dict
 from spvit_deploy.families.timm_models import create_shell, preprocessing_of
 from spvit_deploy.lean.materialize import shape_lean
 from spvit_deploy.lean.model_folder import SavedModel
 from spvit_deploy.search.published.config import (
+    DEIT_SIZES,
     ONE_MODEL,
     AuthorsConfig,
-    find_indicators,
     read_config,
-    read_indicators,
+    read_gates,
 )
-from spvit_deploy.search.published.plan import complete_sizes, published_plan, units_of_weights
 from spvit_deploy.search.published.weights import lean_state
+
+_SWIN_NAMES = {
+    (96, (2, 2, 6, 2), (3, 6, 12, 24)): "swin_tiny_patch4_window7_224",
+    (96, (2, 2, 18, 2), (3, 6, 12, 24)): "swin_small_patch4_window7_224",
+    (128, (2, 2, 18, 2), (4, 8, 16, 32)): "swin_base_patch4_window7_224",
+}
 
 
 def import_plan(config_path: Path, gates: Path | None) -> PrunePlan:
-    """Build the plan of a published config.
-
-    Args:
-        config_path: DeiT's JSON or Swin's YAML, of a fine-tuning run.
-        gates: FFN indicator file; None for the one that the config names.
+    """Build the plan of a published config; the FFN gates are by default those that it names.
 
     Raises:
         InputError: Files are missing, damaged, or of different models.
     """
     config = read_config(config_path)
-    units, sources = _read_gates(config_path, config, gates)
-    return published_plan(config, units, sources)
-
-
-def _read_gates(
-    config_path: Path, config: AuthorsConfig, gates: Path | None
-) -> tuple[dict[str, list[bool]] | None, dict[str, Path]]:
-    """Return the hidden units that are kept, if a file has them, and the files that were read."""
-    file = find_indicators(config_path, config, gates)
-    if file is None:
-        return None, {"config": config_path}
-    return read_indicators(file, list(config.kinds)), {"config": config_path, "gates": file}
+    units, sources = read_gates(config_path, config, gates)
+    return _published_plan(config, units, sources)
 
 
 def import_lean(config_path: Path, gates: Path | None, checkpoint: Path) -> SavedModel:
     """Build the lean model of a published checkpoint, fine-tuned or "optimized".
 
-    Args:
-        config_path, gates: As in :func:`import_plan`.
-        checkpoint: Weights; sizes that the config leaves open are read from it.
+    Sizes that the config leaves open are read from the checkpoint.
 
     Raises:
         InputError: Files are missing, damaged, or of different models.
@@ -64,10 +61,10 @@ def import_lean(config_path: Path, gates: Path | None, checkpoint: Path) -> Save
     }
     config = read_config(config_path)
     try:
-        config = complete_sizes(config, state, checkpoint)
-        units, sources = _read_gates(config_path, config, gates)
-        units = units or units_of_weights(config, state)
-        plan = published_plan(config, units, {**sources, "checkpoint": checkpoint})
+        config = _complete_sizes(config, state, checkpoint)
+        units, sources = read_gates(config_path, config, gates)
+        units = units or _units_of_weights(config, state)
+        plan = _published_plan(config, units, {**sources, "checkpoint": checkpoint})
         module = create_shell(plan.model)
         preprocessing = preprocessing_of(module)
         with torch.device("meta"):
@@ -87,3 +84,153 @@ def import_lean(config_path: Path, gates: Path | None, checkpoint: Path) -> Save
         sources=dict(plan.sources),
         history=({"stage": "import", "config": config_path.name},),
     )
+
+
+def _units_of_weights(config: AuthorsConfig, state: dict[str, Tensor]) -> dict[str, list[bool]]:
+    """Number hidden units by the widths of trimmed MLPs, where no indicator file names them."""
+    units = {}
+    for path in config.kinds:
+        norm, first = (state.get(f"{path}.{name}.weight") for name in ("norm2", "mlp.fc1"))
+        if norm is None or first is None:
+            raise CheckpointError(f"The checkpoint has no MLP in {path}.", "Check --checkpoint.")
+        whole = int(norm.shape[0] * (config.sizes.get("mlp_ratio") or 4))
+        units[path] = [index < first.shape[0] for index in range(max(whole, first.shape[0]))]
+    return units
+
+
+def _complete_sizes(config: AuthorsConfig, state: dict[str, Tensor], where: Path) -> AuthorsConfig:
+    """Read sizes that the config leaves open from the weights."""
+    needed = ["patch_embed.proj.weight", *(["pos_embed"] if config.family == "deit" else [])]
+    missing = [key for key in needed if key not in state]
+    if missing:
+        raise CheckpointError(f"{where} lacks {missing[0]}.", "Check --checkpoint.")
+    if config.family == "swin":
+        found: dict[str, Any] = {
+            "embed_dim": state["patch_embed.proj.weight"].shape[0],
+            "in_chans": state["patch_embed.proj.weight"].shape[1],
+            "patch_size": state["patch_embed.proj.weight"].shape[2],
+        }
+        _check_windows(config, state, where)
+    else:
+        found = _deit_sizes(state)
+    head = state.get("head.weight")
+    found["num_classes"] = 0 if head is None else head.shape[0]
+    for name, value in found.items():
+        own = config.sizes.get(name)
+        if own is not None and value is not None and own != value:
+            raise CheckpointError(f"The config has {name} {own}, {where} {value}.", ONE_MODEL)
+    filled = {**config.sizes, **{k: v for k, v in found.items() if v is not None}}
+    return replace(config, sizes=filled)
+
+
+def _check_windows(config: AuthorsConfig, state: dict[str, Tensor], where: Path) -> None:
+    """Compare the masks of shifted windows, if any, with the size of the image."""
+    sizes = config.sizes
+    side, window = sizes["img_size"] // sizes["patch_size"], sizes["window_size"]
+    for key, mask in state.items():
+        found = re.match(r"layers\.(\d+)\..*attn_mask$", key)
+        count = (-(-(side >> int(found[1])) // window)) ** 2 if found else 0
+        if found and mask.shape[0] != count:
+            raise CheckpointError(
+                f"{where}: {key} is for {mask.shape[0]} windows; an image of "
+                f"{sizes['img_size']} has {count}.",
+                ONE_MODEL,
+            )
+
+
+def _deit_sizes(state: dict[str, Tensor]) -> dict[str, Any]:
+    patch = state["patch_embed.proj.weight"]
+    distilled = "dist_token" in state
+    grid = round((state["pos_embed"].shape[1] - 1 - distilled) ** 0.5)
+    depth = 1 + max(int(k.split(".")[1]) for k in state if k.startswith("blocks."))
+    heads = None
+    for key, tensor in state.items():
+        if key.endswith(".attn.head_probs"):
+            heads = tensor.shape[0]
+        if key.endswith(".attn.bconv.0.weight"):
+            heads = patch.shape[0] // tensor.shape[0]
+    return {
+        "embed_dim": patch.shape[0],
+        "in_chans": patch.shape[1],
+        "patch_size": patch.shape[2],
+        "img_size": grid * patch.shape[2],
+        "depth": depth,
+        "num_heads": heads,
+        "distilled": distilled,
+    }
+
+
+def _published_plan(
+    config: AuthorsConfig,
+    units: dict[str, list[bool]] | None,
+    sources: dict[str, Path],
+) -> PrunePlan:
+    """Build the plan of a config and its indicators, for timm's model of these sizes."""
+    spec, dims = _deit_spec(config, units) if config.family == "deit" else _swin_spec(config, units)
+    blocks = []
+    for (path, kind), dim in zip(config.kinds.items(), dims, strict=True):
+        kept = units[path] if units else [True] * int(dim * spec.args.get("mlp_ratio", 4))
+        keep = tuple(index for index, value in enumerate(kept) if value)
+        blocks.append(BlockPlan(path=path, attention=kind, mlp_keep=keep))
+    return PrunePlan(
+        model=spec,
+        blocks=tuple(blocks),
+        semantics=config.semantics,
+        sources={name: sha256_file(path) for name, path in sources.items()},
+    )
+
+
+def _ratio(dims: list[int], units: dict[str, list[bool]] | None, ratio: float | None) -> float:
+    if units is None:
+        return ratio or 4.0
+    ratios = {len(row) / dim for row, dim in zip(units.values(), dims, strict=True)}
+    if len(ratios) > 1:
+        raise InputError(
+            f"The FFN gates have several MLP ratios ({sorted(ratios)}).",
+            "Use the gates of this model.",
+        )
+    if ratio is not None and ratio not in ratios:
+        raise InputError(
+            f"The config has MLP_RATIO {ratio}, the FFN gates {ratios.pop()}.", ONE_MODEL
+        )
+    return ratios.pop()
+
+
+def _deit_spec(
+    config: AuthorsConfig, units: dict[str, list[bool]] | None
+) -> tuple[ModelSpec, list[int]]:
+    sizes = config.sizes
+    for name in ("embed_dim", "num_heads"):
+        if sizes[name] is None:
+            raise InputError(
+                f"Neither the config nor the checkpoint has {name}.", f"Add {name} to the config."
+            )
+    dims = [sizes["embed_dim"]] * sizes["depth"]
+    wanted = (sizes["embed_dim"], sizes["num_heads"])
+    size = next((s for s, known in DEIT_SIZES.items() if known == wanted), "tiny")
+    name = f"deit_{size}_{'distilled_' if sizes['distilled'] else ''}patch16_224"
+    default = {"img_size": 224, "patch_size": 16, "in_chans": 3, "depth": 12, "mlp_ratio": 4.0,
+               "embed_dim": DEIT_SIZES[size][0], "num_heads": DEIT_SIZES[size][1],
+               "num_classes": 1000}  # fmt: skip
+    requested = {**sizes, "mlp_ratio": _ratio(dims, units, None)}
+    return ModelSpec(name=name, args=_differing(requested, default)), dims
+
+
+def _swin_spec(
+    config: AuthorsConfig, units: dict[str, list[bool]] | None
+) -> tuple[ModelSpec, list[int]]:
+    sizes = config.sizes
+    depths, heads = sizes["depths"], sizes["num_heads"]
+    dims = [sizes["embed_dim"] << stage for stage, depth in enumerate(depths) for _ in range(depth)]
+    key = (sizes["embed_dim"], tuple(depths), tuple(heads))
+    name = _SWIN_NAMES.get(key, "swin_tiny_patch4_window7_224")
+    embed, known_depths, known_heads = next(k for k, v in _SWIN_NAMES.items() if v == name)
+    default = {"img_size": 224, "patch_size": 4, "in_chans": 3, "window_size": 7,
+               "mlp_ratio": 4.0, "num_classes": 1000, "embed_dim": embed,
+               "depths": list(known_depths), "num_heads": list(known_heads)}  # fmt: skip
+    requested = {**sizes, "mlp_ratio": _ratio(dims, units, sizes["mlp_ratio"])}
+    return ModelSpec(name=name, args=_differing(requested, default)), dims
+
+
+def _differing(sizes: dict[str, Any], default: dict[str, Any]) -> dict[str, Any]:
+    return {k: sizes[k] for k in default if sizes.get(k) is not None and sizes[k] != default[k]}

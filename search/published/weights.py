@@ -28,13 +28,9 @@ _ATTENTION = re.compile(r"^(qkv|qk|q|k|v|proj|head_probs|bn_1x1|bn_3x3|bconv)\b"
 
 
 def lean_state(state: Mapping[str, Tensor], plan: PrunePlan, swin: bool, where: Path) -> State:
-    """Rename and mix weights into those of the lean model.
+    """Rename and mix weights of the authors' checkpoint into those of the lean model.
 
-    Args:
-        state: The authors' checkpoint.
-        plan: Its gates.
-        swin: Whether it is a Swin, whose downsampling belongs to the next stage in timm.
-        where: The checkpoint's name in errors.
+    A Swin's downsampling belongs to the next stage in timm.
 
     Raises:
         CheckpointError: Weights that the plan needs are missing.

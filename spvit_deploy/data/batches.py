@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from typing import Any
 
@@ -18,17 +18,22 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import Subset
 
+from spvit_deploy.core.arrays import Array
 from spvit_deploy.core.errors import DataError
 from spvit_deploy.core.preprocessing import Preprocessing
 from spvit_deploy.core.seeding import SINGLE_RANK, Rank, derive_seed, seeded_generator
 from spvit_deploy.data.sampling import TrainSampler
 from spvit_deploy.data.sources import open_source
 from spvit_deploy.data.spec import DataSettings, Source
-from spvit_deploy.data.transforms import ImageTransform, PreparedImages, StreamSubset, load_batches
+from spvit_deploy.data.transforms import (
+    ImageTransform,
+    PreparedImages,
+    RawImageTransform,
+    StreamSubset,
+    load_batches,
+)
 
 _IN_MEMORY_BYTES = 256 * 2**20
-
-__all__ = ["Batches", "DataSettings", "open_batches", "open_in_order"]
 
 
 class Batches:
@@ -37,13 +42,8 @@ class Batches:
     Yields (images float32 [batch, channels, height, width], labels int64 [batch]) on ``device``.
     Order and augmentation only depend on seed and epoch.
 
-    Arguments are those of :func:`open_batches`; a training leaves a last incomplete batch out.
-
-    Attributes:
-        class_names: Name of each class, or empty.
-        size: Number of images, or None where unknown.
-        identity, classes, largest_label, no_crop, streams: See :class:`Source`.
-        settings: As given.
+    Arguments are those of :func:`open_batches`, and attributes those of :class:`Source`; a training
+    leaves a last incomplete batch out.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Batches:
         self.settings, self.prep = settings, prep
         self._device = device or torch.device("cpu")
         self._train, self._seed, self._rank = train, seed, rank
-        self._class_indices = class_indices(source.class_names, self.class_names)
+        self._class_indices = _class_indices(source.class_names, self.class_names)
         image_bytes = int(np.prod(prep.input_size))
         small = source.size is not None and source.size * image_bytes <= _IN_MEMORY_BYTES
         fits = small and not source.streams
@@ -74,7 +74,10 @@ class Batches:
         self._augment = augment if train else "none"
         by_timm = self._augment == "timm"
         self._images = PreparedImages(source, ImageTransform(prep, by_timm, source.no_crop))
-        self._cache = _decode_all(self._images, settings, source) if fits and not by_timm else None
+        self._cache: tuple[Tensor, Tensor] | None = None
+        if fits and not by_timm:
+            here = settings.model_copy(update={"workers": 0})
+            self._cache = next(load_batches(self._images, [range(source.size or 0)], here))
         self._stream = source.images if source.streams else None
         self._shard_sizes = source.shard_sizes
         self._scale = 255 * torch.tensor(prep.std, device=self._device).reshape(-1, 1, 1)
@@ -97,18 +100,15 @@ class Batches:
         return self.epoch(0)
 
     def reseeded(self, seed: int) -> Batches:
-        """Return the same images with another order and augmentation; decoded images are shared."""
+        """Return the same images with another order and augmentation."""
         twin = copy.copy(self)
         twin._seed = seed
         return twin
 
     def epoch(self, number: int, skip: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the batches of an epoch without the first ones.
+        """Yield the batches of an epoch, counted from 0, without the first ``skip``.
 
-        Args:
-            number: Which epoch, from 0.
-            skip: Number of batches to leave out. Their images are not loaded; those of a stream
-                are read, but not decoded.
+        Images of skipped batches are not loaded; those of a stream are read, but not decoded.
 
         Raises:
             DataError: an image cannot be read.
@@ -159,15 +159,6 @@ class Batches:
         return load_batches(self._images, keys, self.settings, pin_memory=pin_memory)
 
 
-def _decode_all(
-    images: PreparedImages, settings: DataSettings, source: Source
-) -> tuple[Tensor, Tensor]:
-    """Return all images, uint8 [images, channels, height, width], and labels [images]."""
-    here = settings.model_copy(update={"workers": 0})
-    everything: tuple[Tensor, Tensor] = next(load_batches(images, [range(source.size or 0)], here))
-    return everything
-
-
 def _translate(images: Tensor, generator: torch.Generator) -> Tensor:
     """Move a batch by up to an eighth of its size in each direction, with repeated edges."""
     reach = [max(1, side // 8) for side in images.shape[-2:]]
@@ -179,19 +170,15 @@ def _translate(images: Tensor, generator: torch.Generator) -> Tensor:
     return padded[..., down : down + height, right : right + width]
 
 
-def class_indices(data: Sequence[str], model: Sequence[str]) -> Tensor | None:
+def _class_indices(data: Sequence[str], model: Sequence[str]) -> Tensor | None:
     """Return the model's index of each of the data's classes, or None where they are the same."""
     if not data or tuple(data) == tuple(model):
         return None
     return torch.tensor([list(model).index(name) for name in data])
 
 
-def check_classes(settings: DataSettings, source: Source, classes: Sequence[str]) -> None:
-    """Refuse data with classes that a model does not have; one without class names takes any.
-
-    Raises:
-        DataError: naming the first unknown classes.
-    """
+def _check_classes(settings: DataSettings, source: Source, classes: Sequence[str]) -> None:
+    """Refuse data with classes that a model does not have; one without class names takes any."""
     unknown = [name for name in source.class_names if classes and name not in classes]
     if unknown:
         raise DataError(
@@ -214,14 +201,11 @@ def open_batches(
     """Open one split for a model.
 
     Args:
-        settings: Which data, and how they are read.
-        prep: The model's preprocessing.
+        settings, prep, rank: Which data; of the model; whose part of each batch is loaded.
         train: The training split, shuffled and augmented; or the validation split, in order.
-        device: Where batches are put; None for the CPU.
-        seed: Seed of order and augmentation.
+        device, seed: Where batches are put; of order and augmentation.
         classes: Class names of the model. Data may have some of them, and no others.
         limit: Largest number of images, spread evenly over the split; None for all.
-        rank: The process whose part of each batch is loaded.
 
     Raises:
         DataError: as :func:`open_source`, or classes that the model does not have.
@@ -246,10 +230,58 @@ def _open_source(
     settings: DataSettings, train: bool, strict: bool, classes: Sequence[str], limit: int | None
 ) -> Source:
     source = open_source(settings, train, strict)
-    check_classes(settings, source, classes)
+    _check_classes(settings, source, classes)
     if limit is None or (source.size or 0) <= limit:
         return source
     # Folders are sorted by class: the first images would all be of one class.
     spread = np.linspace(0, (source.size or 1) - 1, limit).round().astype(int).tolist()
     subset = (StreamSubset if source.streams else Subset)(source.images, spread)
     return replace(source, images=subset, size=limit, shard_sizes=())
+
+
+@dataclass(frozen=True)
+class RawImages:
+    """Batches of raw images of the validation split, in order; can be iterated repeatedly.
+
+    Yields (images, each uint8 [channels, height, width] of its own size; labels [batch] int64, as
+    the model numbers its classes).
+    """
+
+    source: Source
+    settings: DataSettings
+    channels: int
+    classes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        """Return the number of batches; 0 where the data do not say."""
+        return -(-(self.source.size or 0) // self.settings.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[list[Array], Array]]:
+        images = PreparedImages(self.source, RawImageTransform(self.channels))
+        index = _class_indices(self.source.class_names, self.classes or self.source.class_names)
+        for batch in load_batches(images, self._keys(), self.settings, collate=_unchanged):
+            labels = torch.tensor([label for _, label in batch])
+            labels = labels if index is None else index[labels]
+            yield [image.numpy() for image, _ in batch], labels.numpy().astype(np.int64)
+
+    def _keys(self) -> Iterator[list[Any]]:
+        keys: Iterator[Any] = iter(range(self.source.size or 0))
+        if self.source.streams:
+            keys = ((0, sample) for sample in self.source.images.epoch(None, 0))
+        while batch := list(islice(keys, self.settings.batch_size)):
+            yield batch
+
+
+def _unchanged(samples: Any) -> Any:
+    return samples
+
+
+def open_raw_images(
+    settings: DataSettings, prep: Preprocessing, classes: Sequence[str] = ()
+) -> RawImages:
+    """Open the validation split without preparing its images but for their number of channels.
+
+    Classes and errors are as of :func:`open_batches`.
+    """
+    source = _open_source(settings, False, True, classes, None)
+    return RawImages(source, settings, prep.input_size[0], tuple(classes))

@@ -7,19 +7,17 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch.utils.data import Dataset
 
 from spvit_deploy.core.errors import DataError, first_line
 from spvit_deploy.core.progress import progress_bar
 from spvit_deploy.core.seeding import derive_seed
-from spvit_deploy.data.encoded_image import EncodedImage
-from spvit_deploy.data.parquet_check import require_all_files, require_readable
+from spvit_deploy.data.spec import EncodedImage
 
 # Formats that `datasets` reads by their name, out of a folder.
 _FORMATS = ("imagefolder", "parquet", "arrow", "webdataset")
@@ -27,17 +25,15 @@ _FORMATS = ("imagefolder", "parquet", "arrow", "webdataset")
 SHUFFLE_BUFFER = 2048
 # Rows whose labels are read at once, to be counted.
 _COUNTED_ROWS = 1000
+# Some writers append a hash of the content to the numbers.
+_NUMBERED = re.compile(
+    r"(?P<start>.*)-(?P<number>\d{5})-of-(?P<total>\d{5})(?:-\w+)?(?P<end>\.(parquet|arrow|tar))"
+)
 Rows = tuple[Any, list[str]]
 
 
-@dataclass(frozen=True)
-class Columns:
-    """The columns that hold image and class.
-
-    Attributes:
-        image, label: Names of the columns.
-        class_names: Name of each class, or empty.
-    """
+class Columns(NamedTuple):
+    """The columns that hold image and class, and the name of each class, if any."""
 
     image: str
     label: str
@@ -45,13 +41,7 @@ class Columns:
 
 
 class _Rows:
-    """Rows of `datasets` with encoded images.
-
-    Args:
-        rows: The dataset.
-        columns: Its columns of image and class.
-        where: Name of the data in messages.
-    """
+    """Rows of `datasets` with encoded images; ``where`` names the data in messages."""
 
     def __init__(self, rows: Any, columns: Columns, where: str) -> None:
         import datasets
@@ -99,11 +89,6 @@ class RowImages(_Rows, Dataset[tuple[Any, int]]):
         return len(self._rows)
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
-        """Return image and label.
-
-        Raises:
-            DataError: naming the row.
-        """
         name = f"{self._where}: row {index}"
         with data_errors(name):
             row = self._rows[int(index)]
@@ -152,18 +137,10 @@ def data_errors(where: str) -> Iterator[None]:
 
 
 def load_rows(name: str, root: str | None, split: str, streams: bool, where: str) -> Rows:
-    """Open a split.
+    """Open a split as the library names it; return the dataset, and the names of all splits.
 
-    Args:
-        name: A folder of files, or one written by ``save_to_disk``; a format, with its folder in
-            ``root``; or a dataset of the hub, cached in ``root``.
-        root: See ``name``.
-        split: Name of the split, as the library takes it.
-        streams: Whether rows are streamed.
-        where: Name of the data in messages.
-
-    Returns:
-        The dataset, and the names of all splits.
+    ``name`` is a folder of files, or one written by ``save_to_disk``; a format, with its folder in
+    ``root``; or a dataset of the hub, cached in ``root``.
 
     Raises:
         DataError: a file is missing or damaged.
@@ -194,14 +171,50 @@ def _load_files(builder: Any, split: str, streams: bool, where: str) -> Rows:
     """Do what ``load_dataset`` does, with a check of the files in between."""
     files = {str(name): paths for name, paths in (builder.config.data_files or {}).items()}
     requested = [path for name in re.findall(r"\w+", split) for path in files.get(name, ())]
-    require_all_files(requested, where)
+    _require_all_files(requested, where)
     if streams:
-        require_readable(requested, where)
+        _require_readable(requested, where)
         return builder.as_streaming_dataset(split=split), list(files)
     # The library copies all splits, whichever is requested.
-    require_readable([path for paths in files.values() for path in paths], where)
+    _require_readable([path for paths in files.values() for path in paths], where)
     builder.download_and_prepare()
     return builder.as_dataset(split=split), [str(name) for name in builder.info.splits]
+
+
+def _require_all_files(files: Iterable[str], where: str) -> None:
+    """Refuse ``x-00000-of-00003.parquet`` without the others, which `datasets` does not."""
+    groups: dict[tuple[str, str], dict[int, re.Match[str]]] = {}
+    for file in files:
+        found = _NUMBERED.fullmatch(file)
+        if found:
+            parts = groups.setdefault((found["start"], found["total"]), {})
+            parts[int(found["number"])] = found
+    for (start, total), parts in groups.items():
+        missing = [number for number in range(int(total)) if number not in parts]
+        if missing:
+            end = next(iter(parts.values()))["end"]
+            raise DataError(
+                f"{where}: {start}-{missing[0]:05d}-of-{total}{end} is missing; {len(missing)} of "
+                f"{int(total)} files are.",
+                "Download what is missing, or rename the others.",
+            )
+
+
+def _require_readable(files: Iterable[str], where: str) -> None:
+    """Refuse local Parquet files whose footers, which describe their content, cannot be read.
+
+    The errors of `datasets` do not name them.
+    """
+    from pyarrow import parquet
+
+    for file in files:
+        if file.endswith(".parquet") and Path(file).is_file():
+            try:
+                parquet.read_metadata(file)
+            except (OSError, ValueError) as error:
+                reason = getattr(error, "strerror", None)
+                text = f"{file}: {reason}" if reason else f"{file} is truncated or damaged"
+                raise DataError(f"{where}: {text}.", "Download or create it again.") from None
 
 
 def find_columns(rows: Any, where: str) -> Columns:

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from spvit_deploy.core.arrays import Array
 from spvit_deploy.core.preprocessing import Preprocessing
-
-Array = NDArray[Any]
 
 
 def _mean_std(prep: Preprocessing) -> tuple[Array, Array]:
@@ -20,16 +17,9 @@ def _mean_std(prep: Preprocessing) -> tuple[Array, Array]:
 
 
 def to_pixels(images: Array, prep: Preprocessing) -> Array:
-    """Convert normalized images to bytes, clipped at black and white.
+    """Convert float32 [batch, channels, height, width] to uint8 [batch, height, width, channels].
 
     Exact for images that were bytes before they were normalized.
-
-    Args:
-        images: float32 [batch, channels, height, width].
-        prep: Mean and deviation.
-
-    Returns:
-        uint8 [batch, height, width, channels].
     """
     mean, std = _mean_std(prep)
     levels = np.clip(np.rint((images * std + mean) * 255), 0, 255).astype(np.uint8)

@@ -21,12 +21,8 @@ SHUFFLE_WINDOW = 8192
 def shuffle_indices(size: int, shard_sizes: Sequence[int], generator: torch.Generator) -> Tensor:
     """Shuffle the numbers from 0 to ``size`` - 1, [size] int64.
 
-    Args:
-        size: Number of images.
-        shard_sizes: Number of consecutive images in each shard; empty for data without shards.
-            Shards are shuffled first, and then the images within every :data:`SHUFFLE_WINDOW`,
-            so that a disk reads images near each other.
-        generator: Source of randomness.
+    Shards, if any, are shuffled first, and then the images within every :data:`SHUFFLE_WINDOW`, so
+    that a disk reads images near each other.
     """
     if size <= SHUFFLE_WINDOW or not shard_sizes:
         return torch.randperm(size, generator=generator)
@@ -41,14 +37,7 @@ def shuffle_indices(size: int, shard_sizes: Sequence[int], generator: torch.Gene
 class TrainSampler:
     """Batches of one epoch for one process, as (seed of the augmentation, index) of each image.
 
-    Attributes:
-        size: Number of images.
-        global_batch: Images per step, of all processes together.
-        seed: Seed of order and augmentation.
-        epoch: Which epoch, from 0.
-        skip: Steps of the epoch that are done.
-        rank: The process.
-        shard_sizes: See :func:`shuffle_indices`.
+    ``global_batch`` are the images per step of all processes; ``skip`` the steps that are done.
     """
 
     size: int

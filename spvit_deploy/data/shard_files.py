@@ -15,11 +15,8 @@ from spvit_deploy.data.spec import TRAIN_NAMES, VAL_NAMES, DataSettings, require
 def find_shards(settings: DataSettings, name: str, train: bool) -> tuple[list[Path], bool]:
     """Find the shards of a split.
 
-    Args:
-        settings: Which data.
-        name: A folder, a pattern such as ``train-{000..007}.tar`` or ``train-*.tar``, or, where
-            ``settings.root`` is the folder itself, how the files begin.
-        train: The training split, or the validation split.
+    ``name`` is a folder, a pattern such as ``train-{000..007}.tar`` or ``train-*.tar``, or, where
+    ``settings.root`` is the folder itself, how the files begin.
 
     Returns:
         At least one shard, and whether they are of this split; else they are of all the data.
@@ -76,12 +73,10 @@ def _require_splits(settings: DataSettings, folder: Path | None, paths: list[Pat
 
 
 def expand(pattern: str, top: Path) -> list[Path]:
-    """Return the files of a pattern, in its order: braces are expanded, stars looked up.
+    """Return the files of a pattern below ``top``, in its order.
 
-    Args:
-        pattern: As ``a-{000..007}.tar``, ``a-{x,y}.tar``, ``a-*.tar``; several with ``::`` between
-            them. timm appends ``|COUNT``, which is ignored.
-        top: Folder that it is relative to.
+    As ``a-{000..007}.tar``, ``a-{x,y}.tar``, ``a-*.tar``; several with ``::`` between them. timm
+    appends ``|COUNT``, which is ignored.
 
     Raises:
         DataError: there is no such file.
@@ -115,12 +110,7 @@ def _expand_braces(pattern: str) -> list[str]:
 
 
 def shards_of_split(folder: Path, names: Sequence[str]) -> list[Path]:
-    """Find the shards of a split: those in a folder of its name, or with it in their own name.
-
-    Args:
-        folder: Holds ``.tar`` files, or one folder per split.
-        names: Names of the split; the first one with shards is taken.
-    """
+    """Find the shards in a folder of one of these names, or with it in their own name."""
     listed = _recorded_files(folder)
     for name in names:
         if ".tar" in name:

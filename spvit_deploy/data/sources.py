@@ -21,7 +21,6 @@ from spvit_deploy.data.hf_datasets import (
     find_columns,
     load_rows,
 )
-from spvit_deploy.data.image_folder import folder_root, open_folder
 from spvit_deploy.data.shard_files import find_shards
 from spvit_deploy.data.spec import (
     TRAIN_NAMES,
@@ -31,10 +30,8 @@ from spvit_deploy.data.spec import (
     hold_out,
     require_splits,
 )
-from spvit_deploy.data.timm_dataset import open_timm, timm_source
+from spvit_deploy.data.timm_dataset import folder_root, open_folder, open_timm, timm_source
 from spvit_deploy.data.webdataset import open_shards
-
-__all__ = ["DataSettings", "Source", "fingerprint", "open_source"]
 
 # Packages that read data of these kinds.
 _PACKAGES = {"hfds": "datasets", "hfids": "datasets", "tfds": "tensorflow_datasets"}
@@ -71,12 +68,7 @@ def _fifth_of_each_class(labels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 
 def open_source(settings: DataSettings, train: bool, strict: bool = False) -> Source:
-    """Open one split.
-
-    Args:
-        settings: Which data.
-        train: The training split, or the validation split.
-        strict: Refuse unreadable images, rather than skip them.
+    """Open the training or validation split; where ``strict``, unreadable images are refused.
 
     Raises:
         DataError: unknown spec, missing or damaged files, no images, or only one class.
@@ -159,12 +151,6 @@ def fingerprint(settings: DataSettings) -> str:
     """Hash settings, and names, sizes and times of the files that the data are read from.
 
     Data of the hub only have their name.
-
-    Returns:
-        SHA-256 in hexadecimal digits.
-
-    Raises:
-        DataError: the folder does not exist.
     """
     top: Path | str | None = None
     if settings.spec != "digits":

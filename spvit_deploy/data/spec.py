@@ -1,12 +1,15 @@
-"""The settings that name a dataset, and the source of images that it opens to."""
+"""The settings that name a dataset, and the source of images, encoded or not, that it opens to."""
 
 from __future__ import annotations
 
+import io
 import random
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from PIL import Image, UnidentifiedImageError
 from pydantic import Field
 from torch.utils.data import Subset
 
@@ -25,9 +28,6 @@ class DataSettings(StrictModel):
         spec: ``digits``, or a timm dataset name: ``folder/PATH``, ``torch/fashion_mnist``,
             ``hfds/…``, ``hfids/…``, ``wds/…``.
         root: Folder that the spec is relative to.
-        train_split: Name of the split to train on.
-        val_split: Name of the split to evaluate on.
-        batch_size: Images per step.
         workers: Loading processes; none are started for data that fit in memory.
         augment: ``none``; ``shift``, random translations; ``timm``, random crops, flips and
             colour; ``auto``, which is ``shift`` for data that fit in memory and else ``timm``.
@@ -45,7 +45,7 @@ class DataSettings(StrictModel):
 
     @staticmethod
     def of(data: DataSettings | str) -> DataSettings:
-        """Return settings unchanged, or those of a spec."""
+        """Return settings, or those of a spec."""
         return data if isinstance(data, DataSettings) else DataSettings(spec=data)
 
     @property
@@ -66,7 +66,7 @@ class Source:
         images: Maps an index to (image, label), the image of PIL or an ``EncodedImage``; or a
             stream of them, by ``epoch(seed, number)``: in an order that depends on both, or in
             that of the data where the seed is None.
-        class_names: Name of each class, or empty where the data do not say.
+        class_names: Empty where the data do not say.
         no_crop: Whether images show their object in full, so that a crop would cut it off.
         size: Number of images, or None for a stream of unknown size.
         shard_sizes: Number of consecutive images in each shard; empty where random access is fast.
@@ -93,6 +93,29 @@ class Source:
         return len(self.class_names) or self.class_count
 
 
+@dataclass(frozen=True)
+class EncodedImage:
+    """The bytes of a JPEG, PNG or other file that PIL reads; ``name`` is for messages."""
+
+    content: bytes
+    name: str
+
+    def decode(self) -> Image.Image:
+        """Decode the image. Raises DataError where it is none, or damaged."""
+        try:
+            with warnings.catch_warnings():
+                # PIL warns at half the size that it refuses; large photographs are that large.
+                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+                with Image.open(io.BytesIO(self.content)) as image:
+                    image.load()
+                    return image
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            reason = "not an image" if isinstance(error, UnidentifiedImageError) else error
+            raise DataError(
+                f"{self.name} cannot be read: {reason}.", "Fix or replace it."
+            ) from None
+
+
 def require_splits(
     settings: DataSettings,
     has: Callable[[str], object],
@@ -102,13 +125,8 @@ def require_splits(
 
     Both are checked, whichever is opened: the other may only be needed at the end of long work.
 
-    Args:
-        settings: Which data.
-        has: Tells whether a split of a name exists.
-        names: Splits that the message lists, as far as they exist.
-
     Raises:
-        DataError: naming the splits that exist.
+        DataError: naming those of ``names`` that exist.
     """
     for field in ("train_split", "val_split"):
         requested = getattr(settings, field)

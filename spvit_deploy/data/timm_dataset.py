@@ -1,18 +1,26 @@
-"""Images of timm's dataset readers."""
+"""Images of timm's dataset readers, and folders of images: one for each class and split."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
 from timm.data import ImageDataset, create_dataset
 from torch.utils.data import Dataset, IterableDataset
 
-from spvit_deploy.core.errors import DataError, first_line
+from spvit_deploy.core.errors import DataError, raised_as
 from spvit_deploy.core.progress import warn
-from spvit_deploy.data.encoded_image import EncodedImage
-from spvit_deploy.data.spec import DataSettings, Source
+from spvit_deploy.data.spec import (
+    TRAIN_NAMES,
+    VAL_NAMES,
+    DataSettings,
+    EncodedImage,
+    Source,
+    hold_out,
+    require_splits,
+)
 
 # Consecutive unreadable images after which a training gives up.
 _MAX_SKIPPED = 10
@@ -21,10 +29,8 @@ _MAX_SKIPPED = 10
 class NamedImages(Dataset[tuple[Image.Image, int]]):
     """Decoded images of a timm dataset; messages name those that cannot be read.
 
-    Args:
-        images: timm's dataset.
-        strict: Refuse unreadable images. Otherwise the next one is taken, with a warning, which
-            is harmless in training, and would falsify an evaluation.
+    Where not ``strict``, the next image is taken, with a warning, which is harmless in training,
+    and would falsify an evaluation.
     """
 
     def __init__(self, images: ImageDataset, strict: bool) -> None:
@@ -35,11 +41,6 @@ class NamedImages(Dataset[tuple[Image.Image, int]]):
         return len(self.reader)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        """Return image and label.
-
-        Raises:
-            DataError: the image, or too many after it, cannot be read.
-        """
         for step in range(_MAX_SKIPPED):
             place = (index + step) % len(self.reader)
             try:
@@ -82,7 +83,11 @@ def open_timm(
     Raises:
         DataError: with timm's own message.
     """
-    try:
+    where, hint = settings.options, "Check --data and --data-dir."
+    if name:
+        where += f", split '{split}'"
+        hint = "Check --data-dir; --data-download lets torchvision or the hub fetch it."
+    with raised_as(DataError, where, hint):
         dataset: Dataset[Any] = create_dataset(
             name,
             root=root,
@@ -93,15 +98,7 @@ def open_timm(
             # Left as they are, images of 16 bits can be told from those of 8.
             input_img_mode="RGB" if name else None,
         )
-        return NamedImages(dataset, strict) if isinstance(dataset, ImageDataset) else dataset
-    except MemoryError:
-        raise
-    except Exception as error:
-        where, hint = "", "Check --data and --data-dir."
-        if name:
-            where = f", split '{split}'"
-            hint = "Check --data-dir; --data-download lets torchvision or the hub fetch it."
-        raise DataError(f"{settings.options}{where}: {first_line(error)}.", hint) from error
+    return NamedImages(dataset, strict) if isinstance(dataset, ImageDataset) else dataset
 
 
 def timm_source(images: Any) -> Source:
@@ -113,3 +110,71 @@ def timm_source(images: Any) -> Source:
     if isinstance(images, IterableDataset):
         return Source(StreamedImages(images), names, False, None, streams=True)
     return Source(images, names, False, len(images))
+
+
+def open_folder(settings: DataSettings, train: bool, strict: bool) -> Source:
+    """Open one split of a folder, or a fixed part of all images where it has no splits.
+
+    Raises:
+        DataError: the folder is missing, or its classes are ambiguous.
+    """
+    top = folder_root(settings)
+    require_splits(settings, lambda name: _is_split(top / name))
+    chosen = _split_folder(top, settings, train)
+    other = _split_folder(top, settings, not train)
+    single = chosen or other
+    if single is not None and not (chosen and other):
+        _check_single_split(settings, single)
+    source = timm_source(open_timm(settings, "", str(single or top), "", train, strict))
+    _check_classes(settings, source.images.reader)
+    return source if chosen and other else hold_out(source, train)
+
+
+def _check_single_split(settings: DataSettings, split: Path) -> None:
+    """Refuse a split beside folders that are not splits: it is more likely a class like them."""
+    splits = (settings.train_split, settings.val_split, *TRAIN_NAMES, *VAL_NAMES)
+    others = sorted(
+        entry.name
+        for entry in split.parent.iterdir()
+        if entry.is_dir() and not entry.name.startswith(".") and entry.name not in splits
+    )
+    if others:
+        raise DataError(
+            f"{settings.options}: {split.name} holds folders, as a split does, and beside it lies "
+            f"{others[0]}, as classes do.",
+            f"Name {split} if that is the split; a class holds its images directly.",
+        )
+
+
+def _check_classes(settings: DataSettings, reader: Any) -> None:
+    """Refuse images above or below the folders of classes, which timm gives odd classes."""
+    root = Path(reader.root)
+    for folder in dict.fromkeys(Path(path).parent for path, _ in reader.samples):
+        if folder.parent != root:
+            raise DataError(
+                f"{settings.options}: the images in {folder} do not lie in the folder of a class.",
+                f"Each folder of {root} is a class, and holds its images directly.",
+            )
+
+
+def folder_root(settings: DataSettings) -> Path:
+    """Return the folder that the data are read from. Raises DataError where there is none."""
+    path = Path(settings.spec)
+    if settings.spec.partition("/")[0] == "folder" and not path.is_dir():
+        path = Path(settings.spec.partition("/")[2])
+    top = Path(settings.root or "", path)
+    if not top.is_dir():
+        raise DataError(
+            f"{settings.options}: {top} is not a folder.", "Check --data and --data-dir."
+        )
+    return top
+
+
+def _split_folder(top: Path, settings: DataSettings, train: bool) -> Path | None:
+    names = (settings.split(train), *(TRAIN_NAMES if train else VAL_NAMES))
+    return next((top / name for name in names if _is_split(top / name)), None)
+
+
+def _is_split(folder: Path) -> bool:
+    """Tell a split from a class of the same name: it holds the folders of its classes."""
+    return folder.is_dir() and any(entry.is_dir() for entry in folder.iterdir())

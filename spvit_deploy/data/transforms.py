@@ -16,8 +16,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from spvit_deploy.core.errors import DataError, first_line
 from spvit_deploy.core.preprocessing import Preprocessing
 from spvit_deploy.core.seeding import seeded, seeded_generator
-from spvit_deploy.data.encoded_image import EncodedImage
-from spvit_deploy.data.spec import DataSettings, Source
+from spvit_deploy.data.spec import DataSettings, EncodedImage, Source
 
 
 class RawImageTransform:
@@ -28,11 +27,6 @@ class RawImageTransform:
         self._mode = "L" if channels == 1 else "RGB"
 
     def __call__(self, image: Image.Image) -> Tensor:
-        """Convert an image.
-
-        Raises:
-            DataError: its pixels are floating-point numbers.
-        """
         return self._to_channels(_to_bytes(image, self._mode))
 
     def _to_channels(self, image: Any) -> Tensor:
@@ -64,11 +58,6 @@ class ImageTransform(RawImageTransform):
         )
 
     def __call__(self, image: Image.Image) -> Tensor:
-        """Resize, crop and convert an image.
-
-        Raises:
-            DataError: its pixels are floating-point numbers.
-        """
         return self._to_channels(self._resize(_to_bytes(image, self._mode)))
 
 
@@ -152,11 +141,7 @@ def load_batches(
 
 
 def _to_bytes(image: Image.Image, mode: str) -> Image.Image:
-    """Convert an image to 8 bits per channel.
-
-    Raises:
-        DataError: its pixels are floating-point numbers.
-    """
+    """Convert an image to 8 bits per channel."""
     if image.mode == "F":
         raise DataError(
             "An image has floating-point pixels, whose range is unknown.",

@@ -23,7 +23,7 @@ from torch.utils.data import ConcatDataset, Dataset
 
 from spvit_deploy.core.errors import DataError
 from spvit_deploy.core.progress import progress_bar
-from spvit_deploy.data.encoded_image import EncodedImage
+from spvit_deploy.data.spec import EncodedImage
 
 _IMAGES = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "ppm", "pgm", "gif")
 _AGAIN = "Create or download it again."
@@ -33,14 +33,7 @@ Members = dict[str, tuple[int, int]]
 
 @dataclass(frozen=True)
 class Shard(Dataset[tuple[Image.Image, int]]):
-    """Images of a tar file, in the order in which they lie.
-
-    Attributes:
-        path: Path of the file.
-        offsets: Where the content of each image begins, in bytes, [images].
-        sizes: Size of each image, in bytes, [images].
-        labels: Class of each image, [images].
-    """
+    """Images of a tar file: offset and size of each in bytes, and its class, all [images]."""
 
     path: str
     offsets: NDArray[np.int64]
@@ -51,11 +44,6 @@ class Shard(Dataset[tuple[Image.Image, int]]):
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        """Return image and label.
-
-        Raises:
-            DataError: naming shard and sample.
-        """
         try:
             with open(self.path, "rb") as stream:
                 stream.seek(int(self.offsets[index]))

@@ -37,9 +37,6 @@ def value_weights(attn: Any) -> tuple[Tensor, Tensor | None]:
 
     Returns:
         Weight [heads · head_dim, channels], and bias [heads · head_dim] or None.
-
-    Raises:
-        AttributeError: the attention has none of these layers.
     """
     for name in ("v_proj", "v"):
         separate = getattr(attn, name, None)
@@ -78,18 +75,14 @@ class BlockSite:
     Attributes:
         path: Name of the block in the model, such as ``blocks.3``.
         block: The block, whose attention and MLP are replaced in place.
-        dim: Channels C of a token.
-        heads: Number of attention heads H.
-        head_dim: Channels d of a head's values.
+        dim, head_dim: Channels C of a token, and d of a head's values.
         hidden: Hidden units of the MLP that can be trimmed; 0 where none can.
         grid: Rows and columns of the image's tokens, without prefix tokens.
         prefix: Tokens before the grid ones (class, distillation, registers).
         regroup: Conversion of attention's windows to the image; None for global attention.
         kinds: Operations that the block can take, in order of cost. A kind that is not among
             them falls back to the next cheaper one that is, and failing that to the cheapest.
-        attn_name: Name of the attention branch in the block.
-        mlp_name: Name of the MLP branch in the block.
-        mlp_parts: The layers that hold the MLP's hidden units.
+        attn_name, mlp_name: Names of the branches in the block.
         values: Reads the value projection out of the attention.
         exposed: Attributes of the attention that its block reads.
         trims_heads: Whether attention can lose whole heads: rows of ``qkv``, columns of ``proj``.
@@ -145,7 +138,7 @@ class Family(ABC):
     """One family of models. A plug-in may subclass it, or write a class of the same interface.
 
     Attributes:
-        name: Name of the family in messages and tables.
+        name: In messages and tables.
         classes: Exact classes of its models; a subclass of one may change the forward pass.
     """
 
@@ -166,6 +159,4 @@ class Family(ABC):
 
     def finalize(self, model: nn.Module, site: BlockSite, kind: AttentionKind) -> None:
         """Remove from a lean model what the block does not need with this kind of attention."""
-        old_name: Any = getattr(self, "settle", None)  # in plug-ins
-        if old_name is not None:
-            old_name(model, site, kind)
+        return None

@@ -23,8 +23,7 @@ class BeitFamily(Family):
         """Return why the token grid is not fixed, or None."""
         return fixed_grid_refusal(model)
 
-    def sites(self, model: nn.Module) -> list[BlockSite]:
+    def sites(self, model: Any) -> list[BlockSite]:
         """Return the blocks in order."""
-        net: Any = model
-        prefix = int(net.num_prefix_tokens)
-        return numbered_sites("blocks", net.blocks, net.patch_embed.grid_size, prefix)
+        prefix = int(model.num_prefix_tokens)
+        return numbered_sites("blocks", model.blocks, model.patch_embed.grid_size, prefix)

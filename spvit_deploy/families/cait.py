@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from timm.models.cait import Cait
-from torch import nn
 
 from spvit_deploy.families.base import BlockSite, Family
 from spvit_deploy.families.parts import ATTENTION_ONLY, numbered_sites
@@ -17,9 +16,8 @@ class CaitFamily(Family):
     name = "cait"
     classes = (Cait,)
 
-    def sites(self, model: nn.Module) -> list[BlockSite]:
+    def sites(self, model: Any) -> list[BlockSite]:
         """Return the blocks in order, those of class attention last."""
-        net: Any = model
-        grid, last = net.patch_embed.grid_size, net.blocks_token_only
-        patches = numbered_sites("blocks", net.blocks, grid)
+        grid, last = model.patch_embed.grid_size, model.blocks_token_only
+        patches = numbered_sites("blocks", model.blocks, grid)
         return patches + numbered_sites("blocks_token_only", last, grid, kinds=ATTENTION_ONLY)

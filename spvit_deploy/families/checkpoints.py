@@ -29,9 +29,6 @@ _AGAIN = "Download or create it again."
 def read_state_dict(path: Path) -> dict[str, Tensor]:
     """Read weights from a ``.safetensors`` or torch file, without running any code in it.
 
-    Returns:
-        The tensors by name, on the CPU.
-
     Raises:
         InputError: there is no such file.
         CheckpointError: it holds no weights, is damaged, or is a pickle that would run code.
@@ -109,13 +106,9 @@ def load_weights(
     where: str,
     hint: str = "Check --model and --model-arg against what was trained.",
 ) -> None:
-    """Load weights that must fit exactly, in place.
+    """Load weights, with the names of timm or of the model's authors, that must fit exactly.
 
-    Args:
-        model: On a real device, or on ``meta``, where it takes over the tensors.
-        state: Tensors by name, as timm or the model's original authors name them.
-        where: Name of the weights in errors.
-        hint: What to do where they do not fit.
+    A model on ``meta`` takes over the tensors. ``where`` names the weights in errors.
 
     Raises:
         CheckpointError: keys are missing, unexpected, of another shape, or not finite.
@@ -152,10 +145,9 @@ def _first_three(keys: Sequence[str]) -> str:
 def _require_finite(state: Mapping[str, Tensor], parameters: set[str], where: str) -> None:
     """Refuse NaN, and infinity in parameters; masks in buffers may hold infinity."""
     odd = [
-        key
-        for key, tensor in state.items()
+        key for key, tensor in state.items()
         if not bool((torch.isfinite(tensor) if key in parameters else ~torch.isnan(tensor)).all())
-    ]
+    ]  # fmt: skip
     if odd:
         raise CheckpointError(
             f"{where} holds NaN or infinity: {_first_three(odd)}.",

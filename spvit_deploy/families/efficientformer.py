@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from timm.models.efficientformer import EfficientFormer
-from torch import Tensor, nn
+from torch import Tensor
 
 from spvit_deploy.families.base import BlockSite, Family
 from spvit_deploy.families.parts import ATTENTION_ONLY, mlp_parts, standard_site
@@ -32,12 +32,11 @@ class EfficientFormerFamily(Family):
     name = "efficientformer"
     classes = (EfficientFormer,)
 
-    def sites(self, model: nn.Module) -> list[BlockSite]:
+    def sites(self, model: Any) -> list[BlockSite]:
         """Return the blocks in order."""
-        net: Any = model
         return [
             _site(f"stages.{stage}.blocks.{index}", block)
-            for stage, layer in enumerate(net.stages)
+            for stage, layer in enumerate(model.stages)
             for index, block in enumerate(layer.blocks)
             if hasattr(block, "token_mixer")
         ]

@@ -7,12 +7,13 @@ skipped where its output has the shape of its input, and MLPs of a known class a
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
 
 from spvit_deploy.core.errors import first_line
 from spvit_deploy.families.base import BlockSite, Family, MlpParts, Refusal
@@ -24,8 +25,6 @@ _BRANCHES = (
     ("attn", "mlp"), ("token_mixer", "mlp"), ("attn_out", "mlp"), ("attn_in", "mlp_in"),
     ("factoratt_crpe", "mlp"), ("e_mhsa", "mlp"), ("xca", "mlp"),
 )  # fmt: skip
-
-
 # Shapes of the first input and of the output of each call of a module, by the module's id.
 _Calls = dict[int, list[tuple[torch.Size, torch.Size]]]
 
@@ -59,15 +58,11 @@ class GenericFamily(Family):
     def sites(self, model: nn.Module) -> list[BlockSite]:
         """Return the blocks in order, each with the operations that a run of the model allows.
 
-        Raises:
-            RuntimeError: the model does not run on its own input size; or another error that its
-                forward pass raises.
+        Errors are those of the model's forward pass.
         """
         shadow = copy.deepcopy(model).to("meta").eval().requires_grad_(False)
-        found = list(_blocks(shadow))
-        branches = [block.get_submodule(name) for _, block, names in found for name in names]
-        calls = _record_calls(shadow, branches)
-        guesses = [_site(path, block, names, calls) for path, block, names in found]
+        calls = _record_calls(shadow)
+        guesses = [_site(path, block, names, calls) for path, block, names in _blocks(shadow)]
         sites = _confirmed(shadow, [site for site in guesses if site is not None])
         return [replace(site, block=model.get_submodule(site.path)) for site in sites]
 
@@ -92,8 +87,8 @@ def _has_weights(module: nn.Module) -> bool:
     return next(module.parameters(), None) is not None
 
 
-def _record_calls(model: nn.Module, parts: Sequence[nn.Module]) -> _Calls:
-    """Run the model once and return the calls of each part."""
+def _record_calls(model: nn.Module) -> _Calls:
+    """Run the model once and return the calls of each module."""
     calls: _Calls = {}
 
     def record(part: nn.Module, args: tuple[Any, ...], output: Any) -> None:
@@ -101,12 +96,8 @@ def _record_calls(model: nn.Module, parts: Sequence[nn.Module]) -> _Calls:
         shapes = (args[0].shape, output.shape) if plain else (torch.Size(), torch.Size([0]))
         calls.setdefault(id(part), []).append(shapes)
 
-    handles = [part.register_forward_hook(record) for part in parts]
-    try:
+    with register_module_forward_hook(record):
         _run(model)
-    finally:
-        for handle in handles:
-            handle.remove()
     return calls
 
 

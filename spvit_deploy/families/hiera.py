@@ -7,7 +7,6 @@ from math import prod
 from typing import Any
 
 from timm.models.hiera import Hiera
-from torch import nn
 
 from spvit_deploy.families.base import BlockSite, Family
 from spvit_deploy.families.parts import ATTENTION_ONLY, POINTWISE_ONLY, standard_site
@@ -21,12 +20,11 @@ class HieraFamily(Family):
     name = "hiera"
     classes = (Hiera,)
 
-    def sites(self, model: nn.Module) -> list[BlockSite]:
+    def sites(self, model: Any) -> list[BlockSite]:
         """Return the blocks in order."""
-        net: Any = model
-        tokens = prod(net.tokens_spatial_shape)
+        tokens = prod(model.tokens_spatial_shape)
         sites = []
-        for index, block in enumerate(net.blocks):
+        for index, block in enumerate(model.blocks):
             tokens //= block.attn.q_stride
             pools = block.attn.q_stride > 1 or block.dim != block.dim_out
             kinds = ATTENTION_ONLY if pools else POINTWISE_ONLY

@@ -21,13 +21,9 @@ ATTENTION_ONLY = (AttentionKind.MSA,)
 
 @dataclass(frozen=True)
 class _MlpLayout:
-    """Layers of one of timm's MLP classes; layers that an instance does not have are ignored.
+    """Layers of one of timm's MLP classes, as in :class:`MlpParts`; absent ones are ignored.
 
-    Attributes:
-        inputs: Sub-modules whose output channels are the hidden units.
-        outputs: Sub-modules of which one takes the hidden units as input.
-        aside: Sub-modules with weights that only act on the tokens' own channels.
-        copies: As in :class:`MlpParts`.
+    Those ``aside`` have weights that only act on the tokens' own channels.
     """
 
     inputs: tuple[str, ...] = ("fc1",)
@@ -62,10 +58,8 @@ def mlp_parts(mlp: nn.Module) -> tuple[int, MlpParts]:
     """Find the hidden units of an MLP that can be trimmed.
 
     An MLP of an unknown class has none, and neither has one that normalizes over its hidden
-    units: the remaining units would be normalized differently.
-
-    Returns:
-        The number of hidden units, 0 where none can be trimmed, and the layers that hold them.
+    units: the remaining units would be normalized differently. Returns their number, and the layers
+    that hold them.
     """
     layout = _MLP_LAYOUTS.get(type(mlp).__name__, _MlpLayout((), ()))
     plain = {name for name, part in mlp.named_modules() if isinstance(part, _RESIZABLE)}
@@ -99,9 +93,6 @@ def standard_site(
     than the projection takes (grouped queries), or a gated output.
 
     Arguments are the fields of :class:`BlockSite` that cannot be read off the block.
-
-    Raises:
-        AttributeError: the block has no ``mlp`` or ``attn_name``, or that no ``proj`` or heads.
     """
     attn = block.get_submodule(attn_name)
     hidden, parts = mlp_parts(block.mlp)

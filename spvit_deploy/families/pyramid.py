@@ -6,7 +6,6 @@ from typing import Any
 
 from timm.models.pvt_v2 import PyramidVisionTransformerV2
 from timm.models.twins import Twins
-from torch import nn
 
 from spvit_deploy.families.base import BlockSite, Family
 from spvit_deploy.families.parts import numbered_sites
@@ -23,11 +22,10 @@ class PyramidFamily(Family):
     name = "pyramid"
     classes = (PyramidVisionTransformerV2, Twins)
 
-    def sites(self, model: nn.Module) -> list[BlockSite]:
+    def sites(self, model: Any) -> list[BlockSite]:
         """Return the blocks of all stages in order; a stage halves the map, rounding up."""
-        net: Any = model
         twins = isinstance(model, Twins)
-        stages = net.blocks if twins else [stage.blocks for stage in net.stages]
+        stages = model.blocks if twins else [stage.blocks for stage in model.stages]
         _, height, width = input_size(model)
         sites = []
         for stage, blocks in enumerate(stages):

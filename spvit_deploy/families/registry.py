@@ -25,11 +25,7 @@ _BUILT_IN = (
 
 
 def families() -> list[Family]:
-    """Return the built-in families, those of installed plug-ins, and last the generic one.
-
-    Raises:
-        InputError: a plug-in cannot be loaded.
-    """
+    """Return the built-in families, those of installed plug-ins, and last the generic one."""
     built_in = [resolve_name(f"spvit_deploy.families.{place}") for place in _BUILT_IN]
     return [
         family() for family in (*built_in, *load_plugins("spvit_deploy.families"), GenericFamily)
@@ -37,15 +33,7 @@ def families() -> list[Family]:
 
 
 def inspect_family(model: nn.Module) -> tuple[Family | None, Refusal | None]:
-    """Find the family of a model, and the reason why the model is not supported.
-
-    Returns:
-        The first family that the model belongs to, or None; and a refusal, or None where the
-        model is supported.
-
-    Raises:
-        InputError: A plug-in cannot be loaded.
-    """
+    """Find the first family of a model, if any, and the reason, if any, why it is not supported."""
     known = families()
     for family in known:
         if family.matches(model):
@@ -57,22 +45,17 @@ def inspect_family(model: nn.Module) -> tuple[Family | None, Refusal | None]:
 
 
 def find_family(model: nn.Module, name: str) -> Family:
-    """Return the family that supports a model.
-
-    Args:
-        model: A timm model.
-        name: Name of the model in error messages.
+    """Return the family that supports a model, which errors call ``name``.
 
     Raises:
         ModelError: No family supports it.
-        InputError: A plug-in cannot be loaded.
     """
     family, refusal = inspect_family(model)
-    if family is not None and refusal is None:
-        return family
-    reason, hint = (refusal.reason, refusal.hint) if refusal else ("no family takes it", "")
-    hint = hint or "`spvit-deploy inspect MODEL` shows which models can."
-    raise ModelError(f"{name} cannot be searched: {reason}.", hint)
+    if refusal is not None:
+        hint = refusal.hint or "`spvit-deploy inspect MODEL` shows which models can."
+        raise ModelError(f"{name} cannot be searched: {refusal.reason}.", hint)
+    assert family is not None
+    return family
 
 
 def find_sites(model: nn.Module, name: str) -> list[BlockSite]:

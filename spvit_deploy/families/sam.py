@@ -44,12 +44,11 @@ class SamFamily(Family):
     name = "sam"
     classes = (VisionTransformerSAM,)
 
-    def sites(self, model: nn.Module) -> list[BlockSite]:
+    def sites(self, model: Any) -> list[BlockSite]:
         """Return the blocks in order."""
-        net: Any = model
-        grid = tuple(net.patch_embed.grid_size)
+        grid = tuple(model.patch_embed.grid_size)
         sites = []
-        for index, block in enumerate(net.blocks):
+        for index, block in enumerate(model.blocks):
             side = block.window_size
             windows = _MapWindows(grid, (side, side) if side else grid, (0, 0))
             sites.append(replace(standard_site(f"blocks.{index}", block, grid), regroup=windows))

@@ -23,10 +23,7 @@ from spvit_deploy.families.parts import standard_site
 class Windows:
     """(Shifted) windows of an image, which is padded to a multiple of the window.
 
-    Attributes:
-        image: Rows and columns of tokens.
-        window: Rows and columns of a window.
-        shift: Rows and columns by which the image is rolled up and left beforehand.
+    Sizes are rows and columns of tokens; the image is rolled up and left by ``shift`` beforehand.
     """
 
     image: tuple[int, int]
@@ -58,9 +55,7 @@ class Windows:
 class WholeBlock(nn.Module):
     """A Swin block whose attention became a convolution or a skip: no window, no roll.
 
-    Args:
-        block: timm's block, whose norms and branches keep their names.
-        post_norm: Whether norms follow the branches (v2) or precede them.
+    Norms and branches keep timm's names; norms follow the branches (v2) or precede them.
     """
 
     def __init__(self, block: Any, post_norm: bool) -> None:
@@ -88,10 +83,9 @@ class SwinFamily(Family):
     name = "swin"
     classes = (SwinTransformer, SwinTransformerV2)
 
-    def refusal(self, model: nn.Module) -> Refusal | None:
+    def refusal(self, model: Any) -> Refusal | None:
         """Return why this Swin is not supported, or None."""
-        net: Any = model
-        blocks = [block for stage in net.layers for block in stage.blocks]
+        blocks = [block for stage in model.layers for block in stage.blocks]
         if any(getattr(block, "dynamic_mask", False) for block in blocks):
             return Refusal(
                 "its windows change with the image (strict_img_size=False)",
@@ -99,11 +93,10 @@ class SwinFamily(Family):
             )
         return None
 
-    def sites(self, model: nn.Module) -> list[BlockSite]:
+    def sites(self, model: Any) -> list[BlockSite]:
         """Return the blocks in order."""
-        net: Any = model
         sites = []
-        for stage, layer in enumerate(net.layers):
+        for stage, layer in enumerate(model.layers):
             for index, block in enumerate(layer.blocks):
                 path = f"layers.{stage}.blocks.{index}"
                 image = tuple(block.input_resolution)

@@ -1,7 +1,9 @@
-"""Building timm models by name, and what timm records about them."""
+"""timm's models: built by name, what timm records about them, fused and unfused attention."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import timm
@@ -41,11 +43,7 @@ def _is_hub_id(name: str) -> bool:
 
 
 def create_model(spec: ModelSpec, pretrained: bool = False) -> nn.Module:
-    """Build a timm model.
-
-    Args:
-        spec: Name (``hf-hub:`` ids too) and arguments of ``timm.create_model``.
-        pretrained: Load timm's pretrained weights, which needs a network or a filled cache.
+    """Build a timm model, with pretrained weights if the network or a cache has them.
 
     Raises:
         ModelError: unknown name, arguments that timm refuses, or weights that could not be
@@ -121,13 +119,8 @@ def input_size(model: Any) -> tuple[int, int, int]:
     return int(channels), int(height), int(width)
 
 
-def preprocessing_of(model: nn.Module, crop_pct: float | None = None) -> Preprocessing:
-    """Return timm's preprocessing of a model, with mean and std for its number of channels.
-
-    Args:
-        model: A timm model.
-        crop_pct: Fraction of the image's side that is kept; None for timm's.
-    """
+def preprocessing_of(model: nn.Module) -> Preprocessing:
+    """Return timm's preprocessing of a model, with mean and std for its number of channels."""
     size = input_size(model)
     config = timm.data.resolve_data_config({"input_size": size}, model=model)
     mean, std = list(config["mean"]), list(config["std"])
@@ -138,6 +131,36 @@ def preprocessing_of(model: nn.Module, crop_pct: float | None = None) -> Preproc
         mean=tuple(mean),
         std=tuple(std),
         interpolation=config["interpolation"],
-        crop_pct=config["crop_pct"] if crop_pct is None else crop_pct,
+        crop_pct=config["crop_pct"],
         crop_mode=config["crop_mode"],
     )
+
+
+def disable_fused_attention(module: nn.Module) -> list[Any]:
+    """Compute attention as separate matrix products, in place; return what was fused before."""
+    fused = [part for part in module.modules() if getattr(part, "fused_attn", False)]
+    for part in fused:
+        part.fused_attn = False  # type: ignore[assignment]
+    return fused
+
+
+@contextmanager
+def unfused_attention(module: nn.Module) -> Iterator[None]:
+    """Compute attention as separate matrix products within this context."""
+    fused = disable_fused_attention(module)
+    try:
+        yield
+    finally:
+        for part in fused:
+            part.fused_attn = True
+
+
+def training_attention(
+    module: nn.Module, amp: bool, device: torch.device
+) -> AbstractContextManager[None]:
+    """Compute attention in the form that trains fastest within this context.
+
+    On a CPU in bfloat16 that is the unfused one: torch's fused kernel has a slow backward pass
+    there, three times the step of a ViT of few channels.
+    """
+    return unfused_attention(module) if amp and device.type == "cpu" else nullcontext()

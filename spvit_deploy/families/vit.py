@@ -33,12 +33,11 @@ class VitFamily(Family):
         """Return why this ViT is not supported, or None."""
         return fixed_grid_refusal(model) or _blocks_refusal(model)
 
-    def sites(self, model: nn.Module) -> list[BlockSite]:
+    def sites(self, model: Any) -> list[BlockSite]:
         """Return the blocks in order."""
-        net: Any = model
-        grid, prefix = net.patch_embed.grid_size, int(net.num_prefix_tokens)
+        grid, prefix = model.patch_embed.grid_size, int(model.num_prefix_tokens)
         sites = []
-        for index, block in enumerate(net.blocks):
+        for index, block in enumerate(model.blocks):
             kinds = ALL_KINDS if type(block.attn).__name__ in _ATTENTIONS else WITHOUT_CONVS
             sites.append(standard_site(f"blocks.{index}", block, grid, prefix, kinds))
         return sites

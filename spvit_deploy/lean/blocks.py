@@ -49,16 +49,7 @@ class ConvAttention(nn.Module):
     """Bottleneck convolution read out of attention: conv C→d, BatchNorm, ReLU, linear d→C.
 
     Prefix tokens pass unchanged. A 1×1 convolution is a matrix product on the tokens: to move them
-    onto a grid and back would cost more.
-
-    Args:
-        kind: CONV1X1 or CONV3X3.
-        dim: channels C of a token.
-        head_dim: channels d of a head, the width of the bottleneck.
-        grid: Rows and columns of the grid tokens.
-        prefix: Number of tokens before the grid ones.
-        bias: Whether conv and linear have a bias.
-        dilation: Tokens from one position of a 3×3 kernel to the next.
+    onto a grid and back would cost more. ``bias`` is whether conv and linear have one.
     """
 
     def __init__(
@@ -72,9 +63,7 @@ class ConvAttention(nn.Module):
         dilation: int = 1,
     ) -> None:
         super().__init__()
-        self.pointwise = kind is AttentionKind.CONV1X1
-        self.grid = grid
-        self.prefix = prefix
+        self.pointwise, self.grid, self.prefix = kind is AttentionKind.CONV1X1, grid, prefix
         self.conv: nn.Conv2d = (
             PointwiseConv(dim, head_dim, 1, bias=bias[0])
             if self.pointwise
@@ -108,19 +97,13 @@ class ConstantMlp(nn.Module):
     """An MLP without hidden units: its output is the same for every token.
 
     In evaluation it returns that vector, to be broadcast: an export then has neither a tensor of
-    its input's shape nor the norm before it.
-
-    Args:
-        dim: channels C.
-        bias: Whether the output is not zero.
-        channels_first: Whether the MLP works on maps [B, C, H, W].
+    its input's shape nor the norm before it. Without bias it is zero.
     """
 
     def __init__(self, dim: int, bias: bool = True, channels_first: bool = False) -> None:
         super().__init__()
         self.bias = nn.Parameter(torch.zeros(dim)) if bias else None
-        self.channels_first = channels_first
-        self.dim = dim
+        self.channels_first, self.dim = channels_first, dim
 
     def forward(self, x: Tensor, *_: Any, **__: Any) -> Tensor:
         """[B, …, C], or [B, C, H, W], → the same shape; [C], or [C, 1, 1], in evaluation."""

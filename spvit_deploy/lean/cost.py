@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from spvit_deploy.core.errors import ModelError, first_line
 from spvit_deploy.core.plan import AttentionKind, PrunePlan
-from spvit_deploy.families.attention import disable_fused_attention
+from spvit_deploy.families.timm_models import disable_fused_attention
 
 OMITTED = (
     "softmax", "LayerNorm", "BatchNorm (folded at export)", "activations", "bias and residual "
@@ -39,15 +39,7 @@ class Cost:
 
 
 def count_cost(model: nn.Module, input_size: tuple[int, int, int]) -> Cost:
-    """Count a model by running it on a copy without data.
-
-    Args:
-        model: Not changed.
-        input_size: (channels, height, width).
-
-    Raises:
-        ModelError: The model does not run on images of this size.
-    """
+    """Count a model by running a copy without data on (channels, height, width)."""
     params = sum(parameter.numel() for parameter in model.parameters())
     return Cost(macs_by_module(model, input_size)[""], params)
 
@@ -56,7 +48,7 @@ def macs_by_module(model: nn.Module, input_size: tuple[int, int, int]) -> dict[s
     """Count the MACs of every module by its path; the empty path is the whole model.
 
     Raises:
-        ModelError: As :func:`count_cost`.
+        ModelError: The model does not run on images of this size.
     """
     shadow = copy.deepcopy(model).to("meta").eval().requires_grad_(False)
     disable_fused_attention(shadow)
@@ -99,7 +91,7 @@ class SiteCost:
 
     @staticmethod
     def linear(attention: dict[AttentionKind, int], unit: int, hidden: int) -> SiteCost:
-        """Build the cost of a block whose hidden units all cost the same."""
+        """Build the cost of a block whose hidden units cost ``unit`` each."""
         return SiteCost(attention, tuple(unit * width for width in range(hidden + 1)))
 
     def operation(self, kind: AttentionKind, heads: int | None = None) -> int:
@@ -129,7 +121,6 @@ class CostTable:
 
     Attributes:
         fixed: Of what every plan has.
-        sites: Of the blocks, in order.
         unit: MACs per image, nanoseconds per inference, or parameters.
         tail: Of the blocks from the last attention on, where an export computes no unused tokens;
             empty where that makes no difference.

@@ -19,12 +19,7 @@ CONSTANT_OUTPUT = (
 
 @torch.no_grad()
 def depends_on_input(model: nn.Module, size: tuple[int, int, int]) -> bool:
-    """Whether two images of noise have different outputs.
-
-    Args:
-        model: Left in its mode.
-        size: (channels, height, width).
-    """
+    """Whether two images of noise, of (channels, height, width), have different outputs."""
     training = model.training
     device = next(model.parameters()).device
     model.eval()

@@ -25,13 +25,8 @@ _COLUMNS = {
 
 @dataclass(frozen=True)
 class ConvWeights:
-    """Weights of one bottleneck convolution.
-
-    Attributes:
-        kernel: [head_dim, channels, k, k] with k of 1 or 3.
-        bias: [head_dim], or None.
-        proj: [channels, head_dim].
-        proj_bias: [channels], or None.
+    """Weights of a bottleneck convolution: kernel [head_dim, channels, k, k] with k of 1 or 3, bias
+    [head_dim], proj [channels, head_dim] and proj_bias [channels].
     """
 
     kernel: Tensor
@@ -47,30 +42,19 @@ class ConvWeights:
 
 
 def head_map(head_logits: Tensor, temperature: float) -> Tensor:
-    """Compute the weight of each head in each kernel position: a softmax over heads (eq. 4).
-
-    Args:
-        head_logits: [heads, 9].
-        temperature: α of the softmax.
-
-    Returns:
-        P [heads, 9]; columns sum to one.
-    """
+    """Compute the weight P [heads, 9] of each head: a softmax over heads (eq. 4)."""
     return torch.softmax(head_logits / temperature, dim=0)
 
 
 def position_shares(
     kind: AttentionKind, head_logits: Tensor, semantics: Semantics
 ) -> tuple[Tensor, int]:
-    """Compute the weight of each head in each kernel position, row-major.
+    """Compute the weight [heads, positions] of each head in a kernel, row-major, and its side.
 
     Args:
         kind: CONV1X1 (the centre only) or CONV3X3.
         head_logits: [heads, 9], columns in the order of ``semantics``.
         semantics: Temperature and order.
-
-    Returns:
-        Weights [heads, positions], and the side of the kernel.
     """
     share = head_map(head_logits, semantics.head_temperature)
     # Slices: a list as index would be copied to the GPU, which waits for all that runs there.
@@ -84,12 +68,7 @@ def position_shares(
 def logits_of_shares(shares: Tensor, semantics: Semantics) -> Tensor:
     """Invert :func:`position_shares` for a 3×3 kernel.
 
-    Args:
-        shares: [heads, 9], row-major and above 0; columns need not sum to one.
-        semantics: Temperature and order.
-
-    Returns:
-        Head logits [heads, 9].
+    Maps shares [heads, 9] above 0, whose columns need not sum to one, to head logits [heads, 9].
     """
     logits = torch.empty_like(shares)
     logits[:, _COLUMNS[semantics.kernel_order]] = semantics.head_temperature * shares.log()
@@ -106,9 +85,8 @@ def conv_weights(
     """Mix attention's value and output projections into a convolution (eq. 5).
 
     Args:
-        kind: CONV1X1 or CONV3X3.
+        kind, semantics: As of :func:`position_shares`.
         head_logits: [heads, 9].
-        semantics: Temperature of the head map, and order of its columns.
         values: Weight [heads·head_dim, channels] and bias [heads·head_dim] of the values.
         proj: Output projection, heads·head_dim → channels.
     """

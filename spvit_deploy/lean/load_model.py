@@ -26,10 +26,10 @@ class ModelRequest:
     """A model as a user names it.
 
     Attributes:
-        name: A dense or lean folder, or a timm model name.
-        args: Arguments of ``timm.create_model`` (with a timm name).
-        checkpoint: A dense folder or a file of weights (with a timm name).
-        pretrained: Whether to load timm's pretrained weights (with a timm name).
+        name: A dense or lean folder, or a timm model name; the others are for the latter.
+        args: Of ``timm.create_model``.
+        checkpoint: A dense folder or a file of weights.
+        pretrained: Whether to load timm's pretrained weights.
     """
 
     name: str
@@ -51,7 +51,6 @@ def check_request(request: ModelRequest) -> None:
 
     Raises:
         InputError: the name is neither a model folder nor a timm name, or options do not apply.
-        ModelError: timm and the plug-ins have no model of this name.
     """
     path = Path(request.name)
     if is_model_folder(path):
@@ -73,18 +72,9 @@ def check_request(request: ModelRequest) -> None:
 
 
 def load_model(request: ModelRequest, num_classes: int | None = None) -> tuple[SavedModel, str]:
-    """Load or build the requested model.
+    """Load or build a model; return it and the SHA-256 of what it was loaded from, if anything.
 
-    Args:
-        request: The model; see :class:`ModelRequest`.
-        num_classes: Outputs of a model that is built by name, unless ``args`` say.
-
-    Returns:
-        The model, and the SHA-256 of what it was loaded from (empty for a fresh one).
-
-    Raises:
-        InputError: or a subclass, as :func:`load_saved`, :func:`create_model` and
-            :func:`load_weights` raise it.
+    ``num_classes`` are the outputs of one that is built by name, unless its arguments say.
     """
     check_request(request)
     path = Path(request.name)

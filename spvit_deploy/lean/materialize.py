@@ -17,8 +17,8 @@ from spvit_deploy.families.timm_models import create_empty, input_size
 from spvit_deploy.lean.cost import Cost, count_cost
 from spvit_deploy.lean.operations.base import EXTRAS_PREFIX
 from spvit_deploy.lean.operations.registry import OperationSet, load_operations
+from spvit_deploy.lean.resize_layers import lean_mlp, trim_mlp
 from spvit_deploy.lean.token_merging import insert_merges
-from spvit_deploy.lean.trim_mlps import lean_mlp, trim_mlp
 
 
 def check_plan(
@@ -26,10 +26,7 @@ def check_plan(
 ) -> None:
     """Compare a plan with the blocks of the model that it is for.
 
-    Args:
-        plan: The plan.
-        sites: Blocks of the model.
-        operations: Those that exist; None for all of this package and of installed ones.
+    The operations are by default all of this package and of installed ones.
 
     Raises:
         PlanError: The plan has other blocks, or units, heads or operations that a block lacks.
@@ -65,8 +62,7 @@ def shape_lean(model: nn.Module, plan: PrunePlan) -> None:
     Their weights are not set: a state dict or :func:`materialize_weights` sets them.
 
     Raises:
-        ModelError: No family takes the model.
-        PlanError: The plan does not fit it.
+        InputError: No family takes the model, or the plan does not fit it.
     """
     family, operations = find_family(model, str(plan.model)), load_operations()
     sites = insert_merges(model, family.sites(model), plan.token_keep)
@@ -78,11 +74,7 @@ def shape_lean(model: nn.Module, plan: PrunePlan) -> None:
 
 
 def plan_costs(plan: PrunePlan) -> tuple[Cost, Cost]:
-    """Count the dense and the lean model of a plan, without weights.
-
-    Raises:
-        ModelError, PlanError: As :func:`shape_lean`.
-    """
+    """Count the dense and the lean model of a plan, without weights."""
     module = create_empty(plan.model)
     size = input_size(module)
     dense = count_cost(module, size)
@@ -107,7 +99,6 @@ def materialize_weights(
         A model in evaluation mode whose output equals the supernet's with these gates fixed.
 
     Raises:
-        ModelError, PlanError: As :func:`shape_lean`.
         CheckpointError: An extra that an operation needs is missing.
     """
     family, operations = find_family(dense, str(plan.model)), load_operations()

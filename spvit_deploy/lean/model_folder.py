@@ -63,11 +63,9 @@ class SavedModel:
     Attributes:
         module: The network, in evaluation mode, on the CPU.
         spec: The dense timm model that it is or was made from.
-        preprocessing: How images become its input.
         class_names: One per logit, or empty.
         plan: What was kept of it, for a lean model.
-        data: The data it was trained on.
-        sources: SHA-256 of what it was made from.
+        data, sources: What it was trained on; SHA-256 of what it was made from.
         history: Settings and results of earlier stages.
     """
 
@@ -91,24 +89,17 @@ class SavedModel:
         return f"{self.spec.name} ({self.kind})"
 
 
+def shared_fields(source: SavedModel | FolderRecord) -> dict[str, Any]:
+    """Return the fields that a model and the record of its folder have in common."""
+    names = ("preprocessing", "class_names", "data", "sources", "history")
+    return {name: getattr(source, name) for name in names}
+
+
 def save_model(
     saved: SavedModel, folder: Path, force: bool = False, beside: Sequence[Path] = ()
 ) -> ModelRecord:
-    """Write a model's folder atomically; files ``beside`` it are copied into it.
-
-    Raises:
-        OutputExistsError: It exists and ``force`` is not given.
-        StorageError: The disk is full or not writable.
-    """
-    record = ModelRecord(
-        kind=saved.kind,
-        model=saved.spec,
-        preprocessing=saved.preprocessing,
-        class_names=saved.class_names,
-        data=saved.data,
-        sources=saved.sources,
-        history=saved.history,
-    )
+    """Write a model's folder atomically; files ``beside`` it are copied into it."""
+    record = ModelRecord(kind=saved.kind, model=saved.spec, **shared_fields(saved))
     with new_folder(folder, force) as staging:
         state = saved.module.state_dict()
         return fill_folder(staging, record, CONFIG_FILE, state, WEIGHTS_FILE, saved.plan, beside)
@@ -125,8 +116,7 @@ def fill_folder(
 ) -> Described:
     """Write record, weights and plan of a model or search, and copy the files ``beside``.
 
-    Returns:
-        The record as written: with hashes and tool versions.
+    Returns the record as written: with hashes and tool versions.
     """
     tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in state.items()}
     write_bytes(staging / weights_file, safetensors.torch.save(tensors, {"format": "pt"}))
@@ -151,8 +141,7 @@ def read_model_record(folder: Path) -> ModelRecord:
     """Read ``config.json`` and check the files that it names.
 
     Raises:
-        InputError: It is not a dense or lean folder.
-        CorruptFileError: A file is missing, truncated or changed.
+        InputError: It is not a dense or lean folder, or CorruptFileError: one is damaged.
     """
     if not (folder / CONFIG_FILE).is_file():
         raise InputError(
@@ -174,10 +163,7 @@ def load_saved(folder: Path) -> SavedModel:
     """Load a dense or lean folder; the dense weights behind a lean one are not needed.
 
     Raises:
-        InputError: There is no such folder.
-        CorruptFileError: A file is damaged.
-        PlanError: The gates do not fit the model.
-        CheckpointError: The weights do not fit it.
+        InputError: There is no such folder, or what is in it is damaged or does not fit.
     """
     folder = Path(folder)
     record = read_model_record(folder)
@@ -188,16 +174,7 @@ def load_saved(folder: Path) -> SavedModel:
         with torch.device("meta"):
             shape_lean(module, plan)
     load_weights(module, read_state_dict(folder / WEIGHTS_FILE), str(folder / WEIGHTS_FILE))
-    return SavedModel(
-        module=module.eval(),
-        spec=record.model,
-        preprocessing=record.preprocessing,
-        class_names=record.class_names,
-        plan=plan,
-        data=record.data,
-        sources=record.sources,
-        history=record.history,
-    )
+    return SavedModel(module=module.eval(), spec=record.model, plan=plan, **shared_fields(record))
 
 
 def is_model_folder(path: Path) -> bool:

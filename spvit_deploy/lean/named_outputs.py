@@ -21,11 +21,10 @@ class NamedOutputs(nn.Module):
     """A model with named outputs.
 
     Args:
-        net: timm's model, dense or lean.
+        net, size: timm's model, dense or lean; (channels, height, width).
         what: ``logits``, ``features``, ``all``; None for what the model's own forward returns.
         layers: Indices of feature maps, as timm counts them; None for the last of every stage, or
             for four evenly spaced blocks of a model without stages.
-        size: (channels, height, width).
 
     Attributes:
         names: Of the outputs: ``logits`` [B, classes], or ``embedding`` [B, C] of a model without

@@ -7,8 +7,7 @@ so no convolution. It uses matrix products, gathers and sorts only, which every 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -34,8 +33,7 @@ def merge_tokens(x: Tensor, size: Tensor, count: int) -> tuple[Tensor, Tensor, T
         count: Tokens to keep, from half of them to all.
 
     Returns:
-        Tokens [batch, count, channels], their sizes [batch, count, 1], and the index that each
-        of the given tokens has now [batch, tokens].
+        Tokens, their sizes, and the index that each of the given tokens has now [batch, tokens].
     """
     even = x[:, ::2]
     sources, targets = even.shape[1], x.shape[1] // 2
@@ -78,9 +76,6 @@ class MergingBlocks(nn.Sequential):
         prefix: Tokens before the grid's, which are never merged.
         spread: Whether each token of the grid becomes a copy of what it was merged into at the end,
             for a head that pools over them: their mean then weights merged tokens by size.
-
-    Attributes:
-        checkpointing: Whether blocks are computed again in the backward pass.
     """
 
     def __init__(
@@ -120,15 +115,9 @@ def kept_tokens(tokens: int, share: float) -> int:
 def insert_merges(
     model: Any, sites: Sequence[BlockSite], keeps: Sequence[TokenKeep]
 ) -> list[BlockSite]:
-    """Put merges between the blocks of a model, in place.
+    """Put merges, if any, between the blocks of a model as timm builds it, in place.
 
-    Args:
-        model: As timm builds it.
-        sites: Its blocks.
-        keeps: The merges; without any the model stays as it is.
-
-    Returns:
-        The sites; behind a merge their operations include no convolution.
+    Returns the sites; behind a merge their operations include no convolution.
 
     Raises:
         ModelError: This model's tokens cannot be merged, or it has no such block.
@@ -162,18 +151,3 @@ def _require_plain(model: Any, sites: Sequence[BlockSite]) -> None:
             "DeiT can.",
             "Leave --token-keep out.",
         )
-
-
-@contextmanager
-def without_merges(model: Any) -> Iterator[None]:
-    """Switch merges off within a ``with`` block."""
-    blocks = getattr(model, "blocks", None)
-    if not isinstance(blocks, MergingBlocks):
-        yield
-        return
-    keeps = blocks.keeps
-    try:
-        blocks.keeps = {}
-        yield
-    finally:
-        blocks.keeps = keeps

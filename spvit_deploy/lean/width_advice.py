@@ -23,13 +23,10 @@ def unaligned_widths(plan: PrunePlan, alignment: int = ALIGNMENT) -> list[tuple[
 def advice(
     plan: PrunePlan, history: Sequence[Mapping[str, Any]] = (), alignment: int = ALIGNMENT
 ) -> str:
-    """Return advice on unaligned widths, or an empty string.
+    """Return advice on widths that do not have the alignment of the hardware, or an empty string.
 
-    Args:
-        plan: With the widths.
-        history: Earlier stages of the model. Where one requested this alignment and could not
-            reach it, there is no advice; an imported model has no gates to round by.
-        alignment: Alignment of the hardware.
+    Where a stage of the ``history`` requested this alignment and could not reach it, there is no
+    advice; an imported model has no gates to round by.
     """
     off = unaligned_widths(plan, alignment)
     if not off or any(_alignment(stage) % alignment == 0 for stage in history):

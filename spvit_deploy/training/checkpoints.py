@@ -39,12 +39,7 @@ State = dict[str, Any]
 
 
 class CheckpointRecord(StrictModel):
-    """``checkpoint.json``.
-
-    Attributes:
-        asked: Inputs of the run, see :class:`Checkpoints`.
-        diverged: Whether the run diverged after it, and so may resume at a lower learning rate.
-    """
+    """``checkpoint.json``; a run that diverged after it may resume at a lower learning rate."""
 
     schema_version: Literal[1] = 1
     kind: Literal["checkpoint"] = "checkpoint"
@@ -57,10 +52,9 @@ class CheckpointRecord(StrictModel):
 
 @dataclass
 class Checkpoints:
-    """The checkpoints of one run.
+    """The checkpoints of one run in a folder.
 
     Attributes:
-        folder: Where they are.
         inputs: Settings, data and model of the run, by name; only a run with the same resumes.
         every: How often one is written.
     """
@@ -153,8 +147,7 @@ class Checkpoints:
                 "Write the output to a folder that all hosts share.",
             ) from None
         path = self._path(step) / STATE_FILE
-        state: State = torch.load(path, map_location="cpu", weights_only=True)
-        return state
+        return torch.load(path, map_location="cpu", weights_only=True)
 
     def clear(self, after: int = 0) -> None:
         """Remove the checkpoints after this step, and incomplete ones of runs that were killed."""
@@ -191,7 +184,7 @@ class Checkpoints:
 
 
 def no_checkpoint(folder: Path) -> InputError:
-    """Return the error that there is nothing to resume from in a folder."""
+    """Build the error that there is nothing to resume from in a folder."""
     return InputError(
         f"{folder} holds no checkpoint to go on from.",
         "Leave --resume out to start from the beginning.",
@@ -199,7 +192,5 @@ def no_checkpoint(folder: Path) -> InputError:
 
 
 def _difference(name: str, then: Any, now: Any) -> str:
-    texts = [str(value) for value in (then, now)]
-    if max(map(len, texts)) > _READABLE:
-        return f"another {name}"
-    return f"{name} {texts[0]}, now {texts[1]}"
+    long = max(len(str(then)), len(str(now))) > _READABLE
+    return f"another {name}" if long else f"{name} {then}, now {now}"

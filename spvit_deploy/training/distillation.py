@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from spvit_deploy.core.errors import ModelError
-from spvit_deploy.families.attention import training_attention
+from spvit_deploy.families.timm_models import training_attention
 from spvit_deploy.lean.model_folder import SavedModel
 from spvit_deploy.training.optimizer import TrainSettings
 
@@ -30,24 +30,16 @@ class DistillSettings(TrainSettings):
 
 
 class DistillationLoss:
-    """Cross-entropy, mixed with distillation from a teacher (DeiT, arXiv 2012.12877, section 4).
-
-    Args:
-        settings: Weight, kind and temperature.
-        teacher: On the device of the images, or None.
-    """
+    """Cross-entropy, mixed with distillation from a teacher (DeiT, arXiv 2012.12877, section 4)."""
 
     def __init__(self, settings: DistillSettings, teacher: nn.Module | None) -> None:
         self._settings = settings
         self._teacher = teacher.eval() if teacher is not None else None
 
     def __call__(self, output: Any, images: Tensor, labels: Tensor) -> Tensor:
-        """Return the loss, a scalar.
+        """Return the loss, a scalar, of images [B, C, H, W] and labels [B].
 
-        Args:
-            output: Scores [B, classes], or a pair of those of the class and distillation heads.
-            images: [B, C, H, W], for the teacher.
-            labels: Class numbers [B].
+        The output is scores [B, classes], or a pair of those of class and distillation heads.
         """
         scores, distilled = output if isinstance(output, tuple) else (output, output)
         task = functional.cross_entropy(

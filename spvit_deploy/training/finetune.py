@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import replace
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 from torch import nn
@@ -24,11 +23,7 @@ from spvit_deploy.training.run import Run
 
 
 class FinetuneSettings(DistillSettings):
-    """How a model is fine-tuned.
-
-    Attributes:
-        adapters: ``lora:r=8`` or ``lora:r=8,alpha=16``; None to train all weights.
-    """
+    """How a model is fine-tuned; adapters are ``lora:r=8`` or ``lora:r=8,alpha=16``."""
 
     adapters: Annotated[LoraSettings | None, parsed_by(LoraSettings.parse)] = None
 
@@ -39,62 +34,31 @@ def finetune_model(
     settings: FinetuneSettings,
     teacher: SavedModel | None,
     device: torch.device,
-    label: str = "fine-tune",
     run: Run | None = None,
 ) -> SavedModel:
-    """Train a dense or lean model in place.
+    """Train a dense or lean model in place; return it on the CPU, with an entry in its history.
 
-    Args:
-        saved: The model.
-        batches: Training split, on ``device``.
-        settings: See :class:`FinetuneSettings`.
-        teacher: Model to distil from, or None.
-        device, label: Where to compute, and the name of the progress bar.
-        run: As in :func:`train`.
-
-    Returns:
-        The model on the CPU, with the settings and losses added to its history.
-
-    Raises:
-        ModelError, RuntimeMissingError: As :func:`check_teacher` and :func:`lora_adapters`.
-        JobError, DataError: As :func:`train`.
+    Batches are on ``device``. Errors are those of :func:`check_teacher`, :func:`lora_adapters` and
+    :func:`train`.
     """
     teaching = None
     if teacher is not None:
         check_teacher(saved, teacher)
         teaching = teacher.module.to(device).requires_grad_(False)
     loss, module = DistillationLoss(settings, teaching), saved.module.to(device)
-    with _adapters(saved, settings):
-        epochs = train(module, batches, loss, settings, label, run=run)
-    more = {
-        "teacher": teacher.title if teacher else None,
-        "loss": [round(epoch.loss, 5) for epoch in epochs],
-    }
-    return _trained(saved, batches, settings, more)
-
-
-@contextmanager
-def _adapters(saved: SavedModel, settings: FinetuneSettings) -> Iterator[None]:
-    """Add the adapters of the settings, if any, to a model within this context."""
-    if settings.adapters is None:
-        yield
-        return
-    size = saved.preprocessing.input_size
-    with lora_adapters(saved.module, settings.adapters, size, settings.seed) as counts:
-        stderr_console().print(str(counts), highlight=False)
-        yield
-
-
-def _trained(
-    saved: SavedModel, batches: Batches, settings: FinetuneSettings, more: dict[str, Any]
-) -> SavedModel:
-    """Record in a model what it was trained on; ``more`` goes into the entry of its history."""
+    with ExitStack() as stack:
+        if settings.adapters is not None:
+            size = saved.preprocessing.input_size
+            adapters = lora_adapters(module, settings.adapters, size, settings.seed)
+            stderr_console().print(str(stack.enter_context(adapters)), highlight=False)
+        epochs = train(module, batches, loss, settings, "fine-tune", run=run)
     entry = {
         "stage": "finetune",
         "data": batches.settings.spec,
         "settings": settings.model_dump(),
         "batch_size": batches.settings.batch_size,
-        **more,
+        "teacher": teacher.title if teacher else None,
+        "loss": [round(epoch.loss, 5) for epoch in epochs],
     }
     prep = saved.preprocessing
     if batches.no_crop:
@@ -111,12 +75,7 @@ def _trained(
 
 @torch.inference_mode()
 def top1(module: nn.Module, batches: Batches, processes: Processes = SINGLE_PROCESS) -> float:
-    """Return the top-1 accuracy of a model in percent.
-
-    Args:
-        module: In evaluation mode, on the device of the batches.
-        batches: Validation split, or this process's part of it.
-        processes: The processes that share the split.
+    """Return the top-1 accuracy in percent of a model in evaluation mode.
 
     Raises:
         DataError: There are no images.

@@ -1,11 +1,15 @@
-"""The training loop of search and fine-tuning, which resumes exactly where it was interrupted."""
+"""The training loop of search and fine-tuning, which resumes exactly where it was interrupted.
+
+A search trains its gates by hooks of the loop.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,14 +18,12 @@ from spvit_deploy.core.errors import DataError, DivergedError, JobError, Storage
 from spvit_deploy.core.progress import Bar, progress_bar, warn
 from spvit_deploy.core.seeding import derive_seed
 from spvit_deploy.data.batches import Batches
-from spvit_deploy.families.attention import training_attention
+from spvit_deploy.families.timm_models import training_attention
+from spvit_deploy.training.batch_norm import gradient_checkpointing, sync_batch_norm
 from spvit_deploy.training.checkpoints import Checkpoints, State
-from spvit_deploy.training.gradient_checkpointing import gradient_checkpointing
-from spvit_deploy.training.hooks import NoHooks, TrainingHooks
-from spvit_deploy.training.metrics import EpochMetrics
 from spvit_deploy.training.optimizer import LossFunction, Stepper, TrainSettings, make_optimizer
 from spvit_deploy.training.run import Run
-from spvit_deploy.training.sync_batch_norm import sync_batch_norm
+from spvit_deploy.training.train_log import EpochMetrics
 
 _log = logging.getLogger(__name__)
 # Reading a value from the device waits for it: the bar and the log do so every so many steps.
@@ -29,14 +31,46 @@ _NOTE_STEPS, _LOG_STEPS = 5, 10
 _SMALLER_LR = "Try a smaller --lr."
 
 
+class TrainingHooks:
+    """Calls of the training loop, in the order of a step; these add nothing."""
+
+    def owned_parameters(self) -> Sequence[nn.Parameter]:
+        """Return the parameters that :meth:`after_step` updates, which AdamW leaves out."""
+        return ()
+
+    def before_step(self, step: int, seed: int) -> None:
+        """Prepare step ``step``, counted from 0; its random numbers follow from ``seed``."""
+
+    def extra_loss(self) -> Tensor | float:
+        """Return a scalar that is added to the loss of the step."""
+        return 0.0
+
+    def after_step(self) -> None:
+        """Update the owned parameters from their gradients, which are those of all processes."""
+
+    def stop_reason(self) -> str | None:
+        """Return why training may end after the epoch that has just ended; None to go on."""
+        return None
+
+    def progress_note(self) -> str:
+        """Return what the progress bar shows beside the loss."""
+        return ""
+
+    def metrics(self) -> Mapping[str, float]:
+        """Return what the log records beside the loss, by name."""
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return tensors and numbers for a checkpoint; the keys are beside those of the loop."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned; ``state`` also holds the keys of the loop."""
+
+
 @dataclass
 class Epoch:
-    """Result of an epoch.
-
-    Attributes:
-        loss: Mean training loss.
-        accuracy: Top-1 accuracy on the training batches, percent.
-    """
+    """Mean training loss of an epoch, and top-1 accuracy on its batches in percent."""
 
     loss: float
     accuracy: float
@@ -56,10 +90,8 @@ def train(
     Args:
         model, batches: The model and the training split, on one device.
         loss_function: Maps output, images [B, C, H, W] and labels [B] to a scalar.
-        settings: Epochs, learning rate and so on.
-        label: Name of the progress bar.
-        hooks: What the stage adds to the loop, such as the gates of a search.
-        run: Processes, checkpoints, log, and the state to resume from; none by default.
+        settings, label: How to train, and the name of the progress bar.
+        hooks, run: What the stage adds; processes, files, and the state to resume from.
 
     Returns:
         One result per epoch, with those before a resumption.
@@ -78,7 +110,8 @@ def train(
                 stack.enter_context(gradient_checkpointing(model))
             where = next(model.parameters()).device
             stack.enter_context(training_attention(model, settings.amp, where))
-            loop = _Loop(model, batches, loss_function, settings, label, hooks or NoHooks(), run)
+            hooks = hooks or TrainingHooks()
+            loop = _Loop(model, batches, loss_function, settings, label, hooks, run)
             history = loop.run_epochs()
     model.eval()
     return history
@@ -113,7 +146,6 @@ class _Loop:
         self.run.processes.copy_from_first([*self.model.parameters(), *self.model.buffers()])
 
     def run_epochs(self) -> list[Epoch]:
-        """Train to the end."""
         total = self.settings.epochs * len(self.batches) or None
         stop = False
         with progress_bar(self.label, total, self._step) as bar:
@@ -140,7 +172,9 @@ class _Loop:
             try:
                 batch = next(batches, None)
             except DataError as error:
-                raise _damaged_image(error) from error
+                job = JobError(error.message, f"{error.hint} Then go on with --resume.".strip())
+                job.alone = True  # each process reads other images
+                raise job from error
             if uneven and not processes.all_agree(batch is not None, device):
                 return
             if batch is None:
@@ -149,9 +183,8 @@ class _Loop:
 
     def _advance(self, images: Tensor, labels: Tensor) -> None:
         # Random numbers follow from the number of the step, so a checkpoint needs no generators.
-        torch.manual_seed(
-            derive_seed(self.settings.seed, self._step, self.run.processes.rank.index)
-        )
+        seed, process = self.settings.seed, self.run.processes.rank.index
+        torch.manual_seed(derive_seed(seed, self._step, process))
         self._before_step(self._step)
         self._step += 1
         self._done += 1
@@ -163,7 +196,6 @@ class _Loop:
         self.hooks.before_step(step, derive_seed(self.settings.seed, step))
 
     def _report(self, bar: Bar) -> None:
-        """Update the bar; write to the log and a checkpoint where one is due."""
         bar.advance(note=self._note() if self._step % _NOTE_STEPS == 0 else None)
         if self._step % _LOG_STEPS == 0:
             self._require_finite_loss()
@@ -171,7 +203,8 @@ class _Loop:
         checkpoints = self.run.checkpoints
         if checkpoints is not None and checkpoints.due(self._step):
             self._require_finite_loss()
-            self._require_finite_weights()
+            if not all(bool(parameter.isfinite().all()) for parameter in self.model.parameters()):
+                raise DivergedError(f"A weight became NaN in step {self._step}.", _SMALLER_LR)
             self._save(checkpoints)
 
     def _save(self, checkpoints: Checkpoints) -> None:
@@ -206,10 +239,6 @@ class _Loop:
             raise DivergedError(
                 f"The loss became {value} in step {step}, epoch {self._epoch + 1}.", _SMALLER_LR
             )
-
-    def _require_finite_weights(self) -> None:
-        if not all(bool(parameter.isfinite().all()) for parameter in self.model.parameters()):
-            raise DivergedError(f"A weight became NaN in step {self._step}.", _SMALLER_LR)
 
     def _write(self, **values: float) -> None:
         if self.run.log is not None:
@@ -252,10 +281,3 @@ def _warn_if_few(batches: Batches) -> None:
             f"a step takes {batch} images by --batch-size, and there are {size} to train on: all "
             "of them are in every step, and an epoch is one step."
         )
-
-
-def _damaged_image(error: DataError) -> JobError:
-    """Turn the error of a damaged image into that of a job that has begun."""
-    job = JobError(error.message, f"{error.hint} Then go on with --resume.".strip())
-    job.alone = True  # each process reads other images
-    return job

@@ -1,9 +1,7 @@
 """Fine-tuning by low-rank adapters (LoRA, arXiv 2106.09685), which are merged at the end.
 
 A layer W computes (W + alpha/r·B·A)·x; A and B have rank r and are trained, W is not. Classifier
-and norms train too; the rest keeps its values, so that gradients and AdamW's two moments are those
-of a small part of the model. BatchNorm's running statistics follow the data as in any fine-tuning:
-they are measured, not trained, and those of other images would be wrong for these.
+and norms train too. BatchNorm's running statistics follow the data as in any fine-tuning.
 """
 
 from __future__ import annotations
@@ -12,13 +10,14 @@ import importlib.util
 import re
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from pydantic import Field, model_serializer
-from torch import Tensor, nn
+from torch import nn
+from torch.nn.modules.module import register_module_forward_hook
 
 from spvit_deploy.core.errors import InputError, ModelError, RuntimeMissingError
 from spvit_deploy.core.log_filters import silenced
@@ -63,14 +62,7 @@ class LoraSettings(StrictModel):
 
 @dataclass(frozen=True)
 class LoraCounts:
-    """Numbers of trained parameters and adapted layers.
-
-    Attributes:
-        trained: Parameters of adapters, classifier and norms.
-        total: Parameters of the model without adapters.
-        layers: Layers that have an adapter.
-        without: Linear layers and 1×1 and 3×3 convolutions that cannot have one.
-    """
+    """Numbers of parameters that train and of all, and of layers with and without adapters."""
 
     trained: int
     total: int
@@ -90,11 +82,7 @@ class LoraCounts:
 
 
 def require_peft(adapters: LoraSettings | None) -> None:
-    """Check that peft is installed, if adapters are requested.
-
-    Raises:
-        RuntimeMissingError: It is not.
-    """
+    """Check the package of adapters. Raises RuntimeMissingError where it is not installed."""
     if adapters is not None and importlib.util.find_spec("peft") is None:
         raise RuntimeMissingError(
             f"Adapters {adapters}: peft is not installed.",
@@ -108,13 +96,7 @@ def lora_adapters(
 ) -> Iterator[LoraCounts]:
     """Add trainable adapters to a model within this context; merge them when it ends well.
 
-    Afterwards the model has the modules, parameters and names that it had.
-
-    Args:
-        model: Dense or lean; it is changed in place.
-        settings: See :class:`LoraSettings`.
-        input_size: Channels, height and width of an image, in pixels.
-        seed: Of the adapters' first values.
+    Afterwards the model, changed in place, has the modules, parameters and names that it had.
 
     Raises:
         ModelError: No layer can have an adapter, or none has this rank.
@@ -146,7 +128,7 @@ def lora_adapters(
 
 
 def _add_adapters(model: nn.Module, names: list[str], settings: LoraSettings) -> Any:
-    """Add adapters to these layers, freeze everything else, and return peft's wrapper."""
+    """Add adapters to these layers, and freeze everything else."""
     if not names:
         raise ModelError(
             f"A {type(model).__name__} has no layer that can have an adapter.",
@@ -170,7 +152,7 @@ def _forget_adapters(model: nn.Module) -> None:
 
 
 def _classifier_and_norms(model: nn.Module) -> set[int]:
-    """Return the ids of the parameters of classifier and norms; of a norm only its own."""
+    """Return the ids of the parameters of classifier and norms."""
     found = {id(p) for head in _classifiers(model) for p in head.parameters()}
     for part in model.modules():
         if "Norm" in type(part).__name__:
@@ -227,18 +209,10 @@ def _check_rank(model: nn.Module, names: list[str], settings: LoraSettings) -> N
 @torch.no_grad()
 def _called(model: nn.Module, names: list[str], input_size: tuple[int, int, int]) -> list[str]:
     """Return those of the layers that the model calls for an image."""
-    called: set[str] = set()
-    training = model.training
-    with ExitStack() as stack:
-        for name in names:
-
-            def note(_: nn.Module, __: Any, ___: Tensor, name: str = name) -> None:
-                called.add(name)
-
-            hook = model.get_submodule(name).register_forward_hook(note)
-            stack.callback(hook.remove)
-        like = next(model.parameters())
+    called: set[int] = set()
+    training, like = model.training, next(model.parameters())
+    with register_module_forward_hook(lambda part, *_: called.add(id(part))):
         model.eval()
         model(torch.zeros(1, *input_size, device=like.device, dtype=like.dtype))
         model.train(training)
-    return [name for name in names if name in called]
+    return [name for name in names if id(model.get_submodule(name)) in called]

@@ -15,7 +15,7 @@ from spvit_deploy.core.distributed import Processes
 from spvit_deploy.core.errors import DataError
 from spvit_deploy.core.log_filters import quiet
 from spvit_deploy.core.records import StrictModel
-from spvit_deploy.training.gradient_checkpointing import batch_norms_of, frozen_statistics
+from spvit_deploy.training.batch_norm import batch_norms_of, frozen_statistics
 
 LossFunction = Callable[[Any, Tensor, Tensor], Tensor]
 # The learning rate starts and ends at its peak divided by this.
@@ -26,7 +26,6 @@ class TrainSettings(StrictModel):
     """How weights are trained.
 
     Attributes:
-        epochs: Passes over the data.
         lr: Peak learning rate of AdamW; a cosine leads to a hundredth of it.
         weight_decay: Of matrices; biases and norms have none.
         warmup: Fraction of the steps in which the learning rate rises.
@@ -82,36 +81,25 @@ def make_optimizer(
     return optimizer, schedule
 
 
-def compiled(model: nn.Module) -> Callable[[Tensor], Any]:
-    """Compile a model, or only its parts where it has ``compile_parts``, as a supernet does."""
-    compile_parts = getattr(model, "compile_parts", None)
-    if compile_parts is None:
-        whole: Callable[[Tensor], Any] = torch.compile(model)
-        return whole
-    compile_parts()
-    return model
-
-
 class Stepper:
     """Updates the weights by the gradients of a batch, averaged over all processes.
 
-    Args:
-        model: The model in training.
-        optimizer: Of its weights.
-        loss_function: Maps output, images and labels to the mean loss over the images.
-        settings: See :class:`TrainSettings`.
-        processes: The processes that share the batch.
+    ``loss_function`` maps output, images and labels to the mean loss over the images.
     """
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Any,
         optimizer: torch.optim.Optimizer,
         loss_function: LossFunction,
         settings: TrainSettings,
         processes: Processes,
     ) -> None:
-        self._forward = compiled(model) if settings.compile else model
+        self._forward: Callable[[Tensor], Any] = model
+        if settings.compile and hasattr(model, "compile_parts"):  # of a supernet
+            model.compile_parts()
+        elif settings.compile:
+            self._forward = torch.compile(model)
         self._optimizer, self._loss_function = optimizer, loss_function
         self._settings, self._processes = settings, processes
         self._trained = [p for p in model.parameters() if p.requires_grad]
@@ -119,11 +107,7 @@ class Stepper:
         self._clipped = [p for group in optimizer.param_groups for p in group["params"]]
 
     def step(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Train on one batch.
-
-        Args:
-            images: [B, C, H, W], this process's part of the batch.
-            labels: Class numbers [B].
+        """Train on images [B, C, H, W] and labels [B], this process's part of a batch.
 
         Returns:
             [3]: sum of the loss, number of correct predictions and number of images, over all

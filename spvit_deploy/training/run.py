@@ -55,12 +55,11 @@ class Run:
     """The surroundings of a training loop.
 
     Attributes:
-        processes: The processes that share the training.
-        checkpoints: Written by the first process; None elsewhere, and where none are kept.
-        log: Likewise.
+        processes: Those that share the training.
+        checkpoints, log: Written by the first process; None elsewhere, and where none are kept.
         state: The state to resume from, or None at the beginning.
-        folder: Folder of checkpoints and log while the training runs.
-        files: Files in that folder that go into the output.
+        folder: Of checkpoints and log while the training runs.
+        files: Those in that folder that go into the output.
     """
 
     processes: Processes = SINGLE_PROCESS
@@ -81,16 +80,11 @@ def check_run(
 ) -> None:
     """Check before any work that no output and no interrupted run would be lost.
 
-    Args:
-        output: Folder that the training writes.
-        settings: See :class:`RunSettings`.
-        force: Replace an old output, and the checkpoints of an old run.
-        reads: Files and folders that the command reads.
+    With ``force`` an old output and the checkpoints of an old run are replaced; ``reads`` are the
+    files and folders that the command reads.
 
     Raises:
         InputError: As :func:`ensure_free`; or there is nothing to resume from.
-        RuntimeMissingError: TensorBoard is not installed.
-        StorageError: A folder is not writable.
     """
     if settings.resume is True and output.exists() and not force:
         raise OutputExistsError(
@@ -119,12 +113,7 @@ def run_inputs(
 ) -> dict[str, Any]:
     """Return all that determines the result of a training, by the names that users know.
 
-    Args:
-        stage: ``search`` or ``finetune``.
-        model: The model and its arguments.
-        weights: SHA-256 of its weights, or where they come from; empty for random ones.
-        batches: Training split.
-        settings: See :class:`TrainSettings`.
+    ``weights`` are their SHA-256, or where they come from; empty for random ones.
     """
     data = batches.settings
     chosen = settings.model_dump(mode="json", exclude=_CHANGES_NOTHING)
@@ -151,13 +140,7 @@ def open_run(
 ) -> Iterator[Run]:
     """Open checkpoints and log of a training; remove them when the context ends without error.
 
-    The output is written within the context. If it fails, the last checkpoints stay.
-
-    Args:
-        output: Folder that the training writes; checkpoints are beside it.
-        inputs: All that determines the result of the training, see :func:`run_inputs`.
-        settings: See :class:`RunSettings`.
-        processes, device: The processes that share the training, and the device of this one.
+    The output is written within the context. If it fails, the last checkpoints stay beside it.
 
     Raises:
         InputError: The checkpoints are of another run, or another run uses the folder.
@@ -179,15 +162,11 @@ def open_run(
         if processes.first:
             run.checkpoints = checkpoints
             board = settings.tensorboard and settings.tensorboard / output.name
-            _open_log(run, board, step)
+            lines = run.state["lines"] if run.state else 0
+            run.log = TrainLog(folder / LOG_FILE, lines, board, step)
+            run.files.append(run.log.path)
         with _cleaned_up(checkpoints, run), lost_process_reported(processes):
             yield run
-
-
-def _open_log(run: Run, tensorboard: Path | None, step: int) -> None:
-    lines = run.state["lines"] if run.state else 0
-    run.log = TrainLog(run.folder / LOG_FILE, lines, tensorboard, step)
-    run.files.append(run.log.path)
 
 
 @contextmanager
@@ -206,7 +185,7 @@ def _claimed(folder: Path) -> Iterator[None]:
 
 
 def _resume_step(checkpoints: Checkpoints, settings: RunSettings) -> int:
-    """Return the step to resume from; 0 to start from the beginning."""
+    """Return the step to resume from; 0 for the beginning."""
     if not settings.resume:
         return 0
     try:
@@ -227,7 +206,9 @@ def _cleaned_up(checkpoints: Checkpoints, run: Run) -> Iterator[None]:
     except BaseException as error:
         if run.log is not None:
             run.log.close()
-            _remove_if_useless(checkpoints, run.files)
+            if not checkpoints.steps():
+                for path in run.files:
+                    path.unlink(missing_ok=True)
         if not isinstance(error, JobError):
             raise
         if isinstance(error, DivergedError) and run.processes.first:
@@ -236,14 +217,6 @@ def _cleaned_up(checkpoints: Checkpoints, run: Run) -> Iterator[None]:
     if run.log is not None:
         run.log.close()
         shutil.rmtree(run.folder, ignore_errors=True)
-
-
-def _remove_if_useless(checkpoints: Checkpoints, files: Sequence[Path]) -> None:
-    if not checkpoints.steps():
-        for path in files:
-            path.unlink(missing_ok=True)
-        with suppress(OSError):
-            checkpoints.folder.rmdir()
 
 
 def _with_checkpoint(error: JobError, checkpoints: Checkpoints) -> JobError:

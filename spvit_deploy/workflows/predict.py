@@ -15,9 +15,10 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from spvit_deploy.benchmarks.classifier import Classifier, open_classifier
+from spvit_deploy.core.arrays import Array
 from spvit_deploy.core.errors import DataError, InputError
-from spvit_deploy.data.encoded_image import EncodedImage
-from spvit_deploy.data.pixels import Array, from_pixels
+from spvit_deploy.data.pixels import from_pixels
+from spvit_deploy.data.spec import EncodedImage
 from spvit_deploy.data.transforms import ImageTransform, RawImageTransform
 from spvit_deploy.workflows.keywords import Pathish
 

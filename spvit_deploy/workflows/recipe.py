@@ -22,7 +22,7 @@ from spvit_deploy.families.timm_models import create_model
 from spvit_deploy.runtimes.export_job import parse_batch
 from spvit_deploy.runtimes.registry import find_format, find_runtime, load_exporter
 from spvit_deploy.search.budget import with_base
-from spvit_deploy.search.budget_target import target_of
+from spvit_deploy.search.budget_target import targets_of
 from spvit_deploy.search.search import SearchSettings, supernet_of
 from spvit_deploy.training.finetune import FinetuneSettings
 from spvit_deploy.training.lora import require_peft
@@ -262,4 +262,4 @@ def _check_budget(recipe: Recipe) -> None:
     if budget.file is not None:
         table = read_table(budget, supernet.sites, spec, chosen.allow_host)
         times = measured(table, supernet.sites, supernet.candidates.kinds)
-    target_of(supernet, budget, times)
+    targets_of(supernet, [budget], times)

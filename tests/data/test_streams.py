@@ -21,10 +21,9 @@ from spvit_deploy.core.errors import DataError
 from spvit_deploy.core.preprocessing import Preprocessing
 from spvit_deploy.core.seeding import Rank, seeded_generator
 from spvit_deploy.data.batches import open_batches
-from spvit_deploy.data.encoded_image import EncodedImage
 from spvit_deploy.data.sampling import shuffle_indices
 from spvit_deploy.data.sources import DigitImages, open_source
-from spvit_deploy.data.spec import DataSettings
+from spvit_deploy.data.spec import DataSettings, EncodedImage
 from tests.conftest import NAME, TINY_ARGS
 from tests.helpers.calls import good, refused
 from tests.helpers.commands import start_command

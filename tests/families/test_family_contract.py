@@ -25,8 +25,8 @@ from spvit_deploy.families.timm_models import (
     input_size,
     preprocessing_of,
 )
+from spvit_deploy.lean.block_costs import cost_table, parameter_table
 from spvit_deploy.lean.cost import count_cost
-from spvit_deploy.lean.cost_tables import cost_table, parameter_table
 from spvit_deploy.lean.materialize import materialize_weights
 from spvit_deploy.lean.model_folder import SavedModel, load_saved, save_model
 from spvit_deploy.runtimes.registry import open_session

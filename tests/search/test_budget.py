@@ -14,11 +14,11 @@ from spvit_deploy.core.errors import BudgetError
 from spvit_deploy.core.plan import AttentionKind
 from spvit_deploy.lean.cost import CostTable, SiteCost, last_attention
 from spvit_deploy.search.budget import Place, parse_budget, with_base
+from spvit_deploy.search.choices import Choice, align
 from spvit_deploy.search.cost_penalty import ExpectedCost, LagrangianPenalty
 from spvit_deploy.search.gates import GateOptimizer
 from spvit_deploy.search.projection import project
 from spvit_deploy.search.supernet import GateProbabilities
-from spvit_deploy.search.width_alignment import Choice, align
 
 KINDS = list(AttentionKind)
 COSTS = dict(zip(AttentionKind, (0, 300, 1500, 9000), strict=True))
@@ -254,18 +254,16 @@ def test_the_controlled_price_brings_the_cost_to_its_target(target: float) -> No
     cost = ExpectedCost(table, torch.device("cpu"))
     logits = [torch.nn.Parameter(torch.full((n,), 1.5)) for _ in range(4) for n in (3, 500)]
     worth = [torch.rand_like(row) * share for row, share in
-             zip(logits, cost.gate_costs(), strict=True)]  # fmt: skip
+             zip(logits, cost.gate_costs, strict=True)]  # fmt: skip
     steps = 150
     start = float(cost(logits).detach())
-    optimizer = GateOptimizer(logits, cost.gate_costs(), 12 / steps)
+    optimizer = GateOptimizer(logits, cost.gate_costs, 12 / steps)
     price = LagrangianPenalty(start, target, steps, lambda: optimizer.scale)
     for step in range(steps):
         if step == steps // 3:  # what goes on from a state goes on as it was
-            state, price = (
-                price.state_dict(),
-                LagrangianPenalty(start, target, steps, lambda: optimizer.scale),
-            )
-            price.load_state_dict(state)
+            state = dict(price.state)
+            price = LagrangianPenalty(start, target, steps, lambda: optimizer.scale)
+            price.state.update(state)
         task = -sum((torch.sigmoid(z) * w).sum() for z, w in zip(logits, worth, strict=True))
         (task + price(cost(logits))).backward()
         optimizer.step()

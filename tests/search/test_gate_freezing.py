@@ -14,9 +14,8 @@ from spvit_deploy.core.plan import ModelSpec
 from spvit_deploy.data.batches import open_batches
 from spvit_deploy.data.spec import DataSettings
 from spvit_deploy.families.timm_models import create_model, input_size, preprocessing_of
-from spvit_deploy.search.active_units import filled
-from spvit_deploy.search.gate_freezing import GateFreezer
-from spvit_deploy.search.gates import sharpness
+from spvit_deploy.search.gated_mlp import filled
+from spvit_deploy.search.gates import GateFreezer, sharpness
 from spvit_deploy.search.search import SearchSettings, probe_of, run_search
 from spvit_deploy.search.supernet import Supernet
 from tests.conftest import tiny_spec

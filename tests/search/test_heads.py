@@ -163,7 +163,7 @@ def test_the_expected_cost_is_that_of_the_plan_where_gates_are_sure() -> None:
     expected = float(cost([gates, units, gates, units], heads))
     wanted = table.of([MSA] * 2, [100, 100], [1, 4]) / table.dense
     assert expected == pytest.approx(wanted, abs=1e-6)
-    assert [len(share) for share in cost.gate_costs()] == [3, 100, 3, 100, 4, 4]
+    assert [len(share) for share in cost.gate_costs] == [3, 100, 3, 100, 4, 4]
 
 
 def test_plans_with_all_heads_are_written_as_they_were() -> None:

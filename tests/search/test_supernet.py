@@ -15,8 +15,8 @@ from spvit_deploy.core.plan import AttentionKind, BlockPlan, ModelSpec, PrunePla
 from spvit_deploy.families.checkpoints import load_weights
 from spvit_deploy.families.registry import find_sites
 from spvit_deploy.families.timm_models import create_empty, create_model, input_size
+from spvit_deploy.lean.block_costs import cost_table
 from spvit_deploy.lean.cost import count_cost
-from spvit_deploy.lean.cost_tables import cost_table
 from spvit_deploy.lean.kernels import head_map
 from spvit_deploy.lean.materialize import materialize_weights
 from spvit_deploy.lean.width_advice import advice, unaligned_widths

@@ -14,9 +14,9 @@ import torch
 from spvit_deploy.core.plan import AttentionKind
 from spvit_deploy.families.checkpoints import read_state_dict
 from spvit_deploy.lean.model_folder import SavedModel
-from spvit_deploy.search import early_stopping
-from spvit_deploy.search.early_stopping import EarlyStopping
-from spvit_deploy.search.width_alignment import Choice
+from spvit_deploy.search import search_hooks
+from spvit_deploy.search.choices import Choice
+from spvit_deploy.search.search_hooks import EarlyStopping
 from tests.conftest import NAME, TINY_ARGS
 from tests.helpers.calls import good, refused
 
@@ -126,7 +126,7 @@ def test_a_plan_has_converged_when_nothing_but_a_few_units_changes() -> None:
 def test_a_search_ends_when_its_plan_has_converged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(early_stopping, "UNIT_TOLERANCE", 2.0)
+    monkeypatch.setattr(search_hooks, "UNIT_TOLERANCE", 2.0)
     result = good(*SEARCH[:-4], "--epochs", 50, "--budget", "50%", "--stop-when-settled", 2,
                   "-o", tmp_path / "out")  # fmt: skip
     epochs = log_of(tmp_path / "out")[-1]["epoch"]

@@ -26,7 +26,7 @@ class FullAttention(Operation):
 
     def build(self, site: BlockSite, block: BlockPlan) -> nn.Module:
         """Return the site's own attention."""
-        return site.attn  # type: ignore[no-any-return]
+        return site.attn
 
     def macs(self, site: BlockSite, attention: int) -> int:
         """Return the MACs that were counted."""
@@ -67,17 +67,10 @@ class SomeHeads(FullAttention):
 
 
 def gated_heads(site: BlockSite, attn: Any, gates: Tensor) -> dict[str, Tensor]:
-    """Multiply the projection's columns of each head by its gate.
+    """Multiply the projection's columns of each head by its gate, of gates [heads].
 
-    This equals gating the outputs of the heads, and costs nothing per token.
-
-    Args:
-        site: The block.
-        attn: Its attention.
-        gates: [heads].
-
-    Returns:
-        The projection's weight by its name.
+    This equals gating the outputs of the heads, and costs nothing per token. Returns the
+    projection's weight by its name.
     """
     return {"proj.weight": attn.proj.weight * gates.repeat_interleave(site.head_dim)}
 
@@ -95,7 +88,7 @@ def _narrow_attention(site: BlockSite, heads: int) -> nn.Module:
         small.relative_position_bias_table = nn.Parameter(
             torch.empty(len(small.relative_position_bias_table), heads)
         )
-    return small  # type: ignore[no-any-return]
+    return small
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""The interface of an operation: all that a lean model and a cost table need of it."""
+"""The interface of an operation: all that a lean model and a cost table need of it; and a skip."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from spvit_deploy.core.plan import AttentionKind, BlockPlan, Semantics
 from spvit_deploy.families.base import BlockSite
+from spvit_deploy.lean.blocks import Skip
 
 # Of the keys of supernet weights that timm's model does not have: ``spvit.<block path>.<name>``.
 EXTRAS_PREFIX = "spvit."
@@ -17,8 +18,7 @@ EXTRAS_PREFIX = "spvit."
 class Operation:
     """An operation that a block's attention branch can become.
 
-    Its module takes and returns tokens [batch, tokens, channels] and accepts the mask arguments
-    that timm's blocks pass on. Every operation but attention leaves prefix tokens unchanged.
+    Its module is as those of ``blocks.py``. All but attention leave prefix tokens unchanged.
 
     Attributes:
         kind: Its name in plans.
@@ -64,11 +64,7 @@ class Operation:
     ) -> nn.Module:
         """Build the lean form with its weights, which share nothing with the site's attention.
 
-        Args:
-            site: Block of the dense model with trained weights.
-            block: Its plan.
-            extras: What the supernet learned for this block beside timm's weights, by name.
-            semantics: How head maps become kernels.
+        ``extras`` are what the supernet learned for this block beside timm's weights, by name.
 
         Raises:
             KeyError: An extra that the operation needs is missing.
@@ -76,10 +72,19 @@ class Operation:
         return copy.deepcopy(self.build(site, block))
 
     def macs(self, site: BlockSite, attention: int) -> int:
-        """Count the MACs per image.
-
-        Args:
-            site: The block.
-            attention: MACs of its dense attention.
-        """
+        """Count the MACs per image; those of the block's dense attention are given."""
         raise NotImplementedError
+
+
+class SkipOperation(Operation):
+    """The identity: the block computes x + norm1(x)."""
+
+    kind = AttentionKind.SKIP
+
+    def build(self, site: BlockSite, block: BlockPlan) -> nn.Module:
+        """Build the identity."""
+        return Skip()
+
+    def macs(self, site: BlockSite, attention: int) -> int:
+        """Return 0."""
+        return 0

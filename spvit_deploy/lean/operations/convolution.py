@@ -22,10 +22,7 @@ _BN_KEYS = ("weight", "bias", "running_mean", "running_var", "num_batches_tracke
 class Convolution(Operation):
     """A bottleneck convolution C→d→C.
 
-    Attributes:
-        kind: CONV1X1 or CONV3X3.
-        norm: Name of its BatchNorm in the supernet: each form has its own statistics.
-        dilation: Tokens from one position of the kernel to the next.
+    ``norm`` names its BatchNorm in the supernet: each form has its own statistics.
     """
 
     kind: AttentionKind

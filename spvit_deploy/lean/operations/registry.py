@@ -16,9 +16,8 @@ from spvit_deploy.core.plan import AttentionKind, BlockPlan
 from spvit_deploy.core.plugins import load_plugins
 from spvit_deploy.families.base import BlockSite
 from spvit_deploy.lean.operations.attention import FullAttention, SomeHeads
-from spvit_deploy.lean.operations.base import Operation
+from spvit_deploy.lean.operations.base import Operation, SkipOperation
 from spvit_deploy.lean.operations.convolution import CONV1X1, CONV3X3, DILATED
-from spvit_deploy.lean.operations.skip import SkipOperation
 
 _CHAIN = (SkipOperation(), CONV1X1, CONV3X3, FullAttention())
 _VARIANTS = (DILATED, SomeHeads())
@@ -26,11 +25,7 @@ _VARIANTS = (DILATED, SomeHeads())
 
 @dataclass(frozen=True)
 class OperationSet:
-    """Operations that blocks can take.
-
-    Attributes:
-        chain: One of each kind, in order of cost: skip first, attention last.
-    """
+    """Operations that blocks can take: one of each kind, in order of cost."""
 
     chain: tuple[Operation, ...]
 
@@ -66,19 +61,11 @@ class OperationSet:
 
 
 def load_operations() -> OperationSet:
-    """Return the operations of this package and of all installed ones.
-
-    Raises:
-        ModelError: A plug-in cannot be loaded.
-    """
+    """Return the operations of this package and of all installed ones."""
     chain = (*_CHAIN, *(candidate.operation for candidate in load_candidates()))
     return OperationSet(tuple(sorted(chain, key=lambda operation: operation.rank)))
 
 
 def load_candidates() -> list[Any]:
-    """Load the candidates of other packages.
-
-    Raises:
-        ModelError: A plug-in cannot be loaded.
-    """
+    """Load the candidates of other packages."""
     return [candidate() for candidate in load_plugins("spvit_deploy.candidates")]

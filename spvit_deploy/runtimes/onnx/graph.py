@@ -20,7 +20,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from spvit_deploy.core.errors import InputError, JobError, raised_as
 from spvit_deploy.core.files import write_bytes
 from spvit_deploy.core.log_filters import quiet
-from spvit_deploy.families.attention import disable_fused_attention
+from spvit_deploy.families.timm_models import disable_fused_attention
 from spvit_deploy.lean.blocks import ConvAttention
 from spvit_deploy.lean.named_outputs import NamedOutputs
 from spvit_deploy.runtimes.onnx.token_pruning import eliminate_dead_tokens

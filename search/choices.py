@@ -1,20 +1,40 @@
-"""The gates of one block as items of a budget: their order, and what each costs."""
+"""Choices for the blocks: gates in the order of opening, their cost, widths that are aligned."""
 
 from __future__ import annotations
 
+import heapq
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from spvit_deploy.core.plan import AttentionKind
-from spvit_deploy.lean.cost import SiteCost
+from spvit_deploy.lean.cost import CostTable, SiteCost
 from spvit_deploy.search.supernet import GateProbabilities
-from spvit_deploy.search.width_alignment import Choice
 
 # Hidden units are items by their own numbers, attention gates are -1, -2, …, and heads lie below.
 _FIRST_HEAD = -1_000
 # Probabilities are kept this far from 0 and 1, where logits are infinite.
 _LEAST_CHANCE = 1e-6
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The choice for one block: operation, hidden units and heads.
+
+    ``heads`` is None where attention keeps all, or there is none.
+    """
+
+    kind: AttentionKind
+    keep: tuple[int, ...]
+    heads: tuple[int, ...] | None = None
+
+
+def cost_of(
+    table: CostTable, choices: Sequence[Choice], widths: Sequence[int] | None = None
+) -> int:
+    """Return the cost of choices, or that with MLPs of other widths."""
+    heads = [None if c.heads is None else len(c.heads) for c in choices]
+    return table.of([c.kind for c in choices], widths or [len(c.keep) for c in choices], heads)
 
 
 def ranked_items(gates: GateProbabilities) -> list[tuple[float, int]]:
@@ -77,10 +97,8 @@ def _gates_between(old: Choice, new: Choice, gates: GateProbabilities) -> tuple[
 class Start:
     """What of a block is open from the beginning.
 
-    Attributes:
-        gates: Number of attention gates.
-        heads: Number of heads that attention has once it is open, the most probable; for blocks
-            whose heads have gates.
+    ``gates`` is a number of attention gates; ``heads`` one of heads, the most probable, that
+    attention has once it is open, in blocks whose heads have gates.
     """
 
     gates: int = 0
@@ -108,13 +126,7 @@ class Start:
 
 
 class OpenBlock:
-    """A block whose gates are opened one after another, as long as they fit.
-
-    Args:
-        site: What they cost.
-        gates: Their probabilities.
-        start: What is open from the beginning.
-    """
+    """A block whose gates are opened one after another, as long as they fit."""
 
     def __init__(self, site: SiteCost, gates: GateProbabilities, start: Start) -> None:
         self._site, self._gates, self._count = site, gates, start.gates
@@ -162,3 +174,72 @@ class OpenBlock:
             return 0
         self._count = best
         return price
+
+
+def align(
+    choices: Sequence[Choice],
+    units: Sequence[Sequence[float]],
+    table: CostTable,
+    target: int,
+    step: int,
+) -> tuple[Choice, ...]:
+    """Round MLP widths to multiples of ``step``, chosen by gate probability.
+
+    Widths are rounded down, but those of whole MLPs; then, while the target allows, the MLP whose
+    next ``step`` units are the most probable gets them. Operations and heads stay.
+    """
+    rows = list(zip(choices, units, strict=True))
+    ranked = [_by_keep_then_probability(c.keep, row) for c, row in rows]
+    widths = [len(c.keep) - (len(c.keep) % step if len(c.keep) < len(u) else 0) for c, u in rows]
+    spent = cost_of(table, choices, widths)
+
+    def following(block: int) -> tuple[float, int, int]:
+        return (*_next_units(ranked[block], units[block], widths[block], step), block)
+
+    queue = list(map(following, range(len(widths))))
+    heapq.heapify(queue)
+    while queue:
+        _, more, block = heapq.heappop(queue)
+        costs = table.sites[block].mlp
+        price = costs[widths[block] + more] - costs[widths[block]]
+        if more and spent + price <= target:
+            spent += price
+            widths[block] += more
+            heapq.heappush(queue, following(block))
+    return tuple(
+        replace(c, keep=tuple(sorted(row[:width])))
+        for c, row, width in zip(choices, ranked, widths, strict=True)
+    )
+
+
+def _by_keep_then_probability(keep: Sequence[int], row: Sequence[float]) -> list[int]:
+    kept = set(keep)
+    return sorted(range(len(row)), key=lambda i: (i not in kept, -row[i], i))
+
+
+def _next_units(
+    ranked: Sequence[int], row: Sequence[float], width: int, step: int
+) -> tuple[float, int]:
+    """Return (minus the mean probability, number) of the units to be added next."""
+    more = ranked[width : width + step]
+    return (-sum(row[i] for i in more) / max(1, len(more)), len(more))
+
+
+def align_if_it_fits(
+    choices: Sequence[Choice],
+    units: Sequence[Sequence[float]],
+    table: CostTable,
+    target: int,
+    step: int,
+    least: float,
+) -> tuple[tuple[Choice, ...], int]:
+    """Run :func:`align`, with half of ``step`` and so on while less than ``least`` is used.
+
+    Returns the choices, and what their widths are multiples of.
+    """
+    while step > 1:
+        aligned = align(choices, units, table, target, step)
+        if cost_of(table, aligned) >= least:
+            return aligned, step
+        step //= 2
+    return tuple(choices), 1

@@ -1,4 +1,4 @@
-"""BatchNorm over the batch of all processes, on any device.
+"""BatchNorm over the batch of all processes, and gradient checkpointing, which must not change it.
 
 ``torch.nn.SyncBatchNorm`` needs a GPU, and the differentiable ``torch.distributed.nn.all_reduce``
 is deprecated.
@@ -6,13 +6,16 @@ is deprecated.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from spvit_deploy.core.errors import ModelError
+from spvit_deploy.lean.token_merging import MergingBlocks
 
 
 class _AllReduce(torch.autograd.Function):
@@ -44,10 +47,8 @@ class SyncedBatchNorm(_BatchNorm):
         if self.weight is not None:
             y = y * self.weight.view(shape) + self.bias.view(shape)
         y = y.to(x.dtype)
-        # Only timm's have these.
-        for name in ("drop", "act"):
-            part = getattr(self, name, None)
-            y = y if part is None else part(y)
+        for name in ("drop", "act"):  # of timm's
+            y = getattr(self, name, nn.Identity())(y)
         return y
 
     def _statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -64,7 +65,6 @@ class SyncedBatchNorm(_BatchNorm):
 
     @torch.no_grad()
     def _update(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
-        """Update the running statistics."""
         if self.running_mean is None or self.running_var is None:
             return
         momentum: Any = self.momentum
@@ -76,10 +76,15 @@ class SyncedBatchNorm(_BatchNorm):
         self.running_var.lerp_(variance * count / (count - 1).clamp(min=1), momentum)
 
 
+def batch_norms_of(model: nn.Module) -> list[Any]:
+    """Return the BatchNorm layers of a model."""
+    return [part for part in model.modules() if isinstance(part, _BatchNorm)]
+
+
 @contextmanager
 def sync_batch_norm(model: nn.Module) -> Iterator[None]:
     """Compute the BatchNorms of a model over the batch of all processes within this context."""
-    norms = [part for part in model.modules() if isinstance(part, _BatchNorm)]
+    norms = batch_norms_of(model)
     classes = [norm.__class__ for norm in norms]
     for norm in norms:
         norm.__class__ = SyncedBatchNorm
@@ -88,3 +93,42 @@ def sync_batch_norm(model: nn.Module) -> Iterator[None]:
     finally:
         for norm, own in zip(norms, classes, strict=True):
             norm.__class__ = own
+
+
+@contextmanager
+def gradient_checkpointing(model: Any) -> Iterator[None]:
+    """Recompute the activations of each block of a timm model, or of the one in a supernet.
+
+    Raises:
+        ModelError: timm does not support it for the model.
+    """
+    inner = getattr(model, "model", model)
+    if isinstance(getattr(inner, "blocks", None), MergingBlocks):  # timm would leave out the merges
+        inner = inner.blocks
+    try:
+        inner.set_grad_checkpointing(True)
+    except (AttributeError, AssertionError, NotImplementedError):
+        raise ModelError(
+            f"timm has no gradient checkpointing for a {type(inner).__name__}.",
+            "Leave --grad-checkpointing out.",
+        ) from None
+    try:
+        yield
+    finally:
+        inner.set_grad_checkpointing(False)
+
+
+@contextmanager
+def frozen_statistics(norms: Sequence[Any]) -> Iterator[None]:
+    """Keep the running statistics of BatchNorm layers within this context.
+
+    Blocks that the backward pass recomputes would otherwise update them a second time.
+    """
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
