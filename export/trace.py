@@ -9,7 +9,7 @@ import numpy as np
 from torch import nn
 
 from spvit_deploy._version import __version__
-from spvit_deploy.lean.named_outputs import NamedOutputs
+from spvit_deploy.lean.outputs import NamedOutputs
 from spvit_deploy.runtimes.calibration import Calibration
 from spvit_deploy.runtimes.export_job import ExportJob, ExportSettings, Note, WrittenFiles
 from spvit_deploy.runtimes.onnx.graph import name_nodes, optimize, prepare, stamp, trace

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,27 +59,20 @@ class BudgetRequest:
         if not least <= target <= table.most or not target:
             largest = "largest model that merges its tokens so" if table.saved else "dense model"
             where = f"above the {largest}" if target > table.most else "below the smallest model"
-            amount, low, high = _distinct((target, least, table.most), unit)
+            amounts = (target, least, table.most)
+            for digits in range(3, 12):  # as many as distinguish them
+                texts = [format_cost(amount, unit, digits) for amount in amounts]
+                if len(set(texts)) == len(set(amounts)):
+                    break
+            amount, low, high = texts
+            bare = self.amount is not None and self.text.isdigit() and int(self.text) <= 100
+            meant = f"; {self.text}% has its sign" if bare else ""
             raise BudgetError(
                 f"Budget {self.text} is {amount}, {where}: this one takes {low} to {high}.",
                 f"Ask for {max(1, math.ceil(100 * least / dense))}% to "
-                f"{math.floor(100 * table.most / dense)}%{self._meant()}.",
+                f"{math.floor(100 * table.most / dense)}%{meant}.",
             )
         return target
-
-    def _meant(self) -> str:
-        """Suggest a percent sign where it seems to be missing."""
-        bare = self.amount is not None and self.text.isdigit() and int(self.text) <= 100
-        return f"; {self.text}% has its sign" if bare else ""
-
-
-def _distinct(amounts: Sequence[int], unit: Unit) -> list[str]:
-    """Format amounts with as many digits as distinguish them."""
-    for digits in range(3, 12):
-        texts = [format_cost(amount, unit, digits) for amount in amounts]
-        if len(set(texts)) == len(set(amounts)):
-            break
-    return texts
 
 
 def parse_budget(text: str, on: str = "macs") -> BudgetRequest:

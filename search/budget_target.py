@@ -39,7 +39,7 @@ class Target:
 def targets_of(
     supernet: Supernet, requests: Sequence[BudgetRequest], measured: Measured | None = None
 ) -> list[Target]:
-    """Compare budgets of one unit with a model; those of latency need measured ones.
+    """Compare budgets of one unit with a model; those of latency need a measured table.
 
     Raises:
         BudgetError: A budget is above the dense model, or below the smallest plan.
@@ -59,15 +59,14 @@ def targets_of(
 
 def cost_table_of(supernet: Supernet, unit: Unit = "MACs") -> CostTable:
     """Count MACs or parameters of every choice, on the dense model inside the supernet."""
-    kept = [(site.attn, site.mlp) for site in supernet.sites]
-    originals = [(a.msa, m.inner) for a, m in zip(supernet.attentions, supernet.mlps, strict=True)]
     model, sites, operations = supernet.model, supernet.sites, supernet.candidates.operations
+    blocks = list(zip(sites, supernet.attentions, supernet.mlps, strict=True))
     try:
-        for site, (attn, mlp) in zip(sites, originals, strict=True):
-            site.replace(attn, mlp)
+        for site, attention, mlp in blocks:
+            site.replace(attention.msa, mlp.inner)
         if unit == "params":
             return parameter_table(model, sites, operations)
         return with_saved_macs(cost_table(model, sites, input_size(model), operations), model)
     finally:
-        for site, (attn, mlp) in zip(sites, kept, strict=True):
-            site.replace(attn, mlp)
+        for site, attention, mlp in blocks:
+            site.replace(attention, mlp)

@@ -194,7 +194,8 @@ def align(
     spent = cost_of(table, choices, widths)
 
     def following(block: int) -> tuple[float, int, int]:
-        return (*_next_units(ranked[block], units[block], widths[block], step), block)
+        more = ranked[block][widths[block] : widths[block] + step]
+        return -sum(units[block][i] for i in more) / max(1, len(more)), len(more), block
 
     queue = list(map(following, range(len(widths))))
     heapq.heapify(queue)
@@ -215,14 +216,6 @@ def align(
 def _by_keep_then_probability(keep: Sequence[int], row: Sequence[float]) -> list[int]:
     kept = set(keep)
     return sorted(range(len(row)), key=lambda i: (i not in kept, -row[i], i))
-
-
-def _next_units(
-    ranked: Sequence[int], row: Sequence[float], width: int, step: int
-) -> tuple[float, int]:
-    """Return (minus the mean probability, number) of the units to be added next."""
-    more = ranked[width : width + step]
-    return (-sum(row[i] for i in more) / max(1, len(more)), len(more))
 
 
 def align_if_it_fits(

@@ -36,7 +36,9 @@ class ExpectedCost:
         self._tail = _Curves(table.tail, table.dense, device) if table.tail else None
         self._fixed = table.fixed / table.dense
         self._gated = list(gated)
-        costs = [row for site in table.sites for row in (_gate_costs(site), _unit_costs(site))]
+        costs = []
+        for site in table.sites:
+            costs += [_gate_costs(site), [site.mlp[-1] / max(1, site.hidden)] * site.hidden]
         costs += [_head_costs(table.sites[block]) for block in gated]
         # Of each gate, in the order of their logits: attention [3] and units [hidden] of each block
         # in turn, then heads [H].
@@ -96,10 +98,6 @@ def _gate_costs(site: SiteCost) -> list[float]:
     least = _LEAST_FRACTION * abs(costs[-1] - costs[0])
     steps = [after - before for before, after in pairwise(costs)]
     return [max(step, least) if step else 0.0 for step in steps]
-
-
-def _unit_costs(site: SiteCost) -> list[float]:
-    return [site.mlp[-1] / max(1, site.hidden)] * site.hidden
 
 
 def _head_costs(site: SiteCost) -> list[float]:

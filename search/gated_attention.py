@@ -72,11 +72,7 @@ class GatedAttention(nn.Module):
         return self._samples.get(variant.name) if self.training and self.fixed is None else None
 
     def fix(self, block: BlockPlan | None) -> None:
-        """Choose as in a plan; None to let the gates choose again.
-
-        Raises:
-            PlanError: The plan means a variant that these weights do not have.
-        """
+        """Choose as in a plan, whose variants must have weights; None to let the gates choose."""
         candidate = self.candidates.find(block) if block is not None else None
         if block is not None and isinstance(candidate, Variant):
             candidate.require(self, block)

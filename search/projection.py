@@ -112,12 +112,6 @@ def _last(found: Projection) -> int:
     return last_attention([choice.kind for choice in found.choices])
 
 
-def _idle(found: Projection) -> bool:
-    """Whether an operation behind the last attention has no effect."""
-    behind = found.choices[_last(found) + 1 :]
-    return any(choice.kind is not AttentionKind.SKIP for choice in behind)
-
-
 @dataclass(frozen=True)
 class _Projector:
     """The projection of one model; attributes as the arguments of :func:`project`."""
@@ -140,11 +134,16 @@ class _Projector:
         """
         last = len(self.table.sites) - 1
         found = self._ending(last)
-        if self.attend and not self.table.tail and _idle(found):
+        behind = found.choices[_last(found) + 1 :]
+        idle = any(choice.kind is not AttentionKind.SKIP for choice in behind)
+        if self.attend and not self.table.tail and idle:
             found = self._first_that_fits(_last(found))
         if self.table.tail and _last(found) < last:
-            plans = (self._if_any(end) for end in range(last + 1))
-            found = self._nearest_to_gates(list(filter(None, plans)))
+            plans = []
+            for end in range(last + 1):
+                with suppress(BudgetError):
+                    plans.append(self._ending(end, end))
+            found = self._nearest_to_gates(plans)
         if found.cost > self.target:
             raise nearest(self.table, self.target, found.cost)
         count = sum(len(p.attention) + len(p.units) + len(p.heads) for p in self.probabilities)
@@ -169,11 +168,6 @@ class _Projector:
             return found
         most = max(self.attend, key=lambda block: min(self.probabilities[block].attention))
         return self._meet(table, _starts(self.probabilities, [most]))
-
-    def _if_any(self, last: int) -> Projection | None:
-        with suppress(BudgetError):
-            return self._ending(last, last)
-        return None
 
     def _first_that_fits(self, kept: int) -> Projection:
         """Find the plan of the earliest last attention, from block ``kept`` on, that uses the

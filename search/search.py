@@ -78,11 +78,7 @@ class SearchSettings(DistillSettings):
 
     @property
     def requested(self) -> BudgetRequest:
-        """The budget, parsed.
-
-        Raises:
-            BudgetError: It is malformed.
-        """
+        """The budget, parsed."""
         return parse_budget(self.budget, self.budget_on)
 
     @property

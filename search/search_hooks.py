@@ -41,8 +41,7 @@ class EarlyStopping:
     def update(self, choices: Sequence[Choice], ready: bool = True) -> bool:
         """Compare a plan with that of the last epoch; return whether it has converged.
 
-        Plans do not count until the gates are near the budget (``ready``): before, one may be the
-        same because it is the projection of gates that are far from it.
+        Where the gates are not near the budget (``ready``), equal plans do not count.
         """
         same = ready and self._last is not None and self._is_same(self._last, choices)
         self.same = self.same + 1 if same else 0

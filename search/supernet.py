@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from spvit_deploy.core.plan import AttentionKind, BlockPlan, ModelSpec, PrunePlan, Semantics
 from spvit_deploy.core.token_merges import TokenKeep
 from spvit_deploy.families.timm_models import input_size
-from spvit_deploy.lean.input_dependence import depends_on_input
 from spvit_deploy.lean.materialize import check_plan
 from spvit_deploy.lean.operations.base import EXTRAS_PREFIX
+from spvit_deploy.lean.outputs import depends_on_input
 from spvit_deploy.search.candidates.base import Variant
 from spvit_deploy.search.candidates.registry import Candidates, find_candidates
 from spvit_deploy.search.candidates.token_merging import sites_with_merges

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from types import ModuleType
 
-from spvit_deploy.lean.load_model import ModelRequest
+from spvit_deploy.lean.model_folder import ModelRequest
 from spvit_deploy.workflows.export import export_model
 from tests.conftest import NAME, TINY
 

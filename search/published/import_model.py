@@ -161,19 +161,21 @@ def _deit_sizes(state: dict[str, Tensor]) -> dict[str, Any]:
 
 
 def _published_plan(
-    config: AuthorsConfig,
-    units: dict[str, list[bool]] | None,
-    sources: dict[str, Path],
+    config: AuthorsConfig, units: dict[str, list[bool]] | None, sources: dict[str, Path]
 ) -> PrunePlan:
     """Build the plan of a config and its indicators, for timm's model of these sizes."""
-    spec, dims = _deit_spec(config, units) if config.family == "deit" else _swin_spec(config, units)
+    sizes = config.sizes
+    name, dims, default = (_deit_model if config.family == "deit" else _swin_model)(sizes)
+    ratio = _ratio(dims, units, sizes.get("mlp_ratio"))
+    sizes = {**sizes, "mlp_ratio": ratio}
+    args = {k: sizes[k] for k in default if sizes.get(k) is not None and sizes[k] != default[k]}
     blocks = []
     for (path, kind), dim in zip(config.kinds.items(), dims, strict=True):
-        kept = units[path] if units else [True] * int(dim * spec.args.get("mlp_ratio", 4))
+        kept = units[path] if units else [True] * int(dim * ratio)
         keep = tuple(index for index, value in enumerate(kept) if value)
         blocks.append(BlockPlan(path=path, attention=kind, mlp_keep=keep))
     return PrunePlan(
-        model=spec,
+        model=ModelSpec(name=name, args=args),
         blocks=tuple(blocks),
         semantics=config.semantics,
         sources={name: sha256_file(path) for name, path in sources.items()},
@@ -196,10 +198,8 @@ def _ratio(dims: list[int], units: dict[str, list[bool]] | None, ratio: float | 
     return ratios.pop()
 
 
-def _deit_spec(
-    config: AuthorsConfig, units: dict[str, list[bool]] | None
-) -> tuple[ModelSpec, list[int]]:
-    sizes = config.sizes
+def _deit_model(sizes: dict[str, Any]) -> tuple[str, list[int], dict[str, Any]]:
+    """Return timm's name of the model, the channels of each block, and sizes by that name."""
     for name in ("embed_dim", "num_heads"):
         if sizes[name] is None:
             raise InputError(
@@ -212,14 +212,10 @@ def _deit_spec(
     default = {"img_size": 224, "patch_size": 16, "in_chans": 3, "depth": 12, "mlp_ratio": 4.0,
                "embed_dim": DEIT_SIZES[size][0], "num_heads": DEIT_SIZES[size][1],
                "num_classes": 1000}  # fmt: skip
-    requested = {**sizes, "mlp_ratio": _ratio(dims, units, None)}
-    return ModelSpec(name=name, args=_differing(requested, default)), dims
+    return name, dims, default
 
 
-def _swin_spec(
-    config: AuthorsConfig, units: dict[str, list[bool]] | None
-) -> tuple[ModelSpec, list[int]]:
-    sizes = config.sizes
+def _swin_model(sizes: dict[str, Any]) -> tuple[str, list[int], dict[str, Any]]:
     depths, heads = sizes["depths"], sizes["num_heads"]
     dims = [sizes["embed_dim"] << stage for stage, depth in enumerate(depths) for _ in range(depth)]
     key = (sizes["embed_dim"], tuple(depths), tuple(heads))
@@ -228,9 +224,4 @@ def _swin_spec(
     default = {"img_size": 224, "patch_size": 4, "in_chans": 3, "window_size": 7,
                "mlp_ratio": 4.0, "num_classes": 1000, "embed_dim": embed,
                "depths": list(known_depths), "num_heads": list(known_heads)}  # fmt: skip
-    requested = {**sizes, "mlp_ratio": _ratio(dims, units, sizes["mlp_ratio"])}
-    return ModelSpec(name=name, args=_differing(requested, default)), dims
-
-
-def _differing(sizes: dict[str, Any], default: dict[str, Any]) -> dict[str, Any]:
-    return {k: sizes[k] for k in default if sizes.get(k) is not None and sizes[k] != default[k]}
+    return name, dims, default

@@ -51,11 +51,7 @@ class _Rows:
         self._columns, self._where = columns, where
 
     def count(self) -> tuple[int, int]:
-        """Return the number of images, and one more than the largest label; only reads labels.
-
-        Raises:
-            DataError: a row has no valid label, or cannot be read.
-        """
+        """Return the number of images, and one more than the largest label; only reads labels."""
         total = classes = 0
         labels = self._rows.select_columns([self._columns.label])
         with data_errors(self._where), progress_bar("counting the images") as bar:
@@ -100,11 +96,7 @@ class StreamedRows(_Rows):
     """Images of rows that are streamed."""
 
     def epoch(self, seed: int | None, number: int) -> Iterator[tuple[EncodedImage, int]]:
-        """Yield the samples of an epoch, shuffled by seed and number; in order for no seed.
-
-        Raises:
-            DataError: naming the file, or the dataset.
-        """
+        """Yield the samples of an epoch, shuffled by seed and number; in order for no seed."""
         rows = self._rows
         if seed is not None:
             # One file at a time: later versions fill the buffer from ten by threads, which take
@@ -120,11 +112,7 @@ class StreamedRows(_Rows):
 
 @contextmanager
 def data_errors(where: str) -> Iterator[None]:
-    """Turn what `datasets` and pyarrow raise within this block into one line.
-
-    Raises:
-        DataError: with the library's message.
-    """
+    """Turn what `datasets` and pyarrow raise within this block into one line. Raises DataError."""
     try:
         yield
     except (DataError, MemoryError):

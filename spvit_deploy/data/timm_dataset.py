@@ -78,11 +78,7 @@ class StreamedImages:
 def open_timm(
     settings: DataSettings, name: str, root: str | None, split: str, train: bool, strict: bool
 ) -> Dataset[Any]:
-    """Open a dataset by timm's name of it, which is empty for a folder.
-
-    Raises:
-        DataError: with timm's own message.
-    """
+    """Open a dataset by timm's name of it, which is empty for a folder."""
     where, hint = settings.options, "Check --data and --data-dir."
     if name:
         where += f", split '{split}'"

@@ -17,7 +17,7 @@ from torch.nn.modules.module import register_module_forward_hook
 
 from spvit_deploy.core.errors import first_line
 from spvit_deploy.families.base import BlockSite, Family, MlpParts, Refusal
-from spvit_deploy.families.parts import ATTENTION_ONLY, WITHOUT_CONVS, mlp_parts
+from spvit_deploy.families.parts import ATTENTION_ONLY, WITHOUT_CONVS, Skip, mlp_parts
 from spvit_deploy.families.timm_models import input_size
 
 _QUERIES = ("qkv", "qk", "q", "query", "q_proj", "to_qkv")
@@ -69,7 +69,7 @@ class GenericFamily(Family):
 
 def _blocks(model: nn.Module) -> Iterator[tuple[str, nn.Module, tuple[str, str]]]:
     for path, module in model.named_modules():
-        children = {name for name, child in module.named_children() if _has_weights(child)}
+        children = {name for name, child in module.named_children() if [*child.parameters()]}
         for names in _BRANCHES:
             if path and children.issuperset(names):
                 yield path, module, names
@@ -81,10 +81,6 @@ def _is_attention(mixer: nn.Module) -> bool:
     names = {name.rpartition(".")[2] for name, _ in mixer.named_modules()}
     named = any(part in type(mixer).__name__ for part in ("Attention", "Attn"))
     return named or not names.isdisjoint(_QUERIES)
-
-
-def _has_weights(module: nn.Module) -> bool:
-    return next(module.parameters(), None) is not None
 
 
 def _record_calls(model: nn.Module) -> _Calls:
@@ -150,7 +146,7 @@ def _runs_without(shadow: nn.Module, branches: list[tuple[BlockSite, str]]) -> b
     originals = [site.block.get_submodule(name) for site, name in branches]
     try:
         for site, name in branches:
-            setattr(site.block, name, _Identity())
+            setattr(site.block, name, Skip())
         _run(shadow)
     except (RuntimeError, TypeError, ValueError, AttributeError):
         return False
@@ -158,10 +154,3 @@ def _runs_without(shadow: nn.Module, branches: list[tuple[BlockSite, str]]) -> b
         for (site, name), original in zip(branches, originals, strict=True):
             setattr(site.block, name, original)
     return True
-
-
-class _Identity(nn.Module):
-    """An identity that ignores further arguments, as ``nn.Identity`` does not."""
-
-    def forward(self, x: Tensor, *_: Any, **__: Any) -> Tensor:
-        return x

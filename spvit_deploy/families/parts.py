@@ -8,7 +8,7 @@ from typing import Any
 
 from timm.models.swin_transformer import WindowAttention
 from timm.models.vision_transformer import Attention
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from spvit_deploy.core.plan import AttentionKind
@@ -17,6 +17,14 @@ from spvit_deploy.families.base import ALL_KINDS, BlockSite, MlpParts, Values, v
 WITHOUT_CONVS = (AttentionKind.SKIP, AttentionKind.MSA)
 POINTWISE_ONLY = (AttentionKind.SKIP, AttentionKind.CONV1X1, AttentionKind.MSA)
 ATTENTION_ONLY = (AttentionKind.MSA,)
+
+
+class Skip(nn.Module):
+    """An identity that ignores further arguments, as ``nn.Identity`` does not."""
+
+    def forward(self, x: Tensor, *_: Any, **__: Any) -> Tensor:
+        """Return x [B, N, C]."""
+        return x
 
 
 @dataclass(frozen=True)

@@ -29,9 +29,12 @@ class VitFamily(Family):
     name = "vit"
     classes = (VisionTransformer, VisionTransformerDistilled, VisionTransformerRelPos)
 
-    def refusal(self, model: nn.Module) -> Refusal | None:
+    def refusal(self, model: Any) -> Refusal | None:
         """Return why this ViT is not supported, or None."""
-        return fixed_grid_refusal(model) or _blocks_refusal(model)
+        found = (type(block).__name__ for block in model.blocks)
+        kind = next((name for name in found if name not in _BLOCKS), None)
+        reason = _BLOCK_REASONS.get(kind or "", f"its blocks are of the unknown kind {kind}")
+        return fixed_grid_refusal(model) or (Refusal(reason) if kind else None)
 
     def sites(self, model: Any) -> list[BlockSite]:
         """Return the blocks in order."""
@@ -58,12 +61,4 @@ def fixed_grid_refusal(model: Any) -> Refusal | None:
             "it drops patches in training, which leaves no grid for a convolution",
             "Build it with --model-arg patch_drop_rate=0.",
         )
-    return None
-
-
-def _blocks_refusal(model: Any) -> Refusal | None:
-    for block in model.blocks:
-        kind = type(block).__name__
-        if kind not in _BLOCKS:
-            return Refusal(_BLOCK_REASONS.get(kind, f"its blocks are of the unknown kind {kind}"))
     return None

@@ -25,14 +25,6 @@ def to_tokens(x: Tensor) -> Tensor:
     return x.permute(0, 2, 3, 1).flatten(1, 2)
 
 
-class Skip(nn.Module):
-    """The identity: the block computes x + norm1(x)."""
-
-    def forward(self, x: Tensor, *_: Any, **__: Any) -> Tensor:
-        """[B, N, C] → [B, N, C]."""
-        return x
-
-
 class PointwiseConv(nn.Conv2d):
     """A 1×1 convolution that is computed as a matrix product, on tokens or on a map of them."""
 
@@ -76,11 +68,12 @@ class ConvAttention(nn.Module):
     def forward(self, x: Tensor, *_: Any, **__: Any) -> Tensor:
         """[B, N, C] → [B, N, C]."""
         tokens = x[:, self.prefix :]
-        y = self.proj(self.act(self._mix_points(tokens) if self.pointwise else self._mix(tokens)))
+        if self.pointwise:
+            y = self._mix_points(tokens)
+        else:
+            y = to_tokens(self.bn(self.conv(to_grid(tokens, self.grid))))
+        y = self.proj(self.act(y))
         return torch.cat((x[:, : self.prefix], y), dim=1) if self.prefix else y
-
-    def _mix(self, tokens: Tensor) -> Tensor:
-        return to_tokens(self.bn(self.conv(to_grid(tokens, self.grid))))
 
     def _mix_points(self, tokens: Tensor) -> Tensor:
         if isinstance(self.conv, PointwiseConv):

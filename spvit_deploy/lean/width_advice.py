@@ -29,7 +29,8 @@ def advice(
     advice; an imported model has no gates to round by.
     """
     off = unaligned_widths(plan, alignment)
-    if not off or any(_alignment(stage) % alignment == 0 for stage in history):
+    requested = [stage.get("settings", stage).get("align", 1) for stage in history]
+    if not off or any(step % alignment == 0 for step in requested):
         return ""
     kept = sum(len(block.mlp_keep) for block in plan.blocks)
     more = sum(-width % alignment for _, width in off)
@@ -42,8 +43,3 @@ def advice(
     if any(stage.get("stage") == "import" for stage in history):
         return text
     return f"{text} `materialize --align {alignment}` puts widths on multiples."
-
-
-def _alignment(stage: Mapping[str, Any]) -> int:
-    """Return the alignment that was requested of a search or materialization; else 1."""
-    return int(stage.get("settings", stage).get("align", 1))

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import onnx
 
     from spvit_deploy.lean.model_folder import SavedModel
-    from spvit_deploy.lean.named_outputs import NamedOutputs
+    from spvit_deploy.lean.outputs import NamedOutputs
     from spvit_deploy.runtimes.calibration import Accuracy, Calibration, Labelled
 
 DEFAULT_OPSET = 20

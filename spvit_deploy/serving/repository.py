@@ -15,7 +15,7 @@ from spvit_deploy.core.output_folders import ensure_free, move_into_place, stagi
 from spvit_deploy.data.spec import DataSettings
 from spvit_deploy.export.export_model import run_export
 from spvit_deploy.export.record import ExportRecord
-from spvit_deploy.lean.load_model import ModelRequest
+from spvit_deploy.lean.model_folder import ModelRequest
 from spvit_deploy.runtimes.batch_profile import profile_of
 from spvit_deploy.runtimes.export_job import ExportSettings
 from spvit_deploy.runtimes.registry import find_format

@@ -99,7 +99,6 @@ def train(
     Raises:
         JobError: The loss is NaN, an image is damaged, or another process ended.
         DataError: There is no batch, or the model has no output for a label.
-        StorageError: The log cannot be written.
     """
     run, history = run or Run(), []
     if settings.epochs:
@@ -135,8 +134,12 @@ class _Loop:
         self._optimizer, self._schedule = make_optimizer(
             self.model, self.settings, steps, self.hooks.owned_parameters()
         )
+
+        def loss(*batch: Any) -> Tensor:
+            return self.loss_function(*batch) + self.hooks.extra_loss()
+
         self._stepper = Stepper(
-            self.model, self._optimizer, self._loss, self.settings, self.run.processes
+            self.model, self._optimizer, loss, self.settings, self.run.processes
         )
         self._step = self._epoch = self._done = 0
         self._metrics = EpochMetrics()
@@ -158,9 +161,6 @@ class _Loop:
         if self.run.log is not None:
             self.run.log.flush()
         return self._history
-
-    def _loss(self, output: object, images: Tensor, labels: Tensor) -> Tensor:
-        return self.loss_function(output, images, labels) + self.hooks.extra_loss()
 
     def _common_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the epoch's batches while every process has one; a stream may end unevenly."""

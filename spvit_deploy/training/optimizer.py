@@ -112,9 +112,6 @@ class Stepper:
         Returns:
             [3]: sum of the loss, number of correct predictions and number of images, over all
             processes.
-
-        Raises:
-            DataError: The model has no output for a label.
         """
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self._settings.amp):
             output = self._forward(images)

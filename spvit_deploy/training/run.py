@@ -144,7 +144,6 @@ def open_run(
 
     Raises:
         InputError: The checkpoints are of another run, or another run uses the folder.
-        StorageError: A file cannot be written.
     """
     folder = checkpoint_folder(output.absolute())
     checkpoints = Checkpoints(folder, json.loads(json.dumps(inputs)), settings.checkpoint_every)

@@ -148,11 +148,10 @@ class TrainLog:
 
 
 def require_tensorboard(folder: Path | None) -> None:
-    """Check that TensorBoard is installed and can write to a folder; None needs neither.
+    """Check that TensorBoard is installed and can write to a folder, if any.
 
     Raises:
         RuntimeMissingError: It is not installed.
-        StorageError: The folder cannot be written.
     """
     if folder is None:
         return

@@ -12,7 +12,7 @@ from spvit_deploy.core.output_folders import ensure_free
 from spvit_deploy.data.spec import DataSettings
 from spvit_deploy.export.export_model import run_export
 from spvit_deploy.export.record import ExportRecord
-from spvit_deploy.lean.load_model import ModelRequest
+from spvit_deploy.lean.model_folder import ModelRequest
 from spvit_deploy.runtimes.export_job import ExportSettings, parse_batch
 from spvit_deploy.workflows.export_inputs import open_export
 from spvit_deploy.workflows.keywords import Pathish

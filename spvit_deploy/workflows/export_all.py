@@ -20,8 +20,7 @@ from spvit_deploy.core.records import StrictModel, write_record
 from spvit_deploy.data.spec import DataSettings
 from spvit_deploy.export.export_model import run_export
 from spvit_deploy.export.record import ExportRecord
-from spvit_deploy.lean.load_model import ModelRequest
-from spvit_deploy.lean.model_folder import save_model
+from spvit_deploy.lean.model_folder import ModelRequest, save_model
 from spvit_deploy.runtimes.export_job import ExportJob, ExportSettings
 from spvit_deploy.runtimes.info import load_attribute
 from spvit_deploy.runtimes.registry import formats, load_exporter, runtimes

@@ -19,10 +19,8 @@ from spvit_deploy.data.batches import Batches, open_batches, open_in_order
 from spvit_deploy.data.spec import DataSettings, Source
 from spvit_deploy.export.parity import ParityReport, compare, random_inputs, require
 from spvit_deploy.export.verification import module_runner
-from spvit_deploy.lean.input_dependence import CONSTANT_OUTPUT, depends_on_input
-from spvit_deploy.lean.load_model import ModelRequest, load_model
-from spvit_deploy.lean.model_folder import SavedModel
-from spvit_deploy.lean.named_outputs import NamedOutputs
+from spvit_deploy.lean.model_folder import ModelRequest, SavedModel, load_model
+from spvit_deploy.lean.outputs import CONSTANT_OUTPUT, NamedOutputs, depends_on_input
 from spvit_deploy.lean.width_advice import advice
 from spvit_deploy.runtimes.calibration import Calibration
 from spvit_deploy.runtimes.export_job import ExportJob, ExportSettings

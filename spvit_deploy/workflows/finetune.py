@@ -11,8 +11,7 @@ from spvit_deploy.core.errors import DataError
 from spvit_deploy.core.progress import warn
 from spvit_deploy.data.batches import open_batches
 from spvit_deploy.data.spec import DataSettings
-from spvit_deploy.lean.load_model import check_request, load_model
-from spvit_deploy.lean.model_folder import SavedModel, save_model
+from spvit_deploy.lean.model_folder import SavedModel, check_request, load_model, save_model
 from spvit_deploy.training.distillation import check_teacher
 from spvit_deploy.training.finetune import FinetuneSettings, finetune_model, top1
 from spvit_deploy.training.lora import require_peft

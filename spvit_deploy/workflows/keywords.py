@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 from spvit_deploy.core.errors import InputError, first_line
 from spvit_deploy.core.records import StrictModel
 from spvit_deploy.core.suggestions import did_you_mean
-from spvit_deploy.lean.load_model import ModelRequest
+from spvit_deploy.lean.model_folder import ModelRequest
 
 Pathish = str | Path
 _Settings = TypeVar("_Settings", bound=BaseModel)

@@ -42,7 +42,7 @@ from spvit_deploy.core.plan import ModelSpec
 from spvit_deploy.core.progress import Bar, progress_bar
 from spvit_deploy.export.trace import write_unverified
 from spvit_deploy.families.timm_models import input_size
-from spvit_deploy.lean.load_model import load_model
+from spvit_deploy.lean.model_folder import load_model
 from spvit_deploy.runtimes.export_job import ExportSettings
 from spvit_deploy.runtimes.registry import find_format, find_runtime, formats
 from spvit_deploy.search.budget import Place

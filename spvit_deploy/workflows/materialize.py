@@ -9,8 +9,14 @@ from torch import nn
 from spvit_deploy.core.errors import InputError
 from spvit_deploy.core.output_folders import ensure_free, new_folder
 from spvit_deploy.core.plan import GATES_FILE, PrunePlan, load_plan, save_plan
-from spvit_deploy.lean.load_model import ModelRequest, load_model
-from spvit_deploy.lean.model_folder import SavedModel, is_model_folder, load_saved, save_model
+from spvit_deploy.lean.model_folder import (
+    ModelRequest,
+    SavedModel,
+    is_model_folder,
+    load_model,
+    load_saved,
+    save_model,
+)
 from spvit_deploy.search.published.import_model import import_lean, import_plan
 from spvit_deploy.search.search_folder import (
     is_search_folder,

@@ -16,8 +16,7 @@ from spvit_deploy.core.errors import InputError
 from spvit_deploy.core.progress import warn
 from spvit_deploy.data.batches import Batches
 from spvit_deploy.data.spec import DataSettings
-from spvit_deploy.lean.load_model import load_model
-from spvit_deploy.lean.model_folder import SavedModel
+from spvit_deploy.lean.model_folder import SavedModel, load_model
 from spvit_deploy.search.candidates.token_merging import require_no_merges
 from spvit_deploy.search.search import SearchResult, SearchSettings, run_search, supernet_of
 from spvit_deploy.search.search_folder import SearchRecord, save_search

@@ -12,8 +12,7 @@ from spvit_deploy.core.errors import DataError
 from spvit_deploy.data.batches import Batches, open_batches
 from spvit_deploy.data.sources import open_source
 from spvit_deploy.data.spec import DataSettings
-from spvit_deploy.lean.load_model import ModelRequest, load_model
-from spvit_deploy.lean.model_folder import SavedModel
+from spvit_deploy.lean.model_folder import ModelRequest, SavedModel, load_model
 from spvit_deploy.workflows.keywords import Pathish, StageSettings
 
 

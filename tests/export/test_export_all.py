@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from spvit_deploy.core.errors import JobError
-from spvit_deploy.lean.load_model import ModelRequest, load_model
-from spvit_deploy.lean.model_folder import SavedModel
+from spvit_deploy.lean.model_folder import ModelRequest, SavedModel, load_model
 from spvit_deploy.runtimes.registry import formats, runtimes
 from spvit_deploy.workflows import export_inputs
 from tests.conftest import NAME, TINY_ARGS

@@ -14,7 +14,7 @@ from spvit_deploy.core.plan import AttentionKind
 from spvit_deploy.core.records import read_record, write_record
 from spvit_deploy.families.timm_models import create_model
 from spvit_deploy.lean.cost import CostTable, SiteCost
-from spvit_deploy.lean.input_dependence import depends_on_input
+from spvit_deploy.lean.outputs import depends_on_input
 from spvit_deploy.search.projection import project
 from spvit_deploy.search.supernet import GateProbabilities, Supernet
 from tests.conftest import NAME, TINY_ARGS, tiny_spec

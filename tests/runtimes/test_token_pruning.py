@@ -14,7 +14,7 @@ import torch
 from spvit_deploy.core.plan import ModelSpec
 from spvit_deploy.families.timm_models import create_model
 from spvit_deploy.lean.model_folder import SavedModel
-from spvit_deploy.lean.named_outputs import NamedOutputs
+from spvit_deploy.lean.outputs import NamedOutputs
 from spvit_deploy.runtimes.onnx import graph
 from tests.conftest import NAME, TINY
 

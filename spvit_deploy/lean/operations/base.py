@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from spvit_deploy.core.plan import AttentionKind, BlockPlan, Semantics
 from spvit_deploy.families.base import BlockSite
-from spvit_deploy.lean.blocks import Skip
+from spvit_deploy.families.parts import Skip
 
 # Of the keys of supernet weights that timm's model does not have: ``spvit.<block path>.<name>``.
 EXTRAS_PREFIX = "spvit."

@@ -22,7 +22,7 @@ from spvit_deploy.core.files import write_bytes
 from spvit_deploy.core.log_filters import quiet
 from spvit_deploy.families.timm_models import disable_fused_attention
 from spvit_deploy.lean.blocks import ConvAttention
-from spvit_deploy.lean.named_outputs import NamedOutputs
+from spvit_deploy.lean.outputs import NamedOutputs
 from spvit_deploy.runtimes.onnx.token_pruning import eliminate_dead_tokens
 
 INPUT_NAME = "images"

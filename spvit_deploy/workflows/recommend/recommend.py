@@ -18,7 +18,7 @@ from spvit_deploy.core.output_folders import ensure_free, new_folder
 from spvit_deploy.core.progress import progress_bar, warn
 from spvit_deploy.core.records import write_record
 from spvit_deploy.data.spec import DataSettings
-from spvit_deploy.lean.load_model import ModelRequest
+from spvit_deploy.lean.model_folder import ModelRequest
 from spvit_deploy.runtimes.export_job import ExportJob, ExportSettings
 from spvit_deploy.workflows.export_inputs import open_export
 from spvit_deploy.workflows.recommend.candidates import Model, enter_all, thread_counts

@@ -13,7 +13,7 @@ from spvit_deploy.core.locks import LOCK_FILE
 from spvit_deploy.core.output_folders import ensure_parent
 from spvit_deploy.core.progress import warn
 from spvit_deploy.data.sources import fingerprint, open_source
-from spvit_deploy.lean.load_model import ModelRequest, load_model
+from spvit_deploy.lean.model_folder import ModelRequest, load_model
 from spvit_deploy.runtimes.registry import find_runtime
 from spvit_deploy.workflows.recipe import ModelSection, Recipe, anchored, check_recipe
 from spvit_deploy.workflows.sweep.budgets import check_budgets, parse_budgets

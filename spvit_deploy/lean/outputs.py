@@ -1,4 +1,9 @@
-"""Named outputs of an exported model: class scores, feature maps for dense prediction, or both."""
+"""Outputs of a model: named for an export, and whether they depend on the image.
+
+They are class scores, feature maps for dense prediction, or both. Only attention carries
+information from the patches to a class token: a model whose head reads that token, and that has no
+attention left, has a constant output.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +18,10 @@ from spvit_deploy.core.errors import InputError, ModelError
 from spvit_deploy.lean.token_merging import MergingBlocks
 
 CHOICES = ("logits", "features", "all")
+CONSTANT_OUTPUT = (
+    "the output does not depend on the image: the head reads a token that only attention connects "
+    "to the image, and no block has attention left"
+)
 # Number of maps of a model without stages: as many as dense prediction heads usually take.
 _MAPS_OF_PLAIN = 4
 
@@ -125,3 +134,30 @@ def _layers(net: Any, chosen: Sequence[int] | None) -> list[int]:
 
 def _info(net: Any) -> list[dict[str, Any]]:
     return list(getattr(net, "feature_info", ()))
+
+
+@torch.no_grad()
+def depends_on_input(model: nn.Module, size: tuple[int, int, int]) -> bool:
+    """Whether two images of noise, of (channels, height, width), have different outputs."""
+    training = model.training
+    device = next(model.parameters()).device
+    model.eval()
+    try:
+        # One at a time: equal inputs then give equal bits.
+        seeds = (torch.Generator().manual_seed(seed) for seed in (0, 1))
+        first, second = (
+            _before_head(model, torch.randn(1, *size, generator=seed).to(device)) for seed in seeds
+        )
+    finally:
+        model.train(training)
+    return not all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def _before_head(model: Any, images: Tensor) -> list[Tensor]:
+    """Return the input of the head; a new head may be all zeros."""
+    inner = getattr(model, "model", model)
+    if hasattr(inner, "forward_features") and hasattr(inner, "forward_head"):
+        output = inner.forward_head(inner.forward_features(images), pre_logits=True)
+    else:
+        output = model(images)
+    return list(output) if isinstance(output, (list, tuple)) else [output]
