@@ -71,10 +71,10 @@ class GatedAttention(nn.Module):
         """Return this step's sampled gates of a variant; None in evaluation and where fixed."""
         return self._samples.get(variant.name) if self.training and self.fixed is None else None
 
-    def fix(self, block: BlockPlan | None) -> None:
-        """Choose as in a plan, whose variants must have weights; None to let the gates choose."""
-        candidate = self.candidates.find(block) if block is not None else None
-        if block is not None and isinstance(candidate, Variant):
+    def fix(self, block: BlockPlan) -> None:
+        """Choose as in a plan, whose variants must have weights."""
+        candidate = self.candidates.find(block)
+        if isinstance(candidate, Variant):
             candidate.require(self, block)
         self.fixed = block
         self._samples = {}  # and the graph behind them
