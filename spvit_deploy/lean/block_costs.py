@@ -7,10 +7,10 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
-from spvit_deploy.core.errors import ModelError
+from spvit_deploy.core.errors import ModelError, first_line
 from spvit_deploy.core.plan import AttentionKind, BlockPlan
 from spvit_deploy.families.base import BlockSite
 from spvit_deploy.families.registry import find_sites
@@ -116,5 +116,12 @@ def costs_of(saved: SavedModel) -> tuple[BlockCost, ...]:
 
 
 def read_costs(rows: Iterable[Sequence[Any]]) -> tuple[BlockCost, ...]:
-    """Read the rows of :meth:`BlockCost.row`; a malformed one is a ValueError."""
-    return TypeAdapter(tuple[BlockCost, ...]).validate_python(rows)
+    """Read the rows of :meth:`BlockCost.row`.
+
+    Raises:
+        ValueError: A row is malformed.
+    """
+    try:
+        return TypeAdapter(tuple[BlockCost, ...]).validate_python(rows)
+    except ValidationError as error:
+        raise ValueError(first_line(error)) from None

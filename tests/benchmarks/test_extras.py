@@ -81,8 +81,8 @@ def test_costs_of_blocks_are_parts_of_the_whole_and_survive_a_record(make_lean: 
     parts = sum(cost.attention_macs + cost.mlp_macs for cost in costs)
     assert 0 < parts < count_cost(saved.module, saved.preprocessing.input_size).macs
     assert read_costs([list(cost.row()) for cost in costs]) == costs
-    with pytest.raises(ValueError, match="unpack"):
-        read_costs([["blocks.0", 3]])
+    with pytest.raises(ValueError, match=r"^0\.4: Field required$"):
+        read_costs([["blocks.0", "a", "b", "msa"]])
 
 
 def test_nameless_layers_are_their_neighbours() -> None:
