@@ -5,34 +5,54 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+
+from pydantic import ConfigDict
 
 from spvit_deploy.core.errors import CorruptFileError
 from spvit_deploy.core.files import sha256_file
 from spvit_deploy.core.preprocessing import Preprocessing
-from spvit_deploy.core.records import read_record
+from spvit_deploy.core.records import StrictModel, read_record
 from spvit_deploy.lean.block_costs import BlockCost, costs_of, read_costs
 from spvit_deploy.lean.cost import count_cost
 from spvit_deploy.lean.model_folder import folder_digest, load_saved
 from spvit_deploy.runtimes.registry import artifact_kind, read_metadata
-from spvit_deploy.runtimes.tensorrt.engine_record import SUFFIX, read_engine
+
+
+class Proof(StrictModel):
+    """How an artifact's outputs match those of the model that it was made from.
+
+    Attributes:
+        link: what was compared with what.
+        samples: images.
+        max_abs: largest difference of a score.
+        cosine: smallest, of two score vectors.
+        top1: fraction of images with the same best class.
+    """
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    link: str
+    samples: int
+    max_abs: float
+    cosine: float
+    top1: float
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """A dense, lean or exported folder, a bare file of ONNX, torch or ExecuTorch, or an engine.
+    """A dense, lean or exported folder, or a file that a runtime opens.
 
     Attributes:
         title: for tables.
         kind: ``dense`` or ``lean``; of an exported model, what it was exported from.
         digest: SHA-256 of its record or file.
+        size_bytes: without its records.
         preprocessing: None for a bare file that does not record it.
         class_names: none where unknown.
         macs: of one image; 0 where unknown.
         params: 0 where unknown.
-        size_bytes: without its records.
         precision: as it was exported; ``fp32`` for a folder of PyTorch, empty where unknown.
-        parity: what its export verified, as its record has it.
+        parity: what its export verified.
         blocks: what the branches of its blocks cost; none where unknown.
     """
 
@@ -45,7 +65,7 @@ class Artifact:
     macs: int = 0
     params: int = 0
     precision: str = ""
-    parity: tuple[dict[str, Any], ...] = ()
+    parity: tuple[Proof, ...] = ()
     blocks: tuple[BlockCost, ...] = ()
 
 
@@ -61,7 +81,7 @@ def describe(path: Path) -> Artifact:
         InputError: unknown, or damaged.
     """
     if path.is_file():
-        return _bare_engine(path) if path.suffix == SUFFIX else _bare_file(path)
+        return _file(path)
     if artifact_kind(path) in ("dense", "lean"):
         return _torch_folder(path)
     return _exported_folder(path)
@@ -98,7 +118,7 @@ def _exported_folder(path: Path) -> Artifact:
             macs=record["macs"],
             params=record["params"],
             precision=record.get("precision", ""),
-            parity=tuple(record.get("parity", ())),
+            parity=tuple(Proof.model_validate(proof) for proof in record.get("parity", ())),
             blocks=read_costs(record.get("blocks", ())),
         )
     except (KeyError, ValueError) as error:
@@ -110,17 +130,14 @@ def _title(path: Path, kind: str) -> str:
     return name if kind in name else f"{name} ({kind})"
 
 
-def _bare_engine(path: Path) -> Artifact:
-    """Describe an engine; what it was made from is known only in its export's folder."""
-    sha256, size = read_engine(path).record.sha256, path.stat().st_size
-    if (path.parent / "export.json").is_file():
-        found = describe(path.parent)
-        return replace(found, title=path.name, digest=sha256, size_bytes=size)
-    return Artifact(path.name, "engine", sha256, size)
-
-
-def _bare_file(path: Path) -> Artifact:
-    metadata = read_metadata(path)
+def _file(path: Path) -> Artifact:
+    """Describe a file by its metadata, or by its export's record where it holds none."""
+    digest, size = sha256_file(path), path.stat().st_size
+    metadata, record = read_metadata(path), path.with_name("export.json")
+    exported = record.is_file() and path.name in read_record(record).get("files", {})
+    if exported and "spvit_deploy.kind" not in metadata:
+        found = _exported_folder(path.parent)
+        return replace(found, title=path.name, digest=digest, size_bytes=size)
 
     def recorded(key: str, default: str) -> str:
         return metadata.get(f"spvit_deploy.{key}", default)
@@ -130,12 +147,13 @@ def _bare_file(path: Path) -> Artifact:
         return Artifact(
             title=path.stem,
             kind=recorded("kind", artifact_kind(path)),
-            digest=sha256_file(path),
-            size_bytes=path.stat().st_size,
+            digest=digest,
+            size_bytes=size,
             preprocessing=Preprocessing.model_validate_json(prep) if prep else None,
             class_names=tuple(json.loads(recorded("class_names", "[]"))),
             macs=int(recorded("macs", "0")),
             params=int(recorded("params", "0")),
+            precision=recorded("precision", ""),
         )
     except (ValueError, TypeError) as error:
         raise CorruptFileError(f"{path}: its metadata are damaged.", "Export it again.") from error

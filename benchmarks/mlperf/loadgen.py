@@ -1,4 +1,4 @@
-"""Runs MLPerf Inference's LoadGen, on sessions in this process or on a server."""
+"""Runs MLPerf Inference's LoadGen, and the systems that it drives: sessions here, or a server."""
 
 from __future__ import annotations
 
@@ -8,20 +8,21 @@ import importlib.util
 import json
 import re
 import tempfile
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from spvit_deploy.benchmarks.mlperf.systems_under_test import (
-    Call,
-    InlineSystem,
-    QueuedSystem,
-    RemoteSystem,
-    Send,
-    SystemUnderTest,
-)
 from spvit_deploy.core.errors import RuntimeMissingError
+
+# Runs so many images, and returns when they are done.
+Call = Callable[[int], None]
+# Sends one request without waiting; None where no more can be sent.
+Send = Callable[[], "Future[Any] | None"]
 
 _PACKAGE = "mlperf_loadgen"
 # Samples that queries choose from. Their content does not change a time.
@@ -59,11 +60,8 @@ class LoadGenResult:
 def loadgen_version(extra: str = "mlperf") -> str:
     """Return LoadGen's version.
 
-    Args:
-        extra: The extra of this package to name where LoadGen is missing.
-
     Raises:
-        RuntimeMissingError: LoadGen is not installed.
+        RuntimeMissingError: LoadGen is not installed; names this extra of the package.
     """
     if importlib.util.find_spec(_PACKAGE) is None:
         raise RuntimeMissingError(
@@ -109,7 +107,7 @@ def run_scenario(
     settings.server_target_qps = rate
     if slo is not None:
         settings.server_target_latency_ns = round(1e9 * slo)
-    system = (QueuedSystem if scenario == "server" else InlineSystem)(lg, calls, batch)
+    system = (_QueuedSystem if scenario == "server" else _InlineSystem)(lg, calls, batch)
     return _run(lg, settings, system)
 
 
@@ -137,7 +135,7 @@ def run_requests(
     settings.server_target_qps = rate
     settings.server_max_async_queries = max_outstanding
     settings.schedule_rng_seed = seed
-    return _run(lg, settings, RemoteSystem(lg, send))
+    return _run(lg, settings, _RemoteSystem(lg, send))
 
 
 def _settings(lg: Any, scenario: str) -> Any:
@@ -147,7 +145,7 @@ def _settings(lg: Any, scenario: str) -> Any:
     return settings
 
 
-def _run(lg: Any, settings: Any, system: SystemUnderTest) -> LoadGenResult:
+def _run(lg: Any, settings: Any, system: _SystemUnderTest) -> LoadGenResult:
     def samples_are_in_memory(_: list[int]) -> None: ...
 
     with tempfile.TemporaryDirectory() as folder, system.running():
@@ -178,3 +176,110 @@ def _read(folder: Path) -> LoadGenResult:
     return LoadGenResult(
         tuple(completed[query] / 1e9 for query in sorted(completed)), rate, estimate
     )
+
+
+class _SystemUnderTest:
+    """Completes every LoadGen sample, also after a failure: LoadGen waits for all of them."""
+
+    def __init__(self, lg: Any) -> None:
+        self._lg = lg
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Run what processes the samples; raise at the end what failed."""
+        yield
+
+    def issue(self, samples: list[Any]) -> None:
+        """Take the samples of one query when it is due."""
+        raise NotImplementedError
+
+    def flush(self) -> None:
+        """Finish what is left after the last query."""
+
+    def complete(self, samples: Sequence[Any]) -> None:
+        response = self._lg.QuerySampleResponse
+        self._lg.QuerySamplesComplete([response(sample.id, 0, 0) for sample in samples])
+
+
+class _RemoteSystem(_SystemUnderTest):
+    """Sends each sample to a server; responses arrive in a thread of its client.
+
+    Samples that cannot be sent stay outstanding, so that LoadGen ends early with too many of them.
+    """
+
+    def __init__(self, lg: Any, send: Send) -> None:
+        super().__init__(lg)
+        self._send = send
+        self._unsent: list[Any] = []
+
+    def issue(self, samples: list[Any]) -> None:
+        for sample in samples:
+            future = self._send()
+            if future is None:
+                self._unsent.append(sample)
+            else:
+                future.add_done_callback(partial(self._received, sample))
+
+    def flush(self) -> None:
+        self.complete(self._unsent)
+
+    def _received(self, sample: Any, _: Future[Any]) -> None:
+        self.complete([sample])
+
+
+class _InlineSystem(_SystemUnderTest):
+    """Runs each query in LoadGen's own thread, one batch after another."""
+
+    def __init__(self, lg: Any, calls: Sequence[Call], batch: int) -> None:
+        super().__init__(lg)
+        self._calls, self._batch = list(calls), batch
+        self._failure: BaseException | None = None
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        yield
+        if self._failure is not None:
+            raise self._failure
+
+    def issue(self, samples: list[Any]) -> None:
+        for start in range(0, len(samples), self._batch):
+            self.run(self._calls[0], samples[start : start + self._batch])
+
+    def run(self, call: Call, samples: Sequence[Any]) -> None:
+        """Run one batch and complete it; after a failure only complete it."""
+        if self._failure is None:
+            try:
+                call(len(samples))
+            except BaseException as error:
+                self._failure = error
+        self.complete(samples)
+
+
+class _QueuedSystem(_InlineSystem):
+    """Queues samples for a worker thread per call; each takes as many as fit into a batch."""
+
+    def __init__(self, lg: Any, calls: Sequence[Call], batch: int) -> None:
+        super().__init__(lg, calls, batch)
+        self._waiting: list[Any] = []
+        self._lock = threading.Lock()
+        self._pool = ThreadPoolExecutor(len(calls))
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        with super().running(), self._pool:
+            yield
+
+    def issue(self, samples: list[Any]) -> None:
+        with self._lock:
+            self._waiting += samples
+        for _ in samples:
+            self._pool.submit(self._work)
+
+    def _work(self) -> None:
+        """Run what waits, up to a batch; nothing where another worker has taken it."""
+        with self._lock:
+            call = self._calls.pop()
+            batch, self._waiting = self._waiting[: self._batch], self._waiting[self._batch :]
+        if batch:
+            self.run(call, batch)
+        self._calls.append(call)

@@ -53,13 +53,6 @@ def _color(kind: str) -> str:
     return {"dense": DENSE, "lean": LEAN}.get(kind, OTHER)
 
 
-def _place(row: BenchmarkResult) -> str:
-    """Name runtime and workload, for an axis."""
-    load = row.workload
-    scenario = "" if load.scenario == "closed" else f"{load.scenario}, "
-    return f"{row.runtime}, {scenario}batch {load.batch}"
-
-
 def _whisker(medians: Sequence[float], tails: Sequence[float | None]) -> dict[str, Any]:
     """Draw error bars from the medians to the 90th percentiles, both in seconds."""
     above = [1000 * ((t or m) - m) for m, t in zip(medians, tails, strict=True)]
@@ -70,14 +63,14 @@ def _whisker(medians: Sequence[float], tails: Sequence[float | None]) -> dict[st
 def latency_bars(results: Sequence[BenchmarkResult]) -> Any:
     """Draw median latencies, with a whisker to the 90th percentile if there are enough samples."""
     figure = go.Figure()
-    places = [(r.kind, _place(r)) for r in results]
+    places = [(r.kind, r.place) for r in results]
     by_kind = len(set(places)) == len(places)
     names = [result.kind if by_kind else result.title for result in results]
     for name in dict.fromkeys(names):
         own = [result for result, label in zip(results, names, strict=True) if label == name]
         figure.add_bar(
             name=name,
-            x=[_place(r) for r in own],
+            x=[r.place for r in own],
             y=[1000 * r.p50 for r in own],
             error_y=_whisker([r.p50 for r in own], [r.p90 for r in own]),
             text=[f"{1000 * r.p50:.2f}" for r in own],
@@ -94,7 +87,7 @@ def sample_boxes(results: Sequence[BenchmarkResult]) -> Any:
     for result in results:
         step = max(1, len(result.samples) // _BOX_SAMPLES)
         figure.add_box(
-            name=f"{result.title}<br>{_place(result)}",
+            name=f"{result.title}<br>{result.place}",
             y=[round(1000 * s, 4) for s in result.samples[::step]],
             marker_color=_color(result.kind),
             boxpoints="outliers",
@@ -181,7 +174,7 @@ class AccuracyPoint:
 def accuracy_latency(results: Sequence[BenchmarkResult]) -> Any:
     """Draw accuracy against latency, one point per result whose accuracy is known."""
     points = [
-        AccuracyPoint(f"{r.title}, {_place(r)}", r.kind, r.p50, r.p90, r.top1)
+        AccuracyPoint(f"{r.title}, {r.place}", r.kind, r.p50, r.p90, r.top1)
         for r in results
         if r.top1 is not None
     ]

@@ -19,7 +19,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from spvit_deploy.benchmarks.cpu_affinity import pinned
+from spvit_deploy.benchmarks.host_noise import pinned
 from spvit_deploy.benchmarks.results import load_results
 from spvit_deploy.benchmarks.suites.harness import DOCS, replace_table, save
 from spvit_deploy.benchmarks.suites.published import DEIT_S, build_dense, build_lean

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from spvit_deploy.benchmarks.host import read_host
-from spvit_deploy.benchmarks.reporting.screenshot import render_png
+from spvit_deploy.benchmarks.reporting.html_page import render_png
 from spvit_deploy.benchmarks.statistics import median_ratio
 
 RESULTS = Path(__file__).parent / "results"

@@ -240,7 +240,8 @@ def read_metadata(path: Path) -> dict[str, str]:
     """
     kind = artifact_kind(path)
     info = owner_of(kind)
-    if not info.installed:
+    # The records of engines are read without their package.
+    if not (info.installed or info.needs_gpu):
         find_runtime(info.name)
     found: dict[str, str] = load_attribute(info.metadata)(path) if info.metadata else {}
     return found

@@ -10,8 +10,14 @@ from spvit_deploy.benchmarks.artifacts import describe
 from spvit_deploy.benchmarks.evaluate import evaluate_artifact
 from spvit_deploy.benchmarks.measure import run_benchmark
 from spvit_deploy.benchmarks.mlperf.loadgen import STREAMS
-from spvit_deploy.benchmarks.result_records import DataRecord
-from spvit_deploy.benchmarks.results import Boundary, ResultsFile, Scenario, Workload, save_results
+from spvit_deploy.benchmarks.results import (
+    Boundary,
+    DataRecord,
+    ResultsFile,
+    Scenario,
+    Workload,
+    save_results,
+)
 from spvit_deploy.core.errors import InputError
 from spvit_deploy.core.output_folders import ensure_free
 from spvit_deploy.data.spec import DataSettings

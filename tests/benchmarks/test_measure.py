@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from spvit_deploy.benchmarks import load_patterns
 from spvit_deploy.benchmarks.host import read_host
 from spvit_deploy.benchmarks.measure import run_benchmark
-from spvit_deploy.benchmarks.reporting.html_report import write_report
+from spvit_deploy.benchmarks.reporting.report_forms import write_report
 from spvit_deploy.benchmarks.results import (
     BenchmarkResult,
     ResultsFile,
@@ -95,10 +95,10 @@ def test_artifacts_are_interleaved_in_an_order_that_changes(
     times = {"a": 1e-3, "b": 2e-3}
     names: dict[int, str] = {}
 
-    def take(caller: load_patterns.Caller, seconds: float, pause: float) -> list[float]:
+    def take(caller: load_patterns.Caller, seconds: float, pause: float) -> load_patterns.Burst:
         name = names.setdefault(id(caller), "ab"[len(names) % 2])
         seen.append((name, seconds, pause))
-        return [times[name]] * 3
+        return load_patterns.Burst([times[name]] * 3)
 
     monkeypatch.setattr(load_patterns.Caller, "take", take)
     workload = Workload(duration=1.0, warmup=0, pause=0.25)

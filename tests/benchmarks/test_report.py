@@ -12,7 +12,6 @@ from typing import Any
 import jsonschema
 import pytest
 
-from spvit_deploy.benchmarks.headline import headline_of
 from spvit_deploy.benchmarks.host import read_host
 from spvit_deploy.benchmarks.reporting.pareto import pareto_front
 from spvit_deploy.benchmarks.results import (
@@ -24,6 +23,7 @@ from spvit_deploy.benchmarks.results import (
     results_schema,
     save_results,
 )
+from spvit_deploy.benchmarks.speedups import headline_of
 from spvit_deploy.core.records import write_record
 from tests.benchmarks.test_regression import measured, written
 from tests.helpers.calls import good, refused

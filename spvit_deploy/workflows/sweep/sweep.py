@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from spvit_deploy.benchmarks.measure import run_benchmark
-from spvit_deploy.benchmarks.reporting.screenshot import render_png
+from spvit_deploy.benchmarks.reporting.html_page import render_png
 from spvit_deploy.benchmarks.results import ResultsFile, Workload, load_results, save_results
 from spvit_deploy.core.errors import InputError, JobError
 from spvit_deploy.core.locks import LOCK_FILE, lock_folder
