@@ -83,7 +83,7 @@ class Headline:
     def summary(self) -> str:
         """Speed, accuracy and size of the best artifact."""
         parts, megabytes = [self._speed()], self.best.size_bytes / 1e6
-        before, after = self.base and self.base.top1, self.best.top1
+        before, after = self.base.top1 if self.base else None, self.best.top1
         if before is not None and after is not None:
             parts.append(f"{after - before:+.1f} points".replace("-", "−"))
         return ", ".join([*parts, f"{megabytes:,.{0 if megabytes >= 10 else 1}f} MB"])

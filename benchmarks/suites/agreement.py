@@ -21,8 +21,14 @@ from typing import Any
 
 from spvit_deploy.benchmarks.host_noise import pinned
 from spvit_deploy.benchmarks.results import load_results
-from spvit_deploy.benchmarks.suites.harness import DOCS, replace_table, save
-from spvit_deploy.benchmarks.suites.published import DEIT_S, build_dense, build_lean
+from spvit_deploy.benchmarks.suites.harness import (
+    DEIT_S,
+    DOCS,
+    build_dense,
+    build_lean,
+    replace_table,
+    save,
+)
 from spvit_deploy.runtimes.timing import interleaved
 from spvit_deploy.workflows.export import export_model
 

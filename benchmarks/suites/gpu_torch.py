@@ -19,11 +19,11 @@ import torch
 from torch import nn
 
 from spvit_deploy.benchmarks.statistics import median_ratio
-from spvit_deploy.benchmarks.suites.harness import save
-from spvit_deploy.benchmarks.suites.published import (
+from spvit_deploy.benchmarks.suites.harness import (
     DEIT_B,
     DEIT_S,
     SWIN_T,
+    save,
     with_biases,
     with_wider_mlps,
 )

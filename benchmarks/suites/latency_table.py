@@ -32,8 +32,7 @@ from spvit_deploy.benchmarks.latency_tables.interleaved import (
 )
 from spvit_deploy.benchmarks.latency_tables.table import LatencyTable
 from spvit_deploy.benchmarks.reporting.charts import LEAN, OTHER, style
-from spvit_deploy.benchmarks.suites.harness import save, write_image
-from spvit_deploy.benchmarks.suites.published import plan_of
+from spvit_deploy.benchmarks.suites.harness import plan_of, save, write_image
 from spvit_deploy.core.plan import AttentionKind, BlockPlan, ModelSpec, PrunePlan
 from spvit_deploy.export.trace import write_unverified
 from spvit_deploy.families.base import BlockSite

@@ -21,13 +21,14 @@ from typing import Any, NamedTuple
 
 from spvit_deploy.benchmarks.artifacts import describe
 from spvit_deploy.benchmarks.load_patterns import images_for
-from spvit_deploy.benchmarks.suites.harness import print_ratio, save
-from spvit_deploy.benchmarks.suites.published import (
+from spvit_deploy.benchmarks.statistics import median_ratio
+from spvit_deploy.benchmarks.suites.harness import (
     DEIT_B,
     DEIT_S,
     SWIN_T,
     build_dense,
     build_lean,
+    save,
     with_wider_mlps,
 )
 from spvit_deploy.core.plan import PrunePlan
@@ -118,7 +119,9 @@ def ratios(samples: dict[Key, list[float]]) -> dict[str, dict[str, float]]:
     found: dict[str, dict[str, float]] = {}
 
     def add(label: str, slow: Key, fast: Key) -> None:
-        found[label] = print_ratio(label, samples[slow], samples[fast])
+        ratio = median_ratio(samples[slow], samples[fast])
+        print(f"{label}: {ratio.value:.2f}× ({ratio.low:.2f}–{ratio.high:.2f})", flush=True)
+        found[label] = ratio.__dict__
 
     for key in samples:
         place = f"{key.model}, {key.runtime} {key.precision}, batch {key.batch}"

@@ -11,6 +11,8 @@ process of its own.
 from __future__ import annotations
 
 import argparse
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -22,7 +24,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from spvit_deploy.benchmarks.suites.harness import peak_in_process, peak_resident, save
+from spvit_deploy.benchmarks.cold_start import peak_bytes
+from spvit_deploy.benchmarks.suites.harness import save
 from spvit_deploy.core.plan import ModelSpec
 from spvit_deploy.data.batches import Batches, open_batches
 from spvit_deploy.data.spec import DataSettings
@@ -115,7 +118,13 @@ def train_side(side: str, request: argparse.Namespace, settings: SearchSettings)
         for epoch in range(settings.epochs):
             for images, labels in batches.epoch(epoch):
                 step(images, labels)
-    print(peak_resident())
+    print(peak_bytes())
+
+
+def peak_in_process(side: str) -> int:
+    """Run this program again with ``--memory SIDE``, and return the bytes that it prints."""
+    command = [sys.executable, *sys.argv, "--memory", side]
+    return int(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
 
 
 def batches_for(request: argparse.Namespace, model: nn.Module) -> Batches:
