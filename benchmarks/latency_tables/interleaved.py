@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
@@ -13,7 +12,6 @@ from spvit_deploy.benchmarks.load_patterns import images_for
 from spvit_deploy.benchmarks.statistics import percentile
 from spvit_deploy.core.records import StrictModel
 from spvit_deploy.runtimes.base import Session
-from spvit_deploy.runtimes.registry import open_session
 from spvit_deploy.runtimes.timing import Schedule, TimedCall, sample, time_interleaved
 
 ROUNDS, OFTEN = 10, 4
@@ -32,12 +30,6 @@ class Timing(StrictModel):
     low: float
     high: float
 
-    @staticmethod
-    def of(medians: list[float]) -> Timing:
-        """Summarize the median of every burst."""
-        quartile, low, high = (percentile(medians, percent) for percent in (25, 5, 95))
-        return Timing(seconds=quartile, low=low, high=high)
-
     @property
     def spread(self) -> float:
         """Of the bursts, as a fraction of the time."""
@@ -48,24 +40,10 @@ class Timing(StrictModel):
         return Timing(seconds=self.seconds * factor, low=self.low * factor, high=self.high * factor)
 
 
-@dataclass(frozen=True)
-class TimingPlace:
-    """Where artifacts are timed.
-
-    Attributes:
-        runtime, device, threads: as for :func:`open_session`.
-        batch: images of an inference.
-    """
-
-    runtime: str
-    device: str = "cpu"
-    threads: int | None = None
-    batch: int = 1
-
-
 def time_files(
     files: Mapping[str, Path],
-    place: TimingPlace,
+    open_file: Callable[[Path], Session],
+    batch: int,
     rounds: int = ROUNDS,
     often: Collection[str] = (),
     note: Callable[[str], None] = lambda _: None,
@@ -73,30 +51,26 @@ def time_files(
     """Time every file in short interleaved bursts.
 
     Args:
-        files: by name.
-        place: where.
-        rounds: bursts of each.
         often: names that get :data:`OFTEN` bursts a round, since much is derived from them.
         note: called with each name before its burst.
 
     Returns:
         The times, and a closed session, for what it reports of the runtime.
-
-    Raises:
-        InputError, JobError: as :func:`open_session`.
     """
-    sessions = {
-        name: open_session(path, place.runtime, place.device, place.threads)
-        for name, path in files.items()
-    }
-    calls = {name: _warm_call(session, place.batch) for name, session in sessions.items()}
+    sessions = {name: open_file(path) for name, path in files.items()}
+    calls = {name: _warm_call(session, batch) for name, session in sessions.items()}
     schedule = Schedule(rounds, _BURST, _PAUSE)
     bursts = time_interleaved(calls, schedule, dict.fromkeys(often, OFTEN), note)
     calls.clear()
     for session in sessions.values():
         session.close()
-    times = {name: Timing.of([median(part) for part in found]) for name, found in bursts.items()}
-    return times, session
+    return {name: _summarized(found) for name, found in bursts.items()}, session
+
+
+def _summarized(bursts: list[list[float]]) -> Timing:
+    medians = [median(burst) for burst in bursts]
+    quartile, low, high = (percentile(medians, percent) for percent in (25, 5, 95))
+    return Timing(seconds=quartile, low=low, high=high)
 
 
 def _warm_call(session: Session, batch: int) -> TimedCall:

@@ -7,7 +7,7 @@ once.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +20,7 @@ from spvit_deploy.benchmarks.latency_tables.block_chain import (
     signature,
     watch_blocks,
 )
+from spvit_deploy.benchmarks.latency_tables.table import Shape, Tail, Width
 from spvit_deploy.core.plan import AttentionKind, BlockPlan, ModelSpec, PrunePlan
 from spvit_deploy.families.base import BlockSite
 from spvit_deploy.families.registry import find_sites
@@ -34,55 +35,22 @@ _HALF = 5
 
 
 @dataclass(frozen=True)
-class TailProbes:
-    """The probes of a block of which only the tokens that the head reads are computed.
-
-    Attributes:
-        skip, msa: Keys of the block with this operation, and an MLP of half its width.
-        mlp: (width, key) with the cheapest operation.
-    """
-
-    skip: str
-    msa: str
-    mlp: tuple[tuple[int, str], ...]
-
-
-@dataclass(frozen=True)
-class SiteProbes:
-    """The probes of one block, by key.
-
-    Attributes:
-        path: Of the block.
-        hidden: Units of its MLP.
-        attention: With each operation, and an MLP of half its width.
-        mlp: (width, key) with the cheapest operation.
-        tail: Where unused tokens are not computed; None where all are.
-    """
-
-    path: str
-    hidden: int
-    attention: dict[AttentionKind, str]
-    mlp: tuple[tuple[int, str], ...]
-    tail: TailProbes | None = None
-
-
-@dataclass(frozen=True)
 class Probes:
     """All that is timed of a model.
 
     Attributes:
-        sites: Of its blocks, in order.
+        sites: Its blocks in order, with the keys of what is timed in the place of times.
         blocks: By key.
         anchors: Whole models: ``dense``, with ``no MLP``, and the ``least``.
     """
 
-    sites: tuple[SiteProbes, ...]
+    sites: tuple[Shape[str], ...]
     blocks: dict[str, Probe]
     anchors: dict[str, nn.Module]
 
 
 def probe_widths(hidden: int) -> tuple[int, ...]:
-    """Return the MLP widths to time, from none to all; in a small MLP some are the same."""
+    """Return the MLP widths to time, from none to all."""
     wide = [
         max(_NARROWEST, round(hidden * share / _ALIGNMENT) * _ALIGNMENT) for share in _SHARES[:-1]
     ]
@@ -124,8 +92,8 @@ class _Maker:
             found.append(key)
         return found
 
-    def tails(self, reads: int | None) -> list[TailProbes | None]:
-        """Return tail probes per block where only the first ``reads`` tokens are read."""
+    def tails(self, reads: int | None) -> list[Tail[str] | None]:
+        """Return the keys of each block's tail, where only the first ``reads`` tokens are read."""
         if reads is None:
             return [None] * len(self.sites)
         none, half, whole = (
@@ -133,20 +101,20 @@ class _Maker:
         )
         msa = self.keys(self.lean(AttentionKind.MSA, _HALF), reads)
         return [
-            TailProbes(
-                half[i], msa[i], tuple(dict.fromkeys(((0, none[i]), (site.hidden, whole[i]))))
-            )
+            Tail(skip=half[i], msa=msa[i], mlp=_widths(((0, none[i]), (site.hidden, whole[i]))))
             for i, site in enumerate(self.sites)
         ]
+
+
+def _widths(keys: Iterable[tuple[int, str]]) -> tuple[Width[str], ...]:
+    """Put keys beside their widths, each once: in a small MLP some are the same."""
+    return tuple(Width(width=width, time=key) for width, key in dict.fromkeys(keys))
 
 
 def make_probes(model: nn.Module, spec: ModelSpec, batch: int = 1, narrows: bool = True) -> Probes:
     """Build the probes of a dense model: a chain per kind of block and choice.
 
     Args:
-        model: Dense; not changed.
-        spec: How it was built.
-        batch: Images per inference.
         narrows: Whether an export leaves out unused tokens.
 
     Raises:
@@ -158,12 +126,12 @@ def make_probes(model: nn.Module, spec: ModelSpec, batch: int = 1, narrows: bool
     by_kind = {kind: maker.keys(maker.lean(kind, _HALF)) for kind in maker.operations.kinds}
     tails = maker.tails(_tokens_read(maker.model, maker.sites) if narrows else None)
     found = tuple(
-        SiteProbes(
-            site.path,
-            site.hidden,
-            {kind: rows[i] for kind, rows in by_kind.items()},
-            tuple(dict.fromkeys((maker.grids[i][j], by_width[j][i]) for j in range(count))),
-            tails[i],
+        Shape[str](
+            paths=(site.path,),
+            hidden=site.hidden,
+            attention={kind: rows[i] for kind, rows in by_kind.items()},
+            mlp=_widths((maker.grids[i][j], by_width[j][i]) for j in range(count)),
+            tail=tails[i],
         )
         for i, site in enumerate(maker.sites)
     )

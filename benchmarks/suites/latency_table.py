@@ -27,7 +27,6 @@ from spvit_deploy.benchmarks.latency_tables.interleaved import (
     OFTEN,
     ROUNDS,
     Timing,
-    TimingPlace,
     time_files,
 )
 from spvit_deploy.benchmarks.latency_tables.table import LatencyTable
@@ -39,6 +38,7 @@ from spvit_deploy.families.base import BlockSite
 from spvit_deploy.families.registry import find_sites
 from spvit_deploy.families.timm_models import create_model, input_size
 from spvit_deploy.lean.materialize import shape_lean
+from spvit_deploy.runtimes.registry import open_session
 from spvit_deploy.search.budget import Place
 from spvit_deploy.search.projection import project
 from spvit_deploy.search.supernet import GateProbabilities
@@ -129,8 +129,12 @@ def meet_budgets(
     paths, widths = [site.path for site in sites], [site.hidden for site in sites]
     plans.append(plan_of(SPEC.name, paths, [AttentionKind.MSA] * len(sites), widths))
     files = write_plans(plans, model, place, work / "budgets")
-    where = TimingPlace(place.runtime, threads=place.threads)
-    times, _ = time_files(files, where, OFTEN * rounds)
+    times, _ = time_files(
+        files,
+        lambda path: open_session(path, place.runtime, threads=place.threads),
+        batch=1,
+        rounds=OFTEN * rounds,
+    )
     costs = table.costs(paths)
     seconds = [times[name].seconds for name in files]
     of_dense = [one / seconds[-1] for one in seconds[:-1]]

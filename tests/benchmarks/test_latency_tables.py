@@ -17,8 +17,8 @@ from spvit_deploy.benchmarks.latency_tables.probes import make_probes, probe_wid
 from spvit_deploy.benchmarks.latency_tables.table import (
     Anchors,
     LatencyFile,
-    TailTimes,
-    WidthTime,
+    Tail,
+    Width,
     load_latency,
     merge,
     save_latency,
@@ -50,10 +50,10 @@ def test_a_table_says_what_plans_cost() -> None:
 
 def test_a_table_says_what_lies_behind_the_last_attention() -> None:
     shape = a_table().shapes[0]
-    tail = TailTimes(
+    tail = Tail(
         skip=timing(0.4 * MS),
         msa=timing(2.4 * MS),
-        mlp=(WidthTime(width=0, time=timing(0.2 * MS)), WidthTime(width=96, time=timing(0.6 * MS))),
+        mlp=(Width(width=0, time=timing(0.2 * MS)), Width(width=96, time=timing(0.6 * MS))),
     )
     # Least: 3 fixed, each block 0.8 less than before the last attention. No MLP: 5, 5, and 2 − 0.8.
     whole = Anchors(dense=timing(22.6 * MS), no_mlp=timing(14.2 * MS), least=timing(0.6 * MS))
@@ -78,7 +78,7 @@ def test_sums_of_blocks_are_brought_to_whole_models() -> None:
 @given(st.lists(st.floats(1e-6, 1e-2), min_size=4, max_size=4))
 def test_noise_makes_no_wider_mlp_cheaper(seconds: list[float]) -> None:
     shape = a_table().shapes[0]
-    points = [WidthTime(width=w, time=timing(s)) for w, s in
+    points = [Width(width=w, time=timing(s)) for w, s in
               zip((0, 8, 48, 96), seconds, strict=True)]  # fmt: skip
     noisy = shape.model_copy(update={"mlp": tuple(points)})
     curve = a_table(shapes=(noisy,)).costs(["blocks.0"]).sites[0].mlp
