@@ -18,7 +18,6 @@ from spvit_deploy.benchmarks.latency_tables.table import (
     Anchors,
     LatencyFile,
     Tail,
-    Width,
     load_latency,
     merge,
     save_latency,
@@ -33,7 +32,7 @@ from spvit_deploy.lean.model_folder import load_saved
 from spvit_deploy.runtimes.export_job import ExportSettings
 from tests.conftest import NAME, TINY_ARGS, tiny_spec
 from tests.helpers.calls import good, refused
-from tests.helpers.latency_tables import MS, a_table, another_host, timing
+from tests.helpers.latency_tables import MS, TimedWidth, a_table, another_host, timing
 
 SETTINGS = ExportSettings().checked()
 SEARCH = ["search", "--model", NAME, *TINY_ARGS, "--data", "digits", "--epochs", "1",
@@ -50,10 +49,13 @@ def test_a_table_says_what_plans_cost() -> None:
 
 def test_a_table_says_what_lies_behind_the_last_attention() -> None:
     shape = a_table().shapes[0]
-    tail = Tail(
+    tail = Tail[Timing](
         skip=timing(0.4 * MS),
         msa=timing(2.4 * MS),
-        mlp=(Width(width=0, time=timing(0.2 * MS)), Width(width=96, time=timing(0.6 * MS))),
+        mlp=(
+            TimedWidth(width=0, time=timing(0.2 * MS)),
+            TimedWidth(width=96, time=timing(0.6 * MS)),
+        ),
     )
     # Least: 3 fixed, each block 0.8 less than before the last attention. No MLP: 5, 5, and 2 − 0.8.
     whole = Anchors(dense=timing(22.6 * MS), no_mlp=timing(14.2 * MS), least=timing(0.6 * MS))
@@ -78,7 +80,7 @@ def test_sums_of_blocks_are_brought_to_whole_models() -> None:
 @given(st.lists(st.floats(1e-6, 1e-2), min_size=4, max_size=4))
 def test_noise_makes_no_wider_mlp_cheaper(seconds: list[float]) -> None:
     shape = a_table().shapes[0]
-    points = [Width(width=w, time=timing(s)) for w, s in
+    points = [TimedWidth(width=w, time=timing(s)) for w, s in
               zip((0, 8, 48, 96), seconds, strict=True)]  # fmt: skip
     noisy = shape.model_copy(update={"mlp": tuple(points)})
     curve = a_table(shapes=(noisy,)).costs(["blocks.0"]).sites[0].mlp
