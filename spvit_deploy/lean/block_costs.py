@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from pydantic import TypeAdapter
 from torch import nn
 
 from spvit_deploy.core.errors import ModelError
@@ -113,8 +112,3 @@ def costs_of(saved: SavedModel) -> tuple[BlockCost, ...]:
         macs = counts.get(attention, 0), counts.get(mlp, 0)
         found.append(BlockCost(site.path, attention, mlp, kind, *macs))
     return tuple(found)
-
-
-def read_costs(rows: Iterable[Sequence[Any]]) -> tuple[BlockCost, ...]:
-    """Read the rows of :meth:`BlockCost.row`; a malformed one is a ValueError."""
-    return TypeAdapter(tuple[BlockCost, ...]).validate_python(rows)

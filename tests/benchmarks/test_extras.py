@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pydantic import TypeAdapter
 
 from spvit_deploy.benchmarks.artifacts import describe
 from spvit_deploy.benchmarks.block_times import BlockTime, by_block, gains, total
@@ -18,7 +19,7 @@ from spvit_deploy.benchmarks.host_noise import HostMonitor, Round, pinned, with_
 from spvit_deploy.benchmarks.results import Workload
 from spvit_deploy.core.errors import JobError
 from spvit_deploy.core.plan import AttentionKind
-from spvit_deploy.lean.block_costs import BlockCost, costs_of, read_costs
+from spvit_deploy.lean.block_costs import BlockCost, costs_of
 from spvit_deploy.lean.cost import count_cost
 from spvit_deploy.lean.model_folder import SavedModel, load_saved
 from spvit_deploy.runtimes.base import LayerTime
@@ -79,9 +80,10 @@ def test_costs_of_blocks_are_parts_of_the_whole_and_survive_a_record(make_lean: 
     assert costs[0].attention_macs == 0
     parts = sum(cost.attention_macs + cost.mlp_macs for cost in costs)
     assert 0 < parts < count_cost(saved.module, saved.preprocessing.input_size).macs
-    assert read_costs([list(cost.row()) for cost in costs]) == costs
-    with pytest.raises(ValueError, match="unpack"):
-        read_costs([["blocks.0", 3]])
+    recorded = TypeAdapter(tuple[BlockCost, ...])
+    assert recorded.validate_python([list(cost.row()) for cost in costs]) == costs
+    with pytest.raises(ValueError, match="Missing required argument"):
+        recorded.validate_python([["blocks.0", "a", "b", "msa"]])
 
 
 def test_nameless_layers_are_their_neighbours() -> None:
