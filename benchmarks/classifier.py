@@ -6,13 +6,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from timm.data import DEFAULT_CROP_PCT, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from spvit_deploy.benchmarks.artifacts import Artifact, describe
-from spvit_deploy.core.arrays import Array
+from spvit_deploy.core.arrays import Array, Runner
 from spvit_deploy.core.errors import DataError, InputError
 from spvit_deploy.core.preprocessing import Preprocessing
 from spvit_deploy.core.progress import warn
@@ -23,13 +22,7 @@ from spvit_deploy.runtimes.registry import artifact_kind, open_session, runtimes
 
 @dataclass(frozen=True)
 class Classifier:
-    """An open artifact.
-
-    Attributes:
-        artifact: what it is.
-        session: its runtime's.
-        preprocessing: how images are prepared for it.
-    """
+    """An open artifact, and how images are prepared for it."""
 
     artifact: Artifact
     session: Session
@@ -41,49 +34,30 @@ class Classifier:
         return self.session.preprocessing is not None
 
     def scores_of_raw(self, images: Sequence[Array]) -> list[Array]:
-        """Run unprepared images, those of one size together.
-
-        Args:
-            images: uint8, each [channels, height, width] of its own size.
-
-        Returns:
-            The scores of each, [classes].
-
-        Raises:
-            DataError: it gives no class scores.
+        """Run unprepared images, those of one size together: uint8, each [channels, height, width]
+        of its own size; return the scores of each, [classes].
         """
-        session: Any = self.session
         by_size: dict[tuple[int, ...], list[int]] = {}
         for index, image in enumerate(images):
             by_size.setdefault(image.shape, []).append(index)
         found: dict[int, Array] = {}
         for chosen in by_size.values():
             stacked = np.stack([images[index] for index in chosen]).transpose(0, 2, 3, 1)
-            rows = in_batches(
-                lambda part: session.run_uint8(part)[0], stacked, *session.input.batches
-            )
-            found.update(zip(chosen, _checked(rows), strict=True))
+            rows = self._run(lambda part: self.session.run_uint8(part)[0], stacked)
+            found.update(zip(chosen, rows, strict=True))
         return [found[index] for index in range(len(images))]
 
     def scores(self, images: Array) -> Array:
-        """Run prepared images, in whatever batches the artifact takes.
-
-        Args:
-            images: normalized float32, [batch, channels, height, width].
-
-        Returns:
-            Scores, [batch, classes].
-
-        Raises:
-            DataError: it gives no class scores.
+        """Run normalized float32 images, [batch, channels, height, width], in whatever batches the
+        artifact takes; return scores, [batch, classes].
         """
-        return _checked(in_batches(self.session.run, images, *self.session.input.batches))
+        return self._run(self.session.run, images)
 
-
-def _checked(scores: Array) -> Array:
-    if scores.ndim != 2:
-        raise DataError("The model gives no class scores.", "Name a classifier.")
-    return scores
+    def _run(self, run: Runner, images: Array) -> Array:
+        scores = in_batches(run, images, *self.session.input.batches)
+        if scores.ndim != 2:
+            raise DataError("The model gives no class scores.", "Name a classifier.")
+        return scores
 
 
 @contextmanager

@@ -21,11 +21,9 @@ from spvit_deploy.data.spec import DataSettings
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The accuracy of an artifact, and what it was taken on.
+    """The accuracy of an artifact, in percent, and what it was taken on.
 
     Attributes:
-        images: how many.
-        top1, top5: percent.
         macs, params: 0 where unknown.
         input_size: (channels, height, width) that images were prepared for.
         sha256: of their pixels, as the artifact was given them, and their labels.
@@ -54,8 +52,6 @@ def evaluate_artifact(
     they are.
 
     Args:
-        path: dense, lean or exported folder, or an ``.onnx`` or ``.engine`` file that we wrote.
-        data: which images.
         runtime: None for the artifact's own.
         device: ``auto|cpu|cuda|cuda:N|mps``, or an execution provider of ONNX Runtime:
             ``tensorrt``, ``openvino``.
@@ -88,10 +84,7 @@ def evaluate_artifact(
 def _scored(
     opened: Classifier, data: DataSettings, limit: int | None
 ) -> tuple[int, Iterator[tuple[Sequence[Array], Array, Array]]]:
-    """Count the batches, and yield what is given, the scores and the labels of each.
-
-    Scores are [batch, classes], labels [batch].
-    """
+    """Count the batches, and yield images, scores [batch, classes] and labels [batch] of each."""
     prep, classes = opened.preprocessing, opened.artifact.class_names
     if opened.takes_raw_images:
         raw = open_raw_images(data, prep, classes)

@@ -26,8 +26,7 @@ class Round(StrictModel):
     """One round of an artifact.
 
     Attributes:
-        calls: samples taken.
-        median: of them, seconds.
+        median: of its calls, seconds.
         others: fraction of all processors that other processes took.
         mhz: of the processor; None where the system does not report it.
         noisy: what disturbed it; empty for nothing.

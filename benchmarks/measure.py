@@ -37,12 +37,7 @@ Pair = tuple[Path, str]
 
 @dataclass
 class _Entry:
-    """One artifact on one runtime under one workload.
-
-    Attributes:
-        bursts: calls among the others, a burst each round.
-        solo: seconds of calls on its own.
-    """
+    """One artifact on one runtime under one workload: a burst each round, and calls on its own."""
 
     path: Path
     artifact: Artifact
@@ -94,12 +89,11 @@ def run_benchmark(
     device: str = "cpu",
     details: bool = False,
 ) -> ResultsFile:
-    """Measure every artifact on every runtime that takes it.
+    """Measure every artifact on every runtime that takes it, one workload after another.
 
     Args:
-        artifacts: dense, lean and exported folders, ``.onnx`` and ``.engine`` files.
+        artifacts: folders and files that a runtime opens.
         runtimes: names, or None for all that fit.
-        workloads: measured one after another.
         device: as in ``evaluate_artifact``. Engines run on a GPU always, the first for ``cpu``.
         details: measure cold starts, layers, energy and the host's peaks as well.
 

@@ -94,7 +94,6 @@ def compare_results(
     """Match artifacts by name, runtime, device and workload, and compare their times.
 
     Args:
-        before, after: ``results.json`` files.
         allow_host: compare even where the hosts differ.
         allow_model: compare artifacts of one name even where their MACs or parameters differ.
 

@@ -26,15 +26,11 @@ _INACTIVE = ("Dropout", "DropPath", "Identity")
 
 @dataclass(frozen=True)
 class BlockCall:
-    """The arguments of a block in a run of its model.
+    """The arguments of a block in a run of its model, of which ``x`` is the first.
 
     Attributes:
-        x: Its first argument.
-        rest: Its other arguments.
-        named: Its keyword arguments.
         series: Whether its output has the shape of ``x``.
         free: Whether only the first dimension of ``x`` is the batch.
-        batch: Images in that run.
     """
 
     x: Tensor
@@ -83,11 +79,9 @@ class Chain(nn.Module):
 
 @dataclass(frozen=True)
 class Probe:
-    """A block to time.
+    """A block to time, with its choice made.
 
     Attributes:
-        block: With its choice made.
-        call: Its arguments.
         reads: Number of its first output tokens that are used; None for all.
     """
 

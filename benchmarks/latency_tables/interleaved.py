@@ -23,7 +23,7 @@ class Timing(StrictModel):
 
     Attributes:
         seconds: lower quartile of the medians of bursts: what else runs on a host only adds.
-        low, high: of the medians, 5% and 95%.
+        low, high: 5% and 95% of the medians.
     """
 
     seconds: float = Field(gt=0)

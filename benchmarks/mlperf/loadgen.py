@@ -83,7 +83,6 @@ def run_scenario(
     """Run a LoadGen scenario on calls of this process.
 
     Args:
-        scenario: ``single-stream``, ``multi-stream``, ``offline`` or ``server``.
         calls: Run so many images and return when they are done; one per worker.
         seconds: Minimum duration.
         batch: Images per call at most; for ``multi-stream``, per query.
@@ -120,7 +119,6 @@ def run_requests(
         send: Sends the next request without waiting. LoadGen counts it as completed when its
             future is done, with a result or an exception. None keeps it outstanding to the end.
         rate: Requests per second, in the mean of a Poisson process.
-        requests: How many in all.
         max_outstanding: LoadGen ends early where more requests are outstanding.
         seed: Of the times between requests.
 

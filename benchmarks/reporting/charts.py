@@ -98,11 +98,8 @@ def sample_boxes(results: Sequence[BenchmarkResult]) -> Any:
 
 
 def plan_bars(plan: PrunePlan, hidden: Sequence[int]) -> Any:
-    """Draw the MLP width of each block, colored by its operation.
-
-    Args:
-        plan: Plan of the lean model.
-        hidden: MLP widths of the dense model, one per block, to draw behind; may be empty.
+    """Draw the MLP width of each block, colored by its operation; behind it that of the dense
+    model, where the ``hidden`` units of its blocks are known.
     """
     figure = go.Figure()
     names = [block.path for block in plan.blocks]
@@ -155,14 +152,7 @@ def _ms(blocks: dict[str, BlockTime], names: Iterable[str]) -> list[float]:
 
 @dataclass(frozen=True)
 class AccuracyPoint:
-    """A model in a figure of accuracy against latency.
-
-    Attributes:
-        label: Name of the point.
-        group: Entry of the legend.
-        latency, p90: Seconds; p90 is None for too few samples.
-        top1: Percent.
-    """
+    """A model in a figure of accuracy, in percent, against latency, in seconds."""
 
     label: str
     group: str
@@ -189,9 +179,7 @@ def accuracy_scatter(
     """Draw accuracy against latency and the frontier of the points that no other beats.
 
     Args:
-        points: One per model.
         colors: Of the groups, in the order of the legend.
-        height: Pixels.
         labels: Whether labels are drawn; otherwise they show on hovering.
     """
     figure = go.Figure()

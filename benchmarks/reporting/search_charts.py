@@ -30,9 +30,8 @@ class LogLine(BaseModel):
     """One line of a search's log.
 
     Attributes:
-        step: Step of the search, from 1.
-        loss: Loss of the batch; None at an epoch's end.
-        epoch_loss: Mean loss of the epoch; None elsewhere.
+        loss: Of the batch; None at an epoch's end.
+        epoch_loss: Mean of the epoch; None elsewhere.
         cost, budget: Expected and requested cost as fractions of the dense model's.
         gates: Probabilities by block, then by operation or ``mlp`` (mean over its units).
     """

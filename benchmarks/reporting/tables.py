@@ -30,8 +30,6 @@ class Table:
     """A table of text.
 
     Attributes:
-        heads: One per column.
-        rows: Cells of each row, one per column.
         left: Number of leading columns that are aligned to the left.
         note: How to read it.
         remarks: Sentences that go below; those that mark rows begin with "!".

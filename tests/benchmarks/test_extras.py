@@ -82,7 +82,7 @@ def test_costs_of_blocks_are_parts_of_the_whole_and_survive_a_record(make_lean: 
     assert 0 < parts < count_cost(saved.module, saved.preprocessing.input_size).macs
     recorded = TypeAdapter(tuple[BlockCost, ...])
     assert recorded.validate_python([list(cost.row()) for cost in costs]) == costs
-    with pytest.raises(ValueError, match="Missing required argument"):
+    with pytest.raises(ValueError, match="Field required"):
         recorded.validate_python([["blocks.0", "a", "b", "msa"]])
 
 
