@@ -9,7 +9,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ import psutil
 import torch
 
 from spvit_deploy.core.records import StrictModel
-from spvit_deploy.runtimes.registry import runtimes
+from spvit_deploy.runtimes.registry import versions_of
 from spvit_deploy.runtimes.timing import timed
 
 _FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimd")
@@ -73,15 +72,10 @@ def read_host() -> HostRecord:
         python=platform.python_version(),
         load=round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else 0.0,
         gpus=tuple(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())),
-        versions={name: installed(name) for name in sorted(_packages())},
+        versions=versions_of("spvit-deploy", "numpy", "mlcommons-loadgen"),
         governor=_first_line(_GOVERNOR),
         driver=_driver(),
     )
-
-
-def _packages() -> set[str]:
-    of_runtimes = {name for info in runtimes().values() for name in info.distributions}
-    return {"spvit-deploy", "numpy", "mlcommons-loadgen"} | of_runtimes
 
 
 def _first_line(file: Path) -> str | None:
@@ -107,14 +101,6 @@ def _cpu() -> tuple[str, set[str]]:
         fields.setdefault(key.strip(), value.strip())
     flags = set(fields.get("flags", fields.get("Features", "")).split())
     return fields.get("model name", platform.machine()), flags
-
-
-def installed(name: str) -> str | None:
-    """Return a package's version; None where it is not installed."""
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
 
 
 def provenance() -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping, Sequence
 from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -206,6 +207,20 @@ def _checked_file(path: Path, kind: str) -> Path:
     check_files(path, read_record(path / "export.json", kind="exported").get("files", {}))
     form = next(f for info in runtimes().values() for f in info.formats if f.name == kind)
     return path if "*" in form.file else path / form.file
+
+
+def installed(name: str) -> str | None:
+    """Return the version of a distribution; None where it is not installed."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def versions_of(*others: str) -> dict[str, str | None]:
+    """Return the versions of these distributions, and of those that runtimes name."""
+    names = {name for info in runtimes().values() for name in info.distributions}
+    return {name: installed(name) for name in sorted(names.union(others))}
 
 
 def owner_of(kind: str) -> RuntimeInfo:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from spvit_deploy.benchmarks.host import HostRecord, installed, read_host
+from spvit_deploy.benchmarks.host import HostRecord, read_host
 from spvit_deploy.benchmarks.latency_tables.table import (
     LATENCY_FILE,
     LatencyFile,
@@ -26,7 +26,7 @@ from spvit_deploy.families.base import BlockSite
 from spvit_deploy.families.registry import find_sites
 from spvit_deploy.lean.cost import SiteCost
 from spvit_deploy.lean.model_folder import SavedModel
-from spvit_deploy.runtimes.registry import runtimes
+from spvit_deploy.runtimes.registry import installed, runtimes
 from spvit_deploy.search.budget import BudgetRequest, Place
 from spvit_deploy.search.budget_target import Measured
 from spvit_deploy.search.candidates.registry import find_candidates
