@@ -1,4 +1,4 @@
-"""Render self-contained HTML pages from the template in reporting/templates, and images of them."""
+"""Render pages, as HTML or Markdown, from reporting/templates; and take images of HTML pages."""
 
 from __future__ import annotations
 
@@ -59,17 +59,20 @@ class Page:
 
 def write_page(page: Page, output: Path) -> None:
     """Write a page as one HTML file that loads nothing else."""
+    write_bytes(output, render(page, "page.html.j2", plotly_js=Markup(get_plotlyjs())).encode())
+
+
+def render(page: Page, template: str, **more: Any) -> str:
+    """Fill a template from a page; without figures where it draws none."""
     environment = Environment(
         loader=PackageLoader("spvit_deploy.benchmarks.reporting"),
-        autoescape=True,
+        autoescape=".html" in template,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.filters.update(plot_html=_plot_html, host_facts=host_facts)
-    template = environment.get_template("page.html.j2")
-    text = template.render(vars(page), plotly_js=Markup(get_plotlyjs()))
-    write_bytes(output, text.encode())
+    return environment.get_template(template).render(vars(page), **more)
 
 
 def _plot_html(plot: Any, identifier: str) -> Markup:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from spvit_deploy.benchmarks.host import Peak
 from spvit_deploy.benchmarks.reporting import charts
-from spvit_deploy.benchmarks.reporting.html_page import Figure, Page, write_page
+from spvit_deploy.benchmarks.reporting.html_page import Figure, Page, render, write_page
 from spvit_deploy.benchmarks.reporting.search_charts import read_search_log, search_figures
 from spvit_deploy.benchmarks.reporting.tables import (
-    Table,
     gain_tables,
     host_facts,
     parity_table,
@@ -62,25 +62,33 @@ def write_report(
         search: Folder of a search to draw.
     """
     files = read_results(results)
-    rows = [result for file in files for result in file.results]
-    pairs = pairs_of(rows)
-    figures = list(_result_figures(rows, pairs))
+    rows = [row for file in files for row in file.results]
+    figures = list(_result_figures(rows, pairs_of(rows)))
     if plan is not None:
         note = "Bars: hidden units that each MLP keeps. Color: the operation in place of attention."
         figures.append(Figure("The plan", note, charts.plan_bars(plan, hidden)))
     if search is not None:
         figures += search_figures(read_search_log(search))
-    page = Page(
+    write_page(replace(_page(files, plan), figures=figures), output)
+
+
+def markdown(files: Sequence[ResultsFile]) -> str:
+    """Return the page without its figures as Markdown."""
+    return render(_page(files), "page.md.j2")
+
+
+def _page(files: Sequence[ResultsFile], plan: PrunePlan | None = None) -> Page:
+    rows = [row for file in files for row in file.results]
+    pairs = pairs_of(rows)
+    return Page(
         "spvit-deploy report",
         subtitle=_subtitle(files, plan),
         headline=headline_of(rows),
         cards=_cards(pairs),
         tables=[results_table(files), start_table(rows)],
-        figures=figures,
         details=[*gain_tables(pairs), parity_table(rows)],
         files=files,
     )
-    write_page(page, output)
 
 
 def _result_figures(rows: Sequence[BenchmarkResult], pairs: Sequence[Pair]) -> Iterator[Figure]:
@@ -127,40 +135,6 @@ def _pair_card(pair: Pair) -> tuple[str, str]:
     if not ratio.differs:
         return "≈ 1×", f"no difference seen: {where}"
     return f"{ratio.value:.2f}×", f"{word} than dense: {where}"
-
-
-def markdown(files: Sequence[ResultsFile]) -> str:
-    """Return the report's headline, tables, remarks and host as Markdown."""
-    return "\n\n".join(block for block in _blocks(files) if block) + "\n"
-
-
-def _blocks(files: Sequence[ResultsFile]) -> Iterator[str]:
-    rows = [row for file in files for row in file.results]
-    pairs, headline = pairs_of(rows), headline_of(rows)
-    yield "# spvit-deploy report"
-    yield f"**{headline}**" if headline else ""
-    results = results_table(files)
-    yield _table(results)
-    yield _list(results.remarks)
-    yield _list([pair.summary for pair in pairs])
-    for table in (*gain_tables(pairs), start_table(rows), parity_table(rows)):
-        if table.rows:
-            yield f"## {table.title}\n\n{_table(table)}"
-    yield "## How it was measured"
-    yield _list([f"{name}: {value}" for file in files for name, value in host_facts(file)])
-    commands = [file.command for file in files if file.command]
-    yield "\n".join(["```sh", *commands, "```"]) if commands else ""
-
-
-def _list(lines: Sequence[str]) -> str:
-    return "\n".join(f"- {line}" for line in lines)
-
-
-def _table(table: Table) -> str:
-    rules = ["---" if index < table.left else "---:" for index in range(len(table.heads))]
-    # An unescaped bar would end its cell.
-    rows = [[cell.replace("|", "\\|") for cell in row] for row in table.rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in (table.heads, rules, *rows))
 
 
 def content(files: Sequence[ResultsFile]) -> dict[str, Any]:
