@@ -32,6 +32,8 @@ _ROUNDS = 10
 _LOADGEN_ROUNDS = 4
 # How often a rate of requests is lowered.
 _RETRIES = 6
+# What a result records of its artifact.
+_FACTS = {"title", "kind", "precision", "parity", "macs", "params", "size_bytes"}
 Pair = tuple[Path, str]
 
 
@@ -247,11 +249,8 @@ def _result(entry: _Entry) -> BenchmarkResult:
     artifact, session, caller = entry.artifact, entry.sessions[0], entry.caller
     parts = [one for burst in entry.bursts for one in burst.parts]
     return BenchmarkResult(
-        title=artifact.title,
+        **artifact.model_dump(include=_FACTS),
         path=entry.path.name,
-        kind=artifact.kind,
-        precision=artifact.precision,
-        parity=artifact.parity,
         model_hash=artifact.digest,
         runtime=session.name,
         runtime_version=session.version,
@@ -267,7 +266,4 @@ def _result(entry: _Entry) -> BenchmarkResult:
         rounds=with_noise(entry.rounds),
         wall=sum(burst.wall for burst in entry.bursts),
         load=caller.record(entry.bursts) if isinstance(caller, Driven) else None,
-        macs=artifact.macs,
-        params=artifact.params,
-        size_bytes=artifact.size_bytes,
     )

@@ -1,4 +1,4 @@
-"""Runs MLPerf Inference's LoadGen, and the systems that it drives: sessions here, or a server."""
+"""Runs MLPerf Inference's LoadGen, on sessions in this process or on a server."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ import json
 import re
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -106,8 +105,13 @@ def run_scenario(
     settings.server_target_qps = rate
     if slo is not None:
         settings.server_target_latency_ns = round(1e9 * slo)
-    system = (_QueuedSystem if scenario == "server" else _InlineSystem)(lg, calls, batch)
-    return _run(lg, settings, system)
+    workers = _Workers(lg, calls, batch)
+    with ThreadPoolExecutor(len(calls)) as pool:
+        queue = partial(workers.queue, pool)
+        result = _run(lg, settings, queue if scenario == "server" else workers.run)
+    if workers.failure is not None:
+        raise workers.failure
+    return result
 
 
 def run_requests(
@@ -117,7 +121,8 @@ def run_requests(
 
     Args:
         send: Sends the next request without waiting. LoadGen counts it as completed when its
-            future is done, with a result or an exception. None keeps it outstanding to the end.
+            future is done, with a result or an exception. None keeps it outstanding to the end, so
+            that LoadGen ends early with too many of them.
         rate: Requests per second, in the mean of a Poisson process.
         max_outstanding: LoadGen ends early where more requests are outstanding.
         seed: Of the times between requests.
@@ -133,7 +138,20 @@ def run_requests(
     settings.server_target_qps = rate
     settings.server_max_async_queries = max_outstanding
     settings.schedule_rng_seed = seed
-    return _run(lg, settings, _RemoteSystem(lg, send))
+    unsent: list[Any] = []
+
+    def answered(sample: Any, _: Future[Any]) -> None:
+        _complete(lg, [sample])
+
+    def issue(samples: list[Any]) -> None:
+        for sample in samples:
+            future = send()
+            if future is None:
+                unsent.append(sample)
+            else:
+                future.add_done_callback(partial(answered, sample))
+
+    return _run(lg, settings, issue, lambda: _complete(lg, unsent))
 
 
 def _settings(lg: Any, scenario: str) -> Any:
@@ -143,15 +161,22 @@ def _settings(lg: Any, scenario: str) -> Any:
     return settings
 
 
-def _run(lg: Any, settings: Any, system: _SystemUnderTest) -> LoadGenResult:
+def _run(
+    lg: Any,
+    settings: Any,
+    issue: Callable[[list[Any]], None],
+    flush: Callable[[], None] = lambda: None,
+) -> LoadGenResult:
+    """Run LoadGen, which issues the samples of a query when it is due, and flushes at the end."""
+
     def samples_are_in_memory(_: list[int]) -> None: ...
 
-    with tempfile.TemporaryDirectory() as folder, system.running():
+    with tempfile.TemporaryDirectory() as folder:
         logs = lg.LogSettings()
         logs.log_output.outdir = folder
         logs.log_output.copy_summary_to_stdout = False
         logs.enable_trace = True  # the only file with every latency
-        sut = lg.ConstructSUT(system.issue, system.flush)
+        sut = lg.ConstructSUT(issue, flush)
         library = lg.ConstructQSL(_LIBRARY, _LIBRARY, samples_are_in_memory, samples_are_in_memory)
         try:
             lg.StartTestWithLogSettings(sut, library, settings, logs)
@@ -176,108 +201,49 @@ def _read(folder: Path) -> LoadGenResult:
     )
 
 
-class _SystemUnderTest:
-    """Completes every LoadGen sample, also after a failure: LoadGen waits for all of them."""
-
-    def __init__(self, lg: Any) -> None:
-        self._lg = lg
-
-    @contextmanager
-    def running(self) -> Iterator[None]:
-        """Run what processes the samples; raise at the end what failed."""
-        yield
-
-    def issue(self, samples: list[Any]) -> None:
-        """Take the samples of one query when it is due."""
-        raise NotImplementedError
-
-    def flush(self) -> None:
-        """Finish what is left after the last query."""
-
-    def complete(self, samples: Sequence[Any]) -> None:
-        response = self._lg.QuerySampleResponse
-        self._lg.QuerySamplesComplete([response(sample.id, 0, 0) for sample in samples])
+def _complete(lg: Any, samples: Sequence[Any]) -> None:
+    """Report samples to LoadGen as completed, which ends their latency."""
+    lg.QuerySamplesComplete([lg.QuerySampleResponse(sample.id, 0, 0) for sample in samples])
 
 
-class _RemoteSystem(_SystemUnderTest):
-    """Sends each sample to a server; responses arrive in a thread of its client.
+class _Workers:
+    """Runs LoadGen's samples by calls of this process.
 
-    Samples that cannot be sent stay outstanding, so that LoadGen ends early with too many of them.
+    Every sample is completed, also after a failure: LoadGen waits for all of them.
     """
 
-    def __init__(self, lg: Any, send: Send) -> None:
-        super().__init__(lg)
-        self._send = send
-        self._unsent: list[Any] = []
-
-    def issue(self, samples: list[Any]) -> None:
-        for sample in samples:
-            future = self._send()
-            if future is None:
-                self._unsent.append(sample)
-            else:
-                future.add_done_callback(partial(self._received, sample))
-
-    def flush(self) -> None:
-        self.complete(self._unsent)
-
-    def _received(self, sample: Any, _: Future[Any]) -> None:
-        self.complete([sample])
-
-
-class _InlineSystem(_SystemUnderTest):
-    """Runs each query in LoadGen's own thread, one batch after another."""
-
     def __init__(self, lg: Any, calls: Sequence[Call], batch: int) -> None:
-        super().__init__(lg)
-        self._calls, self._batch = list(calls), batch
-        self._failure: BaseException | None = None
-
-    @contextmanager
-    def running(self) -> Iterator[None]:
-        yield
-        if self._failure is not None:
-            raise self._failure
-
-    def issue(self, samples: list[Any]) -> None:
-        for start in range(0, len(samples), self._batch):
-            self.run(self._calls[0], samples[start : start + self._batch])
-
-    def run(self, call: Call, samples: Sequence[Any]) -> None:
-        """Run one batch and complete it; after a failure only complete it."""
-        if self._failure is None:
-            try:
-                call(len(samples))
-            except BaseException as error:
-                self._failure = error
-        self.complete(samples)
-
-
-class _QueuedSystem(_InlineSystem):
-    """Queues samples for a worker thread per call; each takes as many as fit into a batch."""
-
-    def __init__(self, lg: Any, calls: Sequence[Call], batch: int) -> None:
-        super().__init__(lg, calls, batch)
+        self._lg, self._calls, self._batch = lg, list(calls), batch
         self._waiting: list[Any] = []
         self._lock = threading.Lock()
-        self._pool = ThreadPoolExecutor(len(calls))
+        self.failure: BaseException | None = None
 
-    @contextmanager
-    def running(self) -> Iterator[None]:
-        with super().running(), self._pool:
-            yield
+    def run(self, samples: list[Any]) -> None:
+        """Run the samples of a query in LoadGen's own thread, a batch at a time."""
+        for start in range(0, len(samples), self._batch):
+            self._run(self._calls[0], samples[start : start + self._batch])
 
-    def issue(self, samples: list[Any]) -> None:
+    def queue(self, pool: ThreadPoolExecutor, samples: list[Any]) -> None:
+        """Queue samples for the threads of a pool, as many as there are calls; each takes as many
+        as fit into a batch.
+        """
         with self._lock:
             self._waiting += samples
         for _ in samples:
-            self._pool.submit(self._work)
+            pool.submit(self._run_waiting)
 
-    def _work(self) -> None:
-        """Run what waits, up to a batch; nothing where another worker has taken it."""
+    def _run_waiting(self) -> None:
         with self._lock:
             call = self._calls.pop()
             batch, self._waiting = self._waiting[: self._batch], self._waiting[self._batch :]
-        if batch:
-            self.run(call, batch)
+        if batch:  # none where another thread has taken all
+            self._run(call, batch)
         self._calls.append(call)
+
+    def _run(self, call: Call, samples: Sequence[Any]) -> None:
+        if self.failure is None:
+            try:
+                call(len(samples))
+            except BaseException as error:
+                self.failure = error
+        _complete(self._lg, samples)
