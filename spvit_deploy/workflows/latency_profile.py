@@ -21,7 +21,7 @@ from spvit_deploy.benchmarks.latency_tables.interleaved import (
     Timing,
     time_files,
 )
-from spvit_deploy.benchmarks.latency_tables.probes import Probes, make_probes
+from spvit_deploy.benchmarks.latency_tables.probes import Probes
 from spvit_deploy.benchmarks.latency_tables.table import (
     Anchors,
     LatencyFile,
@@ -177,7 +177,7 @@ def measure_beside(
         # Random weights, the same each time; the caller's own draws stay as they are.
         torch.manual_seed(0)
         narrows = find_format(settings.format, settings.precision).from_onnx
-        probes = make_probes(module, spec, batch, narrows)
+        probes = Probes(module, spec, batch, narrows)
         count = len(probes.blocks) + len(probes.anchors)
         more = (OFTEN - 1) * len(probes.anchors)
         total = count * (rounds + 1) + (len(others) + more) * rounds

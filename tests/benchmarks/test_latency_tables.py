@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spvit_deploy.benchmarks.latency_tables.interleaved import Timing
-from spvit_deploy.benchmarks.latency_tables.probes import make_probes, probe_widths
+from spvit_deploy.benchmarks.latency_tables.probes import Probes, probe_widths
 from spvit_deploy.benchmarks.latency_tables.table import (
     Anchors,
     LatencyFile,
@@ -99,15 +99,15 @@ def test_blocks_that_compute_the_same_are_timed_once() -> None:
     cases = ((3, {}, 4), (5, {}, 4), (5, pooled, 0), (3, {"global_pool": "avg"}, 0))
     for depth, args, tails in cases:
         spec = tiny_spec(depth=depth, **args)
-        probes = make_probes(create_model(spec), spec)
+        probes = Probes(create_model(spec), spec)
         assert len(probes.blocks) == 11 + tails
         assert all((site.tail is not None) == bool(tails) for site in probes.sites)
-    whole = make_probes(create_model(tiny_spec()), tiny_spec(), narrows=False)
+    whole = Probes(create_model(tiny_spec()), tiny_spec(), narrows=False)
     assert len(whole.blocks) == 11
 
 
 def test_of_blocks_at_the_end_the_read_tokens_alone_are_computed(tmp_path: Path) -> None:
-    probes = make_probes(create_model(tiny_spec()), tiny_spec())
+    probes = Probes(create_model(tiny_spec()), tiny_spec())
     tail = probes.sites[0].tail
     assert tail is not None
     rows = {}

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from spvit_deploy.benchmarks.latency_tables.probes import make_probes
+from spvit_deploy.benchmarks.latency_tables.probes import Probes
 from spvit_deploy.benchmarks.latency_tables.table import LatencyFile, save_latency
 from spvit_deploy.core.errors import InputError, PlanError
 from spvit_deploy.core.plan import AttentionKind, BlockPlan, ModelSpec, PrunePlan, load_plan
@@ -165,7 +165,7 @@ def test_from_a_search_to_a_lean_folder_that_needs_no_search(
 
 @pytest.mark.usefixtures("plugin")
 def test_latency_tables_cover_it(tmp_path: Path) -> None:
-    probes = make_probes(create_model(tiny_spec()), tiny_spec())
+    probes = Probes(create_model(tiny_spec()), tiny_spec())
     assert [kind.value for kind in probes.sites[0].attention] == list(CHAIN)
     keys = set(probes.sites[0].attention.values())
     assert len(keys) == len(CHAIN)
