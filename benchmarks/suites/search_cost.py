@@ -15,7 +15,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -44,26 +43,15 @@ MODEL = ModelSpec(
 )  # fmt: skip
 TENTHS = 10
 # Of an epoch, for memory.
-STEPS = 60
-
-
+STEPS, BATCH = 60, 128
 Step = Callable[[Tensor, Tensor], None]
 
 
 class TimedBatches:
-    """Batches of a search that time, on each batch, a dense step and then the search's.
+    """Batches of a search that time, on each batch, a dense step and then the search's."""
 
-    Args:
-        batches: of the search.
-        dense_step: trains the dense model on one batch; None to time nothing.
-        most: of an epoch; None for all.
-    """
-
-    def __init__(
-        self, batches: Batches, dense_step: Step | None = None, most: int | None = None
-    ) -> None:
+    def __init__(self, batches: Batches, dense_step: Step) -> None:
         self._batches, self._dense_step = batches, dense_step
-        self._count = most or len(batches)
         self.dense: list[float] = []
         self.search: list[float] = []
 
@@ -71,14 +59,13 @@ class TimedBatches:
         return getattr(self._batches, name)
 
     def __len__(self) -> int:
-        return self._count
+        return len(self._batches)
 
     def epoch(self, epoch: int, done: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield images [batch, channels, height, width] and labels [batch] of an epoch."""
-        for images, labels in islice(self._batches.epoch(epoch, done), self._count - done):
+        for images, labels in self._batches.epoch(epoch, done):
             start = time.perf_counter()
-            if self._dense_step is not None:
-                self._dense_step(images, labels)
+            self._dense_step(images, labels)
             middle = time.perf_counter()
             yield images, labels
             self.dense.append(middle - start)
@@ -110,7 +97,7 @@ def start_of(dense: Path | None) -> nn.Module:
 def train_side(side: str, request: argparse.Namespace, settings: SearchSettings) -> None:
     """Train one side, and print this process's peak of memory in bytes."""
     model = start_of(request.dense)
-    batches: Any = TimedBatches(batches_for(request, model), most=STEPS)
+    batches = batches_for(request, model, STEPS * BATCH)
     if side == "search":
         run_search(Supernet(model, MODEL), batches, settings)
     else:
@@ -127,10 +114,10 @@ def peak_in_process(side: str) -> int:
     return int(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
 
 
-def batches_for(request: argparse.Namespace, model: nn.Module) -> Batches:
-    """Open Fashion-MNIST, as the model takes it."""
-    data = DataSettings(spec="torch/fashion_mnist", root=request.data_dir, batch_size=128)
-    return open_batches(data, preprocessing_of(model), True)
+def batches_for(request: argparse.Namespace, model: nn.Module, limit: int | None = None) -> Batches:
+    """Open so many images of Fashion-MNIST, as the model takes them."""
+    data = DataSettings(spec="torch/fashion_mnist", root=request.data_dir, batch_size=BATCH)
+    return open_batches(data, preprocessing_of(model), True, limit=limit)
 
 
 def main() -> None:
