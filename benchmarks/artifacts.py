@@ -45,14 +45,12 @@ class Artifact(_Facts):
     """A dense, lean or exported folder, or a file that a runtime opens; 0 or empty for the unknown.
 
     Attributes:
-        title: for tables.
         kind: ``dense`` or ``lean``; of an exported model, what it was exported from.
         digest: SHA-256 of its record or file.
         size_bytes: without its records.
         macs: of one image.
         precision: as it was exported; ``fp32`` for a folder of PyTorch.
         parity: what its export verified.
-        blocks: what the branches of its blocks cost.
     """
 
     title: str

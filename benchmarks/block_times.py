@@ -107,10 +107,8 @@ def total(blocks: Iterable[BlockTime]) -> float:
 
 @dataclass(frozen=True)
 class Gain:
-    """What parts of one kind became, from dense to lean: seconds of an inference, MACs of an image.
-
-    Attributes:
-        kind: what took the dense parts' place.
+    """What parts became, from dense to lean, by the kind that took the dense ones' place: seconds
+    of an inference, MACs of an image.
     """
 
     kind: str

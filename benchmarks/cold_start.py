@@ -87,10 +87,8 @@ def _measure(path: Path, runtime: str, device: str, threads: int | None, batch: 
 
 
 def peak_bytes() -> int:
-    """Return the most memory that this process held.
-
-    ``ru_maxrss`` would do, had a new program not inherited it from what started it.
-    """
+    """Return the most memory that this process held."""
+    # `ru_maxrss` would do, had a new program not inherited it from what started it.
     if _STATUS.is_file():
         line = next(x for x in _STATUS.read_text().splitlines() if x.startswith("VmHWM"))
         return int(line.split()[1]) * 1024

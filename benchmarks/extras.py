@@ -58,10 +58,7 @@ def with_details(path: Path, row: BenchmarkResult, artifact: Artifact, bar: Bar)
 def _profile(
     session: Session, images: Array, seconds: float, artifact: Artifact
 ) -> tuple[BlockTime, ...]:
-    """Measure layers by block; again where something disturbed the profile, and keep the fastest.
-
-    ``seconds`` are those of an inference without the profiler.
-    """
+    """Measure layers by block; again where they take long beside an inference, in ``seconds``."""
     best: tuple[BlockTime, ...] = ()
     for _ in range(_PASSES):
         found = by_block(session.layers(images, _CALLS), artifact.blocks)
@@ -92,10 +89,6 @@ def measure_joules(
     """Do a piece of work, and return the joules that it took, by ``cpu`` and ``gpu``.
 
     Nothing is estimated: without a counter that can be read nothing is done, and none returned.
-
-    Args:
-        device: ``cuda:N`` for that GPU's counter as well.
-        powercap: folder of the kernel's zones.
     """
     finders = [partial(_rapl, powercap)]
     if device.startswith("cuda"):

@@ -94,7 +94,6 @@ def run_benchmark(
     """Measure every artifact on every runtime that takes it, one workload after another.
 
     Args:
-        artifacts: folders and files that a runtime opens.
         runtimes: names, or None for all that fit.
         device: as in ``evaluate_artifact``. Engines run on a GPU always, the first for ``cpu``.
         details: measure cold starts, layers, energy and the host's peaks as well.

@@ -20,10 +20,8 @@ Rows = dict[tuple[object, ...], BenchmarkResult]
 
 @dataclass(frozen=True)
 class Compared:
-    """One artifact on one runtime under one workload, before and after.
-
-    Attributes:
-        ratio: seconds before over seconds after, with its interval: above 1 it became faster.
+    """One artifact on one runtime under one workload, before and after: with a ratio of seconds
+    above 1 it became faster.
     """
 
     before: BenchmarkResult
@@ -65,13 +63,7 @@ class Compared:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All that both files have, and what only one of them has.
-
-    Attributes:
-        rows: in both.
-        gone, new: only before, and only after.
-        versions: of packages, that changed.
-    """
+    """What both files have, what only one of them has, and versions of packages that changed."""
 
     rows: tuple[Compared, ...]
     gone: tuple[str, ...]
@@ -92,10 +84,6 @@ def compare_results(
     before: Path, after: Path, allow_host: bool = False, allow_model: bool = False
 ) -> Comparison:
     """Match artifacts by name, runtime, device and workload, and compare their times.
-
-    Args:
-        allow_host: compare even where the hosts differ.
-        allow_model: compare artifacts of one name even where their MACs or parameters differ.
 
     Raises:
         InputError: other hosts or models, nothing in common, or one artifact twice in a file.

@@ -18,10 +18,8 @@ _MAX_DROP = 1.0
 
 @dataclass(frozen=True)
 class Pair:
-    """A dense and a lean artifact under the same runtime and workload.
-
-    Attributes:
-        ratio: of their times; of their rates, where a scenario has these.
+    """A dense and a lean artifact under the same runtime and workload, and the ratio of their times;
+    of their rates, where a scenario has these.
     """
 
     dense: BenchmarkResult
@@ -118,12 +116,8 @@ def _label_of(row: BenchmarkResult) -> str:
 def ratio_of(slow: BenchmarkResult, fast: BenchmarkResult, together: bool = True) -> Ratio:
     """Compute the ratio of times, or of rates where a scenario has these.
 
-    By pairs of rounds where both were interleaved, else of all samples. Disturbed rounds are left
-    out where there are enough others.
-
-    Args:
-        slow, fast: whose time is divided, and divides; of rates the other way round.
-        together: whether they were interleaved in one run.
+    By pairs of rounds where both were interleaved in one run, ``together``, else of all samples.
+    Disturbed rounds are left out where there are enough others.
     """
     if slow.load and fast.load and slow.load.rate and fast.load.rate:
         if slow.load.rates and fast.load.rates:

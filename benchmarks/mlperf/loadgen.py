@@ -83,7 +83,6 @@ def run_scenario(
 
     Args:
         calls: Run so many images and return when they are done; one per worker.
-        seconds: Minimum duration.
         batch: Images per call at most; for ``multi-stream``, per query.
         expected: Seconds per call, from which LoadGen plans how many queries to make.
         slo: Seconds within which 99% of ``server``'s samples have to be done.

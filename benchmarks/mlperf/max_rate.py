@@ -59,13 +59,8 @@ class RateSearch:
 
 
 def search_rate(run: RunAtRate, slo: float, guess: float, searches: int = 1) -> RateSearch:
-    """Find the highest rate whose 99th percentile holds a limit.
-
-    Args:
-        run: Runs a load.
-        slo: The limit, seconds.
-        guess: First rate to try, requests per second.
-        searches: How often to search, each from what the last one found.
+    """Find the highest rate, requests per second, whose 99th percentile holds a limit, seconds;
+    several times, each from what the last search found.
     """
 
     def holds(rate: float) -> bool:

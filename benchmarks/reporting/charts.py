@@ -176,11 +176,8 @@ def accuracy_latency(results: Sequence[BenchmarkResult]) -> Any:
 def accuracy_scatter(
     points: Sequence[AccuracyPoint], colors: Mapping[str, str], height: int, labels: bool = False
 ) -> Any:
-    """Draw accuracy against latency and the frontier of the points that no other beats.
-
-    Args:
-        colors: Of the groups, in the order of the legend.
-        labels: Whether labels are drawn; otherwise they show on hovering.
+    """Draw accuracy against latency, groups in the order of their colors, and the frontier of the
+    points that no other beats; labels that are not drawn show on hovering.
     """
     figure = go.Figure()
     front = pareto_front(points, lambda point: (point.latency, point.top1))

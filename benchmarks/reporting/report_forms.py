@@ -55,9 +55,7 @@ def write_report(
     """Write the page; errors as :func:`read_results`.
 
     Args:
-        results: ``results.json`` files; may be empty if a search is given.
-        output: HTML file to write.
-        plan: Plan of the lean model to draw.
+        plan: Of the lean model, to draw.
         hidden: MLP widths of the dense model, one per block, to draw behind the plan.
         search: Folder of a search to draw.
     """

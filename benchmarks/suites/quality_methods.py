@@ -56,8 +56,6 @@ class Setting:
 
     Attributes:
         dense: trained, to be copied.
-        train: its training split.
-        seed: of everything.
         dense_epochs: passes over the data that ``dense`` was trained for.
         search, finetune: settings of both; the budget is in the first, as ``50%`` of the MACs.
         device: that trains, where the batches of ``train`` are; ``dense`` is on the CPU.
