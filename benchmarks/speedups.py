@@ -18,18 +18,13 @@ _MAX_DROP = 1.0
 
 @dataclass(frozen=True)
 class Pair:
-    """A dense and a lean artifact under the same runtime and workload, and the ratio of their times;
-    of their rates, where a scenario has these.
+    """A dense and a lean artifact under the same terms, and the ratio of their times; of their
+    rates, where a scenario has these.
     """
 
     dense: BenchmarkResult
     lean: BenchmarkResult
     ratio: Ratio
-
-    @property
-    def label(self) -> str:
-        """The runtime and workload."""
-        return self.lean.place
 
     @property
     def promised(self) -> float | None:
@@ -51,8 +46,8 @@ class Pair:
         if ratio.low == ratio.high:
             interval = ""
         if not ratio.differs:
-            return f"{self.label}: no difference seen between lean and dense{interval}"
-        line = f"{self.label}: lean is {ratio.value:.2f}× {word} than dense{interval}"
+            return f"{self.lean.place}: no difference seen between lean and dense{interval}"
+        line = f"{self.lean.place}: lean is {ratio.value:.2f}× {word} than dense{interval}"
         promised = self.promised
         return f"{line}; its MACs promise {promised:.2f}×" if promised else line
 

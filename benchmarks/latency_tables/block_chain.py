@@ -1,4 +1,4 @@
-"""Chains of one block, to be timed.
+"""Chains of one block, and their interleaved times, each with its spread.
 
 A chain has copies of a block, norms and additions included because runtimes fuse across them, each
 with weights of its own, as in a model.
@@ -8,19 +8,29 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
+from spvit_deploy.benchmarks.load_patterns import images_for
+from spvit_deploy.benchmarks.statistics import percentile
 from spvit_deploy.core.errors import ModelError
+from spvit_deploy.core.records import StrictModel
 from spvit_deploy.families.base import BlockSite
 from spvit_deploy.families.timm_models import input_size
+from spvit_deploy.runtimes.base import Session
+from spvit_deploy.runtimes.timing import Schedule, TimedCall, sample, time_interleaved
 
 # Copies in a chain: more than the caches next to a core hold, of all but the smallest models.
 DEPTH = 3
+ROUNDS, OFTEN = 10, 4
+_BURST, _PAUSE = 0.1, 0.08
 _INACTIVE = ("Dropout", "DropPath", "Identity")
 
 
@@ -193,3 +203,64 @@ def _is_plain(value: Any) -> bool:
     if isinstance(value, (tuple, list)):
         return all(map(_is_plain, value))
     return value is None or isinstance(value, (bool, int, float, str))
+
+
+class Timing(StrictModel):
+    """Seconds of an inference.
+
+    Attributes:
+        seconds: lower quartile of the medians of bursts: what else runs on a host only adds.
+        low, high: 5% and 95% of the medians.
+    """
+
+    seconds: float = Field(gt=0)
+    low: float
+    high: float
+
+    @property
+    def spread(self) -> float:
+        """Of the bursts, as a fraction of the time."""
+        return (self.high - self.low) / self.seconds
+
+    def scaled(self, factor: float) -> Timing:
+        """Multiply all of it by a factor."""
+        return Timing(seconds=self.seconds * factor, low=self.low * factor, high=self.high * factor)
+
+
+def time_files(
+    files: Mapping[str, Path],
+    open_file: Callable[[Path], Session],
+    batch: int,
+    rounds: int = ROUNDS,
+    often: Collection[str] = (),
+    note: Callable[[str], None] = lambda _: None,
+) -> tuple[dict[str, Timing], Session]:
+    """Time every file in short interleaved bursts.
+
+    Args:
+        often: names that get :data:`OFTEN` bursts a round, since much is derived from them.
+        note: called with each name before its burst.
+
+    Returns:
+        The times, and a closed session, for what it reports of the runtime.
+    """
+    sessions = {name: open_file(path) for name, path in files.items()}
+    calls = {name: _warm_call(session, batch) for name, session in sessions.items()}
+    schedule = Schedule(rounds, _BURST, _PAUSE)
+    bursts = time_interleaved(calls, schedule, dict.fromkeys(often, OFTEN), note)
+    calls.clear()
+    for session in sessions.values():
+        session.close()
+    return {name: _summarized(found) for name, found in bursts.items()}, session
+
+
+def _summarized(bursts: list[list[float]]) -> Timing:
+    medians = [median(burst) for burst in bursts]
+    quartile, low, high = (percentile(medians, percent) for percent in (25, 5, 95))
+    return Timing(seconds=quartile, low=low, high=high)
+
+
+def _warm_call(session: Session, batch: int) -> TimedCall:
+    call = session.prepare(images_for(session, batch, 0))
+    sample(call, 0)
+    return call

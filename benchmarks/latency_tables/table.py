@@ -12,7 +12,7 @@ from pydantic import Field, field_validator, model_validator
 from sklearn.isotonic import isotonic_regression
 
 from spvit_deploy.benchmarks.host import HostRecord
-from spvit_deploy.benchmarks.latency_tables.interleaved import Timing
+from spvit_deploy.benchmarks.latency_tables.block_chain import Timing
 from spvit_deploy.core.plan import AttentionKind, ModelSpec
 from spvit_deploy.core.progress import warn
 from spvit_deploy.core.records import StrictModel, load_record, write_record

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from statistics import median
 
 from spvit_deploy.benchmarks.load_patterns import Burst, images_for
-from spvit_deploy.benchmarks.mlperf.loadgen import loadgen_version, run_scenario
+from spvit_deploy.benchmarks.mlperf.loadgen import Call, loadgen_version, run_scenario
 from spvit_deploy.benchmarks.results import LoadRecord, Workload
 from spvit_deploy.benchmarks.statistics import early_stopping, percentile, samples_needed
 from spvit_deploy.runtimes.base import Session
-from spvit_deploy.runtimes.timing import TimedCall, no_collection
+from spvit_deploy.runtimes.timing import no_collection
 
 # Latencies in seconds of a run at (requests per second, seconds).
 RunAtRate = Callable[[float, float], Sequence[float]]
@@ -115,7 +115,7 @@ class Driven:
     def __init__(self, sessions: Sequence[Session], workload: Workload) -> None:
         self._load = workload
         self._took: list[float] = []
-        self._calls = [_SizedCall(session, workload, self._took) for session in sessions]
+        self._calls = [_sized_call(session, workload, self._took) for session in sessions]
         self.search = RateSearch()
         self.rate = 1.0
 
@@ -187,22 +187,14 @@ class Driven:
         )  # fmt: skip
 
 
-class _SizedCall:
-    """A session's calls by their number of images; of a fixed batch, always that many."""
-
-    def __init__(self, session: Session, workload: Workload, took: list[float]) -> None:
-        self._session, self._took = session, took
-        self._images = images_for(session, workload.batch, workload.seed)
-        self._calls: dict[int, TimedCall] = {}
-        for count in range(1, workload.batch + 1):
-            self(count)
-        took.clear()
-
-    def __call__(self, images: int) -> None:
-        count = self._session.batch or images
-        if count not in self._calls:
-            self._calls[count] = self._session.prepare(self._images[:count])
-        self._took.append(self._calls[count]())
+def _sized_call(session: Session, workload: Workload, took: list[float]) -> Call:
+    """Warm up a session's calls by their number of images; of a fixed batch, always that many."""
+    images = images_for(session, workload.batch, workload.seed)
+    counts = (session.batch,) if session.batch else range(1, workload.batch + 1)
+    calls = {count: session.prepare(images[:count]) for count in counts}
+    for call in calls.values():
+        call()
+    return lambda count: took.append(calls[session.batch or count]())
 
 
 def _why_invalid(samples: Sequence[float], workload: Workload) -> str:

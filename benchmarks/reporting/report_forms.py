@@ -102,7 +102,7 @@ def _result_figures(rows: Sequence[BenchmarkResult], pairs: Sequence[Pair]) -> I
     for pair in pairs:
         if pair.gains:
             note = "Time of each block's branches, by the runtime's profiler."
-            yield Figure(f"Block by block: {pair.label}", note, charts.block_bars(pair))
+            yield Figure(f"Block by block: {pair.lean.place}", note, charts.block_bars(pair))
 
 
 def _subtitle(files: Sequence[ResultsFile], plan: PrunePlan | None) -> str:
@@ -127,7 +127,7 @@ def _cards(pairs: Sequence[Pair]) -> list[tuple[str, str]]:
 def _pair_card(pair: Pair) -> tuple[str, str]:
     ratio, word = pair.ratio.in_words()
     unsteady = ", unsteady" if pair.dense.flagged or pair.lean.flagged else ""
-    where = f"{pair.label} (95%: {ratio.low:.2f}–{ratio.high:.2f}{unsteady})"
+    where = f"{pair.lean.place} (95%: {ratio.low:.2f}–{ratio.high:.2f}{unsteady})"
     if pair.promised:
         where += f"; {pair.promised:.2f}× by its MACs"
     if not ratio.differs:
@@ -164,7 +164,7 @@ def _row(row: BenchmarkResult, peaks: Sequence[Peak]) -> dict[str, Any]:
 def _pair(pair: Pair) -> dict[str, Any]:
     names = ("kind", "count", "dense", "lean", "promised", "achieved")
     return {
-        "label": pair.label, "dense": pair.dense.title, "lean": pair.lean.title,
+        "label": pair.lean.place, "dense": pair.dense.title, "lean": pair.lean.title,
         "ratio": pair.ratio.value, "low": pair.ratio.low, "high": pair.ratio.high,
         "differs": pair.ratio.differs, "promised": pair.promised,
         "parts": [{name: getattr(gain, name) for name in names} for gain in pair.gains],

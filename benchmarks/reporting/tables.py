@@ -93,7 +93,7 @@ def gain_tables(pairs: Sequence[Pair]) -> Iterator[Table]:
     note = "Speed-up of each kind of part: as its MACs predict it, and by the runtime's profiler."
     for pair in pairs:
         if pair.gains:
-            title = f"Where the speed-up comes from: {pair.label}"
+            title = f"Where the speed-up comes from: {pair.lean.place}"
             yield _table(title, [_gain_cells(gain) for gain in pair.gains], 1, note)
 
 

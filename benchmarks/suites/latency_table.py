@@ -22,11 +22,11 @@ import torch
 from scipy.stats import spearmanr
 from torch import nn
 
-from spvit_deploy.benchmarks.latency_tables.block_chain import shaken_model
-from spvit_deploy.benchmarks.latency_tables.interleaved import (
+from spvit_deploy.benchmarks.latency_tables.block_chain import (
     OFTEN,
     ROUNDS,
     Timing,
+    shaken_model,
     time_files,
 )
 from spvit_deploy.benchmarks.latency_tables.table import LatencyTable

@@ -14,8 +14,8 @@ from pydantic import Field
 from torch import nn
 
 from spvit_deploy.benchmarks.host import read_host
-from spvit_deploy.benchmarks.latency_tables.block_chain import DEPTH
-from spvit_deploy.benchmarks.latency_tables.interleaved import (
+from spvit_deploy.benchmarks.latency_tables.block_chain import (
+    DEPTH,
     OFTEN,
     ROUNDS,
     Timing,

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spvit_deploy.benchmarks.latency_tables.interleaved import Timing
+from spvit_deploy.benchmarks.latency_tables.block_chain import Timing
 from spvit_deploy.benchmarks.latency_tables.probes import Probes, probe_widths
 from spvit_deploy.benchmarks.latency_tables.table import (
     Anchors,

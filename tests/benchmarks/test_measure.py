@@ -188,4 +188,4 @@ def test_the_page_needs_nothing_from_elsewhere(results: ResultsFile, tmp_path: P
     assert "class=flag" in page
     pair = pairs_of(results.results)[0]
     assert (pair.dense.kind, pair.lean.kind) == ("dense", "lean")
-    assert "torch" in pair.label
+    assert "torch" in pair.lean.place

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from spvit_deploy.benchmarks.host import read_host
-from spvit_deploy.benchmarks.latency_tables.interleaved import Timing
+from spvit_deploy.benchmarks.latency_tables.block_chain import Timing
 from spvit_deploy.benchmarks.latency_tables.table import (
     Anchors,
     LatencyTable,
