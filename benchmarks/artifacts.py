@@ -72,11 +72,7 @@ def bytes_of(folder: Path) -> int:
 
 
 def describe(path: Path) -> Artifact:
-    """Read what an artifact is.
-
-    Raises:
-        InputError: unknown, or damaged.
-    """
+    """Read what an artifact is; an InputError where it is unknown or damaged."""
     if path.is_file():
         return _file(path)
     if artifact_kind(path) in ("dense", "lean"):

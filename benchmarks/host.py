@@ -70,7 +70,7 @@ def read_host() -> HostRecord:
         memory_bytes=psutil.virtual_memory().total,
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
         python=platform.python_version(),
-        load=round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else 0.0,
+        load=round(psutil.getloadavg()[0], 2),
         gpus=tuple(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())),
         versions=versions_of("spvit-deploy", "numpy", "mlcommons-loadgen"),
         governor=_first_line(_GOVERNOR),

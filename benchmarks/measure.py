@@ -109,11 +109,10 @@ def run_benchmark(
     facts = {path: describe(path) for path, _ in pairs}
     results: list[BenchmarkResult] = []
     total = sum(len(pairs) * (_rounds(load) + 2 + STEPS * details) for load in workloads)
-    threads = workloads[0].threads if workloads else None
-    with progress_bar("benchmark", total) as bar, pinned(threads) as affinity:
+    batches = [load.batch for load in workloads]
+    with progress_bar("benchmark", total) as bar, pinned(workloads[0].threads) as affinity:
         for workload in workloads:
-            others = [load.batch for load in workloads]
-            for path, row in _measure_workload(pairs, facts, workload, device, others, bar):
+            for path, row in _measure_workload(pairs, facts, workload, device, batches, bar):
                 results.append(with_details(path, row, facts[path], bar) if details else row)
         peaks = measure_peaks(results) if details else ()
     created = datetime.now(timezone.utc).isoformat(timespec="seconds")

@@ -17,7 +17,6 @@ from spvit_deploy.benchmarks.statistics import percentile, tail, variation
 from spvit_deploy.core.records import StrictModel, load_record, write_record
 
 VERSION: Literal[2] = 2
-SCHEMA_FILE = "results.schema.json"
 # How far the medians alone and interleaved may differ, as a fraction.
 STEADY = 0.03
 # The variation beyond which trtexec, too, warns of times that vary.
@@ -25,8 +24,6 @@ VARIES = 0.025
 # How much longer than an inference its layers may take, since profilers slow what they measure,
 # PyTorch's most.
 DISTURBED = 4.0
-# Percentiles that are reported where there are samples enough.
-TAILS = (90.0, 95.0, 99.0, 99.9)
 Scenario = Literal["closed", "single-stream", "multi-stream", "offline", "server"]
 Boundary = Literal["compute", "preprocessing"]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -278,11 +275,8 @@ def save_results(results: ResultsFile, path: Path) -> None:
 
 
 def load_results(path: Path) -> ResultsFile:
-    """Read and validate ``results.json``, of this version or the first.
-
-    Raises:
-        InputError: no such file, another record, or an unknown schema version.
-        CorruptFileError: damaged.
+    """Read and validate ``results.json``, of this version or the first; errors as
+    :func:`load_record`.
     """
     return load_record(path, "results", ResultsFile, "Measure again", VERSION, older=(1,))
 

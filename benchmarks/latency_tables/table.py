@@ -58,9 +58,6 @@ class Shape(StrictModel, Generic[T]):
         attention: with each operation, and an MLP of half its width.
         mlp: with the cheapest operation, from no hidden units to all.
         tail: where only the tokens that the head reads are computed; None where all are.
-
-    Raises:
-        ValueError: MLP widths that do not rise from none to all.
     """
 
     paths: tuple[str, ...] = Field(min_length=1)
@@ -86,11 +83,7 @@ class Shape(StrictModel, Generic[T]):
 
 
 class Anchors(StrictModel):
-    """Whole models: dense; without MLPs; and with the cheapest operations too.
-
-    Raises:
-        ValueError: the dense one takes no longer than the cheapest.
-    """
+    """Whole models: dense; without MLPs; and with the cheapest operations too."""
 
     dense: Timing
     no_mlp: Timing
@@ -227,12 +220,7 @@ def save_latency(file: LatencyFile, path: Path) -> None:
 
 
 def load_latency(path: Path) -> LatencyFile:
-    """Read and validate ``latency.json``.
-
-    Raises:
-        InputError: no such file, another record, or an unknown schema version.
-        CorruptFileError: damaged.
-    """
+    """Read and validate ``latency.json``; errors as :func:`load_record`."""
     return load_record(path, "latency", LatencyFile, "Measure again")
 
 

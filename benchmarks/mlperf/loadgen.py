@@ -79,7 +79,7 @@ def run_scenario(
     slo: float | None = None,
     rate: float = 1.0,
 ) -> LoadGenResult:
-    """Run a LoadGen scenario on calls of this process.
+    """Run a LoadGen scenario on calls of this process; errors as :func:`loadgen_version`.
 
     Args:
         calls: Run so many images and return when they are done; one per worker.
@@ -87,9 +87,6 @@ def run_scenario(
         expected: Seconds per call, from which LoadGen plans how many queries to make.
         slo: Seconds within which 99% of ``server``'s samples have to be done.
         rate: Samples per second that ``server`` is sent.
-
-    Raises:
-        RuntimeMissingError: LoadGen is not installed.
     """
     loadgen_version()
     lg = importlib.import_module(_PACKAGE)
@@ -116,7 +113,8 @@ def run_scenario(
 def run_requests(
     send: Send, rate: float, requests: int, max_outstanding: int, seed: int = 0
 ) -> LoadGenResult:
-    """Run LoadGen's ``server`` scenario on a server that is reached through a client.
+    """Run LoadGen's ``server`` scenario on a server that is reached through a client; errors as
+    :func:`loadgen_version`.
 
     Args:
         send: Sends the next request without waiting. LoadGen counts it as completed when its
@@ -125,9 +123,6 @@ def run_requests(
         rate: Requests per second, in the mean of a Poisson process.
         max_outstanding: LoadGen ends early where more requests are outstanding.
         seed: Of the times between requests.
-
-    Raises:
-        RuntimeMissingError: LoadGen is not installed.
     """
     loadgen_version("triton")
     lg = importlib.import_module(_PACKAGE)

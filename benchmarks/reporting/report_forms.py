@@ -18,11 +18,14 @@ from spvit_deploy.benchmarks.reporting.tables import (
     results_table,
     start_table,
 )
-from spvit_deploy.benchmarks.results import TAILS, BenchmarkResult, ResultsFile, load_results
+from spvit_deploy.benchmarks.results import BenchmarkResult, ResultsFile, load_results
 from spvit_deploy.benchmarks.speedups import Pair, headline_of, pairs_of
 from spvit_deploy.benchmarks.statistics import median_interval, tail
 from spvit_deploy.core.errors import InputError
 from spvit_deploy.core.plan import PrunePlan
+
+# Percentiles of the JSON form, where there are samples enough.
+_TAILS = (90.0, 95.0, 99.0, 99.9)
 
 
 def read_results(paths: Sequence[Path]) -> list[ResultsFile]:
@@ -155,7 +158,7 @@ def _row(row: BenchmarkResult, peaks: Sequence[Peak]) -> dict[str, Any]:
         **row.model_dump(include={*names, "top1", "start"}),
         **row.workload.model_dump(include={"scenario", "batch", "threads"}),
         "p50": row.p50, "p50_low": low, "p50_high": high,
-        **{f"p{percent:g}": tail(row.samples, percent) for percent in TAILS},
+        **{f"p{percent:g}": tail(row.samples, percent) for percent in _TAILS},
         "throughput": row.throughput, "of_peak": row.fraction_of_peak(peaks),
         "joules": row.joules or None, "remarks": row.remarks(),
     }  # fmt: skip

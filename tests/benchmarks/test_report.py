@@ -15,7 +15,6 @@ import pytest
 from spvit_deploy.benchmarks.host import read_host
 from spvit_deploy.benchmarks.reporting.pareto import pareto_front
 from spvit_deploy.benchmarks.results import (
-    SCHEMA_FILE,
     BenchmarkResult,
     ResultsFile,
     Workload,
@@ -128,7 +127,7 @@ def test_results_of_the_first_version_are_read(tmp_path: Path) -> None:
 
 
 def test_the_schema_that_is_published_is_the_one_of_the_files(tmp_path: Path) -> None:
-    published = json.loads((ROOT / "docs" / SCHEMA_FILE).read_text())
+    published = json.loads((ROOT / "docs" / "results.schema.json").read_text())
     assert published == results_schema()
     content = json.loads(written(tmp_path / "r.json", *rows()).read_text())
     jsonschema.validate(content, published)
