@@ -10,6 +10,7 @@ import copy
 import hashlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -66,7 +67,7 @@ class Chain(nn.Module):
 
     def __init__(self, block: nn.Module, call: BlockCall, reads: int | None) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(_shaken(block) for _ in range(DEPTH))
+        self.blocks = nn.ModuleList(shaken_model(block) for _ in range(DEPTH))
         self.call, self.reads = call, reads
 
     def forward(self, images: Tensor) -> Tensor:
@@ -104,14 +105,10 @@ class Probe:
         return Chain(self.block, self.call, self.reads).eval()
 
 
-def shaken_model(model: nn.Module) -> nn.Module:
-    """Copy a model with noise in its weights: optimizers drop zeros and ones."""
-    return _shaken(model).eval()
-
-
 @torch.no_grad()
-def _shaken(module: nn.Module) -> nn.Module:
-    shaken = copy.deepcopy(module)
+def shaken_model(model: nn.Module) -> nn.Module:
+    """Copy a model with noise in its weights, to evaluate: optimizers drop zeros and ones."""
+    shaken = copy.deepcopy(model).eval()
     for parameter in shaken.parameters():
         parameter.add_(0.02 * torch.randn_like(parameter))
     return shaken
@@ -132,8 +129,8 @@ def watch_blocks(model: nn.Module, sites: Sequence[BlockSite], batch: int) -> di
                 "Ask for a budget in MACs.",
             )
         (x, rest, named, given), (y, others, other_named, _) = few[site.path], more[site.path]
-        fixed = [a.shape == b.shape for a, b in zip(_tensors(rest, named),
-                 _tensors(others, other_named), strict=True)]  # fmt: skip
+        pairs = zip(_tensors(rest, named), _tensors(others, other_named), strict=True)
+        fixed = [a.shape == b.shape for a, b in pairs]
         scales = (x.shape[0], y.shape[0]) == (batch, batch + 1) and x.shape[1:] == y.shape[1:]
         series = given.shape == x.shape
         found[site.path] = BlockCall(x, rest, named, series, scales and all(fixed), batch)
@@ -146,15 +143,13 @@ _Seen = tuple[Tensor, tuple[Any, ...], dict[str, Any], Tensor]
 def _calls(model: nn.Module, sites: Sequence[BlockSite], batch: int) -> dict[str, _Seen]:
     seen: dict[str, _Seen] = {}
 
-    def watch(path: str) -> Any:
-        def note(_: nn.Module, args: tuple[Any, ...], named: dict[str, Any], given: Any) -> None:
-            if args and isinstance(args[0], Tensor):
-                seen[path] = (args[0], args[1:], named, first_of(given))
-
-        return note
+    def note(path: str, _: Any, args: tuple[Any, ...], named: dict[str, Any], given: Any) -> None:
+        if args and isinstance(args[0], Tensor):
+            seen[path] = (args[0], args[1:], named, first_of(given))
 
     handles = [
-        site.block.register_forward_hook(watch(site.path), with_kwargs=True) for site in sites
+        site.block.register_forward_hook(partial(note, site.path), with_kwargs=True)
+        for site in sites
     ]
     try:
         with torch.no_grad():
