@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -79,8 +79,7 @@ def open_classifier(path: Path, runtime: str | None, device: str) -> Iterator[Cl
             f"{path} is {artifact_kind(path)}; no runtime that is installed opens it.",
             "`spvit-deploy doctor` says what is missing.",
         )
-    session = open_session(path, runtime or names[0], device)
-    try:
+    with closing(open_session(path, runtime or names[0], device)) as session:
         third_party = artifact.preprocessing is None
         if "logits" not in session.outputs and not (third_party and len(session.outputs) == 1):
             raise InputError(
@@ -88,8 +87,6 @@ def open_classifier(path: Path, runtime: str | None, device: str) -> Iterator[Cl
                 "Name a model with a head.",
             )
         yield Classifier(artifact, session, artifact.preprocessing or _usual(path, session))
-    finally:
-        session.close()
 
 
 def _usual(path: Path, session: Session) -> Preprocessing:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -45,13 +46,10 @@ def with_details(path: Path, row: BenchmarkResult, artifact: Artifact, bar: Bar)
     except SpvitError as error:
         bar.log(f"{name}: no cold start. {error.message}")
     bar.advance(note=f"{name}: layers")
-    session = open_session(*place)
-    try:
+    with closing(open_session(*place)) as session:
         images = images_for(session, row.workload.batch, row.workload.seed)
         found["joules"] = _joules_per_image(session, images, row.p50)
         found["blocks"] = _profile(session, images, row.p50, artifact)
-    finally:
-        session.close()
     return row.model_copy(update=found)
 
 

@@ -107,20 +107,16 @@ def search_figures(lines: Sequence[LogLine]) -> list[Figure]:
 def loss_and_cost(lines: Sequence[LogLine]) -> Any:
     """Draw the loss, and the cost against the budget, by step."""
     figure = make_subplots(specs=[[{"secondary_y": True}]])
-    batches = [(line.step, line.loss) for line in lines if line.loss is not None]
-    epochs = [(line.step, line.epoch_loss) for line in lines if line.epoch_loss is not None]
-    for name, points, look in (
-        ("loss of a batch", batches, {"mode": "lines", "line": {"color": LEAN, "width": 1}}),
-        ("mean of an epoch", epochs, {"mode": "markers", "marker": {"color": LEAN, "size": 9}}),
+    for name, field, right, look in (
+        ("loss of a batch", "loss", False, {"mode": "lines", "line": {"color": LEAN, "width": 1}}),
+        ("mean of an epoch", "epoch_loss", False, {"mode": "markers", "marker_color": LEAN}),
+        ("expected cost", "cost", True, {"line": {"color": OTHER}}),
+        ("budget", "budget", True, {"line": {"color": OTHER, "dash": "dot"}}),
     ):
-        figure.add_scatter(name=name, x=[x for x, _ in points], y=[y for _, y in points], **look)
-    steps = [line.step for line in lines]
-    for name, values, dash in (
-        ("expected cost", [line.cost for line in lines], "solid"),
-        ("budget", [line.budget for line in lines], "dot"),
-    ):
-        line = {"color": OTHER, "dash": dash}
-        figure.add_scatter(name=name, x=steps, y=values, line=line, secondary_y=True)
+        figure.add_scatter(
+            name=name, x=[line.step for line in lines], y=[getattr(line, field) for line in lines],
+            connectgaps=True, secondary_y=right, **look,
+        )  # fmt: skip
     figure.update_yaxes(title_text="loss", secondary_y=False)
     figure.update_yaxes(
         title_text="fraction of the dense cost", tickformat=".0%", tickmode="linear", dtick=0.25,
