@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,9 @@ from torch import nn
 from spvit_deploy.benchmarks.host import read_host
 from spvit_deploy.benchmarks.reporting.html_page import render_png
 from spvit_deploy.core.plan import AttentionKind, BlockPlan, ModelSpec, PrunePlan
-from spvit_deploy.families.timm_models import create_model, preprocessing_of
+from spvit_deploy.families.timm_models import create_model
 from spvit_deploy.lean.materialize import shape_lean
-from spvit_deploy.lean.model_folder import SavedModel, dense_saved, save_model
+from spvit_deploy.lean.model_folder import dense_saved, save_model
 
 RESULTS = Path(__file__).parent / "results"
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -98,18 +99,13 @@ def with_biases(model: nn.Module) -> nn.Module:
     return model.eval()
 
 
-def build_dense(plan: PrunePlan, folder: Path) -> Path:
-    """Write the dense model of a plan, with random weights."""
+def build_model(plan: PrunePlan, lean: bool, folder: Path) -> Path:
+    """Write the lean or the dense model of a plan, with random weights."""
     torch.manual_seed(0)
-    save_model(dense_saved(with_biases(create_model(plan.model)), plan.model), folder)
-    return folder
-
-
-def build_lean(plan: PrunePlan, folder: Path) -> Path:
-    """Write the lean model of a plan, with random weights."""
-    torch.manual_seed(0)
-    model = create_model(plan.model)
-    prep = preprocessing_of(model)
-    shape_lean(model, plan)
-    save_model(SavedModel(with_biases(model), plan.model, prep, plan=plan), folder)
+    saved = dense_saved(create_model(plan.model), plan.model)
+    if lean:
+        shape_lean(saved.module, plan)
+        saved = replace(saved, plan=plan)
+    with_biases(saved.module)
+    save_model(saved, folder)
     return folder

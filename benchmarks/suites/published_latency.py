@@ -33,8 +33,7 @@ from spvit_deploy.benchmarks.suites.harness import (
     DEIT_B,
     DEIT_S,
     SWIN_T,
-    build_dense,
-    build_lean,
+    build_model,
     save,
     with_biases,
     with_wider_mlps,
@@ -101,10 +100,8 @@ GROUPS = {
 
 def build(name: str, kind: str, root: Path) -> Path:
     """Write a model's folder."""
-    folder, plan = root / f"{name}-{kind}", PLANS[name]
-    if kind == "dense":
-        return build_dense(plan, folder)
-    return build_lean(with_wider_mlps(plan, 8) if kind == "lean8" else plan, folder)
+    plan = with_wider_mlps(PLANS[name], 8) if kind == "lean8" else PLANS[name]
+    return build_model(plan, kind != "dense", root / f"{name}-{kind}")
 
 
 def artifact(folder: Path, form: Form) -> Path:
