@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,26 +82,16 @@ def _parse_line(row: dict[str, Any]) -> LogLine:
     return LogLine(step=row["step"], cost=row["cost"], budget=row["budget"], gates=gates, **losses)
 
 
-def search_figures(lines: Sequence[LogLine]) -> list[Figure]:
+def search_figures(lines: Sequence[LogLine]) -> Iterator[Figure]:
     """Draw loss and cost, the operations, and the MLP widths over the steps of a search."""
-    return [
-        Figure(
-            "The search",
-            "Training loss, and the expected cost as it approaches the budget, as fractions of "
-            "the dense model's.",
-            loss_and_cost(lines),
-        ),
-        Figure(
-            "Gates over the search",
-            "The operation that each block's gates choose at each step.",
-            operations(lines),
-        ),
-        Figure(
-            "MLP widths over the search",
-            "The thickness of a band is the expected fraction of the block's hidden units.",
-            widths(lines),
-        ),
-    ]
+    note = (
+        "Training loss; expected cost and budget, as fractions of the dense model's cost."
+    )
+    yield Figure("The search", note, loss_and_cost(lines))
+    note = "The operation that each block's gates choose at each step."
+    yield Figure("Gates over the search", note, operations(lines))
+    note = "The thickness of a band is the expected fraction of the block's hidden units."
+    yield Figure("MLP widths over the search", note, widths(lines))
 
 
 def loss_and_cost(lines: Sequence[LogLine]) -> Any:

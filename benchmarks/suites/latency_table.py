@@ -73,10 +73,8 @@ def write_plans(
         folder.mkdir(parents=True)
         lean = copy.deepcopy(model)
         shape_lean(lean, plan)
-        settings = settings_of(place)
-        files[str(index)] = write_unverified(
-            shaken_model(lean), input_size(model), settings, folder
-        )
+        lean = shaken_model(lean)
+        files[folder.name] = write_unverified(lean, input_size(model), settings_of(place), folder)
     return files
 
 

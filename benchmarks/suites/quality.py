@@ -63,8 +63,7 @@ RECORDED = RESULTS / "quality.json"
 # Methods that start from the plan that ours found.
 SCRATCH, BY_LATENCY = "scratch", "by latency"
 AFTER = (SCRATCH, BY_LATENCY)
-DENSE_EPOCHS, SEARCH_EPOCHS, FINETUNE_EPOCHS = 3, 1, 2
-EPOCHS = {"dense": DENSE_EPOCHS, "search": SEARCH_EPOCHS, "finetune": FINETUNE_EPOCHS}
+EPOCHS = {"dense": 3, "search": 1, "finetune": 2}
 BUDGETS = ("30%", "50%", "70%")
 # Methods in the plot, with their colors; variants of our own would hide the rest.
 DRAWN = {
@@ -131,7 +130,7 @@ def dense_of(place: Place, seed: int) -> SavedModel:
     if not folder.exists():
         torch.manual_seed(seed)
         untrained = dense_saved(create_model(MODEL), MODEL)
-        settings = FinetuneSettings(epochs=DENSE_EPOCHS, lr=1e-3, amp=True, seed=seed)
+        settings = FinetuneSettings(epochs=EPOCHS["dense"], lr=1e-3, amp=True, seed=seed)
         train = place.batches(True, seed)
         save_model(finetune_model(untrained, train, settings, None, place.device), folder)
     return load_saved(folder)
@@ -151,8 +150,9 @@ def method_of(cell: Cell, place: Place) -> Method:
 def settings_of(cell: Cell) -> tuple[SearchSettings, FinetuneSettings]:
     """Build the settings of search and fine-tuning, with a CPU's defaults on every device."""
     usual: dict[str, Any] = {"lr": 5e-4, "amp": True, "seed": cell.seed}
-    search = SearchSettings(epochs=SEARCH_EPOCHS, budget=cell.budget, probe=probe_of(CPU), **usual)
-    return search, FinetuneSettings(epochs=FINETUNE_EPOCHS, **usual)
+    own: dict[str, Any] = {"budget": cell.budget, "probe": probe_of(CPU)}
+    search = SearchSettings(epochs=EPOCHS["search"], **own, **usual)
+    return search, FinetuneSettings(epochs=EPOCHS["finetune"], **usual)
 
 
 def run_cell(cell: Cell, place: Place) -> None:
@@ -161,7 +161,7 @@ def run_cell(cell: Cell, place: Place) -> None:
         return
     start = time.perf_counter()
     dense, train = dense_of(place, cell.seed), place.batches(True, cell.seed)
-    at = Setting(dense, train, cell.seed, DENSE_EPOCHS, *settings_of(cell), place.device)
+    at = Setting(dense, train, cell.seed, EPOCHS["dense"], *settings_of(cell), place.device)
     lean, held_out = method_of(cell, place)(at), place.batches(False)
     size, on_cpu = dense.preprocessing.input_size, place.device.type == "cpu"
     found: Row = {
