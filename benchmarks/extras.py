@@ -48,7 +48,9 @@ def with_details(path: Path, row: BenchmarkResult, artifact: Artifact, bar: Bar)
     bar.advance(note=f"{name}: layers")
     with closing(open_session(*place)) as session:
         images = images_for(session, row.workload.batch, row.workload.seed)
-        found["joules"] = _joules_per_image(session, images, row.p50)
+        call, count = session.prepare(images), max(3, round(_ENERGY / row.p50))
+        joules = measure_joules(lambda: [call() for _ in range(count)], session.device)
+        found["joules"] = {name: one / (count * len(images)) for name, one in joules.items()}
         found["blocks"] = _profile(session, images, row.p50, artifact)
     return row.model_copy(update=found)
 
@@ -65,12 +67,6 @@ def _profile(
         if total(best) <= DISTURBED * seconds:
             break
     return best
-
-
-def _joules_per_image(session: Session, images: Array, seconds: float) -> dict[str, float]:
-    call, count = session.prepare(images), max(3, round(_ENERGY / seconds))
-    joules = measure_joules(lambda: [call() for _ in range(count)], session.device)
-    return {name: value / (count * len(images)) for name, value in joules.items()}
 
 
 class _Counter(NamedTuple):

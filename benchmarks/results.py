@@ -66,7 +66,6 @@ class LoadRecord(StrictModel):
     """What MLPerf's LoadGen reports of a run.
 
     Attributes:
-        version: of LoadGen.
         valid: whether all of its runs were, by MLPerf's rules.
         why: the reason where they were not.
         rate: queries a second that were held (``server``), or samples a second (``offline``).
@@ -88,7 +87,6 @@ class DataRecord(StrictModel):
 
     Attributes:
         spec: as ``--data`` has it.
-        images: how many.
         sha256: of the pixels and labels, as the models were given them, by input size.
     """
 
@@ -110,11 +108,8 @@ class BenchmarkResult(StrictModel):
         cuda_graph: whether it computed by a CUDA graph; None where there are none.
         copies: whether a sample holds copies to and from a device; None where there are none.
         takes: ``pictures`` where the artifact prepares images itself, as part of its time.
-        clock: that took the times.
         rounds: of the samples, in their order.
         wall: seconds that the rounds took, where several callers overlap; 0 where one did.
-        start: of a process of its own.
-        load: what LoadGen reports.
         blocks: where the time of an inference goes.
         parity: what its export verified.
         joules: per image, by source; empty where nothing can be read.
@@ -248,11 +243,9 @@ class ResultsFile(StrictModel):
     """``results.json``.
 
     Attributes:
-        command: that made it.
         git: commit of the folder that it was made in, ``+`` for changes; None for no repository.
         environment: variables that change what runtimes do.
         affinity: processors that calls were pinned to; empty for none.
-        data: that accuracy was taken on.
         peaks: the most that the host computes and copies, measured in the same run.
     """
 

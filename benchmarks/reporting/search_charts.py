@@ -84,9 +84,7 @@ def _parse_line(row: dict[str, Any]) -> LogLine:
 
 def search_figures(lines: Sequence[LogLine]) -> Iterator[Figure]:
     """Draw loss and cost, the operations, and the MLP widths over the steps of a search."""
-    note = (
-        "Training loss; expected cost and budget, as fractions of the dense model's cost."
-    )
+    note = "Training loss; expected cost and budget, as fractions of the dense model's cost."
     yield Figure("The search", note, loss_and_cost(lines))
     note = "The operation that each block's gates choose at each step."
     yield Figure("Gates over the search", note, operations(lines))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from spvit_deploy.benchmarks.block_times import Gain
 from spvit_deploy.benchmarks.host import Peak
 from spvit_deploy.benchmarks.mlperf.max_rate import JUDGED
 from spvit_deploy.benchmarks.results import BenchmarkResult, ResultsFile
@@ -91,10 +90,20 @@ def start_table(rows: Sequence[BenchmarkResult]) -> Table:
 def gain_tables(pairs: Sequence[Pair]) -> Iterator[Table]:
     """Build a table per pair of what each kind of part gains, where layers were profiled."""
     note = "Speed-up of each kind of part: as its MACs predict it, and by the runtime's profiler."
-    for pair in pairs:
-        if pair.gains:
-            title = f"Where the speed-up comes from: {pair.lean.place}"
-            yield _table(title, [_gain_cells(gain) for gain in pair.gains], 1, note)
+    for pair in (one for one in pairs if one.gains):
+        cells = [
+            {
+                "part of lean": gain.kind,
+                "parts": str(gain.count),
+                "dense ms": milliseconds(gain.dense),
+                "lean ms": milliseconds(gain.lean),
+                "by MACs": f"{gain.promised:.2f}×" if gain.promised else "",
+                "achieved": f"{gain.achieved:.2f}×" if gain.achieved else "",
+                "saved ms": f"{1000 * (gain.dense - gain.lean):+.3f}",
+            }
+            for gain in pair.gains
+        ]
+        yield _table(f"Where the speed-up comes from: {pair.lean.place}", cells, 1, note)
 
 
 def parity_table(rows: Sequence[BenchmarkResult]) -> Table:
@@ -140,18 +149,6 @@ def _result_cells(row: BenchmarkResult, peaks: Sequence[Peak]) -> _Cells:
         "MB": f"{row.size_bytes / 1e6:.2f}",
         "of peak": "" if used is None else f"{100 * used:.0f}%",
         "top-1 %": "" if row.top1 is None else f"{row.top1:.2f}",
-    }
-
-
-def _gain_cells(gain: Gain) -> _Cells:
-    return {
-        "part of lean": gain.kind,
-        "parts": str(gain.count),
-        "dense ms": milliseconds(gain.dense),
-        "lean ms": milliseconds(gain.lean),
-        "by MACs": f"{gain.promised:.2f}×" if gain.promised else "",
-        "achieved": f"{gain.achieved:.2f}×" if gain.achieved else "",
-        "saved ms": f"{1000 * (gain.dense - gain.lean):+.3f}",
     }
 
 
