@@ -11,6 +11,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 
 from spvit_deploy.benchmarks.artifacts import Artifact, describe
@@ -22,6 +23,7 @@ from spvit_deploy.benchmarks.mlperf.loadgen import loadgen_version
 from spvit_deploy.benchmarks.mlperf.max_rate import Driven
 from spvit_deploy.benchmarks.results import BenchmarkResult, ResultsFile, Workload
 from spvit_deploy.core.errors import InputError
+from spvit_deploy.core.preprocessing import Preprocessing
 from spvit_deploy.core.progress import Bar, progress_bar
 from spvit_deploy.runtimes.base import Session
 from spvit_deploy.runtimes.registry import find_runtime, open_session, runtimes_for
@@ -179,9 +181,12 @@ def _measure_workload(
     entries: list[_Entry] = []
     try:
         for path, runtime in pairs:
-            session = open_session(path, runtime, device, workload.threads)
+            another = partial(open_session, path, runtime, device, workload.threads)
+            session, artifact = another(), facts[path]
             if _takes_batch(session, path, workload.batch, batches):
-                entries.append(_open(path, facts[path], session, runtime, device, workload))
+                sessions = [session, *(another() for _ in range(workload.concurrency - 1))]
+                caller = _caller(sessions, workload, artifact.preprocessing)
+                entries.append(_Entry(path, artifact, sessions, caller, workload))
         _measure(entries, workload, bar)
         return [(entry.path, _result(entry)) for entry in entries]
     finally:
@@ -203,27 +208,15 @@ def _takes_batch(session: Session, path: Path, batch: int, batches: Sequence[int
     raise InputError(f"{path} takes batches of {taken}; {batch} was requested.", hint)
 
 
-def _open(
-    path: Path,
-    artifact: Artifact,
-    session: Session,
-    runtime: str,
-    device: str,
-    workload: Workload,
-) -> _Entry:
+def _caller(
+    sessions: list[Session], workload: Workload, prep: Preprocessing | None
+) -> Caller | Crowd | Driven:
     """Warm an artifact up, and choose who calls it."""
-    prep = artifact.preprocessing
-    call = prepared_call(session, workload, prep)
-    warm_up(call, workload.warmup)
-    others = workload.concurrency - 1
-    sessions = [session]
-    sessions += [open_session(path, runtime, device, workload.threads) for _ in range(others)]
-    caller: Caller | Crowd | Driven = Caller(session, call)
+    calls = [prepared_call(session, workload, prep) for session in sessions]
+    warm_up(calls[0], workload.warmup)
     if workload.scenario != "closed":
-        caller = Driven(sessions, workload)
-    elif others:
-        caller = Crowd([prepared_call(one, workload, prep) for one in sessions])
-    return _Entry(path, artifact, sessions, caller, workload)
+        return Driven(sessions, workload)
+    return Crowd(calls) if len(calls) > 1 else Caller(sessions[0], calls[0])
 
 
 def _measure(entries: Sequence[_Entry], workload: Workload, bar: Bar) -> None:

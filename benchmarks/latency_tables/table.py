@@ -66,15 +66,10 @@ class Shape(StrictModel, Generic[T]):
     mlp: tuple[Width[T], ...] = Field(min_length=1)
     tail: Tail[T] | None = None
 
-    @field_validator("attention")
-    @classmethod
-    def _with_attention(cls, times: dict[AttentionKind, T]) -> dict[AttentionKind, T]:
-        if AttentionKind.MSA not in times:
-            raise ValueError("attention lacks msa, which every block has")
-        return times
-
     @model_validator(mode="after")
-    def _from_none_to_all(self) -> Shape[T]:
+    def _complete(self) -> Shape[T]:
+        if AttentionKind.MSA not in self.attention:
+            raise ValueError("attention lacks msa, which every block has")
         for points in (self.mlp, self.tail.mlp if self.tail else self.mlp):
             widths = [point.width for point in points]
             if widths != sorted(set(widths)) or (widths[0], widths[-1]) != (0, self.hidden):
