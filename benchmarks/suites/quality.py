@@ -49,11 +49,10 @@ from spvit_deploy.benchmarks.suites.quality_methods import (
     by_latency,
     from_scratch,
 )
-from spvit_deploy.benchmarks.suites.search_cost import MODEL
+from spvit_deploy.benchmarks.suites.search_cost import MODEL, fashion_mnist
 from spvit_deploy.core.records import write_record
-from spvit_deploy.data.batches import Batches, open_batches
-from spvit_deploy.data.spec import DataSettings
-from spvit_deploy.families.timm_models import create_model, preprocessing_of
+from spvit_deploy.data.batches import Batches
+from spvit_deploy.families.timm_models import create_model
 from spvit_deploy.lean.cost import count_cost
 from spvit_deploy.lean.model_folder import SavedModel, dense_saved, load_saved, save_model
 from spvit_deploy.search.search import SearchSettings, probe_of
@@ -70,6 +69,8 @@ DRAWN = {
     "ours": LEAN, "published": "#d97706", "torch-pruning": "#db2777", "uniform": "#64748b",
     "scratch": "#0284c7",
 }  # fmt: skip
+# Images are read once in each process.
+_opened = cache(fashion_mnist)
 Row = dict[str, Any]
 Rows = Sequence[Row]
 
@@ -100,7 +101,7 @@ class Place:
 
     def batches(self, train: bool, seed: int = 0) -> Batches:
         """Open a split."""
-        return _opened(self.data_dir, self.device, train).reseeded(seed)
+        return _opened(self.data_dir, train, self.device).reseeded(seed)
 
     def done(self) -> dict[str, Row]:
         """Read the results that exist, by the names of their files."""
@@ -114,14 +115,6 @@ class Place:
             row.pop("digest", None)
             found[file.name] = row
         return found
-
-
-@cache
-def _opened(data_dir: str, device: torch.device, train: bool) -> Batches:
-    """Open a split, whose images are read once in each process."""
-    data = DataSettings(spec="torch/fashion_mnist", root=data_dir, batch_size=128)
-    prep = preprocessing_of(create_model(MODEL))
-    return open_batches(data, prep, train, device)
 
 
 def dense_of(place: Place, seed: int) -> SavedModel:

@@ -97,7 +97,7 @@ def start_of(dense: Path | None) -> nn.Module:
 def train_side(side: str, request: argparse.Namespace, settings: SearchSettings) -> None:
     """Train one side, and print this process's peak of memory in bytes."""
     model = start_of(request.dense)
-    batches = batches_for(request, model, STEPS * BATCH)
+    batches = fashion_mnist(request.data_dir, True, limit=STEPS * BATCH)
     if side == "search":
         run_search(Supernet(model, MODEL), batches, settings)
     else:
@@ -114,10 +114,12 @@ def peak_in_process(side: str) -> int:
     return int(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
 
 
-def batches_for(request: argparse.Namespace, model: nn.Module, limit: int | None = None) -> Batches:
-    """Open so many images of Fashion-MNIST, as the model takes them."""
-    data = DataSettings(spec="torch/fashion_mnist", root=request.data_dir, batch_size=BATCH)
-    return open_batches(data, preprocessing_of(model), True, limit=limit)
+def fashion_mnist(
+    root: str, train: bool, device: torch.device | None = None, limit: int | None = None
+) -> Batches:
+    """Open a split of Fashion-MNIST, or so many images of it, as the model takes them."""
+    data = DataSettings(spec="torch/fashion_mnist", root=root, batch_size=BATCH)
+    return open_batches(data, preprocessing_of(create_model(MODEL)), train, device, limit=limit)
 
 
 def main() -> None:
@@ -136,7 +138,7 @@ def main() -> None:
     bytes_of = {side: peak_in_process(side) for side in ("dense", "search")}
     model = start_of(request.dense)
     dense_step = dense_stepper(start_of(request.dense), settings)
-    both: Any = TimedBatches(batches_for(request, model), dense_step)
+    both: Any = TimedBatches(fashion_mnist(request.data_dir, True), dense_step)
     result = run_search(Supernet(model, MODEL), both, settings)
     dense, search = np.array(both.dense), np.array(both.search)
     parts = zip(np.array_split(search, TENTHS), np.array_split(dense, TENTHS), strict=True)
