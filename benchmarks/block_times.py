@@ -95,7 +95,6 @@ def _adopted(found: Sequence[Place | None], places: dict[str, Kind]) -> list[Pla
 
 
 def _whole(path: str, places: dict[str, Kind]) -> Place:
-    """Find the block of a part."""
     whole = path if places.get(path) == "norms and additions" else path.rpartition(".")[0]
     return (whole, "norms and additions") if whole in places else _REST
 

@@ -177,7 +177,6 @@ def _measure_workload(
     batches: Sequence[int],
     bar: Bar,
 ) -> list[tuple[Path, BenchmarkResult]]:
-    """Open all pairs, measure them, and close them."""
     entries: list[_Entry] = []
     try:
         for path, runtime in pairs:

@@ -235,6 +235,5 @@ def _workload(row: BenchmarkResult) -> str:
 
 
 def _boundary(row: BenchmarkResult) -> str:
-    """Describe what a time contains."""
     copies = {True: " with copies", False: " without copies", None: ""}[row.copies]
     return f"{row.runtime}: {row.clock}, from {row.begins} on{copies}, synchronous"

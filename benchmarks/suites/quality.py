@@ -221,13 +221,12 @@ def _scores(rows: Rows, method: str, budget: str) -> list[float]:
     return [r["top1"] for r in rows if (r["method"], r["budget"]) == (method, budget)]
 
 
-def _error(scores: Sequence[float]) -> float:
-    """Return the standard error of the mean."""
+def _standard_error(scores: Sequence[float]) -> float:
     return statistics.stdev(scores) / len(scores) ** 0.5 if len(scores) > 1 else 0.0
 
 
 def _mean(scores: Sequence[float]) -> str:
-    error = f" ± {_error(scores):.2f}" if len(scores) > 1 else ""
+    error = f" ± {_standard_error(scores):.2f}" if len(scores) > 1 else ""
     return f"{statistics.mean(scores):.2f}{error} ({len(scores)})"
 
 
@@ -242,7 +241,7 @@ def draw(rows: Rows) -> None:
             name=method,
             x=[share + 0.4 * (index - 2) for share, _ in found],
             y=[statistics.mean(s) for _, s in found],
-            error_y={"type": "data", "array": [_error(s) for _, s in found]},
+            error_y={"type": "data", "array": [_standard_error(s) for _, s in found]},
             line={"color": color, "width": 2},
             marker={"size": 8},
         )
