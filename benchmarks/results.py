@@ -148,15 +148,9 @@ class BenchmarkResult(StrictModel):
         """Median seconds of an inference."""
         return percentile(self.samples, 50)
 
-    @property
-    def p90(self) -> float | None:
-        """90th percentile, seconds; None for too few samples."""
-        return tail(self.samples, 90)
-
-    @property
-    def p99(self) -> float | None:
-        """99th percentile, seconds; None for too few samples."""
-        return tail(self.samples, 99)
+    def tail(self, percent: float) -> float | None:
+        """Compute a high percentile, seconds; None for too few samples."""
+        return tail(self.samples, percent)
 
     def fraction_of_peak(self, peaks: Sequence[Peak]) -> float | None:
         """Compute which fraction of the peak of its precision an inference reaches; None where no

@@ -72,7 +72,7 @@ def latency_bars(results: Sequence[BenchmarkResult]) -> Any:
             name=name,
             x=[r.place for r in own],
             y=[1000 * r.p50 for r in own],
-            error_y=_whisker([r.p50 for r in own], [r.p90 for r in own]),
+            error_y=_whisker([r.p50 for r in own], [r.tail(90) for r in own]),
             text=[f"{1000 * r.p50:.2f}" for r in own],
             textposition="inside",
             insidetextanchor="start",
@@ -164,7 +164,7 @@ class AccuracyPoint:
 def accuracy_latency(results: Sequence[BenchmarkResult]) -> Any:
     """Draw accuracy against latency, one point per result whose accuracy is known."""
     points = [
-        AccuracyPoint(f"{r.title}, {r.place}", r.kind, r.p50, r.p90, r.top1)
+        AccuracyPoint(f"{r.title}, {r.place}", r.kind, r.p50, r.tail(90), r.top1)
         for r in results
         if r.top1 is not None
     ]

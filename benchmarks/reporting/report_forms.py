@@ -20,7 +20,7 @@ from spvit_deploy.benchmarks.reporting.tables import (
 )
 from spvit_deploy.benchmarks.results import BenchmarkResult, ResultsFile, load_results
 from spvit_deploy.benchmarks.speedups import Pair, headline_of, pairs_of
-from spvit_deploy.benchmarks.statistics import median_interval, tail
+from spvit_deploy.benchmarks.statistics import median_interval
 from spvit_deploy.core.errors import InputError
 from spvit_deploy.core.plan import PrunePlan
 
@@ -158,7 +158,7 @@ def _row(row: BenchmarkResult, peaks: Sequence[Peak]) -> dict[str, Any]:
         **row.model_dump(include={*names, "top1", "start"}),
         **row.workload.model_dump(include={"scenario", "batch", "threads"}),
         "p50": row.p50, "p50_low": low, "p50_high": high,
-        **{f"p{percent:g}": tail(row.samples, percent) for percent in _TAILS},
+        **{f"p{percent:g}": row.tail(percent) for percent in _TAILS},
         "throughput": row.throughput, "of_peak": row.fraction_of_peak(peaks),
         "joules": row.joules or None, "remarks": row.remarks(),
     }  # fmt: skip

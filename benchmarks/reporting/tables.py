@@ -141,8 +141,8 @@ def _result_cells(row: BenchmarkResult, peaks: Sequence[Peak]) -> _Cells:
         "batch": str(load.batch),
         "p50 ms": milliseconds(row.p50),
         "± ms": milliseconds((high - low) / 2),
-        "p90 ms": milliseconds(row.p90),
-        "p99 ms": milliseconds(row.p99),
+        "p90 ms": milliseconds(row.tail(90)),
+        "p99 ms": milliseconds(row.tail(99)),
         "images/s": f"{row.throughput:,.1f}",
         "MMACs": f"{row.macs / 1e6:,.1f}",
         "params": f"{row.params:,}",
@@ -172,9 +172,9 @@ def _remarks(rows: Sequence[BenchmarkResult]) -> Iterator[str]:
     noise = max((one.noisy for row in rows for one in row.rounds), default="")
     if noise:
         yield f"Noisy rounds: {noise}."
-    short = [row for row in rows if row.p99 is None]
+    short = [row for row in rows if row.tail(99) is None]
     if short:
-        percent = 90 if any(row.p90 is None for row in short) else 99
+        percent = 90 if any(row.tail(90) is None for row in short) else 99
         least = min(len(row.samples) for row in short)
         yield (
             f"p{percent} takes {samples_needed(percent)} samples; there were {least}. Measure "

@@ -17,7 +17,6 @@ from spvit_deploy.benchmarks.statistics import (
     paired_ratio,
     percentile,
     samples_needed,
-    tail,
     variation,
 )
 from tests.benchmarks.test_regression import measured
@@ -55,10 +54,10 @@ def test_a_true_percentile_seldom_exceeds_the_estimate() -> None:
 def test_tails_are_refused_for_few_samples() -> None:
     few, many = measured(), measured(samples=tuple([1e-3] * 700))
     assert len(few.samples) == 200
-    assert few.p90 is not None
-    assert few.p99 is None
-    assert tail(few.samples, 99.9) is None
-    assert many.p99 == 1e-3
+    assert few.tail(90) is not None
+    assert few.tail(99) is None
+    assert few.tail(99.9) is None
+    assert many.tail(99) == 1e-3
 
 
 def test_variation_is_that_of_a_normal_distribution_and_outliers_do_not_move_it() -> None:

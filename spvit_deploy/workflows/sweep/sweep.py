@@ -194,7 +194,9 @@ def _measure(runner: Runner, request: SweepRequest, engines: list[Path]) -> Resu
 def _with_latencies(progress: _Progress, dense: SweepPoint, results: ResultsFile) -> SweepRecord:
     """Record the latencies of the dense model and of those that are finished."""
     dense, *trials = (
-        point.model_copy(update={"latency": found.p50, "p90": found.p90, "unsteady": found.flagged})
+        point.model_copy(
+            update={"latency": found.p50, "p90": found.tail(90), "unsteady": found.flagged}
+        )
         for point, found in zip([dense, *progress.finished], results.results, strict=True)
     )
     first, host = results.results[0], results.host
