@@ -14,6 +14,7 @@ import argparse
 import copy
 import random
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -127,12 +128,8 @@ def meet_budgets(
     paths, widths = [site.path for site in sites], [site.hidden for site in sites]
     plans.append(plan_of(SPEC.name, paths, [AttentionKind.MSA] * len(sites), widths))
     files = write_plans(plans, model, place, work / "budgets")
-    times, _ = time_files(
-        files,
-        lambda path: open_session(path, place.runtime, threads=place.threads),
-        batch=1,
-        rounds=OFTEN * rounds,
-    )
+    open_file = partial(open_session, runtime=place.runtime, threads=place.threads)
+    times, _ = time_files(files, open_file, batch=1, rounds=OFTEN * rounds)
     costs = table.costs(paths)
     seconds = [times[name].seconds for name in files]
     of_dense = [one / seconds[-1] for one in seconds[:-1]]
