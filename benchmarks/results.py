@@ -14,7 +14,7 @@ from spvit_deploy.benchmarks.cold_start import Start
 from spvit_deploy.benchmarks.host import HostRecord, Peak
 from spvit_deploy.benchmarks.host_noise import Round
 from spvit_deploy.benchmarks.statistics import percentile, tail, variation
-from spvit_deploy.core.records import StrictModel, load_record, write_record
+from spvit_deploy.core.records import StrictModel, load_record
 
 VERSION: Literal[2] = 2
 # How far the medians alone and interleaved may differ, as a fraction.
@@ -254,11 +254,6 @@ class ResultsFile(StrictModel):
     affinity: tuple[int, ...] = ()
     data: DataRecord | None = None
     peaks: tuple[Peak, ...] = ()
-
-
-def save_results(results: ResultsFile, path: Path) -> None:
-    """Write ``results.json``."""
-    write_record(path, results.model_dump(mode="json"))
 
 
 def load_results(path: Path) -> ResultsFile:

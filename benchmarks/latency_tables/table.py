@@ -15,7 +15,7 @@ from spvit_deploy.benchmarks.host import HostRecord
 from spvit_deploy.benchmarks.latency_tables.block_chain import Timing
 from spvit_deploy.core.plan import AttentionKind, ModelSpec
 from spvit_deploy.core.progress import warn
-from spvit_deploy.core.records import StrictModel, load_record, write_record
+from spvit_deploy.core.records import StrictModel, load_record
 from spvit_deploy.lean.cost import CostTable, SiteCost
 
 LATENCY_FILE = "latency.json"
@@ -207,11 +207,6 @@ def warn_if_unsteady(table: LatencyTable) -> None:
             f"times of {table.runtime} vary by ±{100 * spread:.0f}%, so budgets will be met no "
             "better; measure on a host with nothing else to do."
         )
-
-
-def save_latency(file: LatencyFile, path: Path) -> None:
-    """Write ``latency.json``."""
-    write_record(path, file.model_dump(mode="json"))
 
 
 def load_latency(path: Path) -> LatencyFile:

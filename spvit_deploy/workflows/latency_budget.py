@@ -15,13 +15,13 @@ from spvit_deploy.benchmarks.latency_tables.table import (
     LatencyTable,
     load_latency,
     same_host,
-    save_latency,
     warn_if_unsteady,
 )
 from spvit_deploy.core.distributed import first_process_only
 from spvit_deploy.core.errors import InputError
 from spvit_deploy.core.plan import AttentionKind, ModelSpec
 from spvit_deploy.core.progress import warn
+from spvit_deploy.core.records import write_record
 from spvit_deploy.families.base import BlockSite
 from spvit_deploy.families.registry import find_sites
 from spvit_deploy.lean.cost import SiteCost
@@ -76,7 +76,7 @@ def _read_or_measure(
     else:
         assert budget.place is not None
         table = measure_table(dense.module, dense.spec, budget.place)
-    save_latency(LatencyFile(tables=(table,)), kept)
+    write_record(kept, LatencyFile(tables=(table,)))
     return table
 
 

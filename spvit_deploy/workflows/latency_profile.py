@@ -29,7 +29,6 @@ from spvit_deploy.benchmarks.latency_tables.table import (
     Shape,
     load_latency,
     merge,
-    save_latency,
     warn_if_unsteady,
 )
 from spvit_deploy.core.cuda_driver import require_gpu
@@ -37,6 +36,7 @@ from spvit_deploy.core.errors import InputError, JobError
 from spvit_deploy.core.output_folders import ensure_free
 from spvit_deploy.core.plan import ModelSpec
 from spvit_deploy.core.progress import Bar, progress_bar
+from spvit_deploy.core.records import write_record
 from spvit_deploy.export.trace import write_unverified
 from spvit_deploy.families.timm_models import input_size
 from spvit_deploy.lean.model_folder import load_model
@@ -109,7 +109,7 @@ def profile_latency(
     for place in places:
         tables = (*tables, measure_table(saved.module, saved.spec, place))
         # What has been measured is not lost with the next.
-        save_latency(LatencyFile(tables=tables), target)
+        write_record(target, LatencyFile(tables=tables))
     return LatencyFile(tables=tables)
 
 
@@ -122,7 +122,7 @@ def merge_latencies(files: Sequence[Pathish], output: Pathish, force: bool = Fal
     target = Path(output)
     ensure_free(target, force, folder=False)
     merged = merge([load_latency(Path(file)) for file in files])
-    save_latency(merged, target)
+    write_record(target, merged)
     return merged
 
 

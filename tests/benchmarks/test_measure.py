@@ -20,11 +20,11 @@ from spvit_deploy.benchmarks.results import (
     ResultsFile,
     Workload,
     load_results,
-    save_results,
 )
 from spvit_deploy.benchmarks.speedups import pairs_of
 from spvit_deploy.benchmarks.statistics import median_ratio, percentile
 from spvit_deploy.core.errors import CorruptFileError, InputError
+from spvit_deploy.core.records import write_record
 from spvit_deploy.runtimes import timing
 from spvit_deploy.runtimes.timing import (
     Schedule,
@@ -170,7 +170,7 @@ def results() -> ResultsFile:
 
 
 def test_results_are_read_as_written(results: ResultsFile, tmp_path: Path) -> None:
-    save_results(results, tmp_path / "r.json")
+    write_record(tmp_path / "r.json", results)
     assert load_results(tmp_path / "r.json") == results
     text = (tmp_path / "r.json").read_text()
     (tmp_path / "r.json").write_text(text.replace("0.02", "0.01", 1))
@@ -179,7 +179,7 @@ def test_results_are_read_as_written(results: ResultsFile, tmp_path: Path) -> No
 
 
 def test_the_page_needs_nothing_from_elsewhere(results: ResultsFile, tmp_path: Path) -> None:
-    save_results(results, tmp_path / "r.json")
+    write_record(tmp_path / "r.json", results)
     write_report([tmp_path / "r.json"], tmp_path / "r.html", None, [])
     page = (tmp_path / "r.html").read_text()
     assert 'src="http' not in page

@@ -20,7 +20,6 @@ from spvit_deploy.benchmarks.results import (
     Workload,
     load_results,
     results_schema,
-    save_results,
 )
 from spvit_deploy.benchmarks.speedups import headline_of
 from spvit_deploy.core.records import write_record
@@ -177,5 +176,5 @@ def test_the_page_draws_everything_and_complains_of_nothing(
 def test_results_are_one_file_that_survives(tmp_path: Path) -> None:
     host = read_host()
     file = ResultsFile(created="now", host=host, results=tuple(rows()))
-    save_results(file, tmp_path / "r.json")
+    write_record(tmp_path / "r.json", file)
     assert load_results(tmp_path / "r.json") == file

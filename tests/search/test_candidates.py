@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from spvit_deploy.benchmarks.latency_tables.probes import Probes
-from spvit_deploy.benchmarks.latency_tables.table import LatencyFile, save_latency
+from spvit_deploy.benchmarks.latency_tables.table import LatencyFile
 from spvit_deploy.core.errors import InputError, PlanError
 from spvit_deploy.core.plan import AttentionKind, BlockPlan, ModelSpec, PrunePlan, load_plan
 from spvit_deploy.core.records import read_record, write_record
@@ -180,7 +180,7 @@ def test_latency_tables_cover_it(tmp_path: Path) -> None:
     costs = measured(table, net.sites, net.candidates.kinds).table
     kinds = [DEPTHWISE, AttentionKind.MSA, AttentionKind.SKIP]
     assert costs.of(kinds, [0, 0, 0]) == (3 + 0.5 + 5) * 1_000_000
-    save_latency(LatencyFile(tables=(table,)), tmp_path / "latency.json")
+    write_record(tmp_path / "latency.json", LatencyFile(tables=(table,)))
     good(*SEARCH, "--budget", f"60%@onnxruntime:{tmp_path / 'latency.json'}", "-o",
          tmp_path / "searched")  # fmt: skip
 

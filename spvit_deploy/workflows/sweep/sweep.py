@@ -9,10 +9,11 @@ from typing import Any
 
 from spvit_deploy.benchmarks.measure import run_benchmark
 from spvit_deploy.benchmarks.reporting.html_page import render_png
-from spvit_deploy.benchmarks.results import ResultsFile, Workload, load_results, save_results
+from spvit_deploy.benchmarks.results import ResultsFile, Workload, load_results
 from spvit_deploy.core.errors import InputError, JobError
 from spvit_deploy.core.locks import LOCK_FILE, lock_folder
 from spvit_deploy.core.progress import stderr_console
+from spvit_deploy.core.records import write_record
 from spvit_deploy.runtimes.registry import runtimes_for
 from spvit_deploy.workflows.pipeline import Runner, dense_stage, export_stage
 from spvit_deploy.workflows.recipe import Recipe
@@ -185,7 +186,7 @@ def _measure(runner: Runner, request: SweepRequest, engines: list[Path]) -> Resu
     runtimes = section.runtimes or runtimes_for(engines[0])[:1]
 
     def work() -> None:
-        save_results(run_benchmark(engines, runtimes, [workload], section.device), output)
+        write_record(output, run_benchmark(engines, runtimes, [workload], section.device))
 
     settings = [workload.model_dump(), list(runtimes), section.device]
     return load_results(runner.stage("benchmark", settings, engines, output, work))
