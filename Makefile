@@ -10,7 +10,7 @@ SERVE := .venv-triton
 SERVED := $(SERVE)/.ready-$(SUM)
 HAS_SERVER := $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m))
 # What the others share, and what needs a folder of data (--data-dir).
-APART := harness published quality_methods quality_pages quality_setting quality search_cost
+APART := harness quality_methods quality search_cost
 SUITES := $(filter-out $(APART:%=benchmarks/suites/%.py),$(wildcard benchmarks/suites/*.py))
 
 .PHONY: help demo test test-slow test-all lint bench serve-env clean

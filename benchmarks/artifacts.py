@@ -3,49 +3,66 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from spvit_deploy.core.errors import CorruptFileError
+from pydantic import BaseModel, ConfigDict
+
+from spvit_deploy.core.errors import CorruptFileError, first_line
 from spvit_deploy.core.files import sha256_file
 from spvit_deploy.core.preprocessing import Preprocessing
 from spvit_deploy.core.records import read_record
-from spvit_deploy.lean.block_costs import BlockCost, costs_of, read_costs
+from spvit_deploy.lean.block_costs import BlockCost, costs_of
 from spvit_deploy.lean.cost import count_cost
 from spvit_deploy.lean.model_folder import folder_digest, load_saved
 from spvit_deploy.runtimes.registry import artifact_kind, read_metadata
-from spvit_deploy.runtimes.tensorrt.engine_record import SUFFIX, read_engine
 
 
-@dataclass(frozen=True)
-class Artifact:
-    """A dense, lean or exported folder, a bare file of ONNX, torch or ExecuTorch, or an engine.
+class _Facts(BaseModel):
+    """Part of a record that has more."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class Proof(_Facts):
+    """How an artifact's outputs match those of the model that it was made from.
 
     Attributes:
-        title: for tables.
+        link: what was compared with what.
+        samples: images.
+        max_abs: largest difference of a score.
+        cosine: smallest, of two score vectors.
+        top1: fraction of images with the same best class.
+    """
+
+    link: str
+    samples: int
+    max_abs: float
+    cosine: float
+    top1: float
+
+
+class Artifact(_Facts):
+    """A dense, lean or exported folder, or a file that a runtime opens; 0 or empty for the unknown.
+
+    Attributes:
         kind: ``dense`` or ``lean``; of an exported model, what it was exported from.
         digest: SHA-256 of its record or file.
-        preprocessing: None for a bare file that does not record it.
-        class_names: none where unknown.
-        macs: of one image; 0 where unknown.
-        params: 0 where unknown.
         size_bytes: without its records.
-        precision: as it was exported; ``fp32`` for a folder of PyTorch, empty where unknown.
-        parity: what its export verified, as its record has it.
-        blocks: what the branches of its blocks cost; none where unknown.
+        macs: of one image.
+        precision: as it was exported; ``fp32`` for a folder of PyTorch.
+        parity: what its export verified.
     """
 
     title: str
     kind: str
     digest: str
     size_bytes: int
-    preprocessing: Preprocessing | None = None
-    class_names: tuple[str, ...] = ()
-    macs: int = 0
-    params: int = 0
+    preprocessing: Preprocessing | None
+    class_names: tuple[str, ...]
+    macs: int
+    params: int
     precision: str = ""
-    parity: tuple[dict[str, Any], ...] = ()
+    parity: tuple[Proof, ...] = ()
     blocks: tuple[BlockCost, ...] = ()
 
 
@@ -55,13 +72,9 @@ def bytes_of(folder: Path) -> int:
 
 
 def describe(path: Path) -> Artifact:
-    """Read what an artifact is.
-
-    Raises:
-        InputError: unknown, or damaged.
-    """
+    """Read what an artifact is; an InputError where it is unknown or damaged."""
     if path.is_file():
-        return _bare_engine(path) if path.suffix == SUFFIX else _bare_file(path)
+        return _file(path)
     if artifact_kind(path) in ("dense", "lean"):
         return _torch_folder(path)
     return _exported_folder(path)
@@ -88,21 +101,11 @@ def _exported_folder(path: Path) -> Artifact:
     file = path / "export.json"
     record = read_record(file, kind="exported")
     try:
-        return Artifact(
-            title=_title(path, record["model_kind"]),
-            kind=record["model_kind"],
-            digest=sha256_file(file),
-            size_bytes=bytes_of(path),
-            preprocessing=Preprocessing.model_validate(record["preprocessing"]),
-            class_names=tuple(record["class_names"]),
-            macs=record["macs"],
-            params=record["params"],
-            precision=record.get("precision", ""),
-            parity=tuple(record.get("parity", ())),
-            blocks=read_costs(record.get("blocks", ())),
-        )
+        kind = record["model_kind"]
+        own = {"title": _title(path, kind), "kind": kind, "digest": sha256_file(file)}
+        return Artifact.model_validate({**record, **own, "size_bytes": bytes_of(path)})
     except (KeyError, ValueError) as error:
-        raise CorruptFileError(f"{file}: {error}.", "Export it again.") from None
+        raise CorruptFileError(f"{file}: {first_line(error)}.", "Export it again.") from None
 
 
 def _title(path: Path, kind: str) -> str:
@@ -110,32 +113,26 @@ def _title(path: Path, kind: str) -> str:
     return name if kind in name else f"{name} ({kind})"
 
 
-def _bare_engine(path: Path) -> Artifact:
-    """Describe an engine; what it was made from is known only in its export's folder."""
-    sha256, size = read_engine(path).record.sha256, path.stat().st_size
-    if (path.parent / "export.json").is_file():
-        found = describe(path.parent)
-        return replace(found, title=path.name, digest=sha256, size_bytes=size)
-    return Artifact(path.name, "engine", sha256, size)
-
-
-def _bare_file(path: Path) -> Artifact:
-    metadata = read_metadata(path)
-
-    def recorded(key: str, default: str) -> str:
-        return metadata.get(f"spvit_deploy.{key}", default)
-
+def _file(path: Path) -> Artifact:
+    """Describe a file by its metadata, or by its export's record where it holds none."""
+    digest, size = sha256_file(path), path.stat().st_size
+    metadata, record = read_metadata(path), path.with_name("export.json")
+    exported = record.is_file() and path.name in read_record(record).get("files", {})
+    if exported and "spvit_deploy.kind" not in metadata:
+        own = {"title": path.name, "digest": digest, "size_bytes": size}
+        return _exported_folder(path.parent).model_copy(update=own)
+    found = {key.removeprefix("spvit_deploy."): text for key, text in metadata.items()}
     try:
-        prep = recorded("preprocessing", "")
         return Artifact(
             title=path.stem,
-            kind=recorded("kind", artifact_kind(path)),
-            digest=sha256_file(path),
-            size_bytes=path.stat().st_size,
-            preprocessing=Preprocessing.model_validate_json(prep) if prep else None,
-            class_names=tuple(json.loads(recorded("class_names", "[]"))),
-            macs=int(recorded("macs", "0")),
-            params=int(recorded("params", "0")),
+            kind=found.get("kind", artifact_kind(path)),
+            digest=digest,
+            size_bytes=size,
+            preprocessing=json.loads(found.get("preprocessing") or "null"),
+            class_names=json.loads(found.get("class_names", "[]")),
+            macs=found.get("macs", 0),
+            params=found.get("params", 0),
+            precision=found.get("precision", ""),
         )
     except (ValueError, TypeError) as error:
         raise CorruptFileError(f"{path}: its metadata are damaged.", "Export it again.") from error

@@ -30,7 +30,6 @@ class BlockTime(StrictModel):
 
     Attributes:
         block: ``blocks.3.attn``, ``blocks.3.mlp``, ``blocks.3``; empty for what is in no block.
-        kind: what it is.
         seconds: mean of an inference, taken with the runtime's profiler on, which slows it.
         macs: of one image; 0 where unknown or none.
         layers: how many of the runtime's layers it is.
@@ -44,32 +43,30 @@ class BlockTime(StrictModel):
 
 
 def by_block(layers: Sequence[LayerTime], blocks: Sequence[BlockCost]) -> tuple[BlockTime, ...]:
-    """Sum layers by the part of the block that they belong to, in the order of the model.
-
-    Args:
-        layers: in the order in which they run.
-        blocks: of the model; all is stem and head without.
+    """Sum layers, which are in the order in which they run, by the part of the block that they
+    belong to; all are stem and head of a model without known blocks.
     """
-    places: dict[str, tuple[Kind, int]] = {}
+    places: dict[str, Kind] = {}
+    macs: dict[str, int] = {}
     for block in blocks:
-        places[block.attention_path] = (block.kind.value, block.attention_macs)
-        places[block.mlp_path] = ("mlp", block.mlp_macs)
-        places[block.path] = ("norms and additions", 0)
+        places[block.attention_path] = block.kind.value
+        places[block.mlp_path] = "mlp"
+        places[block.path] = "norms and additions"
+        macs |= {block.attention_path: block.attention_macs, block.mlp_path: block.mlp_macs}
     own = _adopted([_place(layer, places) for layer in layers], places)
-    found: dict[Place, list[float]] = {(path, kind): [] for path, (kind, _) in places.items()}
+    found: dict[Place, list[float]] = {place: [] for place in places.items()}
     for layer, place in zip(layers, own, strict=True):
         found.setdefault(place, []).append(layer.seconds)
     return tuple(
         BlockTime(
-            block=block, kind=kind, seconds=sum(times), layers=len(times),
-            macs=places[block][1] if block in places else 0,
+            block=path, kind=kind, seconds=sum(times), layers=len(times), macs=macs.get(path, 0)
         )
-        for (block, kind), times in found.items()
+        for (path, kind), times in found.items()
         if times
-    )  # fmt: skip
+    )
 
 
-def _place(layer: LayerTime, places: dict[str, tuple[Kind, int]]) -> Place | None:
+def _place(layer: LayerTime, places: dict[str, Kind]) -> Place | None:
     """Find the longest path of a block's part that the layer's name begins with; None for a name
     that is not a path, as of what a runtime has fused.
     """
@@ -77,13 +74,13 @@ def _place(layer: LayerTime, places: dict[str, tuple[Kind, int]]) -> Place | Non
     fitting = [path for path in places if name == path or name.startswith(f"{path}.")]
     if fitting:
         path = max(fitting, key=len)
-        return path, places[path][0]
+        return path, places[path]
     if any(text.lower().startswith(_REFORMATS) for text in (layer.op, layer.name)):
         return _BETWEEN
     return _REST if "." in name or not layer.op else None
 
 
-def _adopted(found: Sequence[Place | None], places: dict[str, tuple[Kind, int]]) -> list[Place]:
+def _adopted(found: Sequence[Place | None], places: dict[str, Kind]) -> list[Place]:
     """Assign nameless layers by their neighbours: within a part to it, between two parts to the
     block that begins.
     """
@@ -97,9 +94,8 @@ def _adopted(found: Sequence[Place | None], places: dict[str, tuple[Kind, int]])
     return own
 
 
-def _whole(path: str, places: dict[str, tuple[Kind, int]]) -> Place:
-    """Find the block of a part."""
-    whole = path if places.get(path, ("",))[0] == "norms and additions" else path.rpartition(".")[0]
+def _whole(path: str, places: dict[str, Kind]) -> Place:
+    whole = path if places.get(path) == "norms and additions" else path.rpartition(".")[0]
     return (whole, "norms and additions") if whole in places else _REST
 
 
@@ -110,13 +106,8 @@ def total(blocks: Iterable[BlockTime]) -> float:
 
 @dataclass(frozen=True)
 class Gain:
-    """What one kind of part became, from dense to lean.
-
-    Attributes:
-        kind: what took the dense part's place.
-        count: of such parts.
-        dense, lean: seconds of an inference.
-        dense_macs, lean_macs: of an image.
+    """What parts became, from dense to lean, by the kind that took the dense ones' place: seconds
+    of an inference, MACs of an image.
     """
 
     kind: str

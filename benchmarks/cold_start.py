@@ -1,6 +1,7 @@
 """Cold start: load time, first inference and memory of an artifact, in a process of its own.
 
-A process that has measured others cannot tell what one of them takes.
+A process that has measured others cannot tell what one of them takes. Nothing heavy is imported
+here: what the measuring process loads counts as the artifact's.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from typing import Any
 import numpy as np
 import psutil
 
-from spvit_deploy.benchmarks.result_records import Start
 from spvit_deploy.core.errors import JobError
+from spvit_deploy.core.records import StrictModel
 from spvit_deploy.runtimes.info import load_attribute
 from spvit_deploy.runtimes.registry import find_runtime, open_session
 from spvit_deploy.runtimes.timing import sample
@@ -26,14 +27,28 @@ _STATUS = Path("/proc/self/status")
 _LIMIT = 600
 
 
+class Start(StrictModel):
+    """What a cold start took, in a process of its own.
+
+    Attributes:
+        load: seconds from a file to a session, libraries imported before.
+        first: seconds of the first inference.
+        idle_bytes: of memory, before the artifact was opened.
+        peak_bytes: the most of it up to the end of some inferences.
+        device_bytes: peak of the GPU's memory, where it is known.
+    """
+
+    load: float
+    first: float
+    idle_bytes: int
+    peak_bytes: int
+    device_bytes: int | None = None
+
+
 def measure_cold_start(
     path: Path, runtime: str, device: str, threads: int | None, batch: int
 ) -> Start:
-    """Open an artifact in a new process, and run it a few times.
-
-    Args:
-        path, runtime, device, threads: as :func:`open_session`.
-        batch: images of an inference.
+    """Open an artifact in a new process, as :func:`open_session`, and run it a few times.
 
     Raises:
         JobError: the process failed, or took more than ten minutes.
@@ -66,16 +81,14 @@ def _measure(path: Path, runtime: str, device: str, threads: int | None, batch: 
         load=(loaded - begin) / 1e9,
         first=(first - loaded) / 1e9,
         idle_bytes=idle,
-        peak_bytes=max(_peak_bytes(), idle),
+        peak_bytes=max(peak_bytes(), idle),
         device_bytes=_device_peak_bytes(session.device),
     )
 
 
-def _peak_bytes() -> int:
-    """Read the most memory that this process held.
-
-    ``ru_maxrss`` would do, had a new program not inherited it from what started it.
-    """
+def peak_bytes() -> int:
+    """Return the most memory that this process held."""
+    # `ru_maxrss` would do, had a new program not inherited it from what started it.
     if _STATUS.is_file():
         line = next(x for x in _STATUS.read_text().splitlines() if x.startswith("VmHWM"))
         return int(line.split()[1]) * 1024

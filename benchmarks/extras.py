@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import closing
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from spvit_deploy.benchmarks.artifacts import Artifact
 from spvit_deploy.benchmarks.block_times import BlockTime, by_block, total
 from spvit_deploy.benchmarks.cold_start import measure_cold_start
-from spvit_deploy.benchmarks.energy import Meter
+from spvit_deploy.benchmarks.host import Peak, measure_peak
 from spvit_deploy.benchmarks.load_patterns import images_for
-from spvit_deploy.benchmarks.results import BenchmarkResult
-from spvit_deploy.benchmarks.roofline import Peak, measure_peak
+from spvit_deploy.benchmarks.results import DISTURBED, BenchmarkResult
 from spvit_deploy.core.arrays import Array
 from spvit_deploy.core.errors import SpvitError
 from spvit_deploy.core.progress import Bar
+from spvit_deploy.runtimes.base import Session
 from spvit_deploy.runtimes.registry import open_session
 
-# How much longer than an inference its layers may take, since profilers slow what they measure,
-# PyTorch's most; and how often a disturbed profile is taken again.
-_PROFILED, _PASSES = 4.0, 3
+# How often a disturbed profile is taken.
+_PASSES = 3
 # Inferences whose layers are averaged, and seconds of inferences whose energy is.
 _CALLS, _ENERGY = 10, 2.0
-
-
+_POWERCAP = Path("/sys/class/powercap")
 # Steps of the progress bar that a row's details take.
 STEPS = 2
 
@@ -32,8 +32,7 @@ STEPS = 2
 def measure_peaks(results: Iterable[BenchmarkResult]) -> tuple[Peak, ...]:
     """Measure the peaks of every device and number of threads in the results."""
     places = dict.fromkeys((row.device, row.workload.threads) for row in results)
-    known = [(name, threads) for name, threads in places if name.startswith(("cpu", "cuda"))]
-    return tuple(measure_peak(name, threads) for name, threads in known)
+    return tuple(measure_peak(*place) for place in places if place[0].startswith(("cpu", "cuda")))
 
 
 def with_details(path: Path, row: BenchmarkResult, artifact: Artifact, bar: Bar) -> BenchmarkResult:
@@ -47,38 +46,85 @@ def with_details(path: Path, row: BenchmarkResult, artifact: Artifact, bar: Bar)
     except SpvitError as error:
         bar.log(f"{name}: no cold start. {error.message}")
     bar.advance(note=f"{name}: layers")
-    session = open_session(*place)
-    try:
+    with closing(open_session(*place)) as session:
         images = images_for(session, row.workload.batch, row.workload.seed)
-        found["joules"] = _joules_per_image(session, images, row.p50)
+        call, count = session.prepare(images), max(3, round(_ENERGY / row.p50))
+        joules = measure_joules(lambda: [call() for _ in range(count)], session.device)
+        found["joules"] = {name: one / (count * len(images)) for name, one in joules.items()}
         found["blocks"] = _profile(session, images, row.p50, artifact)
-    finally:
-        session.close()
     return row.model_copy(update=found)
 
 
-def _joules_per_image(session: Any, images: Array, seconds: float) -> dict[str, float]:
-    """Measure joules by source; none where nothing can be read."""
-    meter = Meter(session.device)
-    if meter.missing:
-        return {}
-    call, count = session.prepare(images), max(3, round(_ENERGY / seconds))
-    joules = meter.measure(lambda: [call() for _ in range(count)])
-    return {name: value / (count * len(images)) for name, value in joules.items()}
-
-
 def _profile(
-    session: Any, images: Array, seconds: float, artifact: Artifact
+    session: Session, images: Array, seconds: float, artifact: Artifact
 ) -> tuple[BlockTime, ...]:
-    """Measure layers by block; again where something disturbed the profile, and keep the fastest.
-
-    ``seconds`` are those of an inference without the profiler.
-    """
+    """Measure layers by block; again where they take long beside an inference, in ``seconds``."""
     best: tuple[BlockTime, ...] = ()
     for _ in range(_PASSES):
         found = by_block(session.layers(images, _CALLS), artifact.blocks)
         if not best or total(found) < total(best):
             best = found
-        if total(best) <= _PROFILED * seconds:
+        if total(best) <= DISTURBED * seconds:
             break
     return best
+
+
+class _Counter(NamedTuple):
+    """A counter of joules, ``cpu`` or ``gpu``, that begins again at 0 beyond its end."""
+
+    name: str
+    read: Callable[[], float]
+    end: float = float("inf")
+
+
+def measure_joules(
+    work: Callable[[], object], device: str = "cpu", powercap: Path = _POWERCAP
+) -> dict[str, float]:
+    """Do a piece of work, and return the joules that it took, by ``cpu`` and ``gpu``.
+
+    Nothing is estimated: without a counter that can be read nothing is done, and none returned.
+    """
+    finders = [partial(_rapl, powercap)]
+    if device.startswith("cuda"):
+        finders.append(partial(_nvml, device))
+    counters: list[_Counter] = []
+    for find in finders:
+        try:
+            counters += find()
+        except Exception:  # whatever a driver raises: energy is optional
+            continue
+    starts = [counter.read() for counter in counters]
+    if counters:
+        work()
+    found: dict[str, float] = {}
+    for counter, start in zip(counters, starts, strict=True):
+        passed = counter.read() - start
+        passed += counter.end if passed < 0 else 0.0
+        found[counter.name] = found.get(counter.name, 0.0) + passed
+    return found
+
+
+def _rapl(folder: Path) -> list[_Counter]:
+    """Find the packages of the host's processors, which count in microjoules whoever works."""
+    # Cores and memory controllers are zones too, and counted in their package.
+    zones = sorted(folder.glob("intel-rapl:*"))
+    packages = [zone for zone in zones if (zone / "name").read_text().startswith("package")]
+
+    def joules(zone: Path, name: str = "energy_uj") -> float:
+        return int((zone / name).read_text()) / 1e6
+
+    return [
+        _Counter("cpu", partial(joules, zone), joules(zone, "max_energy_range_uj"))
+        for zone in packages
+    ]
+
+
+def _nvml(device: str) -> list[_Counter]:
+    """Find a GPU's counter, which counts in millijoules, from Volta on."""
+    import pynvml
+
+    pynvml.nvmlInit()
+    handle: Any = pynvml.nvmlDeviceGetHandleByIndex(int(device.partition(":")[2] or 0))
+    read: Any = pynvml.nvmlDeviceGetTotalEnergyConsumption
+    read(handle)
+    return [_Counter("gpu", lambda: read(handle) / 1000)]

@@ -1,4 +1,4 @@
-"""The host and the command of a benchmark; without names of hosts or people."""
+"""The host of a benchmark: its record, without names of hosts or people, its peaks, the command."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import platform
 import shlex
 import subprocess
 import sys
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ import psutil
 import torch
 
 from spvit_deploy.core.records import StrictModel
-from spvit_deploy.runtimes.registry import runtimes
+from spvit_deploy.runtimes.registry import versions_of
+from spvit_deploy.runtimes.timing import timed
 
 _FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimd")
 # Variables that change what runtimes do; others are private.
@@ -25,6 +27,11 @@ _PREFIXES = (
 )  # fmt: skip
 _GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 _DRIVER = Path("/proc/driver/nvidia/version")
+# Side of the matrices, and bytes of the copy: large enough that caches do not count.
+_SIDE, _SIDE_GPU, _BYTES = 1024, 4096, 2**28
+_WARM_UP, _TIMES = 3, 20
+_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+_GPU_TYPES = {**_TYPES, "fp16": torch.float16}
 
 
 class HostRecord(StrictModel):
@@ -63,17 +70,12 @@ def read_host() -> HostRecord:
         memory_bytes=psutil.virtual_memory().total,
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
         python=platform.python_version(),
-        load=round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else 0.0,
+        load=round(psutil.getloadavg()[0], 2),
         gpus=tuple(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())),
-        versions={name: installed(name) for name in sorted(_packages())},
+        versions=versions_of("spvit-deploy", "numpy", "mlcommons-loadgen"),
         governor=_first_line(_GOVERNOR),
         driver=_driver(),
     )
-
-
-def _packages() -> set[str]:
-    of_runtimes = {name for info in runtimes().values() for name in info.distributions}
-    return {"spvit-deploy", "numpy", "mlcommons-loadgen"} | of_runtimes
 
 
 def _first_line(file: Path) -> str | None:
@@ -101,14 +103,6 @@ def _cpu() -> tuple[str, set[str]]:
     return fields.get("model name", platform.machine()), flags
 
 
-def installed(name: str) -> str | None:
-    """Return a package's version; None where it is not installed."""
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
-
-
 def provenance() -> dict[str, Any]:
     """Return ``command``, ``git`` and ``environment`` of :class:`ResultsFile`."""
     program = Path(sys.argv[0]).name if sys.argv else ""
@@ -130,3 +124,49 @@ def _git() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()
+
+
+class Peak(StrictModel):
+    """The peaks of a device with a number of threads.
+
+    Attributes:
+        device: as in results.
+        threads: of the matrix product; None for torch's own choice.
+        macs: multiply-adds a second of a large matrix product in PyTorch, by precision; not of
+            int8, for which PyTorch has no such product.
+        bytes: a second, read and written, of a copy larger than any cache.
+    """
+
+    device: str
+    threads: int | None
+    macs: dict[str, float]
+    bytes: float
+
+
+def measure_peak(device: str, threads: int | None) -> Peak:
+    """Time a matrix product in every precision, and a copy, on a CPU or a CUDA device."""
+    where, usual = torch.device(device), torch.get_num_threads()
+    if threads:
+        torch.set_num_threads(threads)
+    try:
+        side, types = (_SIDE, _TYPES) if where.type == "cpu" else (_SIDE_GPU, _GPU_TYPES)
+        macs = {}
+        for name, kind in types.items():
+            a, b, c = (torch.ones(side, side, dtype=kind, device=where) for _ in range(3))
+            macs[name] = side**3 / _seconds(partial(torch.mm, a, b, out=c), where)
+        source, target = (torch.zeros(_BYTES, dtype=torch.uint8, device=where) for _ in range(2))
+        copied = 2 * _BYTES / _seconds(partial(target.copy_, source), where)
+        return Peak(device=device, threads=threads, macs=macs, bytes=copied)
+    finally:
+        torch.set_num_threads(usual)
+
+
+def _seconds(call: Callable[[], object], where: torch.device) -> float:
+    """Time the fastest of several calls: a peak is what a host can do undisturbed."""
+
+    def run() -> None:
+        call()
+        if where.type == "cuda":
+            torch.cuda.synchronize(where)
+
+    return min([timed(run)() for _ in range(_WARM_UP + _TIMES)][_WARM_UP:])

@@ -11,24 +11,22 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
-from statistics import median
 
 from spvit_deploy.benchmarks.artifacts import Artifact, describe
-from spvit_deploy.benchmarks.cpu_affinity import pinned
 from spvit_deploy.benchmarks.extras import STEPS, measure_peaks, with_details
 from spvit_deploy.benchmarks.host import provenance, read_host
-from spvit_deploy.benchmarks.host_noise import HostActivity, HostMonitor, disturbances
-from spvit_deploy.benchmarks.load_patterns import Caller, Crowd, Driven, prepared_call
-from spvit_deploy.benchmarks.mlperf.max_rate import load_record, settle_rate
-from spvit_deploy.benchmarks.request import find_pairs, require_measurable
-from spvit_deploy.benchmarks.result_records import Proof, Round
+from spvit_deploy.benchmarks.host_noise import HostMonitor, Round, pinned, with_noise
+from spvit_deploy.benchmarks.load_patterns import Burst, Caller, Crowd, prepared_call
+from spvit_deploy.benchmarks.mlperf.loadgen import loadgen_version
+from spvit_deploy.benchmarks.mlperf.max_rate import Driven
 from spvit_deploy.benchmarks.results import BenchmarkResult, ResultsFile, Workload
-from spvit_deploy.benchmarks.statistics import percentile
 from spvit_deploy.core.errors import InputError
+from spvit_deploy.core.preprocessing import Preprocessing
 from spvit_deploy.core.progress import Bar, progress_bar
 from spvit_deploy.runtimes.base import Session
-from spvit_deploy.runtimes.registry import open_session
+from spvit_deploy.runtimes.registry import find_runtime, open_session, runtimes_for
 from spvit_deploy.runtimes.timing import interleaved, warm_up
 
 _ROUNDS = 10
@@ -36,62 +34,53 @@ _ROUNDS = 10
 _LOADGEN_ROUNDS = 4
 # How often a rate of requests is lowered.
 _RETRIES = 6
+# What a result records of its artifact.
+_FACTS = {"title", "kind", "precision", "parity", "macs", "params", "size_bytes"}
 Pair = tuple[Path, str]
 
 
 @dataclass
 class _Entry:
-    """One artifact on one runtime under one workload.
-
-    Attributes:
-        samples: seconds of calls among the others.
-        solo: seconds of calls on its own.
-        rounds: calls, median seconds and the host's activity of each round.
-        tried: rates that were tried, and whether they held.
-    """
+    """One artifact on one runtime under one workload: a burst each round, and calls on its own."""
 
     path: Path
     artifact: Artifact
     sessions: list[Session]
     caller: Caller | Crowd | Driven
     workload: Workload
-    samples: list[float] = field(default_factory=list)
+    bursts: list[Burst] = field(default_factory=list)
+    rounds: list[Round] = field(default_factory=list)
     solo: list[float] = field(default_factory=list)
-    rounds: list[tuple[int, float, HostActivity]] = field(default_factory=list)
-    tried: tuple[tuple[float, bool], ...] = ()
 
     @property
     def title(self) -> str:
         return f"{self.artifact.title}, {self.sessions[0].name}"
 
     @property
-    def burst(self) -> float:
-        """Seconds of a round."""
-        return self.workload.duration / _rounds(self.workload)
+    def samples(self) -> list[float]:
+        return [seconds for burst in self.bursts for seconds in burst.samples]
+
+    def _take(self, rounds: int) -> Burst:
+        seconds = rounds * self.workload.duration / _rounds(self.workload)
+        return self.caller.take(seconds, self.workload.pause)
 
     def sample(self) -> None:
         """Take one round's burst."""
         monitor = HostMonitor()
-        found = self.caller.take(self.burst, self.workload.pause)
-        self.rounds.append((len(found), median(found), monitor.activity()))
-        self.samples += found
-        self.caller.keep()
+        self.bursts.append(self._take(1))
+        self.rounds.append(monitor.round(self.bursts[-1].samples))
 
     def sample_alone(self) -> None:
         """Take a burst on its own; latencies of ``server`` depend on a rate, and show nothing."""
         if self.workload.scenario != "server":
-            self.solo += self.caller.take(2 * self.burst, self.workload.pause)
+            self.solo += self._take(2).samples
 
     def lower_rate_until_held(self) -> None:
         """Lower a rate that short trials held until all rounds together hold the limit."""
-        slo, driven = self.workload.slo, self.caller
-        if slo is None or not isinstance(driven, Driven) or not any(driven.found):
-            return
         for _ in range(_RETRIES):
-            if percentile(self.samples, 99) <= slo:
+            if not isinstance(self.caller, Driven) or not self.caller.lowers(self.samples):
                 return
-            driven.lower()
-            self.samples.clear()
+            self.bursts.clear()
             self.rounds.clear()
             for _ in range(_rounds(self.workload)):
                 self.sample()
@@ -104,12 +93,10 @@ def run_benchmark(
     device: str = "cpu",
     details: bool = False,
 ) -> ResultsFile:
-    """Measure every artifact on every runtime that takes it.
+    """Measure every artifact on every runtime that takes it, one workload after another.
 
     Args:
-        artifacts: dense, lean and exported folders, ``.onnx`` and ``.engine`` files.
         runtimes: names, or None for all that fit.
-        workloads: measured one after another.
         device: as in ``evaluate_artifact``. Engines run on a GPU always, the first for ``cpu``.
         details: measure cold starts, layers, energy and the host's peaks as well.
 
@@ -117,17 +104,17 @@ def run_benchmark(
         InputError: an artifact that no runtime takes, or a runtime that takes none of them.
         RuntimeMissingError: a runtime, a device or LoadGen that is not installed.
     """
-    pairs = find_pairs(artifacts, runtimes)
-    require_measurable(workloads)
+    pairs = _find_pairs(artifacts, runtimes or ())
+    for workload in workloads:
+        _require_measurable(workload)
     host = read_host()
     facts = {path: describe(path) for path, _ in pairs}
     results: list[BenchmarkResult] = []
     total = sum(len(pairs) * (_rounds(load) + 2 + STEPS * details) for load in workloads)
-    threads = workloads[0].threads if workloads else None
-    with progress_bar("benchmark", total) as bar, pinned(threads) as affinity:
+    batches = [load.batch for load in workloads]
+    with progress_bar("benchmark", total) as bar, pinned(workloads[0].threads) as affinity:
         for workload in workloads:
-            others = [load.batch for load in workloads]
-            for path, row in _measure_workload(pairs, facts, workload, device, others, bar):
+            for path, row in _measure_workload(pairs, facts, workload, device, batches, bar):
                 results.append(with_details(path, row, facts[path], bar) if details else row)
         peaks = measure_peaks(results) if details else ()
     created = datetime.now(timezone.utc).isoformat(timespec="seconds")
@@ -135,6 +122,47 @@ def run_benchmark(
         created=created, host=host, results=tuple(results), affinity=affinity, peaks=peaks,
         **provenance(),
     )  # fmt: skip
+
+
+def _find_pairs(artifacts: Sequence[Path], runtimes: Sequence[str]) -> list[Pair]:
+    """Pair every artifact with every runtime that takes it; requested ones, or all that fit."""
+    for name in runtimes:
+        find_runtime(name)
+    pairs = []
+    for path in artifacts:
+        fitting = [n for n in runtimes_for(path, runtimes) if not runtimes or n in runtimes]
+        if not fitting:
+            raise InputError(
+                f"{path}: none of the runtimes requested ({', '.join(runtimes)}) takes it; "
+                f"{', '.join(runtimes_for(path)) or 'none'} would.",
+                "Choose another --runtime, or export it.",
+            )
+        pairs += [(path, name) for name in fitting]
+    idle = [n for n in runtimes if n not in {name for _, name in pairs}]
+    if idle:
+        raise InputError(
+            f"Runtime '{idle[0]}' takes none of these artifacts.", "Export one for it."
+        )
+    return pairs
+
+
+def _require_measurable(load: Workload) -> None:
+    """Refuse a scenario that lacks something, or does not go with the rest."""
+    name, closed = load.scenario, load.scenario == "closed"
+    if not closed:
+        loadgen_version()
+    one_query = name in ("single-stream", "multi-stream")
+    for wrong, reason, hint in (
+        (name == "server" and load.slo is None, "needs a limit", "Give --latency-slo 50ms."),
+        (not closed and load.boundary != "compute", "sends images that are prepared",
+         "Leave --boundary out, or choose --scenario closed."),
+        (name == "single-stream" and load.batch > 1, "has one image per query in MLPerf",
+         "Leave --batch out, or choose multi-stream or closed."),
+        (one_query and load.concurrency > 1, "has one query at a time in MLPerf",
+         "Leave --concurrency out, or choose server or closed."),
+    ):  # fmt: skip
+        if wrong:
+            raise InputError(f"Scenario '{name}' {reason}.", hint)
 
 
 def _rounds(workload: Workload) -> int:
@@ -149,13 +177,15 @@ def _measure_workload(
     batches: Sequence[int],
     bar: Bar,
 ) -> list[tuple[Path, BenchmarkResult]]:
-    """Open all pairs, measure them, and close them."""
     entries: list[_Entry] = []
     try:
         for path, runtime in pairs:
-            session = open_session(path, runtime, device, workload.threads)
+            another = partial(open_session, path, runtime, device, workload.threads)
+            session, artifact = another(), facts[path]
             if _takes_batch(session, path, workload.batch, batches):
-                entries.append(_open(path, facts[path], session, runtime, device, workload))
+                sessions = [session, *(another() for _ in range(workload.concurrency - 1))]
+                caller = _caller(sessions, workload, artifact.preprocessing)
+                entries.append(_Entry(path, artifact, sessions, caller, workload))
         _measure(entries, workload, bar)
         return [(entry.path, _result(entry)) for entry in entries]
     finally:
@@ -177,27 +207,15 @@ def _takes_batch(session: Session, path: Path, batch: int, batches: Sequence[int
     raise InputError(f"{path} takes batches of {taken}; {batch} was requested.", hint)
 
 
-def _open(
-    path: Path,
-    artifact: Artifact,
-    session: Session,
-    runtime: str,
-    device: str,
-    workload: Workload,
-) -> _Entry:
+def _caller(
+    sessions: list[Session], workload: Workload, prep: Preprocessing | None
+) -> Caller | Crowd | Driven:
     """Warm an artifact up, and choose who calls it."""
-    prep = artifact.preprocessing
-    call = prepared_call(session, workload, prep)
-    warm_up(call, workload.warmup)
-    others = workload.concurrency - 1
-    sessions = [session]
-    sessions += [open_session(path, runtime, device, workload.threads) for _ in range(others)]
-    caller: Caller | Crowd | Driven = Caller(session, call)
+    calls = [prepared_call(session, workload, prep) for session in sessions]
+    warm_up(calls[0], workload.warmup)
     if workload.scenario != "closed":
-        caller = Driven(sessions, workload)
-    elif others:
-        caller = Crowd([prepared_call(one, workload, prep) for one in sessions])
-    return _Entry(path, artifact, sessions, caller, workload)
+        return Driven(sessions, workload)
+    return Crowd(calls) if len(calls) > 1 else Caller(sessions[0], calls[0])
 
 
 def _measure(entries: Sequence[_Entry], workload: Workload, bar: Bar) -> None:
@@ -207,7 +225,7 @@ def _measure(entries: Sequence[_Entry], workload: Workload, bar: Bar) -> None:
         bar.advance(note=f"{entry.title}, on its own")
         if workload.scenario == "server" and isinstance(entry.caller, Driven):
             bar.advance(0, f"{entry.title}: rates")
-            entry.tried = settle_rate(entry.caller, workload)
+            entry.caller.settle()
     for entry in interleaved(entries, _rounds(workload), random.Random(workload.seed)):
         entry.sample()
         bar.advance(note=entry.title)
@@ -219,17 +237,10 @@ def _measure(entries: Sequence[_Entry], workload: Workload, bar: Bar) -> None:
 
 def _result(entry: _Entry) -> BenchmarkResult:
     artifact, session, caller = entry.artifact, entry.sessions[0], entry.caller
-    noisy = disturbances([activity for _, _, activity in entry.rounds])
-    parts = caller.parts if isinstance(caller, Caller) else []
-    load = None
-    if isinstance(caller, Driven):
-        load = load_record(caller, entry.samples, entry.tried, entry.workload)
+    parts = [one for burst in entry.bursts for one in burst.parts]
     return BenchmarkResult(
-        title=artifact.title,
+        **artifact.model_dump(include=_FACTS),
         path=entry.path.name,
-        kind=artifact.kind,
-        precision=artifact.precision,
-        parity=tuple(Proof.model_validate(proof) for proof in artifact.parity),
         model_hash=artifact.digest,
         runtime=session.name,
         runtime_version=session.version,
@@ -242,13 +253,7 @@ def _result(entry: _Entry) -> BenchmarkResult:
         copies=session.copies,
         takes="images" if session.preprocessing is None else "pictures",
         clock=session.clock,
-        rounds=tuple(
-            Round(calls=calls, median=middle, others=seen.others, mhz=seen.mhz, noisy=noise)
-            for (calls, middle, seen), noise in zip(entry.rounds, noisy, strict=True)
-        ),
-        wall=caller.wall if isinstance(caller, Crowd) else 0.0,
-        load=load,
-        macs=artifact.macs,
-        params=artifact.params,
-        size_bytes=artifact.size_bytes,
+        rounds=with_noise(entry.rounds),
+        wall=sum(burst.wall for burst in entry.bursts),
+        load=caller.record(entry.bursts) if isinstance(caller, Driven) else None,
     )

@@ -14,16 +14,14 @@ from spvit_deploy.core.errors import InputError
 
 # What times depend on; versions may differ, and are what is compared.
 _HOST = ("cpu", "cores", "threads", "memory_bytes", "system", "gpus")
-Key = tuple[object, ...]
+# Results by what tells them apart.
+Rows = dict[tuple[object, ...], BenchmarkResult]
 
 
 @dataclass(frozen=True)
 class Compared:
-    """One artifact on one runtime under one workload, before and after.
-
-    Attributes:
-        before, after: its results.
-        ratio: seconds before over seconds after, with its interval: above 1 it became faster.
+    """One artifact on one runtime under one workload, before and after: with a ratio of seconds
+    above 1 it became faster.
     """
 
     before: BenchmarkResult
@@ -38,7 +36,7 @@ class Compared:
     @property
     def differs(self) -> bool:
         """Whether the interval of the ratio leaves 1 out, and neither side was disturbed."""
-        return not (self.disturbed or self.ratio.low <= 1 <= self.ratio.high)
+        return self.ratio.differs and not self.disturbed
 
     @property
     def slower(self) -> float:
@@ -55,26 +53,17 @@ class Compared:
         return f"{100 * (self.ratio.value - 1):.1f}% faster"
 
     @property
-    def figures(self) -> tuple[str, str]:
+    def figures(self) -> list[str]:
         """What is compared: rates where the scenario has them, else medians."""
-        return _figure(self.before), _figure(self.after)
-
-
-def _figure(row: BenchmarkResult) -> str:
-    if row.load is not None and row.load.rate is not None:
-        return f"{row.load.rate:,.1f}/s"
-    return f"{1000 * row.p50:.3f} ms"
+        return [
+            f"{1000 * row.p50:.3f} ms" if row.rate is None else f"{row.rate:,.1f}/s"
+            for row in (self.before, self.after)
+        ]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """All that both files have, and what only one of them has.
-
-    Attributes:
-        rows: in both.
-        gone, new: only before, and only after.
-        versions: of packages, that changed.
-    """
+    """What both files have, what only one of them has, and versions of packages that changed."""
 
     rows: tuple[Compared, ...]
     gone: tuple[str, ...]
@@ -96,11 +85,6 @@ def compare_results(
 ) -> Comparison:
     """Match artifacts by name, runtime, device and workload, and compare their times.
 
-    Args:
-        before, after: ``results.json`` files.
-        allow_host: compare even where the hosts differ.
-        allow_model: compare artifacts of one name even where their MACs or parameters differ.
-
     Raises:
         InputError: other hosts or models, nothing in common, or one artifact twice in a file.
         CorruptFileError: damaged.
@@ -109,62 +93,52 @@ def compare_results(
     if not allow_host:
         _require_one_host(files[0].host, files[1].host, after)
     old, new = (_by_key(file, path) for file, path in zip(files, (before, after), strict=True))
+    both = [(old[key], new[key]) for key in old if key in new]
     if not allow_model:
-        _require_one_model(old, new, after)
-    rows = tuple(
-        Compared(old[key], new[key], ratio_of(old[key], new[key], together=False))
-        for key in old
-        if key in new
-    )
-    if not rows:
+        _require_one_model(both, after)
+    if not both:
         raise InputError(
             f"{before} and {after} have no artifact, runtime and workload in common"
             f"{_nearly(old, new)}.",
             "Measure the same ones again.",
         )
     return Comparison(
-        rows,
-        tuple(_title(key) for key in old if key not in new),
-        tuple(_title(key) for key in new if key not in old),
+        tuple(Compared(*rows, ratio_of(*rows, together=False)) for rows in both),
+        tuple(_title(old[key]) for key in old if key not in new),
+        tuple(_title(new[key]) for key in new if key not in old),
         tuple(_changes(files[0].host, files[1].host)),
     )
 
 
-def _nearly(old: dict[Key, BenchmarkResult], new: dict[Key, BenchmarkResult]) -> str:
+def _nearly(old: Rows, new: Rows) -> str:
     """Tell what keeps artifacts of one name and runtime apart; empty where there are none."""
-    pairs = ((key, other) for key in old for other in new if key[:2] == other[:2])
+    pairs = ((old[key], new[other]) for key in old for other in new if key[:2] == other[:2])
     return next((f": {_title(one)} before, {_title(other)} after" for one, other in pairs), "")
 
 
-def _key(result: BenchmarkResult) -> Key:
-    load = result.workload
-    return (
-        result.title, result.runtime, result.device, load.batch, load.threads, load.scenario,
-        load.concurrency, load.slo, load.boundary, result.copies, result.clock, result.begins,
-    )  # fmt: skip
+def _by_key(file: ResultsFile, path: Path) -> Rows:
+    found: Rows = {}
+    for row in file.results:
+        # How long it was measured, and with which draws, may differ.
+        load = row.workload.model_dump(exclude={"warmup", "duration", "pause", "seed"})
+        key = (row.title, row.runtime, *load.values(), *row.same_terms[1:])
+        if key in found:
+            raise InputError(f"{path} has {_title(row)} twice.", "Give artifacts other names.")
+        found[key] = row
+    return found
 
 
-def _title(key: Key) -> str:
-    title, runtime, device, batch, threads, scenario, callers, slo, boundary, *_ = key
+def _title(row: BenchmarkResult) -> str:
+    load = row.workload
     special = (
-        (threads is not None, f"{threads} threads"),
-        (scenario != "closed", f"{scenario}"),
-        (callers != 1, f"{callers} callers"),
-        (slo is not None, f"limit {slo} s"),
-        (boundary != "compute", f"with {boundary}"),
+        (load.threads is not None, f"{load.threads} threads"),
+        (load.scenario != "closed", f"{load.scenario}"),
+        (load.concurrency != 1, f"{load.concurrency} callers"),
+        (load.slo is not None, f"limit {load.slo} s"),
+        (load.boundary != "compute", f"with {load.boundary}"),
     )
     words = [text for given, text in special if given]
-    return ", ".join([f"{title}, {runtime} on {device}, batch {batch}", *words])
-
-
-def _by_key(file: ResultsFile, path: Path) -> dict[Key, BenchmarkResult]:
-    found: dict[Key, BenchmarkResult] = {}
-    for result in file.results:
-        key = _key(result)
-        if key in found:
-            raise InputError(f"{path} has {_title(key)} twice.", "Give artifacts other names.")
-        found[key] = result
-    return found
+    return ", ".join([f"{row.title}, {row.runtime} on {row.device}, batch {load.batch}", *words])
 
 
 def _require_one_host(before: HostRecord, after: HostRecord, path: Path) -> None:
@@ -177,11 +151,8 @@ def _require_one_host(before: HostRecord, after: HostRecord, path: Path) -> None
             )
 
 
-def _require_one_model(
-    old: dict[Key, BenchmarkResult], new: dict[Key, BenchmarkResult], path: Path
-) -> None:
-    for key in old.keys() & new.keys():
-        one, other = old[key], new[key]
+def _require_one_model(both: list[tuple[BenchmarkResult, BenchmarkResult]], path: Path) -> None:
+    for one, other in both:
         sizes = [(row.macs, row.params) for row in (one, other)]
         if all(all(size) for size in sizes) and sizes[0] != sizes[1]:
             raise InputError(

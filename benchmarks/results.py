@@ -6,31 +6,24 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field
 
+from spvit_deploy.benchmarks.artifacts import Proof
 from spvit_deploy.benchmarks.block_times import BlockTime
-from spvit_deploy.benchmarks.host import HostRecord
-from spvit_deploy.benchmarks.result_records import DataRecord, LoadRecord, Proof, Round, Start
-from spvit_deploy.benchmarks.roofline import Peak
-from spvit_deploy.benchmarks.statistics import (
-    early_stopping,
-    median_interval,
-    percentile,
-    tail,
-    variation,
-)
-from spvit_deploy.core.records import StrictModel, load_record, write_record
+from spvit_deploy.benchmarks.cold_start import Start
+from spvit_deploy.benchmarks.host import HostRecord, Peak
+from spvit_deploy.benchmarks.host_noise import Round
+from spvit_deploy.benchmarks.statistics import percentile, tail, variation
+from spvit_deploy.core.records import StrictModel, load_record
 
 VERSION: Literal[2] = 2
-SCHEMA_FILE = "results.schema.json"
 # How far the medians alone and interleaved may differ, as a fraction.
 STEADY = 0.03
 # The variation beyond which trtexec, too, warns of times that vary.
 VARIES = 0.025
-# How much longer than an inference its profiled layers may take.
+# How much longer than an inference its layers may take, since profilers slow what they measure,
+# PyTorch's most.
 DISTURBED = 4.0
-# Percentiles that are reported where there are samples enough.
-TAILS = (90.0, 95.0, 99.0, 99.9)
 Scenario = Literal["closed", "single-stream", "multi-stream", "offline", "server"]
 Boundary = Literal["compute", "preprocessing"]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -54,7 +47,10 @@ class Workload(StrictModel):
         seed: of the images and of the order.
     """
 
-    scenario: Scenario = "closed"
+    # Files of the first version call the closed loop ``latency``.
+    scenario: Annotated[
+        Scenario, BeforeValidator(lambda name: "closed" if name == "latency" else name)
+    ] = "closed"
     batch: int = Field(default=1, ge=1)
     concurrency: int = Field(default=1, ge=1)
     boundary: Boundary = "compute"
@@ -65,13 +61,38 @@ class Workload(StrictModel):
     pause: float = Field(default=0.1, ge=0)
     seed: int = 0
 
-    @model_validator(mode="before")
-    @classmethod
-    def _renamed(cls, values: Any) -> Any:
-        """Migrate files of the first version, which call the closed loop ``latency``."""
-        if isinstance(values, dict) and values.get("scenario") == "latency":
-            return {**values, "scenario": "closed"}
-        return values
+
+class LoadRecord(StrictModel):
+    """What MLPerf's LoadGen reports of a run.
+
+    Attributes:
+        valid: whether all of its runs were, by MLPerf's rules.
+        why: the reason where they were not.
+        rate: queries a second that were held (``server``), or samples a second (``offline``).
+        rates: samples a second of each round of ``offline``; queries a second that each search of
+            ``server`` found.
+        tried: other rates, and whether they were held.
+    """
+
+    version: str
+    valid: bool
+    why: str = ""
+    rate: float | None = None
+    rates: tuple[float, ...] = ()
+    tried: tuple[tuple[float, bool], ...] = ()
+
+
+class DataRecord(StrictModel):
+    """The data that accuracy was taken on.
+
+    Attributes:
+        spec: as ``--data`` has it.
+        sha256: of the pixels and labels, as the models were given them, by input size.
+    """
+
+    spec: str
+    images: int
+    sha256: dict[str, str]
 
 
 class BenchmarkResult(StrictModel):
@@ -87,11 +108,8 @@ class BenchmarkResult(StrictModel):
         cuda_graph: whether it computed by a CUDA graph; None where there are none.
         copies: whether a sample holds copies to and from a device; None where there are none.
         takes: ``pictures`` where the artifact prepares images itself, as part of its time.
-        clock: that took the times.
         rounds: of the samples, in their order.
         wall: seconds that the rounds took, where several callers overlap; 0 where one did.
-        start: of a process of its own.
-        load: what LoadGen reports.
         blocks: where the time of an inference goes.
         parity: what its export verified.
         joules: per image, by source; empty where nothing can be read.
@@ -130,28 +148,9 @@ class BenchmarkResult(StrictModel):
         """Median seconds of an inference."""
         return percentile(self.samples, 50)
 
-    @property
-    def interval(self) -> tuple[float, float]:
-        """The 95% interval of the median, seconds."""
-        return median_interval(self.samples)
-
     def tail(self, percent: float) -> float | None:
-        """Compute a percentile, seconds; None for fewer samples than it takes."""
+        """Compute a high percentile, seconds; None for too few samples."""
         return tail(self.samples, percent)
-
-    def bound(self, percent: float) -> float | None:
-        """Compute MLPerf's early-stopping estimate of a percentile, seconds."""
-        return early_stopping(self.samples, percent)
-
-    @property
-    def p90(self) -> float | None:
-        """90th percentile, seconds; None for too few samples."""
-        return self.tail(90)
-
-    @property
-    def p99(self) -> float | None:
-        """99th percentile, seconds; None for too few samples."""
-        return self.tail(99)
 
     def fraction_of_peak(self, peaks: Sequence[Peak]) -> float | None:
         """Compute which fraction of the peak of its precision an inference reaches; None where no
@@ -164,10 +163,15 @@ class BenchmarkResult(StrictModel):
         return None
 
     @property
+    def rate(self) -> float | None:
+        """What LoadGen counts in a second; None where the scenario has no such rate."""
+        return self.load.rate if self.load else None
+
+    @property
     def throughput(self) -> float:
         """Images a second: counted, where callers overlap or LoadGen counts; else at the median."""
-        if self.load is not None and self.load.rate is not None:
-            return self.load.rate
+        if self.rate is not None:
+            return self.rate
         if self.wall:
             return self.workload.batch * len(self.samples) / self.wall
         return self.workload.batch / self.p50
@@ -193,6 +197,12 @@ class BenchmarkResult(StrictModel):
         return self.workload, self.clock, self.copies, self.device, self.begins
 
     @property
+    def place(self) -> str:
+        """The runtime, scenario and batch, in one line."""
+        scenario = "" if self.workload.scenario == "closed" else f"{self.workload.scenario}, "
+        return f"{self.runtime}, {scenario}batch {self.workload.batch}"
+
+    @property
     def begins(self) -> str:
         """What a time begins with, and of which size."""
         if self.workload.boundary == "preprocessing":
@@ -209,27 +219,17 @@ class BenchmarkResult(StrictModel):
         spread = variation(self.samples)
         if spread > VARIES and self.workload.scenario == "closed":
             found.append(f"varies {100 * spread:.1f}%")
-        found += self._bottlenecks()
-        layers = sum(block.seconds for block in self.blocks)
-        if layers > DISTURBED * self.p50:
-            found.append(
-                f"its layers were profiled at {layers / self.p50:.0f}× the time of an inference"
-            )
-        if self.load is not None and not self.load.valid:
-            found.append(f"not valid by MLPerf: {self.load.why}")
-        return found
-
-    def _bottlenecks(self) -> list[str]:
-        """Name what holds a device up."""
         medians = {name: percentile(times, 50) for name, times in self.parts.items()}
-        compute = medians.get("compute")
-        if not compute:
-            return []
-        found = []
+        compute = medians.get("compute", float("inf"))
         if medians.get("enqueue", 0.0) >= 0.9 * compute:
             found.append("bound by enqueueing")
         if medians.get("to_device", 0.0) + medians.get("to_host", 0.0) > compute:
             found.append("bound by copies")
+        layers = sum(block.seconds for block in self.blocks)
+        if layers > DISTURBED * self.p50:
+            found.append(f"its layers took {layers / self.p50:.0f}× an inference in the profiler")
+        if self.load is not None and not self.load.valid:
+            found.append(f"not valid by MLPerf: {self.load.why}")
         return found
 
 
@@ -237,11 +237,9 @@ class ResultsFile(StrictModel):
     """``results.json``.
 
     Attributes:
-        command: that made it.
         git: commit of the folder that it was made in, ``+`` for changes; None for no repository.
         environment: variables that change what runtimes do.
         affinity: processors that calls were pinned to; empty for none.
-        data: that accuracy was taken on.
         peaks: the most that the host computes and copies, measured in the same run.
     """
 
@@ -258,21 +256,9 @@ class ResultsFile(StrictModel):
     peaks: tuple[Peak, ...] = ()
 
 
-def save_results(results: ResultsFile, path: Path) -> None:
-    """Write ``results.json``.
-
-    Raises:
-        StorageError: no space, or not writable.
-    """
-    write_record(path, results.model_dump(mode="json"))
-
-
 def load_results(path: Path) -> ResultsFile:
-    """Read and validate ``results.json``, of this version or the first.
-
-    Raises:
-        InputError: no such file, another record, or an unknown schema version.
-        CorruptFileError: damaged.
+    """Read and validate ``results.json``, of this version or the first; errors as
+    :func:`load_record`.
     """
     return load_record(path, "results", ResultsFile, "Measure again", VERSION, older=(1,))
 

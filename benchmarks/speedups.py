@@ -1,4 +1,4 @@
-"""Speed-ups: dense and lean results under the same terms."""
+"""Speed-ups among results under the same terms: of lean over dense, and of the fastest."""
 
 from __future__ import annotations
 
@@ -8,30 +8,23 @@ from dataclasses import dataclass
 from spvit_deploy.benchmarks.block_times import Gain, gains
 from spvit_deploy.benchmarks.results import BenchmarkResult
 from spvit_deploy.benchmarks.statistics import Ratio, median_ratio, paired_ratio
+from spvit_deploy.runtimes.registry import runtimes
 
 # Undisturbed pairs of rounds from which on the others are left out.
 _QUIET = 4
+# Percentage points of top-1 that the fastest artifact may lose.
+_MAX_DROP = 1.0
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A dense and a lean artifact under the same runtime and workload.
-
-    Attributes:
-        dense, lean: their results.
-        ratio: of their times; of their rates, where a scenario has these.
+    """A dense and a lean artifact under the same terms, and the ratio of their times; of their
+    rates, where a scenario has these.
     """
 
     dense: BenchmarkResult
     lean: BenchmarkResult
     ratio: Ratio
-
-    @property
-    def label(self) -> str:
-        """The runtime and workload."""
-        load = self.lean.workload
-        scenario = "" if load.scenario == "closed" else f"{load.scenario}, "
-        return f"{self.lean.runtime}, {scenario}batch {load.batch}"
 
     @property
     def promised(self) -> float | None:
@@ -52,22 +45,74 @@ class Pair:
         interval = f" (95% interval {ratio.low:.2f} to {ratio.high:.2f})"
         if ratio.low == ratio.high:
             interval = ""
-        elif not self.ratio.differs:
-            return f"{self.label}: no difference seen between lean and dense{interval}"
-        line = f"{self.label}: lean is {ratio.value:.2f}× {word} than dense{interval}"
+        if not ratio.differs:
+            return f"{self.lean.place}: no difference seen between lean and dense{interval}"
+        line = f"{self.lean.place}: lean is {ratio.value:.2f}× {word} than dense{interval}"
         promised = self.promised
         return f"{line}; its MACs promise {promised:.2f}×" if promised else line
+
+
+@dataclass(frozen=True)
+class Headline:
+    """The fastest artifact, and what it is compared with.
+
+    Attributes:
+        best: Fastest of those that lose at most one point of accuracy, as far as that is known.
+        base: The dense model in PyTorch if it was measured, else the slowest dense artifact, else
+            the slowest; None if nothing else was measured under the same terms.
+        ratio: Time of the base over that of the best.
+    """
+
+    best: BenchmarkResult
+    base: BenchmarkResult | None
+    ratio: Ratio | None
+
+    @property
+    def name(self) -> str:
+        """Name of the best artifact."""
+        return _label_of(self.best)
+
+    @property
+    def summary(self) -> str:
+        """Speed, accuracy and size of the best artifact."""
+        parts, megabytes = [self._speed()], self.best.size_bytes / 1e6
+        before, after = self.base.top1 if self.base else None, self.best.top1
+        if before is not None and after is not None:
+            parts.append(f"{after - before:+.1f} points".replace("-", "−"))
+        return ", ".join([*parts, f"{megabytes:,.{0 if megabytes >= 10 else 1}f} MB"])
+
+    def _speed(self) -> str:
+        if self.base is None or self.ratio is None:
+            return f"{1000 * self.best.p50:.2f} ms per inference"
+        if not self.ratio.differs:
+            return f"no difference seen from {_label_of(self.base)}"
+        ratio, word = self.ratio.in_words()
+        digits = 1 if ratio.value >= 10 else 2
+        rows = (self.best, self.base)
+        remark = " (unsteady)" if any(row.flagged for row in rows) else ""
+        if any(2 * row.noisy > len(row.rounds) for row in rows):
+            remark = " (most rounds noisy)"
+        return f"{ratio.value:.{digits}f}× {word} than {_label_of(self.base)}{remark}"
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.summary}"
+
+
+def _label_of(row: BenchmarkResult) -> str:
+    """Name an artifact and its runtime, such as ``tuned int8 in OpenVINO``."""
+    runtime, _, provider = row.runtime.partition(":")
+    low = row.precision if row.precision not in ("", "fp32") else ""
+    precision = f" {low}" if low and low not in row.title else ""
+    info = runtimes().get(runtime)  # None for one that is known only where it was measured
+    where = (info.title if info else runtime) + (f" with {provider}" if provider else "")
+    return f"{row.title}{precision} in {where}"
 
 
 def ratio_of(slow: BenchmarkResult, fast: BenchmarkResult, together: bool = True) -> Ratio:
     """Compute the ratio of times, or of rates where a scenario has these.
 
-    By pairs of rounds where both were interleaved, else of all samples. Disturbed rounds are left
-    out where there are enough others.
-
-    Args:
-        slow, fast: whose time is divided, and divides; of rates the other way round.
-        together: whether they were interleaved in one run.
+    By pairs of rounds where both were interleaved in one run, ``together``, else of all samples.
+    Disturbed rounds are left out where there are enough others.
     """
     if slow.load and fast.load and slow.load.rate and fast.load.rate:
         if slow.load.rates and fast.load.rates:
@@ -86,9 +131,34 @@ def ratio_of(slow: BenchmarkResult, fast: BenchmarkResult, together: bool = True
 
 def pairs_of(rows: Sequence[BenchmarkResult]) -> list[Pair]:
     """Pair every lean result with every dense one of its runtime, precision and terms."""
-    found = []
-    for lean in (row for row in rows if row.kind == "lean"):
-        terms = (lean.runtime, lean.precision, lean.same_terms)
-        alike = [row for row in rows if (row.runtime, row.precision, row.same_terms) == terms]
-        found += [Pair(row, lean, ratio_of(row, lean)) for row in alike if row.kind == "dense"]
-    return found
+    return [
+        Pair(dense, lean, ratio_of(dense, lean))
+        for lean in rows
+        for dense in rows
+        if (lean.kind, dense.kind) == ("lean", "dense")
+        and (lean.runtime, lean.precision) == (dense.runtime, dense.precision)
+        and lean.same_terms == dense.same_terms
+    ]
+
+
+def headline_of(rows: Sequence[BenchmarkResult]) -> Headline | None:
+    """Choose the headline among the rows of the first row's workload; None for no rows."""
+    if not rows:
+        return None
+    alike = [row for row in rows if row.workload == rows[0].workload]
+    dense = [row for row in alike if row.kind == "dense"]
+    torch = [row for row in dense if row.runtime == "torch"]
+    base = max(torch or dense, key=_slowness, default=None)
+    least = base.top1 - _MAX_DROP if base is not None and base.top1 is not None else None
+    accurate = [
+        row for row in alike if least is None or (row.top1 is not None and row.top1 >= least)
+    ]
+    best = min(accurate or alike, key=_slowness)
+    if base is None or base is best or base.clock != best.clock:
+        others = [row for row in alike if row is not best and row.clock == best.clock]
+        base = max(others, key=_slowness, default=None)
+    return Headline(best, base, None if base is None else ratio_of(base, best))
+
+
+def _slowness(row: BenchmarkResult) -> float:
+    return row.p50 if row.rate is None else -row.rate

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
-from scipy.stats import binom
+from scipy.stats import binom, median_abs_deviation
 
 # Of MLPerf Inference's early stopping.
 CONFIDENCE = 0.99
@@ -38,8 +37,8 @@ def samples_needed(percent: float) -> int:
 
 
 def _over(count: int, percent: float) -> int:
-    """Count how many samples may lie beyond the percentile, so that so few are seen with a chance
-    of 1% at most, were each there with the chance that it says; -1 where none may.
+    """Count how many samples may lie beyond the percentile: where each does with the chance that
+    it states, so few do with 1% at most; -1 where none may.
     """
     chance = 1 - percent / 100
     # ppf is the first with a chance of at least 1%.
@@ -60,16 +59,10 @@ def early_stopping(samples: Sequence[float], percent: float) -> float | None:
 
 
 def variation(samples: Sequence[float]) -> float:
-    """Compute how far samples lie from their median, as a fraction of it.
-
-    1.4826 times the median distance, which for a normal distribution is its coefficient of
-    variation, and which outliers do not move.
+    """Compute how far samples lie from their median, as a fraction of it: for a normal
+    distribution its coefficient of variation, which outliers do not move.
     """
-    if not len(samples):
-        return 0.0
-    values = np.asarray(samples)
-    middle = float(np.median(values))
-    return 1.4826 * float(np.median(np.abs(values - middle))) / middle
+    return float(median_abs_deviation(samples, scale="normal") / np.median(samples))
 
 
 @dataclass(frozen=True)
@@ -94,37 +87,26 @@ class Ratio:
 
 def median_ratio(slow: Sequence[float], fast: Sequence[float]) -> Ratio:
     """Compute the median of ``slow`` over the median of ``fast``, with its interval."""
-    draw = _resampler()
-    low, high = np.percentile(draw(slow) / draw(fast), _INTERVAL)
+    above, below = _medians(slow, fast)
+    low, high = np.percentile(above / below, _INTERVAL)
     return Ratio(float(np.median(slow) / np.median(fast)), float(low), float(high))
 
 
 def paired_ratio(slow: Sequence[float], fast: Sequence[float]) -> Ratio:
-    """Compute the median of the ratios of interleaved rounds, with its interval over the rounds.
-
-    What slows a whole round slows both, and does not change the ratio.
-
-    Args:
-        slow, fast: medians of rounds, one element for each round.
+    """Compute the median of the ratios of interleaved rounds, from the medians of each round, with
+    its interval over the rounds: what slows a whole round does not change the ratio.
     """
     ratios = np.asarray(slow) / np.asarray(fast)
     return Ratio(float(np.median(ratios)), *median_interval(ratios))
 
 
 def median_interval(samples: Sequence[float] | np.ndarray) -> tuple[float, float]:
-    """Compute the bootstrap interval of 95% of a median; NaN without samples."""
-    if not len(samples):
-        return float("nan"), float("nan")
-    low, high = np.percentile(_resampler()(samples), _INTERVAL)
+    """Compute the bootstrap interval of 95% of a median."""
+    low, high = np.percentile(_medians(samples), _INTERVAL)
     return float(low), float(high)
 
 
-def _resampler() -> Callable[[Any], Any]:
-    """Make a function that draws medians of resampled samples, the same ones each time."""
+def _medians(*rows: Sequence[float] | np.ndarray) -> list[np.ndarray]:
+    """Draw the medians of resampled samples of each row, the same ones each time."""
     rng = np.random.default_rng(0)
-
-    def draw(samples: Any) -> Any:
-        values = np.asarray(samples)
-        return np.median(rng.choice(values, (_DRAWS, len(values))), axis=1)
-
-    return draw
+    return [np.median(rng.choice(row, (_DRAWS, len(row))), axis=1) for row in rows]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from spvit_deploy._version import __version__
@@ -21,7 +20,7 @@ from spvit_deploy.lean.cost import count_cost
 from spvit_deploy.runtimes.calibration import Accuracy
 from spvit_deploy.runtimes.export_job import ExportJob, WrittenFiles
 from spvit_deploy.runtimes.onnx.graph import INPUT_NAME
-from spvit_deploy.runtimes.registry import runtimes
+from spvit_deploy.runtimes.registry import versions_of
 
 # Top-1 in percent below which what a precision costs cannot be measured: a few times chance.
 _FEW_TIMES_CHANCE = 2
@@ -100,14 +99,8 @@ def _metadata(job: ExportJob) -> dict[str, str]:
 
 def tool_versions() -> dict[str, str]:
     """Return the versions of the packages that take part in an export."""
-    names = {"timm", "pillow", *(n for info in runtimes().values() for n in info.distributions)}
-    found = {"spvit-deploy": __version__}
-    for name in sorted(names):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+    found = {name: text for name, text in versions_of("timm", "pillow").items() if text}
+    return {"spvit-deploy": __version__, **found}
 
 
 def _record(

@@ -1,4 +1,4 @@
-"""Chains of one block, to be timed.
+"""Chains of one block, and their interleaved times, each with its spread.
 
 A chain has copies of a block, norms and additions included because runtimes fuse across them, each
 with weights of its own, as in a model.
@@ -8,33 +8,40 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
+from spvit_deploy.benchmarks.load_patterns import images_for
+from spvit_deploy.benchmarks.statistics import percentile
 from spvit_deploy.core.errors import ModelError
+from spvit_deploy.core.records import StrictModel
 from spvit_deploy.families.base import BlockSite
 from spvit_deploy.families.timm_models import input_size
+from spvit_deploy.runtimes.base import Session
+from spvit_deploy.runtimes.timing import Schedule, TimedCall, sample, time_interleaved
 
 # Copies in a chain: more than the caches next to a core hold, of all but the smallest models.
 DEPTH = 3
+ROUNDS, OFTEN = 10, 4
+_BURST, _PAUSE = 0.1, 0.08
 _INACTIVE = ("Dropout", "DropPath", "Identity")
 
 
 @dataclass(frozen=True)
 class BlockCall:
-    """The arguments of a block in a run of its model.
+    """The arguments of a block in a run of its model, of which ``x`` is the first.
 
     Attributes:
-        x: Its first argument.
-        rest: Its other arguments.
-        named: Its keyword arguments.
         series: Whether its output has the shape of ``x``.
         free: Whether only the first dimension of ``x`` is the batch.
-        batch: Images in that run.
     """
 
     x: Tensor
@@ -60,7 +67,7 @@ class Chain(nn.Module):
 
     def __init__(self, block: nn.Module, call: BlockCall, reads: int | None) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(_shaken(block) for _ in range(DEPTH))
+        self.blocks = nn.ModuleList(shaken_model(block) for _ in range(DEPTH))
         self.call, self.reads = call, reads
 
     def forward(self, images: Tensor) -> Tensor:
@@ -83,11 +90,9 @@ class Chain(nn.Module):
 
 @dataclass(frozen=True)
 class Probe:
-    """A block to time.
+    """A block to time, with its choice made.
 
     Attributes:
-        block: With its choice made.
-        call: Its arguments.
         reads: Number of its first output tokens that are used; None for all.
     """
 
@@ -100,14 +105,10 @@ class Probe:
         return Chain(self.block, self.call, self.reads).eval()
 
 
-def shaken_model(model: nn.Module) -> nn.Module:
-    """Copy a model with noise in its weights: optimizers drop zeros and ones."""
-    return _shaken(model).eval()
-
-
 @torch.no_grad()
-def _shaken(module: nn.Module) -> nn.Module:
-    shaken = copy.deepcopy(module)
+def shaken_model(model: nn.Module) -> nn.Module:
+    """Copy a model with noise in its weights, to evaluate: optimizers drop zeros and ones."""
+    shaken = copy.deepcopy(model).eval()
     for parameter in shaken.parameters():
         parameter.add_(0.02 * torch.randn_like(parameter))
     return shaken
@@ -128,8 +129,8 @@ def watch_blocks(model: nn.Module, sites: Sequence[BlockSite], batch: int) -> di
                 "Ask for a budget in MACs.",
             )
         (x, rest, named, given), (y, others, other_named, _) = few[site.path], more[site.path]
-        fixed = [a.shape == b.shape for a, b in zip(_tensors(rest, named),
-                 _tensors(others, other_named), strict=True)]  # fmt: skip
+        pairs = zip(_tensors(rest, named), _tensors(others, other_named), strict=True)
+        fixed = [a.shape == b.shape for a, b in pairs]
         scales = (x.shape[0], y.shape[0]) == (batch, batch + 1) and x.shape[1:] == y.shape[1:]
         series = given.shape == x.shape
         found[site.path] = BlockCall(x, rest, named, series, scales and all(fixed), batch)
@@ -142,15 +143,13 @@ _Seen = tuple[Tensor, tuple[Any, ...], dict[str, Any], Tensor]
 def _calls(model: nn.Module, sites: Sequence[BlockSite], batch: int) -> dict[str, _Seen]:
     seen: dict[str, _Seen] = {}
 
-    def watch(path: str) -> Any:
-        def note(_: nn.Module, args: tuple[Any, ...], named: dict[str, Any], given: Any) -> None:
-            if args and isinstance(args[0], Tensor):
-                seen[path] = (args[0], args[1:], named, first_of(given))
-
-        return note
+    def note(path: str, _: Any, args: tuple[Any, ...], named: dict[str, Any], given: Any) -> None:
+        if args and isinstance(args[0], Tensor):
+            seen[path] = (args[0], args[1:], named, first_of(given))
 
     handles = [
-        site.block.register_forward_hook(watch(site.path), with_kwargs=True) for site in sites
+        site.block.register_forward_hook(partial(note, site.path), with_kwargs=True)
+        for site in sites
     ]
     try:
         with torch.no_grad():
@@ -199,3 +198,64 @@ def _is_plain(value: Any) -> bool:
     if isinstance(value, (tuple, list)):
         return all(map(_is_plain, value))
     return value is None or isinstance(value, (bool, int, float, str))
+
+
+class Timing(StrictModel):
+    """Seconds of an inference.
+
+    Attributes:
+        seconds: lower quartile of the medians of bursts: what else runs on a host only adds.
+        low, high: 5% and 95% of the medians.
+    """
+
+    seconds: float = Field(gt=0)
+    low: float
+    high: float
+
+    @property
+    def spread(self) -> float:
+        """Of the bursts, as a fraction of the time."""
+        return (self.high - self.low) / self.seconds
+
+    def scaled(self, factor: float) -> Timing:
+        """Multiply all of it by a factor."""
+        return Timing(seconds=self.seconds * factor, low=self.low * factor, high=self.high * factor)
+
+
+def time_files(
+    files: Mapping[str, Path],
+    open_file: Callable[[Path], Session],
+    batch: int,
+    rounds: int = ROUNDS,
+    often: Collection[str] = (),
+    note: Callable[[str], None] = lambda _: None,
+) -> tuple[dict[str, Timing], Session]:
+    """Time every file in short interleaved bursts.
+
+    Args:
+        often: names that get :data:`OFTEN` bursts a round, since much is derived from them.
+        note: called with each name before its burst.
+
+    Returns:
+        The times, and a closed session, for what it reports of the runtime.
+    """
+    sessions = {name: open_file(path) for name, path in files.items()}
+    calls = {name: _warm_call(session, batch) for name, session in sessions.items()}
+    schedule = Schedule(rounds, _BURST, _PAUSE)
+    bursts = time_interleaved(calls, schedule, dict.fromkeys(often, OFTEN), note)
+    calls.clear()
+    for session in sessions.values():
+        session.close()
+    return {name: _summarized(found) for name, found in bursts.items()}, session
+
+
+def _summarized(bursts: list[list[float]]) -> Timing:
+    medians = [median(burst) for burst in bursts]
+    quartile, low, high = (percentile(medians, percent) for percent in (25, 5, 95))
+    return Timing(seconds=quartile, low=low, high=high)
+
+
+def _warm_call(session: Session, batch: int) -> TimedCall:
+    call = session.prepare(images_for(session, batch, 0))
+    sample(call, 0)
+    return call

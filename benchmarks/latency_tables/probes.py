@@ -7,8 +7,7 @@ once.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +19,7 @@ from spvit_deploy.benchmarks.latency_tables.block_chain import (
     signature,
     watch_blocks,
 )
+from spvit_deploy.benchmarks.latency_tables.table import Shape, Tail, Width
 from spvit_deploy.core.plan import AttentionKind, BlockPlan, ModelSpec, PrunePlan
 from spvit_deploy.families.base import BlockSite
 from spvit_deploy.families.registry import find_sites
@@ -33,146 +33,96 @@ _NARROWEST, _ALIGNMENT = 8, 8
 _HALF = 5
 
 
-@dataclass(frozen=True)
-class TailProbes:
-    """The probes of a block of which only the tokens that the head reads are computed.
-
-    Attributes:
-        skip, msa: Keys of the block with this operation, and an MLP of half its width.
-        mlp: (width, key) with the cheapest operation.
-    """
-
-    skip: str
-    msa: str
-    mlp: tuple[tuple[int, str], ...]
-
-
-@dataclass(frozen=True)
-class SiteProbes:
-    """The probes of one block, by key.
-
-    Attributes:
-        path: Of the block.
-        hidden: Units of its MLP.
-        attention: With each operation, and an MLP of half its width.
-        mlp: (width, key) with the cheapest operation.
-        tail: Where unused tokens are not computed; None where all are.
-    """
-
-    path: str
-    hidden: int
-    attention: dict[AttentionKind, str]
-    mlp: tuple[tuple[int, str], ...]
-    tail: TailProbes | None = None
-
-
-@dataclass(frozen=True)
-class Probes:
-    """All that is timed of a model.
-
-    Attributes:
-        sites: Of its blocks, in order.
-        blocks: By key.
-        anchors: Whole models: ``dense``, with ``no MLP``, and the ``least``.
-    """
-
-    sites: tuple[SiteProbes, ...]
-    blocks: dict[str, Probe]
-    anchors: dict[str, nn.Module]
-
-
 def probe_widths(hidden: int) -> tuple[int, ...]:
-    """Return the MLP widths to time, from none to all; in a small MLP some are the same."""
+    """Return the MLP widths to time, from none to all."""
     wide = [
         max(_NARROWEST, round(hidden * share / _ALIGNMENT) * _ALIGNMENT) for share in _SHARES[:-1]
     ]
     return tuple(min(hidden, width) for width in (0, _NARROWEST, *wide, hidden))
 
 
-class _Maker:
-    """Makes the probes of one model, each once."""
-
-    def __init__(self, model: nn.Module, spec: ModelSpec, batch: int) -> None:
-        self.model, self.spec = model, spec
-        self.operations = load_operations()
-        self.sites = self.operations.offer(find_sites(model, str(spec)))
-        self.calls = watch_blocks(model, self.sites, batch)
-        self.grids = [probe_widths(site.hidden) for site in self.sites]
-        self.blocks: dict[str, Probe] = {}
-
-    def lean(self, kind: AttentionKind, index: int) -> nn.Module:
-        """Build the lean model all of whose blocks make this choice, as far as they can."""
-        blocks = tuple(
-            BlockPlan(
-                path=site.path,
-                attention=self.operations.taken(site, kind),
-                mlp_keep=tuple(range(grid[index])),
-            )
-            for site, grid in zip(self.sites, self.grids, strict=True)
-        )
-        lean = copy.deepcopy(self.model)
-        shape_lean(lean, PrunePlan(model=self.spec, blocks=blocks))
-        return lean.eval()
-
-    def keys(self, lean: nn.Module, reads: int | None = None) -> list[str]:
-        """Return the keys of a model's blocks, new probes included."""
-        found = []
-        for site in self.sites:
-            probe = Probe(lean.get_submodule(site.path), self.calls[site.path], reads)
-            key = signature(probe)
-            self.blocks.setdefault(key, probe)
-            found.append(key)
-        return found
-
-    def tails(self, reads: int | None) -> list[TailProbes | None]:
-        """Return tail probes per block where only the first ``reads`` tokens are read."""
-        if reads is None:
-            return [None] * len(self.sites)
-        none, half, whole = (
-            self.keys(self.lean(AttentionKind.SKIP, i), reads) for i in (0, _HALF, -1)
-        )
-        msa = self.keys(self.lean(AttentionKind.MSA, _HALF), reads)
-        return [
-            TailProbes(
-                half[i], msa[i], tuple(dict.fromkeys(((0, none[i]), (site.hidden, whole[i]))))
-            )
-            for i, site in enumerate(self.sites)
-        ]
-
-
-def make_probes(model: nn.Module, spec: ModelSpec, batch: int = 1, narrows: bool = True) -> Probes:
-    """Build the probes of a dense model: a chain per kind of block and choice.
+class Probes:
+    """All that is timed of a dense model: a chain per kind of block and choice, and whole models.
 
     Args:
-        model: Dense; not changed.
-        spec: How it was built.
-        batch: Images per inference.
         narrows: Whether an export leaves out unused tokens.
+
+    Attributes:
+        sites: Its blocks in order, with the keys of what is timed in the place of times.
+        blocks: By key.
+        anchors: Whole models: ``dense``, with ``no MLP``, and the ``least``.
 
     Raises:
         ModelError: No family takes the model, or its blocks do not run on their own.
     """
-    maker = _Maker(shaken_model(model), spec, batch)
-    count = len(probe_widths(0))
-    by_width = [maker.keys(maker.lean(AttentionKind.SKIP, index)) for index in range(count)]
-    by_kind = {kind: maker.keys(maker.lean(kind, _HALF)) for kind in maker.operations.kinds}
-    tails = maker.tails(_tokens_read(maker.model, maker.sites) if narrows else None)
-    found = tuple(
-        SiteProbes(
-            site.path,
-            site.hidden,
-            {kind: rows[i] for kind, rows in by_kind.items()},
-            tuple(dict.fromkeys((maker.grids[i][j], by_width[j][i]) for j in range(count))),
-            tails[i],
+
+    def __init__(
+        self, model: nn.Module, spec: ModelSpec, batch: int = 1, narrows: bool = True
+    ) -> None:
+        self._model, self._spec = shaken_model(model), spec
+        self._operations = load_operations()
+        self._sites = self._operations.offer(find_sites(self._model, str(spec)))
+        self._calls = watch_blocks(self._model, self._sites, batch)
+        self._grids = [probe_widths(site.hidden) for site in self._sites]
+        self.blocks: dict[str, Probe] = {}
+        count = len(probe_widths(0))
+        by_width = [self._keys(AttentionKind.SKIP, index) for index in range(count)]
+        by_kind = {kind: self._keys(kind, _HALF) for kind in self._operations.kinds}
+        tails = self._tails(_tokens_read(self._model, self._sites) if narrows else None)
+        self.sites = tuple(
+            Shape[str](
+                paths=(site.path,),
+                hidden=site.hidden,
+                attention={kind: keys[i] for kind, keys in by_kind.items()},
+                mlp=_widths((self._grids[i][j], by_width[j][i]) for j in range(count)),
+                tail=tails[i],
+            )
+            for i, site in enumerate(self._sites)
         )
-        for i, site in enumerate(maker.sites)
-    )
-    anchors = {
-        "dense": maker.model,
-        "no MLP": maker.lean(AttentionKind.MSA, 0),
-        "least": maker.lean(AttentionKind.SKIP, 0),
-    }
-    return Probes(found, maker.blocks, anchors)
+        self.anchors = {
+            "dense": self._model,
+            "no MLP": self._lean(AttentionKind.MSA, 0),
+            "least": self._lean(AttentionKind.SKIP, 0),
+        }
+
+    def _lean(self, kind: AttentionKind, index: int) -> nn.Module:
+        """Build the lean model all of whose blocks make this choice, as far as they can."""
+        blocks = tuple(
+            BlockPlan(
+                path=site.path,
+                attention=self._operations.taken(site, kind),
+                mlp_keep=tuple(range(grid[index])),
+            )
+            for site, grid in zip(self._sites, self._grids, strict=True)
+        )
+        lean = copy.deepcopy(self._model)
+        shape_lean(lean, PrunePlan(model=self._spec, blocks=blocks))
+        return lean.eval()
+
+    def _keys(self, kind: AttentionKind, index: int, reads: int | None = None) -> list[str]:
+        """Return the keys of a lean model's blocks, new probes included."""
+        lean, found = self._lean(kind, index), []
+        for site in self._sites:
+            probe = Probe(lean.get_submodule(site.path), self._calls[site.path], reads)
+            found.append(signature(probe))
+            self.blocks.setdefault(found[-1], probe)
+        return found
+
+    def _tails(self, reads: int | None) -> list[Tail[str] | None]:
+        """Return the keys of each block's tail, where only the first ``reads`` tokens are read."""
+        if reads is None:
+            return [None] * len(self._sites)
+        none, half, whole = (self._keys(AttentionKind.SKIP, i, reads) for i in (0, _HALF, -1))
+        msa = self._keys(AttentionKind.MSA, _HALF, reads)
+        return [
+            Tail(skip=half[i], msa=msa[i], mlp=_widths(((0, none[i]), (site.hidden, whole[i]))))
+            for i, site in enumerate(self._sites)
+        ]
+
+
+def _widths(keys: Iterable[tuple[int, str]]) -> tuple[Width[str], ...]:
+    """Put keys beside their widths, each once: in a small MLP some are the same."""
+    return tuple(Width(width=width, time=key) for width, key in dict.fromkeys(keys))
 
 
 def _tokens_read(model: nn.Module, sites: Sequence[BlockSite]) -> int | None:

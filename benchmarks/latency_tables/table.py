@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Generic, Literal, TypeVar
 
 import numpy as np
 from pydantic import Field, field_validator, model_validator
 from sklearn.isotonic import isotonic_regression
 
 from spvit_deploy.benchmarks.host import HostRecord
-from spvit_deploy.benchmarks.latency_tables.interleaved import Timing
+from spvit_deploy.benchmarks.latency_tables.block_chain import Timing
 from spvit_deploy.core.plan import AttentionKind, ModelSpec
 from spvit_deploy.core.progress import warn
-from spvit_deploy.core.records import StrictModel, load_record, write_record
+from spvit_deploy.core.records import StrictModel, load_record
 from spvit_deploy.lean.cost import CostTable, SiteCost
 
 LATENCY_FILE = "latency.json"
@@ -24,16 +24,18 @@ _NS = 10**9
 _UNSTEADY = 0.1
 # What the speed of a host depends on.
 _HARDWARE = ("cpu", "cores", "threads", "flags", "gpus")
+# A time; or the key of what is timed.
+T = TypeVar("T")
 
 
-class WidthTime(StrictModel):
+class Width(StrictModel, Generic[T]):
     """A block with the cheapest operation and this many hidden units."""
 
     width: int = Field(ge=0)
-    time: Timing
+    time: T
 
 
-class TailTimes(StrictModel):
+class Tail(StrictModel, Generic[T]):
     """A block of which only the tokens are needed that the head reads.
 
     A convolution passes these on unchanged, and takes no more than a skip.
@@ -43,40 +45,31 @@ class TailTimes(StrictModel):
         mlp: with the cheapest operation, without hidden units and with all.
     """
 
-    skip: Timing
-    msa: Timing
-    mlp: tuple[WidthTime, ...] = Field(min_length=1)
+    skip: T
+    msa: T
+    mlp: tuple[Width[T], ...] = Field(min_length=1)
 
 
-class ShapeTimes(StrictModel):
-    """The times of blocks that compute the same.
+class Shape(StrictModel, Generic[T]):
+    """Blocks that compute the same.
 
     Attributes:
-        paths: of the blocks.
         hidden: units of their MLPs.
         attention: with each operation, and an MLP of half its width.
         mlp: with the cheapest operation, from no hidden units to all.
         tail: where only the tokens that the head reads are computed; None where all are.
-
-    Raises:
-        ValueError: MLP widths that do not rise from none to all.
     """
 
     paths: tuple[str, ...] = Field(min_length=1)
     hidden: int = Field(ge=0)
-    attention: dict[AttentionKind, Timing]
-    mlp: tuple[WidthTime, ...] = Field(min_length=1)
-    tail: TailTimes | None = None
-
-    @field_validator("attention")
-    @classmethod
-    def _with_attention(cls, times: dict[AttentionKind, Timing]) -> dict[AttentionKind, Timing]:
-        if AttentionKind.MSA not in times:
-            raise ValueError("attention lacks msa, which every block has")
-        return times
+    attention: dict[AttentionKind, T]
+    mlp: tuple[Width[T], ...] = Field(min_length=1)
+    tail: Tail[T] | None = None
 
     @model_validator(mode="after")
-    def _from_none_to_all(self) -> ShapeTimes:
+    def _complete(self) -> Shape[T]:
+        if AttentionKind.MSA not in self.attention:
+            raise ValueError("attention lacks msa, which every block has")
         for points in (self.mlp, self.tail.mlp if self.tail else self.mlp):
             widths = [point.width for point in points]
             if widths != sorted(set(widths)) or (widths[0], widths[-1]) != (0, self.hidden):
@@ -85,11 +78,7 @@ class ShapeTimes(StrictModel):
 
 
 class Anchors(StrictModel):
-    """Whole models: dense; without MLPs; and with the cheapest operations too.
-
-    Raises:
-        ValueError: the dense one takes no longer than the cheapest.
-    """
+    """Whole models: dense; without MLPs; and with the cheapest operations too."""
 
     dense: Timing
     no_mlp: Timing
@@ -106,15 +95,9 @@ class LatencyTable(StrictModel):
     """One model on one runtime.
 
     Attributes:
-        model: that it is for.
-        runtime, runtime_version, device: where it was taken.
-        precision: that the model was exported in.
-        batch: images of an inference.
         threads: of the runtime; None for its own choice.
-        host: that it ran on.
-        created: when, in UTC.
+        created: in UTC.
         anchors: times of whole models, which the sums of blocks are scaled to.
-        shapes: times of blocks.
     """
 
     model: ModelSpec
@@ -127,11 +110,11 @@ class LatencyTable(StrictModel):
     host: HostRecord
     created: str
     anchors: Anchors
-    shapes: tuple[ShapeTimes, ...] = Field(min_length=1)
+    shapes: tuple[Shape[Timing], ...] = Field(min_length=1)
 
     @field_validator("shapes")
     @classmethod
-    def _each_block_once(cls, shapes: tuple[ShapeTimes, ...]) -> tuple[ShapeTimes, ...]:
+    def _each_block_once(cls, shapes: tuple[Shape[Timing], ...]) -> tuple[Shape[Timing], ...]:
         paths = [path for shape in shapes for path in shape.paths]
         twice = sorted({path for path in paths if paths.count(path) > 1})
         if twice:
@@ -166,15 +149,11 @@ class LatencyTable(StrictModel):
         model both differ from those in a chain of blocks by some percent (caches, memory): the
         two sums are scaled to the differences of whole models.
 
-        Args:
-            paths: Blocks, in the order of the plan.
-            kinds: Operations, in order of cost.
-
         Raises:
             KeyError: An operation was not timed.
         """
         by_path = {path: shape for shape in self.shapes for path in shape.paths}
-        shapes = [by_path[path] for path in paths]
+        shapes = [by_path[path] for path in paths]  # in the order of the plan
         sites = tuple(_site(shape, kinds) for shape in shapes)
         tail = tuple(_tail_site(shape, kinds) for shape in shapes if shape.tail is not None)
         tail = tail if len(tail) == len(sites) else ()
@@ -221,9 +200,7 @@ def merge(files: Sequence[LatencyFile]) -> LatencyFile:
 
 
 def warn_if_unsteady(table: LatencyTable) -> None:
-    """Warn where the times of the dense model, which were taken most often, vary more than a budget
-    can be met.
-    """
+    """Warn where the times of the dense model vary more than a budget can be met."""
     spread = table.anchors.dense.spread / 2
     if spread > _UNSTEADY:
         warn(
@@ -232,22 +209,8 @@ def warn_if_unsteady(table: LatencyTable) -> None:
         )
 
 
-def save_latency(file: LatencyFile, path: Path) -> None:
-    """Write ``latency.json``.
-
-    Raises:
-        StorageError: no space, or not writable.
-    """
-    write_record(path, file.model_dump(mode="json"))
-
-
 def load_latency(path: Path) -> LatencyFile:
-    """Read and validate ``latency.json``.
-
-    Raises:
-        InputError: no such file, another record, or an unknown schema version.
-        CorruptFileError: damaged.
-    """
+    """Read and validate ``latency.json``; errors as :func:`load_record`."""
     return load_record(path, "latency", LatencyFile, "Measure again")
 
 
@@ -266,7 +229,7 @@ def _scaled(sites: Sequence[SiteCost], operations: float, mlps: float) -> tuple[
     )
 
 
-def _site(shape: ShapeTimes, kinds: Sequence[AttentionKind]) -> SiteCost:
+def _site(shape: Shape[Timing], kinds: Sequence[AttentionKind]) -> SiteCost:
     """Compute nanoseconds of each operation over the cheapest, and of an MLP over none."""
     seconds = {kind: shape.attention[kind].seconds for kind in kinds}
     least = seconds[AttentionKind.SKIP]
@@ -274,7 +237,7 @@ def _site(shape: ShapeTimes, kinds: Sequence[AttentionKind]) -> SiteCost:
     return SiteCost(costs, _curve(shape.mlp, shape.hidden))
 
 
-def _tail_site(shape: ShapeTimes, kinds: Sequence[AttentionKind]) -> SiteCost:
+def _tail_site(shape: Shape[Timing], kinds: Sequence[AttentionKind]) -> SiteCost:
     """Compute the same behind the last attention, over what the block would have cost before it."""
     assert shape.tail is not None
     skip = shape.tail.mlp[0].time.seconds - shape.mlp[0].time.seconds
@@ -283,7 +246,7 @@ def _tail_site(shape: ShapeTimes, kinds: Sequence[AttentionKind]) -> SiteCost:
     return SiteCost(costs, _curve(shape.tail.mlp, shape.hidden))
 
 
-def _curve(points: Sequence[WidthTime], hidden: int) -> tuple[int, ...]:
+def _curve(points: Sequence[Width[Timing]], hidden: int) -> tuple[int, ...]:
     """Interpolate nanoseconds of 0, 1, … and all hidden units over none: linear between those that
     were timed, and nowhere falling, which only noise would cause.
     """

@@ -8,20 +8,20 @@ import importlib.util
 import json
 import re
 import tempfile
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from spvit_deploy.benchmarks.mlperf.systems_under_test import (
-    Call,
-    InlineSystem,
-    QueuedSystem,
-    RemoteSystem,
-    Send,
-    SystemUnderTest,
-)
 from spvit_deploy.core.errors import RuntimeMissingError
+
+# Runs so many images, and returns when they are done.
+Call = Callable[[int], None]
+# Sends one request without waiting; None where no more can be sent.
+Send = Callable[[], "Future[Any] | None"]
 
 _PACKAGE = "mlperf_loadgen"
 # Samples that queries choose from. Their content does not change a time.
@@ -59,11 +59,8 @@ class LoadGenResult:
 def loadgen_version(extra: str = "mlperf") -> str:
     """Return LoadGen's version.
 
-    Args:
-        extra: The extra of this package to name where LoadGen is missing.
-
     Raises:
-        RuntimeMissingError: LoadGen is not installed.
+        RuntimeMissingError: LoadGen is not installed; names this extra of the package.
     """
     if importlib.util.find_spec(_PACKAGE) is None:
         raise RuntimeMissingError(
@@ -82,19 +79,14 @@ def run_scenario(
     slo: float | None = None,
     rate: float = 1.0,
 ) -> LoadGenResult:
-    """Run a LoadGen scenario on calls of this process.
+    """Run a LoadGen scenario on calls of this process; errors as :func:`loadgen_version`.
 
     Args:
-        scenario: ``single-stream``, ``multi-stream``, ``offline`` or ``server``.
         calls: Run so many images and return when they are done; one per worker.
-        seconds: Minimum duration.
         batch: Images per call at most; for ``multi-stream``, per query.
         expected: Seconds per call, from which LoadGen plans how many queries to make.
         slo: Seconds within which 99% of ``server``'s samples have to be done.
         rate: Samples per second that ``server`` is sent.
-
-    Raises:
-        RuntimeMissingError: LoadGen is not installed.
     """
     loadgen_version()
     lg = importlib.import_module(_PACKAGE)
@@ -109,25 +101,28 @@ def run_scenario(
     settings.server_target_qps = rate
     if slo is not None:
         settings.server_target_latency_ns = round(1e9 * slo)
-    system = (QueuedSystem if scenario == "server" else InlineSystem)(lg, calls, batch)
-    return _run(lg, settings, system)
+    workers = _Workers(lg, calls, batch)
+    with ThreadPoolExecutor(len(calls)) as pool:
+        queue = partial(workers.queue, pool)
+        result = _run(lg, settings, queue if scenario == "server" else workers.run)
+    if workers.failure is not None:
+        raise workers.failure
+    return result
 
 
 def run_requests(
     send: Send, rate: float, requests: int, max_outstanding: int, seed: int = 0
 ) -> LoadGenResult:
-    """Run LoadGen's ``server`` scenario on a server that is reached through a client.
+    """Run LoadGen's ``server`` scenario on a server that is reached through a client; errors as
+    :func:`loadgen_version`.
 
     Args:
         send: Sends the next request without waiting. LoadGen counts it as completed when its
-            future is done, with a result or an exception. None keeps it outstanding to the end.
+            future is done, with a result or an exception. None keeps it outstanding to the end, so
+            that LoadGen ends early with too many of them.
         rate: Requests per second, in the mean of a Poisson process.
-        requests: How many in all.
         max_outstanding: LoadGen ends early where more requests are outstanding.
         seed: Of the times between requests.
-
-    Raises:
-        RuntimeMissingError: LoadGen is not installed.
     """
     loadgen_version("triton")
     lg = importlib.import_module(_PACKAGE)
@@ -137,7 +132,20 @@ def run_requests(
     settings.server_target_qps = rate
     settings.server_max_async_queries = max_outstanding
     settings.schedule_rng_seed = seed
-    return _run(lg, settings, RemoteSystem(lg, send))
+    unsent: list[Any] = []
+
+    def answered(sample: Any, _: Future[Any]) -> None:
+        _complete(lg, [sample])
+
+    def issue(samples: list[Any]) -> None:
+        for sample in samples:
+            future = send()
+            if future is None:
+                unsent.append(sample)
+            else:
+                future.add_done_callback(partial(answered, sample))
+
+    return _run(lg, settings, issue, lambda: _complete(lg, unsent))
 
 
 def _settings(lg: Any, scenario: str) -> Any:
@@ -147,15 +155,22 @@ def _settings(lg: Any, scenario: str) -> Any:
     return settings
 
 
-def _run(lg: Any, settings: Any, system: SystemUnderTest) -> LoadGenResult:
+def _run(
+    lg: Any,
+    settings: Any,
+    issue: Callable[[list[Any]], None],
+    flush: Callable[[], None] = lambda: None,
+) -> LoadGenResult:
+    """Run LoadGen, which issues the samples of a query when it is due, and flushes at the end."""
+
     def samples_are_in_memory(_: list[int]) -> None: ...
 
-    with tempfile.TemporaryDirectory() as folder, system.running():
+    with tempfile.TemporaryDirectory() as folder:
         logs = lg.LogSettings()
         logs.log_output.outdir = folder
         logs.log_output.copy_summary_to_stdout = False
         logs.enable_trace = True  # the only file with every latency
-        sut = lg.ConstructSUT(system.issue, system.flush)
+        sut = lg.ConstructSUT(issue, flush)
         library = lg.ConstructQSL(_LIBRARY, _LIBRARY, samples_are_in_memory, samples_are_in_memory)
         try:
             lg.StartTestWithLogSettings(sut, library, settings, logs)
@@ -178,3 +193,51 @@ def _read(folder: Path) -> LoadGenResult:
     return LoadGenResult(
         tuple(completed[query] / 1e9 for query in sorted(completed)), rate, estimate
     )
+
+
+def _complete(lg: Any, samples: Sequence[Any]) -> None:
+    """Report samples to LoadGen as completed, which ends their latency."""
+    lg.QuerySamplesComplete([lg.QuerySampleResponse(sample.id, 0, 0) for sample in samples])
+
+
+class _Workers:
+    """Runs LoadGen's samples by calls of this process.
+
+    Every sample is completed, also after a failure: LoadGen waits for all of them.
+    """
+
+    def __init__(self, lg: Any, calls: Sequence[Call], batch: int) -> None:
+        self._lg, self._calls, self._batch = lg, list(calls), batch
+        self._waiting: list[Any] = []
+        self._lock = threading.Lock()
+        self.failure: BaseException | None = None
+
+    def run(self, samples: list[Any]) -> None:
+        """Run the samples of a query in LoadGen's own thread, a batch at a time."""
+        for start in range(0, len(samples), self._batch):
+            self._run(self._calls[0], samples[start : start + self._batch])
+
+    def queue(self, pool: ThreadPoolExecutor, samples: list[Any]) -> None:
+        """Queue samples for the threads of a pool, as many as there are calls; each takes as many
+        as fit into a batch.
+        """
+        with self._lock:
+            self._waiting += samples
+        for _ in samples:
+            pool.submit(self._run_waiting)
+
+    def _run_waiting(self) -> None:
+        with self._lock:
+            call = self._calls.pop()
+            batch, self._waiting = self._waiting[: self._batch], self._waiting[self._batch :]
+        if batch:  # none where another thread has taken all
+            self._run(call, batch)
+        self._calls.append(call)
+
+    def _run(self, call: Call, samples: Sequence[Any]) -> None:
+        if self.failure is None:
+            try:
+                call(len(samples))
+            except BaseException as error:
+                self.failure = error
+        _complete(self._lg, samples)

@@ -53,13 +53,6 @@ def _color(kind: str) -> str:
     return {"dense": DENSE, "lean": LEAN}.get(kind, OTHER)
 
 
-def _place(row: BenchmarkResult) -> str:
-    """Name runtime and workload, for an axis."""
-    load = row.workload
-    scenario = "" if load.scenario == "closed" else f"{load.scenario}, "
-    return f"{row.runtime}, {scenario}batch {load.batch}"
-
-
 def _whisker(medians: Sequence[float], tails: Sequence[float | None]) -> dict[str, Any]:
     """Draw error bars from the medians to the 90th percentiles, both in seconds."""
     above = [1000 * ((t or m) - m) for m, t in zip(medians, tails, strict=True)]
@@ -70,16 +63,16 @@ def _whisker(medians: Sequence[float], tails: Sequence[float | None]) -> dict[st
 def latency_bars(results: Sequence[BenchmarkResult]) -> Any:
     """Draw median latencies, with a whisker to the 90th percentile if there are enough samples."""
     figure = go.Figure()
-    places = [(r.kind, _place(r)) for r in results]
+    places = [(r.kind, r.place) for r in results]
     by_kind = len(set(places)) == len(places)
     names = [result.kind if by_kind else result.title for result in results]
     for name in dict.fromkeys(names):
         own = [result for result, label in zip(results, names, strict=True) if label == name]
         figure.add_bar(
             name=name,
-            x=[_place(r) for r in own],
+            x=[r.place for r in own],
             y=[1000 * r.p50 for r in own],
-            error_y=_whisker([r.p50 for r in own], [r.p90 for r in own]),
+            error_y=_whisker([r.p50 for r in own], [r.tail(90) for r in own]),
             text=[f"{1000 * r.p50:.2f}" for r in own],
             textposition="inside",
             insidetextanchor="start",
@@ -94,7 +87,7 @@ def sample_boxes(results: Sequence[BenchmarkResult]) -> Any:
     for result in results:
         step = max(1, len(result.samples) // _BOX_SAMPLES)
         figure.add_box(
-            name=f"{result.title}<br>{_place(result)}",
+            name=f"{result.title}<br>{result.place}",
             y=[round(1000 * s, 4) for s in result.samples[::step]],
             marker_color=_color(result.kind),
             boxpoints="outliers",
@@ -105,11 +98,8 @@ def sample_boxes(results: Sequence[BenchmarkResult]) -> Any:
 
 
 def plan_bars(plan: PrunePlan, hidden: Sequence[int]) -> Any:
-    """Draw the MLP width of each block, colored by its operation.
-
-    Args:
-        plan: Plan of the lean model.
-        hidden: MLP widths of the dense model, one per block, to draw behind; may be empty.
+    """Draw the MLP width of each block, colored by its operation; behind it that of the dense
+    model, where the ``hidden`` units of its blocks are known.
     """
     figure = go.Figure()
     names = [block.path for block in plan.blocks]
@@ -162,14 +152,7 @@ def _ms(blocks: dict[str, BlockTime], names: Iterable[str]) -> list[float]:
 
 @dataclass(frozen=True)
 class AccuracyPoint:
-    """A model in a figure of accuracy against latency.
-
-    Attributes:
-        label: Name of the point.
-        group: Entry of the legend.
-        latency, p90: Seconds; p90 is None for too few samples.
-        top1: Percent.
-    """
+    """A model in a figure of accuracy, in percent, against latency, in seconds."""
 
     label: str
     group: str
@@ -181,7 +164,7 @@ class AccuracyPoint:
 def accuracy_latency(results: Sequence[BenchmarkResult]) -> Any:
     """Draw accuracy against latency, one point per result whose accuracy is known."""
     points = [
-        AccuracyPoint(f"{r.title}, {_place(r)}", r.kind, r.p50, r.p90, r.top1)
+        AccuracyPoint(f"{r.title}, {r.place}", r.kind, r.p50, r.tail(90), r.top1)
         for r in results
         if r.top1 is not None
     ]
@@ -193,13 +176,8 @@ def accuracy_latency(results: Sequence[BenchmarkResult]) -> Any:
 def accuracy_scatter(
     points: Sequence[AccuracyPoint], colors: Mapping[str, str], height: int, labels: bool = False
 ) -> Any:
-    """Draw accuracy against latency and the frontier of the points that no other beats.
-
-    Args:
-        points: One per model.
-        colors: Of the groups, in the order of the legend.
-        height: Pixels.
-        labels: Whether labels are drawn; otherwise they show on hovering.
+    """Draw accuracy against latency, groups in the order of their colors, and the frontier of the
+    points that no other beats; labels that are not drawn show on hovering.
     """
     figure = go.Figure()
     front = pareto_front(points, lambda point: (point.latency, point.top1))

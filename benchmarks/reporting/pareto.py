@@ -9,11 +9,7 @@ Item = TypeVar("Item")
 
 
 def pareto_front(items: Iterable[Item], place: Callable[[Item], tuple[float, float]]) -> list[Item]:
-    """Keep the items that no other item beats in both latency and accuracy.
-
-    Args:
-        items: In any order.
-        place: Returns an item's latency (lower is better) and accuracy (higher is better).
+    """Keep the items that no other item beats in both latency (lower is better) and accuracy.
 
     Returns:
         Fastest first, each more accurate than all before it; of equal items only the first.

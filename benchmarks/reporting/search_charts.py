@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +30,8 @@ class LogLine(BaseModel):
     """One line of a search's log.
 
     Attributes:
-        step: Step of the search, from 1.
-        loss: Loss of the batch; None at an epoch's end.
-        epoch_loss: Mean loss of the epoch; None elsewhere.
+        loss: Of the batch; None at an epoch's end.
+        epoch_loss: Mean of the epoch; None elsewhere.
         cost, budget: Expected and requested cost as fractions of the dense model's.
         gates: Probabilities by block, then by operation or ``mlp`` (mean over its units).
     """
@@ -83,45 +82,29 @@ def _parse_line(row: dict[str, Any]) -> LogLine:
     return LogLine(step=row["step"], cost=row["cost"], budget=row["budget"], gates=gates, **losses)
 
 
-def search_figures(lines: Sequence[LogLine]) -> list[Figure]:
+def search_figures(lines: Sequence[LogLine]) -> Iterator[Figure]:
     """Draw loss and cost, the operations, and the MLP widths over the steps of a search."""
-    return [
-        Figure(
-            "The search",
-            "Training loss, and the expected cost as it approaches the budget, as fractions of "
-            "the dense model's.",
-            loss_and_cost(lines),
-        ),
-        Figure(
-            "Gates over the search",
-            "The operation that each block's gates choose at each step.",
-            operations(lines),
-        ),
-        Figure(
-            "MLP widths over the search",
-            "The thickness of a band is the expected fraction of the block's hidden units.",
-            widths(lines),
-        ),
-    ]
+    note = "Training loss; expected cost and budget, as fractions of the dense model's cost."
+    yield Figure("The search", note, loss_and_cost(lines))
+    note = "The operation that each block's gates choose at each step."
+    yield Figure("Gates over the search", note, operations(lines))
+    note = "The thickness of a band is the expected fraction of the block's hidden units."
+    yield Figure("MLP widths over the search", note, widths(lines))
 
 
 def loss_and_cost(lines: Sequence[LogLine]) -> Any:
     """Draw the loss, and the cost against the budget, by step."""
     figure = make_subplots(specs=[[{"secondary_y": True}]])
-    batches = [(line.step, line.loss) for line in lines if line.loss is not None]
-    epochs = [(line.step, line.epoch_loss) for line in lines if line.epoch_loss is not None]
-    for name, points, look in (
-        ("loss of a batch", batches, {"mode": "lines", "line": {"color": LEAN, "width": 1}}),
-        ("mean of an epoch", epochs, {"mode": "markers", "marker": {"color": LEAN, "size": 9}}),
+    for name, field, right, look in (
+        ("loss of a batch", "loss", False, {"mode": "lines", "line": {"color": LEAN, "width": 1}}),
+        ("mean of an epoch", "epoch_loss", False, {"mode": "markers", "marker_color": LEAN}),
+        ("expected cost", "cost", True, {"line": {"color": OTHER}}),
+        ("budget", "budget", True, {"line": {"color": OTHER, "dash": "dot"}}),
     ):
-        figure.add_scatter(name=name, x=[x for x, _ in points], y=[y for _, y in points], **look)
-    steps = [line.step for line in lines]
-    for name, values, dash in (
-        ("expected cost", [line.cost for line in lines], "solid"),
-        ("budget", [line.budget for line in lines], "dot"),
-    ):
-        line = {"color": OTHER, "dash": dash}
-        figure.add_scatter(name=name, x=steps, y=values, line=line, secondary_y=True)
+        figure.add_scatter(
+            name=name, x=[line.step for line in lines], y=[getattr(line, field) for line in lines],
+            connectgaps=True, secondary_y=right, **look,
+        )  # fmt: skip
     figure.update_yaxes(title_text="loss", secondary_y=False)
     figure.update_yaxes(
         title_text="fraction of the dense cost", tickformat=".0%", tickmode="linear", dtick=0.25,

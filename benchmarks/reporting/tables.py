@@ -5,27 +5,19 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from spvit_deploy.benchmarks.block_times import Gain
+from spvit_deploy.benchmarks.host import Peak
 from spvit_deploy.benchmarks.mlperf.max_rate import JUDGED
 from spvit_deploy.benchmarks.results import BenchmarkResult, ResultsFile
-from spvit_deploy.benchmarks.roofline import Peak
 from spvit_deploy.benchmarks.speedups import Pair
-from spvit_deploy.benchmarks.statistics import percentile, samples_needed
+from spvit_deploy.benchmarks.statistics import (
+    early_stopping,
+    median_interval,
+    percentile,
+    samples_needed,
+)
 
-_RESULT_HEADS = (
-    "artifact", "runtime", "precision", "scenario", "batch", "p50 ms", "± ms", "p90 ms", "p99 ms",
-    "images/s", "MMACs", "params", "MB", "of peak", "top-1 %",
-)  # fmt: skip
-_START_HEADS = (
-    "artifact", "runtime", "batch", "load s", "first inference ms", "peak MB", "of it its own",
-    "GPU MB", "mJ per image",
-)  # fmt: skip
-_GAIN_HEADS = (
-    "part of lean", "parts", "dense ms", "lean ms", "by MACs", "achieved", "saved ms",
-)  # fmt: skip
-_PARITY_HEADS = ("artifact", "compared", "images", "largest difference", "smallest cosine",
-                 "same top-1 class")  # fmt: skip
-_Cells = tuple[str, ...]
+# A row's cells by their columns' heads.
+_Cells = dict[str, str]
 UNSTEADY = (
     "Unsteady rows: their medians interleaved with the others and on their own differ by 3% or "
     "more, so the host or a neighbor disturbed them. Measure longer, or on a quieter host."
@@ -37,8 +29,6 @@ class Table:
     """A table of text.
 
     Attributes:
-        heads: One per column.
-        rows: Cells of each row, one per column.
         left: Number of leading columns that are aligned to the left.
         note: How to read it.
         remarks: Sentences that go below; those that mark rows begin with "!".
@@ -64,56 +54,75 @@ class Table:
         return replace(self, heads=[self.heads[index] for index in kept], rows=rows)
 
 
+def _table(title: str, rows: Sequence[_Cells], left: int = 2, note: str = "") -> Table:
+    cells = [list(row.values()) for row in rows]
+    return Table(title, list(rows[0]) if rows else (), cells, left, note).trimmed()
+
+
 def results_table(files: Sequence[ResultsFile], title: str = "Results") -> Table:
     """Build the table of all results: one row per artifact, runtime and workload."""
-    found = [(row, file.peaks) for file in files for row in file.results]
-    rows = [row for row, _ in found]
-    cells = [_result_cells(row, peaks) for row, peaks in found]
+    rows = [row for file in files for row in file.results]
+    cells = [_result_cells(row, file.peaks) for file in files for row in file.results]
     unsteady = [index for index, row in enumerate(rows) if row.flagged]
-    remarks = list(_remarks(rows))
-    return Table(title, _RESULT_HEADS, cells, remarks=remarks, unsteady=unsteady).trimmed()
+    return replace(_table(title, cells), remarks=list(_remarks(rows)), unsteady=unsteady)
 
 
 def start_table(rows: Sequence[BenchmarkResult]) -> Table:
     """Build the table of what artifacts took to start, as far as that was measured."""
     cells = [
-        (
-            row.title,
-            row.runtime,
-            str(row.workload.batch),
-            f"{start.load:.2f}",
-            f"{1000 * start.first:.1f}",
-            f"{start.peak_bytes / 1e6:,.0f}",
-            f"{(start.peak_bytes - start.idle_bytes) / 1e6:,.0f}",
-            "" if start.device_bytes is None else f"{start.device_bytes / 1e6:,.0f}",
-            f"{1000 * sum(row.joules.values()):.1f}" if row.joules else "not read",
-        )
+        {
+            "artifact": row.title,
+            "runtime": row.runtime,
+            "batch": str(row.workload.batch),
+            "load s": f"{start.load:.2f}",
+            "first inference ms": f"{1000 * start.first:.1f}",
+            "peak MB": f"{start.peak_bytes / 1e6:,.0f}",
+            "of it its own": f"{(start.peak_bytes - start.idle_bytes) / 1e6:,.0f}",
+            "GPU MB": "" if start.device_bytes is None else f"{start.device_bytes / 1e6:,.0f}",
+            "mJ per image": f"{1000 * sum(row.joules.values()):.1f}" if row.joules else "not read",
+        }
         for row in rows
         if (start := row.start) is not None
     ]
-    return Table("In a fresh process", _START_HEADS, cells).trimmed()
+    return _table("In a fresh process", cells)
 
 
 def gain_tables(pairs: Sequence[Pair]) -> Iterator[Table]:
     """Build a table per pair of what each kind of part gains, where layers were profiled."""
     note = "Speed-up of each kind of part: as its MACs predict it, and by the runtime's profiler."
-    for pair in pairs:
-        if pair.gains:
-            title = f"Where the speed-up comes from: {pair.label}"
-            cells = [_gain_cells(gain) for gain in pair.gains]
-            yield Table(title, _GAIN_HEADS, cells, left=1, note=note).trimmed()
+    for pair in (one for one in pairs if one.gains):
+        cells = [
+            {
+                "part of lean": gain.kind,
+                "parts": str(gain.count),
+                "dense ms": milliseconds(gain.dense),
+                "lean ms": milliseconds(gain.lean),
+                "by MACs": f"{gain.promised:.2f}×" if gain.promised else "",
+                "achieved": f"{gain.achieved:.2f}×" if gain.achieved else "",
+                "saved ms": f"{1000 * (gain.dense - gain.lean):+.3f}",
+            }
+            for gain in pair.gains
+        ]
+        yield _table(f"Where the speed-up comes from: {pair.lean.place}", cells, 1, note)
 
 
 def parity_table(rows: Sequence[BenchmarkResult]) -> Table:
     """Build the table of how far outputs differ along each export, each artifact once."""
-    found = dict.fromkeys((row.title, proof) for row in rows for proof in row.parity)
     cells = [
-        (title, proof.link, str(proof.samples), f"{proof.max_abs:.2g}", f"{proof.cosine:.6f}",
-         f"{100 * proof.top1:.1f}%")
-        for title, proof in found
-    ]  # fmt: skip
+        {
+            "artifact": title,
+            "compared": proof.link,
+            "images": str(proof.samples),
+            "largest difference": f"{proof.max_abs:.2g}",
+            "smallest cosine": f"{proof.cosine:.6f}",
+            "same top-1 class": f"{100 * proof.top1:.1f}%",
+        }
+        for title, proof in dict.fromkeys(
+            (row.title, proof) for row in rows for proof in row.parity
+        )
+    ]
     note = "How far the outputs differ from those of the model that each was made from."
-    return Table("Parity", _PARITY_HEADS, cells, note=note)
+    return _table("Parity", cells, note=note)
 
 
 def milliseconds(seconds: float | None) -> str:
@@ -122,34 +131,25 @@ def milliseconds(seconds: float | None) -> str:
 
 
 def _result_cells(row: BenchmarkResult, peaks: Sequence[Peak]) -> _Cells:
-    low, high = row.interval
-    used = row.fraction_of_peak(peaks)
-    return (
-        row.title,
-        row.runtime,
-        row.precision,
-        "" if row.workload.scenario == "closed" else row.workload.scenario,
-        str(row.workload.batch),
-        *(milliseconds(value) for value in (row.p50, (high - low) / 2, row.p90, row.p99)),
-        f"{row.throughput:,.1f}",
-        f"{row.macs / 1e6:,.1f}",
-        f"{row.params:,}",
-        f"{row.size_bytes / 1e6:.2f}",
-        "" if used is None else f"{100 * used:.0f}%",
-        "" if row.top1 is None else f"{row.top1:.2f}",
-    )
-
-
-def _gain_cells(gain: Gain) -> _Cells:
-    return (
-        gain.kind,
-        str(gain.count),
-        milliseconds(gain.dense),
-        milliseconds(gain.lean),
-        f"{gain.promised:.2f}×" if gain.promised else "",
-        f"{gain.achieved:.2f}×" if gain.achieved else "",
-        f"{1000 * (gain.dense - gain.lean):+.3f}",
-    )
+    low, high = median_interval(row.samples)
+    used, load = row.fraction_of_peak(peaks), row.workload
+    return {
+        "artifact": row.title,
+        "runtime": row.runtime,
+        "precision": row.precision,
+        "scenario": "" if load.scenario == "closed" else load.scenario,
+        "batch": str(load.batch),
+        "p50 ms": milliseconds(row.p50),
+        "± ms": milliseconds((high - low) / 2),
+        "p90 ms": milliseconds(row.tail(90)),
+        "p99 ms": milliseconds(row.tail(99)),
+        "images/s": f"{row.throughput:,.1f}",
+        "MMACs": f"{row.macs / 1e6:,.1f}",
+        "params": f"{row.params:,}",
+        "MB": f"{row.size_bytes / 1e6:.2f}",
+        "of peak": "" if used is None else f"{100 * used:.0f}%",
+        "top-1 %": "" if row.top1 is None else f"{row.top1:.2f}",
+    }
 
 
 def _remarks(rows: Sequence[BenchmarkResult]) -> Iterator[str]:
@@ -172,9 +172,9 @@ def _remarks(rows: Sequence[BenchmarkResult]) -> Iterator[str]:
     noise = max((one.noisy for row in rows for one in row.rounds), default="")
     if noise:
         yield f"Noisy rounds: {noise}."
-    short = [row for row in rows if row.p99 is None]
+    short = [row for row in rows if row.tail(99) is None]
     if short:
-        percent = 90 if any(row.p90 is None for row in short) else 99
+        percent = 90 if any(row.tail(90) is None for row in short) else 99
         least = min(len(row.samples) for row in short)
         yield (
             f"p{percent} takes {samples_needed(percent)} samples; there were {least}. Measure "
@@ -188,16 +188,14 @@ def _load_figure(row: BenchmarkResult) -> str:
     """Format the figure by which an MLPerf scenario is judged."""
     load = row.workload
     if load.scenario == "server":
-        rate = row.load.rate if row.load else None
         limit = f"with 99% of the answers within {1000 * (load.slo or 0):g} ms"
-        return f"{rate:,.1f} queries/s {limit}" if rate else f"no rate {limit}"
+        return f"{row.rate:,.1f} queries/s {limit}" if row.rate else f"no rate {limit}"
     if load.scenario == "offline":
         return f"{row.throughput:,.1f} samples/s"
     percent = JUDGED[load.scenario]
-    bound = row.bound(percent)
+    bound = early_stopping(row.samples, percent)
     found = "too few queries" if bound is None else f"at most {milliseconds(bound)} ms"
-    queries = f"{len(row.samples)} queries"
-    return f"p{percent:g} {found} (early stopping, 99% confidence), {queries}"
+    return f"p{percent:g} {found} (early stopping, 99% confidence), {len(row.samples)} queries"
 
 
 def host_facts(file: ResultsFile) -> Iterator[tuple[str, str]]:
@@ -237,6 +235,5 @@ def _workload(row: BenchmarkResult) -> str:
 
 
 def _boundary(row: BenchmarkResult) -> str:
-    """Describe what a time contains."""
     copies = {True: " with copies", False: " without copies", None: ""}[row.copies]
     return f"{row.runtime}: {row.clock}, from {row.begins} on{copies}, synchronous"

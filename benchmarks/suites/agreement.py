@@ -19,10 +19,15 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from spvit_deploy.benchmarks.cpu_affinity import pinned
+from spvit_deploy.benchmarks.host_noise import pinned
 from spvit_deploy.benchmarks.results import load_results
-from spvit_deploy.benchmarks.suites.harness import DOCS, replace_table, save
-from spvit_deploy.benchmarks.suites.published import DEIT_S, build_dense, build_lean
+from spvit_deploy.benchmarks.suites.harness import (
+    DEIT_S,
+    DOCS,
+    build_model,
+    replace_table,
+    save,
+)
 from spvit_deploy.runtimes.timing import interleaved
 from spvit_deploy.workflows.export import export_model
 
@@ -132,8 +137,8 @@ def main() -> None:
     request = parser.parse_args()
     rows = []
     with tempfile.TemporaryDirectory() as scratch, pinned(request.threads):
-        for name, build in (("DeiT-S dense", build_dense), ("DeiT-S lean", build_lean)):
-            model = build(DEIT_S, Path(scratch, name.replace(" ", "-")))
+        for name, lean in (("DeiT-S dense", False), ("DeiT-S lean", True)):
+            model = build_model(DEIT_S, lean, Path(scratch, name.replace(" ", "-")))
             folders = {form: Path(scratch, f"{model.name}-{form}") for form in ("onnx", "openvino")}
             for form, folder in folders.items():
                 export_model(str(model), folder, format=form, batch=1)

@@ -15,8 +15,7 @@ from pathlib import Path
 import torch
 
 from spvit_deploy.benchmarks.suites.harness import save
-from spvit_deploy.benchmarks.suites.quality_methods import METHODS
-from spvit_deploy.benchmarks.suites.quality_setting import CPU, Setting
+from spvit_deploy.benchmarks.suites.quality_methods import CPU, METHODS, Setting
 from spvit_deploy.core.plan import ModelSpec
 from spvit_deploy.data.batches import open_batches
 from spvit_deploy.families.timm_models import create_model

@@ -14,6 +14,7 @@ import argparse
 import copy
 import random
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,24 +23,23 @@ import torch
 from scipy.stats import spearmanr
 from torch import nn
 
-from spvit_deploy.benchmarks.latency_tables.block_chain import shaken_model
-from spvit_deploy.benchmarks.latency_tables.interleaved import (
+from spvit_deploy.benchmarks.latency_tables.block_chain import (
     OFTEN,
     ROUNDS,
     Timing,
-    TimingPlace,
+    shaken_model,
     time_files,
 )
 from spvit_deploy.benchmarks.latency_tables.table import LatencyTable
 from spvit_deploy.benchmarks.reporting.charts import LEAN, OTHER, style
-from spvit_deploy.benchmarks.suites.harness import save, write_image
-from spvit_deploy.benchmarks.suites.published import plan_of
+from spvit_deploy.benchmarks.suites.harness import plan_of, save, write_image
 from spvit_deploy.core.plan import AttentionKind, BlockPlan, ModelSpec, PrunePlan
 from spvit_deploy.export.trace import write_unverified
 from spvit_deploy.families.base import BlockSite
 from spvit_deploy.families.registry import find_sites
 from spvit_deploy.families.timm_models import create_model, input_size
 from spvit_deploy.lean.materialize import shape_lean
+from spvit_deploy.runtimes.registry import open_session
 from spvit_deploy.search.budget import Place
 from spvit_deploy.search.projection import project
 from spvit_deploy.search.supernet import GateProbabilities
@@ -74,10 +74,8 @@ def write_plans(
         folder.mkdir(parents=True)
         lean = copy.deepcopy(model)
         shape_lean(lean, plan)
-        settings = settings_of(place)
-        files[str(index)] = write_unverified(
-            shaken_model(lean), input_size(model), settings, folder
-        )
+        lean = shaken_model(lean)
+        files[folder.name] = write_unverified(lean, input_size(model), settings_of(place), folder)
     return files
 
 
@@ -130,8 +128,8 @@ def meet_budgets(
     paths, widths = [site.path for site in sites], [site.hidden for site in sites]
     plans.append(plan_of(SPEC.name, paths, [AttentionKind.MSA] * len(sites), widths))
     files = write_plans(plans, model, place, work / "budgets")
-    where = TimingPlace(place.runtime, threads=place.threads)
-    times, _ = time_files(files, where, OFTEN * rounds)
+    open_file = partial(open_session, runtime=place.runtime, threads=place.threads)
+    times, _ = time_files(files, open_file, batch=1, rounds=OFTEN * rounds)
     costs = table.costs(paths)
     seconds = [times[name].seconds for name in files]
     of_dense = [one / seconds[-1] for one in seconds[:-1]]

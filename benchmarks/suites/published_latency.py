@@ -1,42 +1,59 @@
-"""The published plans with random weights on a CPU: lean against dense, precisions.
+"""The published plans with random weights, lean against dense, on a CPU and on a GPU.
 
 published_deit_b: DeiT-B in ONNX Runtime and PyTorch, batches 1 and 8, with the MLP widths as
 published and rounded up to multiples of 8 (``lean8``).
 published_swin_t: Swin-T in ONNX Runtime and OpenVINO, batch 1.
 runtimes_deit: DeiT-S and DeiT-B in every precision of ONNX Runtime and OpenVINO, batch 1.
-All calls of a group are interleaved in one process. Each group writes results/GROUP.json.
+gpu_torch: all in PyTorch on a GPU, if there is one: batches 1, 8, 32 and 128 in fp32 (no TF32,
+which PyTorch would take for convolutions), fp16 and bf16, each as PyTorch runs it by itself and as
+a CUDA graph, which leaves out what the host takes to launch kernels. Timed by events.
+All calls that are compared are interleaved in one process. Each group writes results/GROUP.json.
 
-Usage: python benchmarks/suites/published_latency.py [--only GROUP …] [--rounds N]
+Usage: python benchmarks/suites/published_latency.py [--only GROUP …] [--rounds N] [--burst SECONDS]
 """
 
 from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
+import torch
+from torch import nn
+
 from spvit_deploy.benchmarks.artifacts import describe
 from spvit_deploy.benchmarks.load_patterns import images_for
-from spvit_deploy.benchmarks.suites.harness import print_ratio, save
-from spvit_deploy.benchmarks.suites.published import (
+from spvit_deploy.benchmarks.statistics import median_ratio
+from spvit_deploy.benchmarks.suites.harness import (
     DEIT_B,
     DEIT_S,
     SWIN_T,
-    build_dense,
-    build_lean,
+    build_model,
+    save,
+    with_biases,
     with_wider_mlps,
 )
 from spvit_deploy.core.plan import PrunePlan
 from spvit_deploy.data.spec import DataSettings
+from spvit_deploy.families.timm_models import create_model
+from spvit_deploy.lean.cost import count_cost
+from spvit_deploy.lean.materialize import shape_lean
 from spvit_deploy.runtimes.registry import open_session
 from spvit_deploy.runtimes.timing import Schedule, TimedCall, flattened, time_interleaved
+from spvit_deploy.runtimes.torch.session import cuda_call
 from spvit_deploy.workflows.export import export_model
 
-BURST, PAUSE = 0.5, 0.3
+CPU, GPU = Schedule(12, burst=0.5, pause=0.3), Schedule(5, burst=0.02, pause=0.0)
+SIZE = (3, 224, 224)
+PLANS = {"DeiT-B": DEIT_B, "DeiT-S": DEIT_S, "Swin-T": SWIN_T}
+BATCHES = (1, 8, 32, 128)
+TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+LEAN = ("lean", "lean8")
 
 
 class Form(NamedTuple):
@@ -61,7 +78,7 @@ class Key(NamedTuple):
 class Group:
     """What is timed together."""
 
-    plans: dict[str, PrunePlan]
+    models: tuple[str, ...]
     kinds: tuple[str, ...]
     forms: tuple[Form, ...]
     batches: tuple[int, ...] = (1,)
@@ -74,20 +91,17 @@ PRECISIONS = (
     Form("openvino", "bf16", "openvino"), Form("openvino", "int8", "openvino"),
 )  # fmt: skip
 GROUPS = {
-    "published_deit_b": Group(
-        {"DeiT-B": DEIT_B}, ("dense", "lean", "lean8"), (ONNX, FOLDER), (1, 8)
-    ),
-    "published_swin_t": Group({"Swin-T": SWIN_T}, ("dense", "lean"), (ONNX, ONNX_IN_OPENVINO)),
-    "runtimes_deit": Group({"DeiT-S": DEIT_S, "DeiT-B": DEIT_B}, ("dense", "lean"), PRECISIONS),
+    "published_deit_b": Group(("DeiT-B",), ("dense", *LEAN), (ONNX, FOLDER), (1, 8)),
+    "published_swin_t": Group(("Swin-T",), ("dense", "lean"), (ONNX, ONNX_IN_OPENVINO)),
+    "runtimes_deit": Group(("DeiT-S", "DeiT-B"), ("dense", "lean"), PRECISIONS),
+    "gpu_torch": None,
 }
 
 
-def build(name: str, kind: str, plan: PrunePlan, root: Path) -> Path:
+def build(name: str, kind: str, root: Path) -> Path:
     """Write a model's folder."""
-    folder = root / f"{name}-{kind}"
-    if kind == "dense":
-        return build_dense(plan, folder)
-    return build_lean(with_wider_mlps(plan, 8) if kind == "lean8" else plan, folder)
+    plan = with_wider_mlps(PLANS[name], 8) if kind == "lean8" else PLANS[name]
+    return build_model(plan, kind != "dense", root / f"{name}-{kind}")
 
 
 def artifact(folder: Path, form: Form) -> Path:
@@ -118,7 +132,9 @@ def ratios(samples: dict[Key, list[float]]) -> dict[str, dict[str, float]]:
     found: dict[str, dict[str, float]] = {}
 
     def add(label: str, slow: Key, fast: Key) -> None:
-        found[label] = print_ratio(label, samples[slow], samples[fast])
+        ratio = median_ratio(samples[slow], samples[fast])
+        print(f"{label}: {ratio.value:.2f}× ({ratio.low:.2f}–{ratio.high:.2f})", flush=True)
+        found[label] = ratio.__dict__
 
     for key in samples:
         place = f"{key.model}, {key.runtime} {key.precision}, batch {key.batch}"
@@ -133,33 +149,100 @@ def ratios(samples: dict[Key, list[float]]) -> dict[str, dict[str, float]]:
     return found
 
 
-def measure(name: str, root: Path, rounds: int) -> None:
-    """Measure and record a group."""
-    group = GROUPS[name]
-    folders = {
-        (model, kind): build(model, kind, plan, root)
-        for model, plan in group.plans.items()
-        for kind in group.kinds
-    }
-    record: dict[str, Any] = {
-        "macs": {" ".join(key): describe(folder).macs for key, folder in folders.items()}
-    }
-    calls = dict(calls_of(group, folders))
-    samples = flattened(time_interleaved(calls, Schedule(rounds, BURST, PAUSE)))
-    record["ratios"] = ratios(samples)
-    record["seconds"] = {", ".join(map(str, key)): median(row) for key, row in samples.items()}
-    save(name, record)
+def measure(name: str, group: Group, root: Path, schedule: Schedule) -> None:
+    """Measure and record a group on the CPU."""
+    folders = {key: build(*key, root) for key in product(group.models, group.kinds)}
+    macs = {" ".join(key): describe(folder).macs for key, folder in folders.items()}
+    samples = flattened(time_interleaved(dict(calls_of(group, folders)), schedule))
+    seconds = {", ".join(map(str, key)): median(row) for key, row in samples.items()}
+    save(name, {"macs": macs, "ratios": ratios(samples), "seconds": seconds})
+
+
+def models(plan: PrunePlan) -> dict[str, nn.Module]:
+    """Build dense, and lean with widths as published and rounded up."""
+    torch.manual_seed(0)
+    found: dict[str, nn.Module] = {"dense": with_biases(create_model(plan.model))}
+    for name, lean in zip(LEAN, (plan, with_wider_mlps(plan, 8)), strict=True):
+        module = create_model(plan.model)
+        shape_lean(module, lean)
+        found[name] = with_biases(module)
+    return found
+
+
+def graph_of(module: nn.Module, images: torch.Tensor) -> Callable[[torch.Tensor], object]:
+    """Capture a CUDA graph of a forward pass, always on these images."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            module(images)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        module(images)
+    return lambda _: graph.replay()
+
+
+def gpu_rows(
+    nets: dict[str, nn.Module], precision: str, batch: int, schedule: Schedule
+) -> Iterator[dict[str, Any]]:
+    """Compare lean with dense on the GPU, in one precision, at one batch."""
+    kind = TYPES[precision]
+    images = torch.randn(batch, *SIZE, device="cuda", dtype=kind)
+    calls: dict[tuple[str, str], TimedCall] = {}
+    for name, net in nets.items():
+        ready = net.to("cuda", kind)
+        calls[name, "eager"] = cuda_call(ready, images)
+        calls[name, "graph"] = cuda_call(graph_of(ready, images), images)
+    samples = flattened(time_interleaved(calls, schedule))
+    for mode in ("eager", "graph"):
+        dense = samples["dense", mode]
+        row: dict[str, Any] = {"precision": precision, "batch": batch, "mode": mode}
+        row["dense_s"] = median(dense)
+        for name in LEAN:
+            lean = samples[name, mode]
+            row[name] = {"s": median(lean), **median_ratio(dense, lean).__dict__}
+        yield row
+
+
+@torch.inference_mode()
+def measure_on_gpu(schedule: Schedule) -> None:
+    """Measure and record all models on the GPU."""
+    if not torch.cuda.is_available():
+        print("No GPU: nothing is measured there.")
+        return
+    torch.backends.cudnn.allow_tf32 = False
+    record: dict[str, Any] = {"models": {}}
+    for title, plan in PLANS.items():
+        nets = models(plan)
+        macs = {name: count_cost(net, SIZE).macs for name, net in nets.items()}
+        rows: list[dict[str, Any]] = []
+        record["models"][title] = {"macs": macs, "rows": rows}
+        for precision, batch in product(TYPES, BATCHES):
+            for row in gpu_rows(nets, precision, batch, schedule):
+                rows.append(row)
+                print(title, row, flush=True)
+        save("gpu_torch", record)
 
 
 def main() -> None:
     """Measure and record the groups."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", action="append", choices=list(GROUPS))
-    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--rounds", type=int, help="Default: 12 on a CPU, 5 on a GPU.")
+    parser.add_argument("--burst", type=float, help="Default: 0.5 on a CPU, 0.02 on a GPU.")
     request = parser.parse_args()
     for name in request.only or GROUPS:
+        group = GROUPS[name]
+        usual = CPU if group else GPU
+        schedule = Schedule(
+            request.rounds or usual.rounds, request.burst or usual.burst, usual.pause
+        )
+        if group is None:
+            measure_on_gpu(schedule)
+            continue
         with tempfile.TemporaryDirectory() as scratch:
-            measure(name, Path(scratch), request.rounds)
+            measure(name, group, Path(scratch), schedule)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ import statistics
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -28,19 +28,31 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import plotly.graph_objects as go
 import torch
 
 from spvit_deploy.benchmarks.host import read_host
 from spvit_deploy.benchmarks.latency_tables.table import LATENCY_FILE, load_latency
-from spvit_deploy.benchmarks.suites.harness import RESULTS, save
-from spvit_deploy.benchmarks.suites.quality_methods import METHODS, by_latency, from_scratch
-from spvit_deploy.benchmarks.suites.quality_pages import write_pages
-from spvit_deploy.benchmarks.suites.quality_setting import CPU, Method, Setting
-from spvit_deploy.benchmarks.suites.search_cost import MODEL
+from spvit_deploy.benchmarks.reporting.charts import DENSE, LEAN, style
+from spvit_deploy.benchmarks.suites.harness import (
+    DOCS,
+    RESULTS,
+    replace_table,
+    save,
+    write_image,
+)
+from spvit_deploy.benchmarks.suites.quality_methods import (
+    CPU,
+    METHODS,
+    Method,
+    Setting,
+    by_latency,
+    from_scratch,
+)
+from spvit_deploy.benchmarks.suites.search_cost import MODEL, fashion_mnist
 from spvit_deploy.core.records import write_record
-from spvit_deploy.data.batches import Batches, open_batches
-from spvit_deploy.data.spec import DataSettings
-from spvit_deploy.families.timm_models import create_model, preprocessing_of
+from spvit_deploy.data.batches import Batches
+from spvit_deploy.families.timm_models import create_model
 from spvit_deploy.lean.cost import count_cost
 from spvit_deploy.lean.model_folder import SavedModel, dense_saved, load_saved, save_model
 from spvit_deploy.search.search import SearchSettings, probe_of
@@ -50,9 +62,17 @@ RECORDED = RESULTS / "quality.json"
 # Methods that start from the plan that ours found.
 SCRATCH, BY_LATENCY = "scratch", "by latency"
 AFTER = (SCRATCH, BY_LATENCY)
-DENSE_EPOCHS, SEARCH_EPOCHS, FINETUNE_EPOCHS = 3, 1, 2
-EPOCHS = {"dense": DENSE_EPOCHS, "search": SEARCH_EPOCHS, "finetune": FINETUNE_EPOCHS}
+EPOCHS = {"dense": 3, "search": 1, "finetune": 2}
+BUDGETS = ("30%", "50%", "70%")
+# Methods in the plot, with their colors; variants of our own would hide the rest.
+DRAWN = {
+    "ours": LEAN, "published": "#d97706", "torch-pruning": "#db2777", "uniform": "#64748b",
+    "scratch": "#0284c7",
+}  # fmt: skip
+# Images are read once in each process.
+_opened = cache(fashion_mnist)
 Row = dict[str, Any]
+Rows = Sequence[Row]
 
 
 class Cell(NamedTuple):
@@ -81,7 +101,7 @@ class Place:
 
     def batches(self, train: bool, seed: int = 0) -> Batches:
         """Open a split."""
-        return _opened(self.data_dir, self.device, train).reseeded(seed)
+        return _opened(self.data_dir, train, self.device).reseeded(seed)
 
     def done(self) -> dict[str, Row]:
         """Read the results that exist, by the names of their files."""
@@ -97,21 +117,13 @@ class Place:
         return found
 
 
-@cache
-def _opened(data_dir: str, device: torch.device, train: bool) -> Batches:
-    """Open a split, whose images are read once in each process."""
-    data = DataSettings(spec="torch/fashion_mnist", root=data_dir, batch_size=128)
-    prep = preprocessing_of(create_model(MODEL))
-    return open_batches(data, prep, train, device)
-
-
 def dense_of(place: Place, seed: int) -> SavedModel:
     """Load the dense model of a seed, which is trained the first time."""
     folder = place.work / f"dense-{seed}"
     if not folder.exists():
         torch.manual_seed(seed)
         untrained = dense_saved(create_model(MODEL), MODEL)
-        settings = FinetuneSettings(epochs=DENSE_EPOCHS, lr=1e-3, amp=True, seed=seed)
+        settings = FinetuneSettings(epochs=EPOCHS["dense"], lr=1e-3, amp=True, seed=seed)
         train = place.batches(True, seed)
         save_model(finetune_model(untrained, train, settings, None, place.device), folder)
     return load_saved(folder)
@@ -131,8 +143,9 @@ def method_of(cell: Cell, place: Place) -> Method:
 def settings_of(cell: Cell) -> tuple[SearchSettings, FinetuneSettings]:
     """Build the settings of search and fine-tuning, with a CPU's defaults on every device."""
     usual: dict[str, Any] = {"lr": 5e-4, "amp": True, "seed": cell.seed}
-    search = SearchSettings(epochs=SEARCH_EPOCHS, budget=cell.budget, probe=probe_of(CPU), **usual)
-    return search, FinetuneSettings(epochs=FINETUNE_EPOCHS, **usual)
+    own: dict[str, Any] = {"budget": cell.budget, "probe": probe_of(CPU)}
+    search = SearchSettings(epochs=EPOCHS["search"], **own, **usual)
+    return search, FinetuneSettings(epochs=EPOCHS["finetune"], **usual)
 
 
 def run_cell(cell: Cell, place: Place) -> None:
@@ -141,7 +154,7 @@ def run_cell(cell: Cell, place: Place) -> None:
         return
     start = time.perf_counter()
     dense, train = dense_of(place, cell.seed), place.batches(True, cell.seed)
-    at = Setting(dense, train, cell.seed, DENSE_EPOCHS, *settings_of(cell), place.device)
+    at = Setting(dense, train, cell.seed, EPOCHS["dense"], *settings_of(cell), place.device)
     lean, held_out = method_of(cell, place)(at), place.batches(False)
     size, on_cpu = dense.preprocessing.input_size, place.device.type == "cpu"
     found: Row = {
@@ -183,6 +196,61 @@ def cells_of(request: argparse.Namespace) -> Iterator[Cell]:
             yield Cell("dense", "100%", seed)
 
 
+def table(rows: Rows) -> str:
+    """Format a row per method: mean top-1 over the seeds ± its standard error (seeds)."""
+    lines = ["| | " + " | ".join(BUDGETS) + " |", "| --- |" + " --- |" * len(BUDGETS)]
+    methods = {row["method"] for row in rows} - {"dense"}
+    drawn = [method for method in DRAWN if method in methods]
+    for method in [*drawn, *sorted(methods - DRAWN.keys())]:
+        found = [_scores(rows, method, budget) for budget in BUDGETS]
+        cells = [_mean(scores) if scores else "" for scores in found]
+        lines.append(f"| {method} | " + " | ".join(cells) + " |")
+    note = f"Dense: {_dense(rows):.2f}%"
+    longer = [row["top1"] for row in rows if row["method"] == "dense"]
+    if longer:
+        note += f"; trained on for as long as the others {_mean(longer)}"
+    image = "![Top-1 on Fashion-MNIST against MACs, by method](images/quality.png)"
+    return "\n".join(lines) + f"\n\n{note}.\n\n{image}"
+
+
+def _dense(rows: Rows) -> float:
+    return statistics.mean({row["seed"]: row["dense_top1"] for row in rows}.values())
+
+
+def _scores(rows: Rows, method: str, budget: str) -> list[float]:
+    return [r["top1"] for r in rows if (r["method"], r["budget"]) == (method, budget)]
+
+
+def _standard_error(scores: Sequence[float]) -> float:
+    return statistics.stdev(scores) / len(scores) ** 0.5 if len(scores) > 1 else 0.0
+
+
+def _mean(scores: Sequence[float]) -> str:
+    error = f" ± {_standard_error(scores):.2f}" if len(scores) > 1 else ""
+    return f"{statistics.mean(scores):.2f}{error} ({len(scores)})"
+
+
+def draw(rows: Rows) -> None:
+    """Draw top-1 against the budget, a line per method."""
+    figure: Any = go.Figure()
+    budgets = [float(budget.rstrip("%")) for budget in BUDGETS]
+    for index, (method, color) in enumerate(DRAWN.items()):
+        scores = [_scores(rows, method, budget) for budget in BUDGETS]
+        found = [(share, s) for share, s in zip(budgets, scores, strict=True) if s]
+        figure.add_scatter(
+            name=method,
+            x=[share + 0.4 * (index - 2) for share, _ in found],
+            y=[statistics.mean(s) for _, s in found],
+            error_y={"type": "data", "array": [_standard_error(s) for _, s in found]},
+            line={"color": color, "width": 2},
+            marker={"size": 8},
+        )
+    figure.add_hline(y=_dense(rows), line={"color": DENSE, "dash": "dot"}, annotation_text="dense")
+    figure.update_xaxes(title="MACs, % of the dense model", tickvals=budgets)
+    style(figure, 460, yaxis_title="top-1 on Fashion-MNIST, %")
+    write_image(figure, "quality.png")
+
+
 def main() -> None:
     """Measure what is missing, and write what there is."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -212,7 +280,8 @@ def main() -> None:
             done += list(pool.map(attempt, some, [place] * len(some)))
     rows = [row for _, row in sorted(place.done().items())]
     save("quality", {"epochs": EPOCHS, "cells": rows})
-    write_pages(rows)
+    replace_table(DOCS / "quality.md", "benchmarks/suites/quality.py", table(rows))
+    draw(rows)
     dense = statistics.mean(row["dense_top1"] for row in rows)
     print(f"{len(rows)} cells; dense {dense:.2f}%")
     sys.exit(0 if all(done) else 1)

@@ -11,9 +11,10 @@ process of its own.
 from __future__ import annotations
 
 import argparse
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from spvit_deploy.benchmarks.suites.harness import peak_in_process, peak_resident, save
+from spvit_deploy.benchmarks.cold_start import peak_bytes
+from spvit_deploy.benchmarks.suites.harness import save
 from spvit_deploy.core.plan import ModelSpec
 from spvit_deploy.data.batches import Batches, open_batches
 from spvit_deploy.data.spec import DataSettings
@@ -41,26 +43,15 @@ MODEL = ModelSpec(
 )  # fmt: skip
 TENTHS = 10
 # Of an epoch, for memory.
-STEPS = 60
-
-
+STEPS, BATCH = 60, 128
 Step = Callable[[Tensor, Tensor], None]
 
 
 class TimedBatches:
-    """Batches of a search that time, on each batch, a dense step and then the search's.
+    """Batches of a search that time, on each batch, a dense step and then the search's."""
 
-    Args:
-        batches: of the search.
-        dense_step: trains the dense model on one batch; None to time nothing.
-        most: of an epoch; None for all.
-    """
-
-    def __init__(
-        self, batches: Batches, dense_step: Step | None = None, most: int | None = None
-    ) -> None:
+    def __init__(self, batches: Batches, dense_step: Step) -> None:
         self._batches, self._dense_step = batches, dense_step
-        self._count = most or len(batches)
         self.dense: list[float] = []
         self.search: list[float] = []
 
@@ -68,14 +59,13 @@ class TimedBatches:
         return getattr(self._batches, name)
 
     def __len__(self) -> int:
-        return self._count
+        return len(self._batches)
 
     def epoch(self, epoch: int, done: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield images [batch, channels, height, width] and labels [batch] of an epoch."""
-        for images, labels in islice(self._batches.epoch(epoch, done), self._count - done):
+        for images, labels in self._batches.epoch(epoch, done):
             start = time.perf_counter()
-            if self._dense_step is not None:
-                self._dense_step(images, labels)
+            self._dense_step(images, labels)
             middle = time.perf_counter()
             yield images, labels
             self.dense.append(middle - start)
@@ -107,7 +97,7 @@ def start_of(dense: Path | None) -> nn.Module:
 def train_side(side: str, request: argparse.Namespace, settings: SearchSettings) -> None:
     """Train one side, and print this process's peak of memory in bytes."""
     model = start_of(request.dense)
-    batches: Any = TimedBatches(batches_for(request, model), most=STEPS)
+    batches = fashion_mnist(request.data_dir, True, limit=STEPS * BATCH)
     if side == "search":
         run_search(Supernet(model, MODEL), batches, settings)
     else:
@@ -115,13 +105,21 @@ def train_side(side: str, request: argparse.Namespace, settings: SearchSettings)
         for epoch in range(settings.epochs):
             for images, labels in batches.epoch(epoch):
                 step(images, labels)
-    print(peak_resident())
+    print(peak_bytes())
 
 
-def batches_for(request: argparse.Namespace, model: nn.Module) -> Batches:
-    """Open Fashion-MNIST, as the model takes it."""
-    data = DataSettings(spec="torch/fashion_mnist", root=request.data_dir, batch_size=128)
-    return open_batches(data, preprocessing_of(model), True)
+def peak_in_process(side: str) -> int:
+    """Run this program again with ``--memory SIDE``, and return the bytes that it prints."""
+    command = [sys.executable, *sys.argv, "--memory", side]
+    return int(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+
+
+def fashion_mnist(
+    root: str, train: bool, device: torch.device | None = None, limit: int | None = None
+) -> Batches:
+    """Open a split of Fashion-MNIST, or so many images of it, as the model takes them."""
+    data = DataSettings(spec="torch/fashion_mnist", root=root, batch_size=BATCH)
+    return open_batches(data, preprocessing_of(create_model(MODEL)), train, device, limit=limit)
 
 
 def main() -> None:
@@ -140,7 +138,7 @@ def main() -> None:
     bytes_of = {side: peak_in_process(side) for side in ("dense", "search")}
     model = start_of(request.dense)
     dense_step = dense_stepper(start_of(request.dense), settings)
-    both: Any = TimedBatches(batches_for(request, model), dense_step)
+    both: Any = TimedBatches(fashion_mnist(request.data_dir, True), dense_step)
     result = run_search(Supernet(model, MODEL), both, settings)
     dense, search = np.array(both.dense), np.array(both.search)
     parts = zip(np.array_split(search, TENTHS), np.array_split(dense, TENTHS), strict=True)

@@ -27,9 +27,10 @@ def record_digest(record: dict[str, Any]) -> str:
     return sha256_bytes(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode())
 
 
-def write_record(path: Path, record: dict[str, Any]) -> None:
+def write_record(path: Path, record: dict[str, Any] | BaseModel) -> None:
     """Write a JSON record with its digest."""
-    full = {**record, "digest": record_digest(record)}
+    rest = record.model_dump(mode="json") if isinstance(record, BaseModel) else record
+    full = {**rest, "digest": record_digest(rest)}
     write_bytes(path, (json.dumps(full, indent=1) + "\n").encode())
 
 

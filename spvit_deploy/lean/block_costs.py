@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
-from spvit_deploy.core.errors import ModelError, first_line
+from spvit_deploy.core.errors import ModelError
 from spvit_deploy.core.plan import AttentionKind, BlockPlan
 from spvit_deploy.families.base import BlockSite
 from spvit_deploy.families.registry import find_sites
@@ -113,15 +112,3 @@ def costs_of(saved: SavedModel) -> tuple[BlockCost, ...]:
         macs = counts.get(attention, 0), counts.get(mlp, 0)
         found.append(BlockCost(site.path, attention, mlp, kind, *macs))
     return tuple(found)
-
-
-def read_costs(rows: Iterable[Sequence[Any]]) -> tuple[BlockCost, ...]:
-    """Read the rows of :meth:`BlockCost.row`.
-
-    Raises:
-        ValueError: A row is malformed.
-    """
-    try:
-        return TypeAdapter(tuple[BlockCost, ...]).validate_python(rows)
-    except ValidationError as error:
-        raise ValueError(first_line(error)) from None

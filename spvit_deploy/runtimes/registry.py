@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping, Sequence
 from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -208,6 +209,20 @@ def _checked_file(path: Path, kind: str) -> Path:
     return path if "*" in form.file else path / form.file
 
 
+def installed(name: str) -> str | None:
+    """Return the version of a distribution; None where it is not installed."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def versions_of(*others: str) -> dict[str, str | None]:
+    """Return the versions of these distributions, and of those that runtimes name."""
+    names = {name for info in runtimes().values() for name in info.distributions}
+    return {name: installed(name) for name in sorted(names.union(others))}
+
+
 def owner_of(kind: str) -> RuntimeInfo:
     """Return the runtime whose own format, or kind of model folder, this is."""
     return min(
@@ -240,7 +255,8 @@ def read_metadata(path: Path) -> dict[str, str]:
     """
     kind = artifact_kind(path)
     info = owner_of(kind)
-    if not info.installed:
+    # The records of engines are read without their package.
+    if not (info.installed or info.needs_gpu):
         find_runtime(info.name)
     found: dict[str, str] = load_attribute(info.metadata)(path) if info.metadata else {}
     return found

@@ -10,10 +10,16 @@ from spvit_deploy.benchmarks.artifacts import describe
 from spvit_deploy.benchmarks.evaluate import evaluate_artifact
 from spvit_deploy.benchmarks.measure import run_benchmark
 from spvit_deploy.benchmarks.mlperf.loadgen import STREAMS
-from spvit_deploy.benchmarks.result_records import DataRecord
-from spvit_deploy.benchmarks.results import Boundary, ResultsFile, Scenario, Workload, save_results
+from spvit_deploy.benchmarks.results import (
+    Boundary,
+    DataRecord,
+    ResultsFile,
+    Scenario,
+    Workload,
+)
 from spvit_deploy.core.errors import InputError
 from spvit_deploy.core.output_folders import ensure_free
+from spvit_deploy.core.records import write_record
 from spvit_deploy.data.spec import DataSettings
 from spvit_deploy.workflows.keywords import Pathish, replace_fields
 
@@ -95,7 +101,7 @@ def bench_to_file(
     results = run_benchmark(artifacts, runtimes or None, chosen, device, not quick)
     if data is not None:
         results = _evaluated(results, artifacts, data)
-    save_results(results, output)
+    write_record(output, results)
     return results
 
 

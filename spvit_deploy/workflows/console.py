@@ -12,11 +12,10 @@ from rich import table as rich_table
 from rich.console import Console
 
 from spvit_deploy.benchmarks.evaluate import Evaluation
-from spvit_deploy.benchmarks.headline import headline_of
 from spvit_deploy.benchmarks.latency_tables.table import LatencyFile, LatencyTable
 from spvit_deploy.benchmarks.reporting.tables import Table, gain_tables, results_table, start_table
 from spvit_deploy.benchmarks.results import ResultsFile
-from spvit_deploy.benchmarks.speedups import pairs_of
+from spvit_deploy.benchmarks.speedups import headline_of, pairs_of
 from spvit_deploy.core.launcher import is_first_process
 from spvit_deploy.core.plan import Budget, PrunePlan
 from spvit_deploy.core.progress import warn

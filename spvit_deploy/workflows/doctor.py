@@ -9,10 +9,9 @@ import onnxruntime
 import torch
 
 from spvit_deploy._version import __version__
-from spvit_deploy.benchmarks.host import installed
 from spvit_deploy.core.cuda_driver import describe_driver
 from spvit_deploy.runtimes.info import RuntimeInfo
-from spvit_deploy.runtimes.registry import runtimes
+from spvit_deploy.runtimes.registry import installed, runtimes
 
 # Packages of no runtime, with what installs those that are not required.
 _OTHERS = {

@@ -8,25 +8,25 @@ from pathlib import Path
 
 import torch
 
-from spvit_deploy.benchmarks.host import HostRecord, installed, read_host
+from spvit_deploy.benchmarks.host import HostRecord, read_host
 from spvit_deploy.benchmarks.latency_tables.table import (
     LATENCY_FILE,
     LatencyFile,
     LatencyTable,
     load_latency,
     same_host,
-    save_latency,
     warn_if_unsteady,
 )
 from spvit_deploy.core.distributed import first_process_only
 from spvit_deploy.core.errors import InputError
 from spvit_deploy.core.plan import AttentionKind, ModelSpec
 from spvit_deploy.core.progress import warn
+from spvit_deploy.core.records import write_record
 from spvit_deploy.families.base import BlockSite
 from spvit_deploy.families.registry import find_sites
 from spvit_deploy.lean.cost import SiteCost
 from spvit_deploy.lean.model_folder import SavedModel
-from spvit_deploy.runtimes.registry import runtimes
+from spvit_deploy.runtimes.registry import installed, runtimes
 from spvit_deploy.search.budget import BudgetRequest, Place
 from spvit_deploy.search.budget_target import Measured
 from spvit_deploy.search.candidates.registry import find_candidates
@@ -76,7 +76,7 @@ def _read_or_measure(
     else:
         assert budget.place is not None
         table = measure_table(dense.module, dense.spec, budget.place)
-    save_latency(LatencyFile(tables=(table,)), kept)
+    write_record(kept, LatencyFile(tables=(table,)))
     return table
 
 

@@ -14,25 +14,21 @@ from pydantic import Field
 from torch import nn
 
 from spvit_deploy.benchmarks.host import read_host
-from spvit_deploy.benchmarks.latency_tables.block_chain import DEPTH
-from spvit_deploy.benchmarks.latency_tables.interleaved import (
+from spvit_deploy.benchmarks.latency_tables.block_chain import (
+    DEPTH,
     OFTEN,
     ROUNDS,
     Timing,
-    TimingPlace,
     time_files,
 )
-from spvit_deploy.benchmarks.latency_tables.probes import Probes, SiteProbes, make_probes
+from spvit_deploy.benchmarks.latency_tables.probes import Probes
 from spvit_deploy.benchmarks.latency_tables.table import (
     Anchors,
     LatencyFile,
     LatencyTable,
-    ShapeTimes,
-    TailTimes,
-    WidthTime,
+    Shape,
     load_latency,
     merge,
-    save_latency,
     warn_if_unsteady,
 )
 from spvit_deploy.core.cuda_driver import require_gpu
@@ -40,11 +36,12 @@ from spvit_deploy.core.errors import InputError, JobError
 from spvit_deploy.core.output_folders import ensure_free
 from spvit_deploy.core.plan import ModelSpec
 from spvit_deploy.core.progress import Bar, progress_bar
+from spvit_deploy.core.records import write_record
 from spvit_deploy.export.trace import write_unverified
 from spvit_deploy.families.timm_models import input_size
 from spvit_deploy.lean.model_folder import load_model
 from spvit_deploy.runtimes.export_job import ExportSettings
-from spvit_deploy.runtimes.registry import find_format, find_runtime, formats
+from spvit_deploy.runtimes.registry import find_format, find_runtime, formats, open_session
 from spvit_deploy.search.budget import Place
 from spvit_deploy.workflows.keywords import ModelOptions, ModelSettings, Pathish, replace_fields
 
@@ -112,7 +109,7 @@ def profile_latency(
     for place in places:
         tables = (*tables, measure_table(saved.module, saved.spec, place))
         # What has been measured is not lost with the next.
-        save_latency(LatencyFile(tables=tables), target)
+        write_record(target, LatencyFile(tables=tables))
     return LatencyFile(tables=tables)
 
 
@@ -125,7 +122,7 @@ def merge_latencies(files: Sequence[Pathish], output: Pathish, force: bool = Fal
     target = Path(output)
     ensure_free(target, force, folder=False)
     merged = merge([load_latency(Path(file)) for file in files])
-    save_latency(merged, target)
+    write_record(target, merged)
     return merged
 
 
@@ -180,16 +177,16 @@ def measure_beside(
         # Random weights, the same each time; the caller's own draws stay as they are.
         torch.manual_seed(0)
         narrows = find_format(settings.format, settings.precision).from_onnx
-        probes = make_probes(module, spec, batch, narrows)
+        probes = Probes(module, spec, batch, narrows)
         count = len(probes.blocks) + len(probes.anchors)
         more = (OFTEN - 1) * len(probes.anchors)
         total = count * (rounds + 1) + (len(others) + more) * rounds
         with progress_bar(f"latency on {place.runtime}", total) as bar:
             files = _write(probes, input_size(module), settings, batch, Path(scratch), bar)
-            where = TimingPlace(place.runtime, device, place.threads, batch)
             times, session = time_files(
                 {**files, **others},
-                where,
+                lambda path: open_session(path, place.runtime, device, place.threads),
+                batch,
                 rounds,
                 probes.anchors,
                 note=lambda _: bar.advance(note="measure"),
@@ -242,23 +239,22 @@ def _write(
     return files
 
 
-def _shapes(probes: Probes, times: dict[str, Timing]) -> Iterator[ShapeTimes]:
-    """Group blocks that compute the same."""
-    groups: dict[tuple[Any, ...], list[SiteProbes]] = {}
+def _shapes(probes: Probes, times: dict[str, Timing]) -> Iterator[Shape[Timing]]:
+    """Group blocks that compute the same, and put times in the place of keys."""
+    groups: dict[str, list[Shape[str]]] = {}
     for site in probes.sites:
-        groups.setdefault((*site.attention.values(), site.mlp, site.tail), []).append(site)
+        groups.setdefault(site.model_dump_json(exclude={"paths"}), []).append(site)
     block = {key: times[key].scaled(1 / DEPTH) for key in probes.blocks}
     for sites in groups.values():
-        first, tail = sites[0], sites[0].tail
-        yield ShapeTimes(
-            paths=tuple(site.path for site in sites),
-            hidden=first.hidden,
-            attention={kind: block[key] for kind, key in first.attention.items()},
-            mlp=tuple(WidthTime(width=width, time=block[key]) for width, key in first.mlp),
-            tail=tail
-            and TailTimes(
-                skip=block[tail.skip],
-                msa=block[tail.msa],
-                mlp=tuple(WidthTime(width=width, time=block[key]) for width, key in tail.mlp),
-            ),
-        )
+        shape = _replaced(sites[0].model_dump(exclude={"paths"}), block)
+        paths = tuple(path for site in sites for path in site.paths)
+        yield Shape[Timing](paths=paths, **shape)
+
+
+def _replaced(value: Any, times: Mapping[str, Timing]) -> Any:
+    """Replace the keys anywhere in a value."""
+    if isinstance(value, dict):
+        return {name: _replaced(part, times) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_replaced(part, times) for part in value]
+    return times.get(value, value)

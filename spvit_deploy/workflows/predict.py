@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from spvit_deploy.benchmarks.classifier import Classifier, open_classifier
+from spvit_deploy.benchmarks.evaluate import Classifier, open_classifier
 from spvit_deploy.core.arrays import Array
 from spvit_deploy.core.errors import DataError, InputError
 from spvit_deploy.data.pixels import from_pixels

@@ -6,9 +6,13 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from spvit_deploy.benchmarks.reporting.html_report import read_results, write_report
-from spvit_deploy.benchmarks.reporting.markdown import content, markdown
-from spvit_deploy.benchmarks.reporting.screenshot import render_png
+from spvit_deploy.benchmarks.reporting.html_page import render_png
+from spvit_deploy.benchmarks.reporting.report_forms import (
+    content,
+    markdown,
+    read_results,
+    write_report,
+)
 from spvit_deploy.core.errors import InputError
 from spvit_deploy.core.files import write_bytes
 from spvit_deploy.core.output_folders import ensure_free

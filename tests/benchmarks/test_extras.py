@@ -8,18 +8,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pydantic import TypeAdapter
 
 from spvit_deploy.benchmarks.artifacts import describe
 from spvit_deploy.benchmarks.block_times import BlockTime, by_block, gains, total
 from spvit_deploy.benchmarks.cold_start import measure_cold_start
-from spvit_deploy.benchmarks.cpu_affinity import pinned
-from spvit_deploy.benchmarks.energy import Meter
-from spvit_deploy.benchmarks.host_noise import HostActivity, HostMonitor, disturbances
+from spvit_deploy.benchmarks.extras import measure_joules
+from spvit_deploy.benchmarks.host import Peak, measure_peak
+from spvit_deploy.benchmarks.host_noise import HostMonitor, Round, pinned, with_noise
 from spvit_deploy.benchmarks.results import Workload
-from spvit_deploy.benchmarks.roofline import Peak, measure_peak
 from spvit_deploy.core.errors import JobError
 from spvit_deploy.core.plan import AttentionKind
-from spvit_deploy.lean.block_costs import BlockCost, costs_of, read_costs
+from spvit_deploy.lean.block_costs import BlockCost, costs_of
 from spvit_deploy.lean.cost import count_cost
 from spvit_deploy.lean.model_folder import SavedModel, load_saved
 from spvit_deploy.runtimes.base import LayerTime
@@ -80,9 +80,10 @@ def test_costs_of_blocks_are_parts_of_the_whole_and_survive_a_record(make_lean: 
     assert costs[0].attention_macs == 0
     parts = sum(cost.attention_macs + cost.mlp_macs for cost in costs)
     assert 0 < parts < count_cost(saved.module, saved.preprocessing.input_size).macs
-    assert read_costs([list(cost.row()) for cost in costs]) == costs
-    with pytest.raises(ValueError, match=r"^0\.4: Field required$"):
-        read_costs([["blocks.0", "a", "b", "msa"]])
+    recorded = TypeAdapter(tuple[BlockCost, ...])
+    assert recorded.validate_python([list(cost.row()) for cost in costs]) == costs
+    with pytest.raises(ValueError, match="Field required"):
+        recorded.validate_python([["blocks.0", "a", "b", "msa"]])
 
 
 def test_nameless_layers_are_their_neighbours() -> None:
@@ -151,23 +152,21 @@ def test_joules_are_the_difference_of_a_counter(tmp_path: Path) -> None:
     core = tmp_path / "intel-rapl:0:0"
     core.mkdir()
     (core / "name").write_text("core\n")
-    meter = Meter(rapl=tmp_path)
-    assert not meter.missing
-    found = meter.measure(lambda: energy.write_text("6000000\n"))
+    found = measure_joules(lambda: energy.write_text("6000000\n"), powercap=tmp_path)
     assert found == {"cpu": pytest.approx(5.0)}
 
 
 def test_a_counter_that_passes_its_end_begins_again(tmp_path: Path) -> None:
     energy = counter(tmp_path)
     energy.write_text("262142328850\n")
-    found = Meter(rapl=tmp_path).measure(lambda: energy.write_text("2000000\n"))
+    found = measure_joules(lambda: energy.write_text("2000000\n"), powercap=tmp_path)
     assert found == {"cpu": pytest.approx(3.0)}
 
 
-def test_energy_that_cannot_be_read_is_said_to_be_missing(tmp_path: Path) -> None:
-    meter = Meter(rapl=tmp_path / "nowhere")
-    assert meter.missing.startswith("energy is not read")
-    assert meter.measure(lambda: None) == {}
+def test_nothing_is_done_for_energy_that_cannot_be_read(tmp_path: Path) -> None:
+    done: list[int] = []
+    assert measure_joules(lambda: done.append(1), powercap=tmp_path / "nowhere") == {}
+    assert not done
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="no affinity here")
@@ -186,13 +185,9 @@ def test_calls_are_pinned_to_as_many_processors_as_threads() -> None:
 
 
 def test_rounds_are_noisy_where_others_work_or_the_processor_slows() -> None:
-    rounds = [
-        HostActivity(0.0, 3000.0),
-        HostActivity(0.5, 3000.0),
-        HostActivity(0.02, 2000.0),
-        HostActivity(0.0, None),
-    ]
-    quiet, loud, slow, unknown = disturbances(rounds)
+    activity = ((0.0, 3000.0), (0.5, 3000.0), (0.02, 2000.0), (0.0, None))
+    rounds = [Round(calls=1, median=1.0, others=others, mhz=mhz) for others, mhz in activity]
+    quiet, loud, slow, unknown = (one.noisy for one in with_noise(rounds))
     assert quiet == unknown == ""
     assert "50% of the processors" in loud
     assert "2000 instead of 3000 MHz" in slow
@@ -201,4 +196,6 @@ def test_rounds_are_noisy_where_others_work_or_the_processor_slows() -> None:
 def test_own_work_is_not_noise() -> None:
     monitor = HostMonitor()
     sum(index * index for index in range(2_000_000))
-    assert 0 <= monitor.activity().others <= 1
+    found = monitor.round([1.0, 2.0, 4.0])
+    assert (found.calls, found.median) == (3, 2.0)
+    assert 0 <= found.others <= 1

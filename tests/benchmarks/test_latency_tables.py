@@ -12,28 +12,26 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spvit_deploy.benchmarks.latency_tables.interleaved import Timing
-from spvit_deploy.benchmarks.latency_tables.probes import make_probes, probe_widths
+from spvit_deploy.benchmarks.latency_tables.block_chain import Timing
+from spvit_deploy.benchmarks.latency_tables.probes import Probes, probe_widths
 from spvit_deploy.benchmarks.latency_tables.table import (
     Anchors,
     LatencyFile,
-    TailTimes,
-    WidthTime,
+    Tail,
     load_latency,
     merge,
-    save_latency,
     warn_if_unsteady,
 )
 from spvit_deploy.core.errors import CorruptFileError, InputError
 from spvit_deploy.core.plan import AttentionKind, load_plan
-from spvit_deploy.core.records import read_record
+from spvit_deploy.core.records import read_record, write_record
 from spvit_deploy.export.trace import write_unverified
 from spvit_deploy.families.timm_models import create_model, input_size
 from spvit_deploy.lean.model_folder import load_saved
 from spvit_deploy.runtimes.export_job import ExportSettings
 from tests.conftest import NAME, TINY_ARGS, tiny_spec
 from tests.helpers.calls import good, refused
-from tests.helpers.latency_tables import MS, a_table, another_host, timing
+from tests.helpers.latency_tables import MS, TimedWidth, a_table, another_host, timing
 
 SETTINGS = ExportSettings().checked()
 SEARCH = ["search", "--model", NAME, *TINY_ARGS, "--data", "digits", "--epochs", "1",
@@ -50,10 +48,13 @@ def test_a_table_says_what_plans_cost() -> None:
 
 def test_a_table_says_what_lies_behind_the_last_attention() -> None:
     shape = a_table().shapes[0]
-    tail = TailTimes(
+    tail = Tail[Timing](
         skip=timing(0.4 * MS),
         msa=timing(2.4 * MS),
-        mlp=(WidthTime(width=0, time=timing(0.2 * MS)), WidthTime(width=96, time=timing(0.6 * MS))),
+        mlp=(
+            TimedWidth(width=0, time=timing(0.2 * MS)),
+            TimedWidth(width=96, time=timing(0.6 * MS)),
+        ),
     )
     # Least: 3 fixed, each block 0.8 less than before the last attention. No MLP: 5, 5, and 2 − 0.8.
     whole = Anchors(dense=timing(22.6 * MS), no_mlp=timing(14.2 * MS), least=timing(0.6 * MS))
@@ -78,7 +79,7 @@ def test_sums_of_blocks_are_brought_to_whole_models() -> None:
 @given(st.lists(st.floats(1e-6, 1e-2), min_size=4, max_size=4))
 def test_noise_makes_no_wider_mlp_cheaper(seconds: list[float]) -> None:
     shape = a_table().shapes[0]
-    points = [WidthTime(width=w, time=timing(s)) for w, s in
+    points = [TimedWidth(width=w, time=timing(s)) for w, s in
               zip((0, 8, 48, 96), seconds, strict=True)]  # fmt: skip
     noisy = shape.model_copy(update={"mlp": tuple(points)})
     curve = a_table(shapes=(noisy,)).costs(["blocks.0"]).sites[0].mlp
@@ -97,15 +98,15 @@ def test_blocks_that_compute_the_same_are_timed_once() -> None:
     cases = ((3, {}, 4), (5, {}, 4), (5, pooled, 0), (3, {"global_pool": "avg"}, 0))
     for depth, args, tails in cases:
         spec = tiny_spec(depth=depth, **args)
-        probes = make_probes(create_model(spec), spec)
+        probes = Probes(create_model(spec), spec)
         assert len(probes.blocks) == 11 + tails
         assert all((site.tail is not None) == bool(tails) for site in probes.sites)
-    whole = make_probes(create_model(tiny_spec()), tiny_spec(), narrows=False)
+    whole = Probes(create_model(tiny_spec()), tiny_spec(), narrows=False)
     assert len(whole.blocks) == 11
 
 
 def test_of_blocks_at_the_end_the_read_tokens_alone_are_computed(tmp_path: Path) -> None:
-    probes = make_probes(create_model(tiny_spec()), tiny_spec())
+    probes = Probes(create_model(tiny_spec()), tiny_spec())
     tail = probes.sites[0].tail
     assert tail is not None
     rows = {}
@@ -134,7 +135,7 @@ def test_tables_are_merged_and_the_later_one_is_kept(tmp_path: Path) -> None:
     old, new = a_table(), a_table(created="2026-02-02T00:00:00")
     others = [a_table(runtime="openvino"), a_table(batch=8), a_table(host=another_host())]
     for name, tables in (("a", [new, others[0]]), ("b", [old, *others[1:]])):
-        save_latency(LatencyFile(tables=tuple(tables)), tmp_path / f"{name}.json")
+        write_record(tmp_path / f"{name}.json", LatencyFile(tables=tuple(tables)))
     good("profile", "--merge", tmp_path / "a.json", tmp_path / "b.json", "-o", tmp_path / "c.json")
     merged = load_latency(tmp_path / "c.json")
     assert len(merged.tables) == 4
@@ -144,7 +145,7 @@ def test_tables_are_merged_and_the_later_one_is_kept(tmp_path: Path) -> None:
 
 
 def test_what_merging_has_no_use_for_is_said(tmp_path: Path) -> None:
-    save_latency(LatencyFile(tables=(a_table(),)), tmp_path / "a.json")
+    write_record(tmp_path / "a.json", LatencyFile(tables=(a_table(),)))
     done = good("profile", "--merge", tmp_path / "a.json", "-o", tmp_path / "b.json", "--runtime",
                 "torch", "--batch", 1, "--model-arg", "depth=2", "--pretrained")  # fmt: skip
     lines = sorted(line for line in done.stderr.splitlines() if "Warning" in line)
@@ -160,7 +161,7 @@ def test_what_merging_has_no_use_for_is_said(tmp_path: Path) -> None:
 
 def test_damaged_and_unknown_tables_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "latency.json"
-    save_latency(LatencyFile(tables=(a_table(),)), path)
+    write_record(path, LatencyFile(tables=(a_table(),)))
     record = json.loads(path.read_text())
     path.write_text(json.dumps(record).replace("0.03", "0.04"))
     with pytest.raises(CorruptFileError, match="hash mismatch"):
@@ -199,7 +200,7 @@ def _spoiled(table: dict[str, Any], how: str) -> list[dict[str, Any]]:
 )
 def test_tables_that_say_what_cannot_be_are_refused(how: str, says: str, tmp_path: Path) -> None:
     path = tmp_path / "latency.json"
-    save_latency(LatencyFile(tables=(a_table(),)), path)
+    write_record(path, LatencyFile(tables=(a_table(),)))
     record = json.loads(path.read_text())
     del record["digest"]
     path.write_text(json.dumps({**record, "tables": _spoiled(record["tables"][0], how)}))
@@ -224,7 +225,7 @@ def test_wrong_budgets_and_tables_are_refused(
     changes: dict[str, Any], budget: str, says: str, tmp_path: Path
 ) -> None:
     file = tmp_path / "latency.json"
-    save_latency(LatencyFile(tables=(a_table(**changes),)), file)
+    write_record(file, LatencyFile(tables=(a_table(**changes),)))
     where = f":{file}" if "@" in budget else ""
     refused(*SEARCH, "--budget", f"{budget}{where}", "-o", tmp_path / "out", says=says)
     assert [path.name for path in tmp_path.iterdir()] == ["latency.json"]
@@ -232,7 +233,7 @@ def test_wrong_budgets_and_tables_are_refused(
 
 def test_of_several_tables_the_budget_names_one(tmp_path: Path) -> None:
     file = tmp_path / "latency.json"
-    save_latency(LatencyFile(tables=(a_table(), a_table(batch=8))), file)
+    write_record(file, LatencyFile(tables=(a_table(), a_table(batch=8))))
     call = [*SEARCH, "-o", tmp_path / "out", "--budget"]
     refused(*call, f"50%@onnxruntime:{file}", says="several tables that fit")
     good(*call, f"50%@onnxruntime,batch=8:{file}")
@@ -244,7 +245,7 @@ def test_of_several_tables_the_budget_names_one(tmp_path: Path) -> None:
 
 def test_times_of_another_host_are_taken_where_that_is_meant(tmp_path: Path) -> None:
     file, out = tmp_path / "latency.json", tmp_path / "out"
-    save_latency(LatencyFile(tables=(a_table(host=another_host()),)), file)
+    write_record(file, LatencyFile(tables=(a_table(host=another_host()),)))
     output = good(*SEARCH, "--budget", f"15ms@onnxruntime:{file}", "--allow-host", "-o", out).stdout
     assert "= 15 ms; the plan costs" in " ".join(output.split())
     amount = read_record(out / "gates.json")["budget"]["amount"]
@@ -261,7 +262,7 @@ def test_a_search_goes_on_counting_in_the_times_it_began_with(
     tmp_path: Path, cut_in_step: Callable[[int], None]
 ) -> None:
     file = tmp_path / "times.json"
-    save_latency(LatencyFile(tables=(a_table(),)), file)
+    write_record(file, LatencyFile(tables=(a_table(),)))
     call = [*SEARCH, "--budget", f"50%@onnxruntime:{file}", "--checkpoint-every", 4, "-o"]
     good(*call, tmp_path / "whole")
     cut_in_step(7)
@@ -290,7 +291,7 @@ def test_a_recipe_takes_latency_budgets(tmp_path: Path) -> None:
 
     file = tmp_path / "recipe.yaml"
     good("run", "--init", file)
-    save_latency(LatencyFile(tables=(a_table(),)), tmp_path / "times.json")
+    write_record(tmp_path / "times.json", LatencyFile(tables=(a_table(),)))
     content = yaml.safe_load(file.read_text())
     content["model"] = {"name": NAME, "args": dict(tiny_spec().args)}
     content["search"]["budget"] = "15ms@onnxruntime:times.json"

@@ -14,17 +14,17 @@ from hypothesis import strategies as st
 from spvit_deploy.benchmarks import load_patterns
 from spvit_deploy.benchmarks.host import read_host
 from spvit_deploy.benchmarks.measure import run_benchmark
-from spvit_deploy.benchmarks.reporting.html_report import write_report
+from spvit_deploy.benchmarks.reporting.report_forms import write_report
 from spvit_deploy.benchmarks.results import (
     BenchmarkResult,
     ResultsFile,
     Workload,
     load_results,
-    save_results,
 )
 from spvit_deploy.benchmarks.speedups import pairs_of
 from spvit_deploy.benchmarks.statistics import median_ratio, percentile
 from spvit_deploy.core.errors import CorruptFileError, InputError
+from spvit_deploy.core.records import write_record
 from spvit_deploy.runtimes import timing
 from spvit_deploy.runtimes.timing import (
     Schedule,
@@ -95,10 +95,10 @@ def test_artifacts_are_interleaved_in_an_order_that_changes(
     times = {"a": 1e-3, "b": 2e-3}
     names: dict[int, str] = {}
 
-    def take(caller: load_patterns.Caller, seconds: float, pause: float) -> list[float]:
+    def take(caller: load_patterns.Caller, seconds: float, pause: float) -> load_patterns.Burst:
         name = names.setdefault(id(caller), "ab"[len(names) % 2])
         seen.append((name, seconds, pause))
-        return [times[name]] * 3
+        return load_patterns.Burst([times[name]] * 3)
 
     monkeypatch.setattr(load_patterns.Caller, "take", take)
     workload = Workload(duration=1.0, warmup=0, pause=0.25)
@@ -170,7 +170,7 @@ def results() -> ResultsFile:
 
 
 def test_results_are_read_as_written(results: ResultsFile, tmp_path: Path) -> None:
-    save_results(results, tmp_path / "r.json")
+    write_record(tmp_path / "r.json", results)
     assert load_results(tmp_path / "r.json") == results
     text = (tmp_path / "r.json").read_text()
     (tmp_path / "r.json").write_text(text.replace("0.02", "0.01", 1))
@@ -179,7 +179,7 @@ def test_results_are_read_as_written(results: ResultsFile, tmp_path: Path) -> No
 
 
 def test_the_page_needs_nothing_from_elsewhere(results: ResultsFile, tmp_path: Path) -> None:
-    save_results(results, tmp_path / "r.json")
+    write_record(tmp_path / "r.json", results)
     write_report([tmp_path / "r.json"], tmp_path / "r.html", None, [])
     page = (tmp_path / "r.html").read_text()
     assert 'src="http' not in page
@@ -188,4 +188,4 @@ def test_the_page_needs_nothing_from_elsewhere(results: ResultsFile, tmp_path: P
     assert "class=flag" in page
     pair = pairs_of(results.results)[0]
     assert (pair.dense.kind, pair.lean.kind) == ("dense", "lean")
-    assert "torch" in pair.label
+    assert "torch" in pair.lean.place

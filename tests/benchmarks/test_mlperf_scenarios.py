@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spvit_deploy.benchmarks.load_patterns import Driven
+from spvit_deploy.benchmarks.load_patterns import Burst
 from spvit_deploy.benchmarks.measure import run_benchmark
 from spvit_deploy.benchmarks.mlperf.loadgen import run_scenario
-from spvit_deploy.benchmarks.mlperf.max_rate import highest_rate, load_record
+from spvit_deploy.benchmarks.mlperf.max_rate import Driven, highest_rate
 from spvit_deploy.benchmarks.results import Workload, load_results
 from spvit_deploy.benchmarks.statistics import early_stopping
 from spvit_deploy.core.errors import InputError
@@ -102,7 +102,7 @@ def test_scenarios_run_on_a_real_runtime(engine: Path, scenario: str, batch: int
         assert row.load.rate == row.throughput
         assert len(row.load.rates) == 4
     else:
-        assert row.bound(90) is not None
+        assert early_stopping(row.samples, 90) is not None
         assert row.load.valid
 
 
@@ -131,12 +131,11 @@ def test_a_rate_that_held_for_few_queries_is_told_and_is_not_valid(engine: Path)
     load = Workload(scenario="server", slo=10, duration=0.2)
     driven = Driven([open_session(engine, "onnxruntime")], load)
     driven.rate = 40.0
-    samples = driven.take(0.2, 0.0)
-    found = load_record(driven, samples, (), load)
+    found = driven.record([driven.take(0.2, 0.0)])
     assert (found.valid, found.rate) == (False, 40.0)
     assert found.why.startswith("p99 needs 662 queries, not ")
-    assert load_record(driven, [11.0] * 1000, (), load).rate == 0
-    assert load_record(driven, [9.0] * 1000, (), load).valid
+    assert driven.record([Burst([11.0] * 1000)]).rate == 0
+    assert driven.record([Burst([9.0] * 1000)]).valid
 
 
 def test_callers_overlap(engine: Path) -> None:

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from spvit_deploy.benchmarks.host import read_host
 from spvit_deploy.benchmarks.regression import Compared, compare_results
-from spvit_deploy.benchmarks.results import BenchmarkResult, ResultsFile, Workload, save_results
+from spvit_deploy.benchmarks.results import BenchmarkResult, ResultsFile, Workload
 from spvit_deploy.benchmarks.statistics import median_ratio
+from spvit_deploy.core.records import write_record
 from tests.helpers.calls import good, refused
 
 
@@ -32,7 +33,7 @@ def measured(
 
 def written(path: Path, *rows: BenchmarkResult, **host: Any) -> Path:
     record = read_host().model_copy(update={"load": 0.0, **host})
-    save_results(ResultsFile(created="now", host=record, results=rows), path)
+    write_record(path, ResultsFile(created="now", host=record, results=rows))
     return path
 
 

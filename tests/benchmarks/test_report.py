@@ -12,18 +12,16 @@ from typing import Any
 import jsonschema
 import pytest
 
-from spvit_deploy.benchmarks.headline import headline_of
 from spvit_deploy.benchmarks.host import read_host
 from spvit_deploy.benchmarks.reporting.pareto import pareto_front
 from spvit_deploy.benchmarks.results import (
-    SCHEMA_FILE,
     BenchmarkResult,
     ResultsFile,
     Workload,
     load_results,
     results_schema,
-    save_results,
 )
+from spvit_deploy.benchmarks.speedups import headline_of
 from spvit_deploy.core.records import write_record
 from tests.benchmarks.test_regression import measured, written
 from tests.helpers.calls import good, refused
@@ -128,7 +126,7 @@ def test_results_of_the_first_version_are_read(tmp_path: Path) -> None:
 
 
 def test_the_schema_that_is_published_is_the_one_of_the_files(tmp_path: Path) -> None:
-    published = json.loads((ROOT / "docs" / SCHEMA_FILE).read_text())
+    published = json.loads((ROOT / "docs" / "results.schema.json").read_text())
     assert published == results_schema()
     content = json.loads(written(tmp_path / "r.json", *rows()).read_text())
     jsonschema.validate(content, published)
@@ -178,5 +176,5 @@ def test_the_page_draws_everything_and_complains_of_nothing(
 def test_results_are_one_file_that_survives(tmp_path: Path) -> None:
     host = read_host()
     file = ResultsFile(created="now", host=host, results=tuple(rows()))
-    save_results(file, tmp_path / "r.json")
+    write_record(tmp_path / "r.json", file)
     assert load_results(tmp_path / "r.json") == file

@@ -244,7 +244,7 @@ def test_bytes_of_the_models_own_size_are_taken_too() -> None:
 def test_evaluation_hands_over_whole_pictures(
     form: str, make_lean: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from spvit_deploy.benchmarks.classifier import Classifier
+    from spvit_deploy.benchmarks.evaluate import Classifier
 
     lean, folder = lean_of(make_lean), tmp_path / "data"
     for split in ("train", "val"):

@@ -15,7 +15,7 @@ import pytest
 import timm
 import torch
 
-from spvit_deploy.benchmarks.latency_tables.probes import make_probes
+from spvit_deploy.benchmarks.latency_tables.probes import Probes
 from spvit_deploy.core.plan import AttentionKind, BlockPlan, ModelSpec, PrunePlan
 from spvit_deploy.families.base import BlockSite
 from spvit_deploy.families.registry import families, find_family, find_sites, inspect_family
@@ -241,7 +241,7 @@ BLOCK_INTERFACES = (
 )
 def test_single_blocks_run_to_be_timed(case: Case) -> None:
     model = create_model(spec_of(case))
-    probes = make_probes(model.eval(), spec_of(case), batch=2)
+    probes = Probes(model.eval(), spec_of(case), batch=2)
     size = input_size(model)
     for probe in probes.blocks.values():
         with torch.no_grad():

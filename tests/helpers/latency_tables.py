@@ -5,17 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 from spvit_deploy.benchmarks.host import read_host
-from spvit_deploy.benchmarks.latency_tables.interleaved import Timing
+from spvit_deploy.benchmarks.latency_tables.block_chain import Timing
 from spvit_deploy.benchmarks.latency_tables.table import (
     Anchors,
     LatencyTable,
-    ShapeTimes,
-    WidthTime,
+    Shape,
+    Width,
 )
 from spvit_deploy.core.plan import AttentionKind
 from tests.conftest import tiny_spec
 
 MS = 1e-3
+TimedWidth = Width[Timing]
 
 
 def timing(seconds: float) -> Timing:
@@ -25,12 +26,12 @@ def timing(seconds: float) -> Timing:
 def a_table(**changes: Any) -> LatencyTable:
     """Three blocks of a tiny model: operations of 0, 1, 2 and 5 ms, an MLP of 1 + 3 ms."""
     times = dict(zip(AttentionKind, (2, 3, 4, 7), strict=True))
-    shape = ShapeTimes(
+    shape = Shape[Timing](
         paths=("blocks.0", "blocks.1", "blocks.2"),
         hidden=96,
         attention={kind: timing(t * MS) for kind, t in times.items()},
         mlp=tuple(
-            WidthTime(width=w, time=timing(t * MS)) for w, t in ((0, 1), (8, 2), (48, 3), (96, 5))
+            TimedWidth(width=w, time=timing(t * MS)) for w, t in ((0, 1), (8, 2), (48, 3), (96, 5))
         ),
     )
     facts = {

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from spvit_deploy.benchmarks.latency_tables.probes import make_probes
-from spvit_deploy.benchmarks.latency_tables.table import LatencyFile, save_latency
+from spvit_deploy.benchmarks.latency_tables.probes import Probes
+from spvit_deploy.benchmarks.latency_tables.table import LatencyFile
 from spvit_deploy.core.errors import InputError, PlanError
 from spvit_deploy.core.plan import AttentionKind, BlockPlan, ModelSpec, PrunePlan, load_plan
 from spvit_deploy.core.records import read_record, write_record
@@ -165,7 +165,7 @@ def test_from_a_search_to_a_lean_folder_that_needs_no_search(
 
 @pytest.mark.usefixtures("plugin")
 def test_latency_tables_cover_it(tmp_path: Path) -> None:
-    probes = make_probes(create_model(tiny_spec()), tiny_spec())
+    probes = Probes(create_model(tiny_spec()), tiny_spec())
     assert [kind.value for kind in probes.sites[0].attention] == list(CHAIN)
     keys = set(probes.sites[0].attention.values())
     assert len(keys) == len(CHAIN)
@@ -180,7 +180,7 @@ def test_latency_tables_cover_it(tmp_path: Path) -> None:
     costs = measured(table, net.sites, net.candidates.kinds).table
     kinds = [DEPTHWISE, AttentionKind.MSA, AttentionKind.SKIP]
     assert costs.of(kinds, [0, 0, 0]) == (3 + 0.5 + 5) * 1_000_000
-    save_latency(LatencyFile(tables=(table,)), tmp_path / "latency.json")
+    write_record(tmp_path / "latency.json", LatencyFile(tables=(table,)))
     good(*SEARCH, "--budget", f"60%@onnxruntime:{tmp_path / 'latency.json'}", "-o",
          tmp_path / "searched")  # fmt: skip
 

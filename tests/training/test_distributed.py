@@ -19,8 +19,9 @@ import pytest
 import torch
 from PIL import Image
 
-from spvit_deploy.benchmarks.latency_tables.table import LatencyFile, save_latency
+from spvit_deploy.benchmarks.latency_tables.table import LatencyFile
 from spvit_deploy.core.errors import JobError
+from spvit_deploy.core.records import write_record
 from spvit_deploy.families.checkpoints import read_state_dict
 from spvit_deploy.lean.model_folder import SavedModel
 from spvit_deploy.training.loop import _Loop
@@ -97,7 +98,7 @@ def test_two_processes_do_what_one_does_with_the_doubled_batch(
 ) -> None:
     _, lean = make_lean(["conv3x3", "conv1x1", "msa"], [40, 96, 16], num_classes=2)
     images = odd_images(tmp_path / "images")
-    save_latency(LatencyFile(tables=(a_table(),)), tmp_path / "times.json")
+    write_record(tmp_path / "times.json", LatencyFile(tables=(a_table(),)))
     budget = f"50%@onnxruntime:{tmp_path / 'times.json'}"
     cut_short(search_into(tmp_path / "cut", 1, budget), monkeypatch)
     resume = [str(part) for part in (*search_into(tmp_path / "cut", 2, budget), "--resume")]

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from spvit_deploy.benchmarks.measure import run_benchmark
-from spvit_deploy.benchmarks.reporting.screenshot import render_png
-from spvit_deploy.benchmarks.results import ResultsFile, Workload, load_results, save_results
+from spvit_deploy.benchmarks.reporting.html_page import render_png
+from spvit_deploy.benchmarks.results import ResultsFile, Workload, load_results
 from spvit_deploy.core.errors import InputError, JobError
 from spvit_deploy.core.locks import LOCK_FILE, lock_folder
 from spvit_deploy.core.progress import stderr_console
+from spvit_deploy.core.records import write_record
 from spvit_deploy.runtimes.registry import runtimes_for
 from spvit_deploy.workflows.pipeline import Runner, dense_stage, export_stage
 from spvit_deploy.workflows.recipe import Recipe
@@ -185,7 +186,7 @@ def _measure(runner: Runner, request: SweepRequest, engines: list[Path]) -> Resu
     runtimes = section.runtimes or runtimes_for(engines[0])[:1]
 
     def work() -> None:
-        save_results(run_benchmark(engines, runtimes, [workload], section.device), output)
+        write_record(output, run_benchmark(engines, runtimes, [workload], section.device))
 
     settings = [workload.model_dump(), list(runtimes), section.device]
     return load_results(runner.stage("benchmark", settings, engines, output, work))
@@ -194,7 +195,9 @@ def _measure(runner: Runner, request: SweepRequest, engines: list[Path]) -> Resu
 def _with_latencies(progress: _Progress, dense: SweepPoint, results: ResultsFile) -> SweepRecord:
     """Record the latencies of the dense model and of those that are finished."""
     dense, *trials = (
-        point.model_copy(update={"latency": found.p50, "p90": found.p90, "unsteady": found.flagged})
+        point.model_copy(
+            update={"latency": found.p50, "p90": found.tail(90), "unsteady": found.flagged}
+        )
         for point, found in zip([dense, *progress.finished], results.results, strict=True)
     )
     first, host = results.results[0], results.host
