@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 from spvit_deploy._version import __version__
 
 if TYPE_CHECKING:
-    from spvit_deploy.workflows.benchmark import benchmark
-    from spvit_deploy.workflows.evaluate import evaluate
+    from spvit_deploy.workflows.benchmark import benchmark, evaluate
     from spvit_deploy.workflows.export import export_model
     from spvit_deploy.workflows.finetune import finetune
     from spvit_deploy.workflows.latency_profile import merge_latencies, profile_latency
@@ -36,6 +35,7 @@ __all__ = [
 ]
 # Modules of `workflows` whose name is not that of their function.
 _MODULES = {
+    "evaluate": "benchmark",
     "export_model": "export",
     "import_model": "materialize",
     "load_lean": "materialize",

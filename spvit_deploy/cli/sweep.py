@@ -117,7 +117,7 @@ def run(ctx: click.Context, /, **options: Any) -> None:
     Example: spvit-deploy sweep --model dense/ --data digits --budgets 30%,50%,70% \\
                --search-epochs 10 --finetune-epochs 10 -o sweep/
     """
-    from spvit_deploy.workflows.sweep.console import print_sweep
+    from spvit_deploy.workflows.sweep.page import print_sweep
     from spvit_deploy.workflows.sweep.request import SweepSettings
     from spvit_deploy.workflows.sweep.sweep import require_all, run_sweep
 
@@ -194,14 +194,13 @@ def pick(
 ) -> None:
     """Print the best trial within limits, and the folders of its engine and model."""
     from spvit_deploy.core.progress import warn
-    from spvit_deploy.workflows.sweep import pick as picking
-    from spvit_deploy.workflows.sweep.console import print_pick
-    from spvit_deploy.workflows.sweep.record import load_sweep
+    from spvit_deploy.workflows.sweep import record as sweeps
+    from spvit_deploy.workflows.sweep.page import print_pick
 
-    record = load_sweep(folder)
-    best = picking.pick(record, max_latency, min_accuracy)
+    record = sweeps.load_sweep(folder)
+    best = sweeps.pick(record, max_latency, min_accuracy)
     print_pick(record, best, folder, as_json)
     dense = record.dense
     beaten = dense.measured and dense.place[1] >= best.place[1]
-    if beaten and picking.fits(dense, max_latency, min_accuracy):
+    if beaten and sweeps.fits(dense, max_latency, min_accuracy):
         warn(f"the dense model is within the limits too, and has {dense.top1:.2f}%.")

@@ -1,20 +1,4 @@
-"""Errors that users meet, and their exit codes.
-
-SpvitError
-├── InputError            exit 2: the call or a file given is wrong
-│   ├── ModelError            unknown model, or one that no family supports
-│   ├── CheckpointError       weights that do not fit, or are not weights
-│   ├── CorruptFileError      a file that differs from its record
-│   ├── PlanError             gates that do not fit the model
-│   ├── DataError             no images, one class, unreadable images
-│   ├── BudgetError           a budget that no plan meets
-│   ├── OutputExistsError     would overwrite something
-│   └── RuntimeMissingError   a runtime or device that is not installed
-└── JobError              exit 1: the call was right, the work failed
-    ├── ParityError           the outputs of the exported model differ
-    ├── DivergedError         the loss or a weight became NaN or infinite
-    └── StorageError          the disk is full or not writable
-"""
+"""Errors that users meet: an :class:`InputError` exits with 2, a :class:`JobError` with 1."""
 
 from __future__ import annotations
 
@@ -30,7 +14,7 @@ class SpvitError(Exception):
 
     Args:
         message: A sentence: what is wrong, and what was found.
-        hint: A sentence: what to do. Printed after the message.
+        hint: A sentence: what to do.
     """
 
     exit_code = 1

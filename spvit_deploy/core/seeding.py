@@ -15,12 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Rank:
-    """One of the processes of a distributed training; it takes every n-th image of a batch.
-
-    Attributes:
-        index: Which process, from 0.
-        world_size: Number of processes n.
-    """
+    """One of ``world_size`` processes of a training; it takes every n-th image of a batch."""
 
     index: int = 0
     world_size: int = 1

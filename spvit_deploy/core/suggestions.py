@@ -19,10 +19,7 @@ def did_you_mean(name: str, known: Iterable[str], otherwise: str = "", most: int
 def argument_meant(error: Exception, entrypoint: Callable[..., Any], otherwise: str) -> str:
     """Suggest a name for an unknown argument of the class behind one of timm's functions.
 
-    Args:
-        error: Raised by the function.
-        entrypoint: The function.
-        otherwise: Returned for any other error.
+    Other errors than of such an argument have no suggestion but ``otherwise``.
     """
     found = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
     built = getattr(sys.modules[entrypoint.__module__], found[1], None) if found else None

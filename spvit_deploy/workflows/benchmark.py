@@ -1,4 +1,4 @@
-"""Benchmarks as functions: results in memory, and ``results.json`` for commands and recipes."""
+"""Measuring and evaluating as functions, and ``results.json`` for commands and recipes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from spvit_deploy.benchmarks.artifacts import describe
-from spvit_deploy.benchmarks.evaluate import evaluate_artifact
+from spvit_deploy.benchmarks.evaluate import Evaluation, evaluate_artifact
 from spvit_deploy.benchmarks.measure import run_benchmark
 from spvit_deploy.benchmarks.mlperf.loadgen import STREAMS
 from spvit_deploy.benchmarks.result_records import DataRecord
@@ -37,6 +37,20 @@ class WorkloadOptions(TypedDict, total=False):
     threads: int | None
     pause: float
     seed: int
+
+
+def evaluate(
+    artifact: Pathish,
+    data: DataSettings | str,
+    runtime: str | None = None,
+    device: str = "auto",
+) -> Evaluation:
+    """Evaluate a lean, dense or exported folder, or a file of one, on the validation split.
+
+    Raises:
+        InputError: The path is not an artifact, or the data do not fit it.
+    """
+    return evaluate_artifact(Path(artifact), DataSettings.of(data), runtime, device)
 
 
 def benchmark(
@@ -74,21 +88,12 @@ def bench_to_file(
     quick: bool = False,
     **options: Any,
 ) -> ResultsFile:
-    """Measure, evaluate where there are ``data``, and write ``results.json``.
+    """Measure, evaluate on the validation split of ``data``, and write ``results.json``.
 
     Args:
-        artifacts: To measure.
-        output: File to write.
-        force: Replace it.
-        data: Whose validation split to evaluate on; None for no evaluation.
         runtimes: Names; none for all that fit.
-        device: As :func:`benchmark` takes it.
         quick: Measure only latencies: no start, layers, energy and peaks.
         options: Of :func:`_workloads`.
-
-    Raises:
-        OutputExistsError, StorageError: As :func:`ensure_free`.
-        InputError: As :func:`run_benchmark`.
     """
     ensure_free(output, force, folder=False, reads=artifacts)
     chosen = _workloads(**options)

@@ -54,17 +54,8 @@ def demo_recipe(output: Path, seed: int, budget: str = "50%") -> Recipe:
     return Recipe.model_validate(content)
 
 
-def run_demo(
-    output: Path, seed: int = 0, png: bool = True, force: bool = False, budget: str = "50%"
-) -> None:
-    """Train, search, materialize, fine-tune, export, verify, benchmark and report.
-
-    An interrupted demo continues where it stopped; with ``force`` every stage runs again.
-
-    Raises:
-        OutputExistsError: ``output`` contains something other than a demo.
-        SpvitError: As the stages raise it.
-    """
+def run_demo(output: Path, seed: int, png: bool, force: bool, budget: str) -> None:
+    """Run the whole pipeline, or what an interrupted demo left; errors as :func:`demo_text`."""
     recipe_file, text = output / "recipe.yaml", demo_text(output, budget)
     ensure_parent(output)
     start = time.perf_counter()

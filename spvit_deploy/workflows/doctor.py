@@ -10,7 +10,7 @@ import torch
 
 from spvit_deploy._version import __version__
 from spvit_deploy.benchmarks.host import installed
-from spvit_deploy.core.cuda_driver import describe_driver
+from spvit_deploy.core.devices import describe_driver
 from spvit_deploy.runtimes.info import RuntimeInfo
 from spvit_deploy.runtimes.registry import runtimes
 

@@ -41,11 +41,7 @@ def finetune(
     """Train a lean folder, a dense folder or a timm model, with or without a teacher.
 
     Args:
-        model: A folder, or a timm name.
-        data: Training data.
-        output: Folder to write.
-        settings: How to train; None for the defaults.
-        run: Checkpoints, resuming and logs; None for the defaults.
+        run: Checkpoints, resuming and logs.
         options: Fields of :class:`FinetuneSettings`, which take the place of those in ``settings``
             (``epochs=30``), and of :class:`StageSettings` (``teacher``, ``model_args``,
             ``checkpoint``, ``pretrained``, ``device``, ``force``).

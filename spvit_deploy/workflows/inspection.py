@@ -32,8 +32,6 @@ from spvit_deploy.lean.model_folder import CONFIG_FILE, folder_digest, load_save
 from spvit_deploy.lean.width_advice import advice
 from spvit_deploy.runtimes.info import load_attribute
 from spvit_deploy.runtimes.registry import artifact_kind, owner_of, read_metadata, suffixes
-from spvit_deploy.runtimes.tensorrt.describe import describe_record
-from spvit_deploy.runtimes.tensorrt.engine_record import parse_record
 from spvit_deploy.search.search_folder import RECORD_FILE as SEARCH_FILE
 from spvit_deploy.search.search_folder import load_search
 from spvit_deploy.workflows.export_all import RECORD_FILE as EXPORTS_FILE
@@ -67,17 +65,9 @@ def inspect_anything(target: str, model_args: dict[str, Any]) -> dict[str, Any]:
 def _artifact(path: Path) -> dict[str, Any]:
     """Describe a file that a runtime opens."""
     kind = artifact_kind(path)
-    owner = owner_of(kind)
-    facts = (
-        load_attribute(owner.describe_file)(path) if owner.describe_file else read_metadata(path)
-    )
+    describe = owner_of(kind).describe_file
+    facts = load_attribute(describe)(path) if describe else read_metadata(path)
     return {"kind": kind, "sha256": sha256_file(path), **facts}
-
-
-def _engines(path: Path, kind: str) -> dict[str, Any]:
-    """Describe an exported folder by what its runtime adds to the record."""
-    describe = owner_of(kind).describe_folder
-    return load_attribute(describe)(path) if describe else {}
 
 
 def _model(spec: ModelSpec) -> dict[str, Any]:
@@ -128,6 +118,7 @@ def _folder(path: Path) -> dict[str, Any]:
         return {"kind": "gates", **_plan(load_plan(path))}
     if (path / EXPORT_FILE).is_file():
         record = load_export(path)
+        describe = owner_of(record.format).describe_folder
         return {
             "kind": "exported",
             **record.model_dump(
@@ -141,7 +132,7 @@ def _folder(path: Path) -> dict[str, Any]:
             "outputs": "; ".join(_tensor(tensor) for tensor in record.outputs),
             "classes": len(record.class_names) or "not named",
             "parity": [_parity(report) for report in record.parity],
-            **_engines(path, record.format),
+            **(load_attribute(describe)(path) if describe else {}),
             "tools": record.tools,
             "files": record.files,
             "made from": record.parent,
@@ -201,8 +192,8 @@ def _plan(plan: PrunePlan, history: Sequence[dict[str, Any]] = ()) -> dict[str, 
     dense, lean = plan_costs(plan)
     facts |= {"macs": lean.macs, "dense macs": dense.macs}
     facts |= {"params": lean.params, "dense params": dense.params}
-    if advice(plan, history):
-        facts["widths"] = advice(plan, history)
+    if widths := advice(plan, history):
+        facts["widths"] = widths
     if plan.budget:
         facts["budget"] = {**plan.budget.model_dump(), "met_macs": lean.macs}
     if plan.token_keep:
@@ -242,8 +233,8 @@ def _json(path: Path) -> dict[str, Any]:
         return {"kind": "results", "created": str(results.created), "results": rows}
     if kind == "latency":
         return {"kind": "latency", "tables": [_times(t) for t in load_latency(path).tables]}
-    if kind == "engine":
-        return {"kind": "engine", **describe_record(parse_record(path))}
+    if path.with_suffix("").suffix in suffixes():  # the record beside an artifact
+        return _artifact(path.with_suffix(""))
     if path.name in (CONFIG_FILE, SEARCH_FILE, EXPORT_FILE):
         return _folder(path.parent)
     raise InputError(f"{path}: not a JSON file of spvit-deploy.", "Check the path.")

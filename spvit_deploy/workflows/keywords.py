@@ -81,11 +81,9 @@ class TrainOptions(ModelOptions, total=False):
 def replace_fields(
     settings: _Settings, keywords: Mapping[str, Any], *others: type[BaseModel]
 ) -> _Settings:
-    """Replace the fields of settings that keywords name.
+    """Replace fields of settings by keywords, and validate them again.
 
     Args:
-        settings: Validated again with the new values.
-        keywords: Fields of these and of the other settings.
         others: Classes of settings that take the rest of the keywords.
 
     Raises:

@@ -38,16 +38,10 @@ from spvit_deploy.workflows.latency_profile import measure_table
 def find_latencies(
     settings: SearchSettings, dense: SavedModel, run: Run, device: torch.device
 ) -> Measured | None:
-    """Read the latencies of a search from the budget's file, or measure them.
+    """Read the latencies of a latency budget from its file, or measure them.
 
     The first process does so for all and keeps them beside the checkpoints: a resumed search uses
-    the latencies that it began with.
-
-    Args:
-        settings: Of the search; None is returned for a budget that is not a latency.
-        dense: The model to search, on the CPU.
-        run: Of the search.
-        device: That its processes compute on.
+    the latencies that it began with. ``dense`` is on the CPU, ``device`` that of the processes.
 
     Raises:
         InputError: No table in the file fits, or the runtime is not installed.
@@ -85,14 +79,9 @@ def measured(
     sites: Sequence[BlockSite],
     kinds: Sequence[AttentionKind] = tuple(AttentionKind),
 ) -> Measured:
-    """Build the cost table of a search from a latency table.
+    """Build the cost table of a search from a latency table; ``kinds`` are in order of cost.
 
     Fewer heads were not timed; their latency is interpolated between none and all.
-
-    Args:
-        table: Latencies.
-        sites: Blocks of the model.
-        kinds: Operations of the search, in order of cost.
 
     Raises:
         InputError: An operation was not timed.
@@ -122,13 +111,7 @@ def _with_heads(costs: tuple[SiteCost, ...], sites: Sequence[BlockSite]) -> tupl
 def read_table(
     budget: BudgetRequest, sites: Sequence[BlockSite], spec: ModelSpec, allow_host: bool = False
 ) -> LatencyTable:
-    """Read the table of a budget's file that fits the budget, the model and this host.
-
-    Args:
-        budget: The budget, with its file.
-        sites: Blocks of the dense model.
-        spec: The dense model.
-        allow_host: Accept a table of another host.
+    """Read the table of a budget's file that fits the budget, the dense model and this host.
 
     Raises:
         InputError: The file does not exist, or no table or several tables fit.

@@ -35,7 +35,7 @@ from spvit_deploy.benchmarks.latency_tables.table import (
     save_latency,
     warn_if_unsteady,
 )
-from spvit_deploy.core.cuda_driver import require_gpu
+from spvit_deploy.core.devices import require_gpu
 from spvit_deploy.core.errors import InputError, JobError
 from spvit_deploy.core.output_folders import ensure_free
 from spvit_deploy.core.plan import ModelSpec
@@ -61,7 +61,6 @@ class ProfileSettings(ModelSettings):
 
     Attributes:
         precision: That the plan will be exported in.
-        batch: Images of an inference.
         threads: Of the runtime; None for its own choice.
         device: Where it computes; None for ``cpu``, or the first GPU for engines.
     """
@@ -91,7 +90,6 @@ def profile_latency(
 
     Args:
         model: A dense folder, or a timm name; weights do not matter.
-        output: File to write.
         runtimes: Names, as ``benchmark`` takes them; there is a table for each.
         options: Fields of :class:`ProfileSettings`: ``precision="bf16"``, ``threads=4``.
 

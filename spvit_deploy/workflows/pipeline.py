@@ -17,8 +17,7 @@ from spvit_deploy._version import __version__
 from spvit_deploy.benchmarks.results import load_results
 from spvit_deploy.core.errors import InputError
 from spvit_deploy.core.files import sha256_bytes, sha256_file
-from spvit_deploy.core.locks import lock_folder
-from spvit_deploy.core.output_folders import OUTPUT_KINDS, ensure_parent
+from spvit_deploy.core.output_folders import OUTPUT_KINDS, ensure_parent, lock_folder
 from spvit_deploy.core.progress import stderr_console, warn
 from spvit_deploy.core.records import read_record, write_record
 from spvit_deploy.data.sources import fingerprint
@@ -102,39 +101,29 @@ def digest_of(path: Path) -> str | None:
 
 
 def run_file(path: Path | None, force: bool = False) -> Runner:
-    """Run a recipe file, by default ``recipe.yaml``.
-
-    Raises:
-        InputError: as :func:`load_recipe`.
-        SpvitError: as the stages raise it.
-    """
+    """Run a recipe file, by default ``recipe.yaml``; errors as of its stages."""
     return run_recipe(load_recipe(path or Path("recipe.yaml")), force)
 
 
 def run_recipe(recipe: Recipe, force: bool = False, png: bool = False) -> Runner:
     """Run every stage whose settings or inputs changed, and print the summary."""
     check_recipe(recipe)
-    root, images = Path(recipe.output), fingerprint(recipe.data)
-    ensure_parent(root / STATE_FILE)
-    root.mkdir(parents=True, exist_ok=True)
-    with lock_folder(root):
-        return _run(recipe, images, force, png)
-
-
-def _run(recipe: Recipe, images: str, force: bool, png: bool) -> Runner:
-    runner = Runner(Path(recipe.output), force)
-    dense = dense_stage(runner, recipe, images)
-    tuned = lean_stages(runner, recipe, images, dense)
-    engines = [
-        export_stage(runner, recipe, name, folder)
-        for name, folder in (("dense", dense), ("lean", tuned))
-    ]
-    _measure(runner, recipe, [dense, tuned], engines, png, images)
+    images, runner = fingerprint(recipe.data), Runner(Path(recipe.output), force)
+    ensure_parent(runner.root / STATE_FILE)
+    runner.root.mkdir(parents=True, exist_ok=True)
+    with lock_folder(runner.root):
+        dense = dense_stage(runner, recipe, images)
+        tuned = lean_stages(runner, recipe, images, dense)
+        engines = [
+            export_stage(runner, recipe, name, folder)
+            for name, folder in (("dense", dense), ("lean", tuned))
+        ]
+        _measure(runner, recipe, [dense, tuned, *engines], png, images)
     return runner
 
 
 def lean_stages(runner: Runner, recipe: Recipe, images: str, dense: Path) -> Path:
-    """Search, materialize and fine-tune; the folder of the lean model."""
+    """Search, materialize and fine-tune; return the folder of the lean model."""
     root, run, device = runner.root, recipe.run_settings(), recipe.device
     search, lean, tuned = root / "search", root / "lean", root / "tuned"
 
@@ -188,12 +177,10 @@ def export_stage(runner: Runner, recipe: Recipe, name: str, folder: Path) -> Pat
     return runner.stage(f"export {name}", section, [folder], output, do_export)
 
 
-def _measure(
-    runner: Runner, recipe: Recipe, models: list[Path], engines: list[Path], png: bool, images: str
-) -> None:
+def _measure(runner: Runner, recipe: Recipe, artifacts: list[Path], png: bool, images: str) -> None:
     """Benchmark all models and engines, and write the report."""
-    root, section, artifacts = runner.root, recipe.benchmark.model_dump(), [*models, *engines]
-    results, page, lean = root / "results.json", root / "report.html", models[-1]
+    root, section = runner.root, recipe.benchmark.model_dump()
+    results, page, lean = root / "results.json", root / "report.html", root / "tuned"
     runner.stage(
         "benchmark", [section, images], artifacts, results,
         lambda: bench_to_file(artifacts, results, True, recipe.data, **section),

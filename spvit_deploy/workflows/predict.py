@@ -28,13 +28,7 @@ PIPE = "-"
 
 @dataclass(frozen=True)
 class Guess:
-    """One of the most probable classes of an image.
-
-    Attributes:
-        index: Index of the class.
-        label: Name of the class, or None where the artifact has no names.
-        score: Softmax probability, 0 to 1.
-    """
+    """A class of an image; ``score`` is its softmax probability, 0 to 1."""
 
     index: int
     label: str | None
@@ -43,13 +37,7 @@ class Guess:
 
 @dataclass(frozen=True)
 class Prediction:
-    """The classes of one image.
-
-    Attributes:
-        image: Path of the image, or ``standard input``.
-        guesses: The most probable classes, the most probable first; none where there is an error.
-        error: Why the image could not be read, or None.
-    """
+    """The classes of one image, the most probable first; none where it could not be read."""
 
     image: str
     guesses: tuple[Guess, ...]
@@ -86,19 +74,14 @@ def predict_images(
     Photographs are turned upright by their EXIF data; of an animation the first frame is taken.
 
     Args:
-        artifact: Dense, lean or exported folder, or a file of one.
         images: Files; folders, which are searched recursively; ``-`` for ``pipe``.
         top: Number of classes per image.
         batch: Images per call of the model.
         runtime: Name of the runtime; None for the artifact's own.
-        device: As :func:`open_session` takes it.
         pipe: Holds one image, or names of images, one per line.
 
     Yields:
         The classes of each image in turn; or an error, where it cannot be read.
-
-    Raises:
-        InputError: a file or folder does not exist, or the artifact has no class scores.
     """
     named = list(_named(images, pipe))
     with open_classifier(artifact, runtime, device) as opened:

@@ -26,23 +26,15 @@ def report_to_file(
     search: Path | None = None,
     form: str = "html",
 ) -> list[Path]:
-    """Write a report.
+    """Write a report, and with ``png`` an image of it if a Chromium is installed; return the files.
 
     Args:
-        results: ``results.json`` files.
-        output: File to write.
         plan: Lean folder or ``gates.json`` whose plan is drawn; HTML only.
-        png: Write an image of the page beside it, if a Chromium is installed; HTML only.
-        force: Replace existing files.
         search: Folder of a search to draw; HTML only.
         form: ``html``, ``md`` or ``json``.
 
-    Returns:
-        The files written.
-
     Raises:
         InputError: No results, or an option that the form does not have.
-        OutputExistsError, StorageError: As :func:`ensure_free`.
     """
     for name, given in (("--plan", plan), ("--png", png), ("--search", search)):
         if given and form != "html":

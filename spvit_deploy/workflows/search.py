@@ -63,10 +63,7 @@ def search_gates(
 
     Args:
         model: timm name, or a dense folder.
-        data: Training data.
-        output: Folder to write.
-        settings: How to search; None for the defaults.
-        run: Checkpoints, resuming and logs; None for the defaults.
+        run: Checkpoints, resuming and logs.
         options: Fields of :class:`SearchSettings`, which take the place of those in ``settings``
             (``budget="50%"``, ``epochs=30``), and of :class:`StageSettings` (``model_args``,
             ``checkpoint``, ``pretrained``, ``teacher``, ``device``, ``force``). Without a

@@ -18,14 +18,11 @@ from spvit_deploy.workflows.keywords import Pathish, StageSettings
 
 @dataclass(frozen=True)
 class TrainingInputs:
-    """A model to train, its data, and the processes that share the training.
+    """A model to train on the CPU, its data, and the processes that share the training.
 
     Attributes:
-        saved: The model, on the CPU.
         digest: SHA-256 of what it was loaded from; empty for random and timm's own weights.
         weights: The same, with a name for timm's own weights.
-        data: Its images.
-        processes: That share the training.
         device: That this process computes on.
     """
 

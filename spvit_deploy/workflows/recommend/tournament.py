@@ -17,8 +17,7 @@ from spvit_deploy.core.log_filters import without_lines
 from spvit_deploy.runtimes.base import Session
 from spvit_deploy.runtimes.registry import open_session, runtimes
 from spvit_deploy.runtimes.timing import TimedCall, burst, interleaved, warm_up
-from spvit_deploy.workflows.recommend.record import Tried
-from spvit_deploy.workflows.recommend.target import Target
+from spvit_deploy.workflows.recommend.record import Target, Tried
 
 _BURST, _PAUSE = 0.2, 0.08
 # How much slower than the best one may be, at first and after it was measured for longer.
@@ -70,10 +69,8 @@ class Tournament:
     """Configurations that are still in, and those that are eliminated.
 
     Args:
-        target: that decides.
-        threads: numbers of threads to try.
-        batches: numbers of images of an inference to try.
-        left: returns the seconds that are left.
+        threads, batches: Numbers of threads, and of images of an inference, to try.
+        left: Returns the seconds that are left.
     """
 
     def __init__(

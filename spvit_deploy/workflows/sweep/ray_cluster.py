@@ -41,14 +41,7 @@ _CONNECT_TIMEOUT = 5
 
 @dataclass(frozen=True)
 class Capacity:
-    """What a cluster has.
-
-    Attributes:
-        nodes: Number of hosts with processors.
-        cpus: Processors of all hosts.
-        least: Processors of the smallest host.
-        gpus: GPUs of all hosts.
-    """
+    """What a cluster has: hosts, processors of all and of the smallest host, GPUs of all."""
 
     nodes: int
     cpus: int
@@ -69,7 +62,6 @@ def portion(capacity: Capacity, device: str, concurrent: int | None) -> Portion:
     """Divide a cluster among trials: a GPU for each, or equal numbers of processors.
 
     Args:
-        device: ``auto|cpu|cuda|mps``.
         concurrent: Trials at a time, at most one per GPU or processor; None for one per GPU, or
             one per host without GPUs.
 
@@ -132,12 +124,8 @@ def _no_cluster(address: str, reason: str) -> InputError:
 def ray_started(root: Path, address: str | None) -> Iterator[Capacity]:
     """Start Ray on this host, with its files in a temporary folder; or join a cluster.
 
-    Args:
-        root: The sweep's folder, which the name of the temporary folder is derived from.
-        address: Of a running cluster; None for this host.
-
     Raises:
-        InputError: No cluster answers.
+        InputError: No cluster answers at ``address``.
         StorageError: Ray does not start.
     """
     place = _place(root)

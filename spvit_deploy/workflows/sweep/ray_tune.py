@@ -81,12 +81,9 @@ def tune_trials(
     retries: int,
     ended: Callable[[str, str], None],
 ) -> None:
-    """Run trials; one that fails does not stop the others.
+    """Run trials in ``root``; one that fails does not stop the others.
 
-    Args:
-        root: Folder of the sweep.
-        each: Resources of each trial.
-        ended: Called as each ends, with its budget and the reason of its failure, or "".
+    ``ended`` is called as each ends, with its budget and the reason of its failure, or "".
     """
     by_name = {job.budget: job for job in jobs}
     store = root / ".ray"

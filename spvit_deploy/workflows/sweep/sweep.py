@@ -11,7 +11,7 @@ from spvit_deploy.benchmarks.measure import run_benchmark
 from spvit_deploy.benchmarks.reporting.screenshot import render_png
 from spvit_deploy.benchmarks.results import ResultsFile, Workload, load_results, save_results
 from spvit_deploy.core.errors import InputError, JobError
-from spvit_deploy.core.locks import LOCK_FILE, lock_folder
+from spvit_deploy.core.output_folders import LOCK_FILE, lock_folder
 from spvit_deploy.core.progress import stderr_console
 from spvit_deploy.runtimes.registry import runtimes_for
 from spvit_deploy.workflows.pipeline import Runner, dense_stage, export_stage
@@ -79,11 +79,6 @@ def run_sweep(recipe: Recipe, output: Path, settings: SweepSettings) -> SweepRec
 
     Called again, it skips finished trials and resumes the others. A trial that fails does not stop
     the others; the record says so.
-
-    Args:
-        recipe: Of any trial, and of the dense model; its budget and output are ignored.
-        output: Folder to write.
-        settings: Budgets, and how trials are run.
 
     Raises:
         InputError: A request that cannot be met; raised before anything is trained.
