@@ -26,6 +26,6 @@ def inspect(path: str, as_json: bool, **model: Any) -> None:
 def doctor(as_json: bool) -> None:
     """List the runtimes, devices and versions of this host, and how to install what is missing."""
     from spvit_deploy.workflows.console import print_facts
-    from spvit_deploy.workflows.doctor import doctor
+    from spvit_deploy.workflows.inspection import doctor
 
     print_facts(doctor(), as_json)

@@ -33,6 +33,6 @@ def run(recipe: Path | None, init: bool, force: bool) -> None:
 )
 def demo(output: Path, seed: int, budget: str, png: bool, force: bool) -> None:
     """Run the whole pipeline with a small model on real images, in about two minutes."""
-    from spvit_deploy.workflows.demo import run_demo
+    from spvit_deploy.workflows.pipeline import run_demo
 
     run_demo(output, seed, png, force, budget)

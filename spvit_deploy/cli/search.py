@@ -1,4 +1,4 @@
-"""``spvit-deploy search`` and ``profile``."""
+"""``spvit-deploy search``, ``profile`` and ``finetune``."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def search(model: str, output: Path, **options: Any) -> None:
              9ms@openvino,precision=bf16,batch=8,threads=4
     """
     from spvit_deploy.workflows.console import print_search
-    from spvit_deploy.workflows.search import search_gates
+    from spvit_deploy.workflows.training import search_gates
 
     data, run = take_data(options), take_run(options)
     idle = ("teacher", "distillation", "distill_temperature")
@@ -183,3 +183,31 @@ def profile(
     else:
         file = profile_latency(models[0], output, force=force, **options)
     print_latency(file, output)
+
+
+@click.command()
+@click.argument("model", metavar="LEAN_OR_MODEL")
+@model_options
+@train_options
+@distill_options("Dense folder or timm name to distil from.", weight=0.5)
+@click.option(
+    "--adapters",
+    metavar="lora:r=N",
+    help="Train changes of rank N to linear and 1×1 and 3×3 layers, the classifier and the norms: "
+    "less memory for a large model. lora:r=8,alpha=16 scales them by alpha / r, 2 by default. They "
+    "are merged at the end.",
+)
+@run_options
+@output_options("Model folder to write.")
+def finetune(model: str, output: Path, **options: Any) -> None:
+    """Train a lean folder, a dense folder, or a timm model by name; distil with --teacher.
+
+    \b
+    Example: spvit-deploy finetune lean/ --data folder/imagenet --teacher deit_small_patch16_224 \\
+               --epochs 30 -o tuned/
+    """
+    from spvit_deploy.workflows.console import print_model
+    from spvit_deploy.workflows.training import finetune
+
+    data, run = take_data(options), take_run(options)
+    print_model(finetune(model, data, output, run=run, **options), output)

@@ -113,13 +113,8 @@ def _connect(device: torch.device) -> Rank:
     except (RuntimeError, ValueError) as error:
         raise JobError(f"The processes cannot connect: {first_line(error)}.") from error
     if new and distributed.is_initialized():
-        atexit.register(_disconnect)
+        atexit.register(state.destroy_process_group)
     return Rank(state.process_index, state.num_processes)
-
-
-def _disconnect() -> None:
-    if distributed.is_initialized():
-        distributed.destroy_process_group()
 
 
 @contextmanager

@@ -27,12 +27,13 @@ _SECONDS = 30.0
 
 def stderr_console() -> Console:
     """Return a console on standard error; silent in all but the first of several processes."""
-    return Console(stderr=True, markup=False, soft_wrap=True, quiet=not is_first_process())
+    quiet = not is_first_process()
+    return Console(stderr=True, markup=False, highlight=False, soft_wrap=True, quiet=quiet)
 
 
 def warn(text: str) -> None:
     """Print a warning on standard error, in one line."""
-    stderr_console().print(f"Warning: {text}", highlight=False)
+    stderr_console().print(f"Warning: {text}")
 
 
 class Bar:
@@ -55,7 +56,7 @@ class Bar:
 
     def log(self, text: str) -> None:
         """Print a line above the bar."""
-        self._progress.console.print(text, highlight=False)
+        self._progress.console.print(text)
 
 
 def _line(task: Task) -> str:
@@ -74,7 +75,7 @@ def progress_bar(label: str, total: float | None = None, done: int = 0) -> Itera
         columns += [BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(compact=True)]
     columns += [TimeElapsedColumn(), TextColumn("[dim]{task.fields[note]}")]
     if not console.is_terminal:
-        console.print(f"{label} …", highlight=False)
+        console.print(f"{label} …")
     hidden = not console.is_terminal or not is_first_process()
     with Progress(*columns, console=console, disable=hidden) as progress:
         yield Bar(progress, total, label, done)

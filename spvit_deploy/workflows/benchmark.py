@@ -1,7 +1,8 @@
-"""Measuring and evaluating as functions, and ``results.json`` for commands and recipes."""
+"""Measuring, evaluating and reporting as functions, in memory and in files."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
@@ -10,11 +11,18 @@ from spvit_deploy.benchmarks.artifacts import describe
 from spvit_deploy.benchmarks.evaluate import Evaluation, evaluate_artifact
 from spvit_deploy.benchmarks.measure import run_benchmark
 from spvit_deploy.benchmarks.mlperf.loadgen import STREAMS
+from spvit_deploy.benchmarks.reporting.html_report import read_results, write_report
+from spvit_deploy.benchmarks.reporting.markdown import content, markdown
+from spvit_deploy.benchmarks.reporting.screenshot import render_png
 from spvit_deploy.benchmarks.result_records import DataRecord
 from spvit_deploy.benchmarks.results import Boundary, ResultsFile, Scenario, Workload, save_results
 from spvit_deploy.core.errors import InputError
+from spvit_deploy.core.files import write_bytes
 from spvit_deploy.core.output_folders import ensure_free
+from spvit_deploy.core.plan import load_plan
 from spvit_deploy.data.spec import DataSettings
+from spvit_deploy.families.registry import find_sites
+from spvit_deploy.families.timm_models import create_empty
 from spvit_deploy.workflows.keywords import Pathish, replace_fields
 
 if TYPE_CHECKING:
@@ -134,3 +142,42 @@ def _evaluated(results: ResultsFile, artifacts: Sequence[Path], data: DataSettin
     images = max(one.images for one in found.values())
     record = DataRecord(spec=data.spec, images=images, sha256=hashes)
     return results.model_copy(update={"results": rows, "data": record})
+
+
+def report_to_file(
+    results: Sequence[Path],
+    output: Path,
+    plan: Path | None = None,
+    png: bool = False,
+    force: bool = False,
+    search: Path | None = None,
+    form: str = "html",
+) -> list[Path]:
+    """Write a report, and with ``png`` an image of it if a Chromium is installed; return the files.
+
+    Args:
+        plan: Lean folder or ``gates.json`` whose plan is drawn; HTML only.
+        search: Folder of a search to draw; HTML only.
+        form: ``html``, ``md`` or ``json``.
+
+    Raises:
+        InputError: No results, or an option that the form does not have.
+    """
+    for name, given in (("--plan", plan), ("--png", png), ("--search", search)):
+        if given and form != "html":
+            raise InputError(f"{name} is for HTML, not for {form}.", "Leave it out.")
+    image = output.with_suffix(".png")
+    for path in (output, image) if png else (output,):
+        ensure_free(path, force, folder=False, reads=(*results, plan, search))
+    if form != "html":
+        files = read_results(results)
+        as_json = form == "json"
+        text = json.dumps(content(files), indent=1) + "\n" if as_json else markdown(files)
+        write_bytes(output, text.encode())
+        return [output]
+    loaded, widths = load_plan(plan) if plan else None, []
+    if loaded is not None:
+        sites = find_sites(create_empty(loaded.model), str(loaded.model))
+        widths = [site.hidden for site in sites]
+    write_report(results, output, loaded, widths, search)
+    return [output, image] if png and render_png(output, image) else [output]

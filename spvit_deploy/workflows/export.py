@@ -231,7 +231,7 @@ class _ExportImages:
         few = "" if len(found) == wanted else f", all there are (requested: {wanted})"
         where = f", recorded in {self.recorded}" if self.recorded else ""
         stderr_console().print(
-            f"calibrating on {len(found)} images of {self.data.spec}{few}{where}", highlight=False
+            f"calibrating on {len(found)} images of {self.data.spec}{few}{where}"
         )
         return found
 

@@ -125,7 +125,7 @@ def export_all(
             for one in info.precisions
             if precision in (None, one)
         ]
-        found = export_candidates(candidates, lambda title: console.print(title, highlight=False))
+        found = export_candidates(candidates, lambda title: console.print(title))
         rows = [row for _, row in found]
         if not any(row.status == "written" for row in rows):
             reasons = [f"{row.format} {row.precision} {row.status}: {row.reason}" for row in rows]

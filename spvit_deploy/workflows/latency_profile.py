@@ -158,18 +158,10 @@ def measure_beside(
     others: Mapping[str, Path],
     rounds: int = ROUNDS,
 ) -> tuple[LatencyTable, dict[str, Timing]]:
-    """Measure a table, and interleaved with it the latencies of other artifacts.
+    """Measure a table of a dense model on the CPU, and interleaved with it ``others`` by name.
 
-    Args:
-        module: Dense, on the CPU; left as it was.
-        spec: The model.
-        place: Where; by default fp32, one image, and the runtime's own threads.
-        others: Files by name.
-        rounds: Bursts of each.
-
-    Raises:
-        InputError: As :func:`settings_of`.
-        JobError: A block cannot be exported.
+    The place is by default fp32, one image, and the runtime's own threads. Errors are those of
+    :func:`settings_of`, and a JobError where a block cannot be exported.
     """
     settings = settings_of(place)
     batch, gpu = place.batch or 1, find_runtime(place.runtime).needs_gpu
@@ -185,13 +177,11 @@ def measure_beside(
         with progress_bar(f"latency on {place.runtime}", total) as bar:
             files = _write(probes, input_size(module), settings, batch, Path(scratch), bar)
             where = TimingPlace(place.runtime, device, place.threads, batch)
-            times, session = time_files(
-                {**files, **others},
-                where,
-                rounds,
-                probes.anchors,
-                note=lambda _: bar.advance(note="measure"),
-            )
+
+            def note(_: str) -> None:
+                bar.advance(note="measure")
+
+            times, session = time_files({**files, **others}, where, rounds, probes.anchors, note)
     table = LatencyTable(
         model=spec, runtime=place.runtime, runtime_version=session.version, device=device,
         precision=settings.precision, batch=batch, threads=place.threads, host=read_host(),
@@ -222,21 +212,22 @@ def _write(
     bar: Bar,
 ) -> dict[str, Path]:
     """Export an artifact for every block and anchor."""
-
-    def modules() -> Iterator[tuple[str, nn.Module, tuple[int, int, int], ExportSettings]]:
-        for key, probe in probes.blocks.items():
-            own = settings if probe.call.free else replace(settings, batch=batch)
-            yield key, probe.chain(), probe.call.size, own
-        for key, module in probes.anchors.items():
-            yield key, module, size, settings
-
     files = {}
-    for key, module, shape, own in modules():
+
+    def write(
+        key: str, module: nn.Module, shape: tuple[int, int, int], own: ExportSettings
+    ) -> None:
         folder = scratch / key.replace(" ", "-")
         folder.mkdir()
         bar.advance(0, "export")
         files[key] = write_unverified(module, shape, own, folder)
         bar.advance()
+
+    for key, probe in probes.blocks.items():
+        own = settings if probe.call.free else replace(settings, batch=batch)
+        write(key, probe.chain(), probe.call.size, own)
+    for key, module in probes.anchors.items():
+        write(key, module, size, settings)
     return files
 
 

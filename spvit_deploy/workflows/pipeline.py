@@ -1,4 +1,4 @@
-"""Runs the pipeline of a recipe, stage by stage.
+"""Runs the pipeline of a recipe, stage by stage, and that of the demo.
 
 Each stage has a key: the hash of its settings and of what it reads. A stage whose key and
 outputs match ``state.json`` is skipped, so an interrupted or changed run continues where needed;
@@ -8,21 +8,25 @@ an interrupted training continues from its last checkpoint.
 from __future__ import annotations
 
 import json
+import re
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from spvit_deploy._version import __version__
 from spvit_deploy.benchmarks.results import load_results
-from spvit_deploy.core.errors import InputError
-from spvit_deploy.core.files import sha256_bytes, sha256_file
+from spvit_deploy.core.errors import InputError, OutputExistsError
+from spvit_deploy.core.files import sha256_bytes, sha256_file, write_bytes
 from spvit_deploy.core.output_folders import OUTPUT_KINDS, ensure_parent, lock_folder
 from spvit_deploy.core.progress import stderr_console, warn
 from spvit_deploy.core.records import read_record, write_record
 from spvit_deploy.data.sources import fingerprint
 from spvit_deploy.training.finetune import FinetuneSettings
-from spvit_deploy.workflows.benchmark import bench_to_file
+from spvit_deploy.workflows.benchmark import bench_to_file, report_to_file
 from spvit_deploy.workflows.console import (
     print_accuracy,
     print_benchmark,
@@ -30,13 +34,12 @@ from spvit_deploy.workflows.console import (
     print_search,
 )
 from spvit_deploy.workflows.export import export_model
-from spvit_deploy.workflows.finetune import finetune
 from spvit_deploy.workflows.materialize import materialize
-from spvit_deploy.workflows.recipe import Recipe, check_recipe, load_recipe
-from spvit_deploy.workflows.report import report_to_file
-from spvit_deploy.workflows.search import search_gates
+from spvit_deploy.workflows.recipe import TEMPLATE, Recipe, check_recipe, load_recipe
+from spvit_deploy.workflows.training import finetune, search_gates
 
 STATE_FILE = "state.json"
+_BUDGET = re.compile(r"^(  budget: )\S+", re.MULTILINE)
 
 
 @dataclass
@@ -71,7 +74,7 @@ class Runner:
         done = state.get(name, {})
         current = done.get("key") == key and done.get("output") == digest_of(output)
         if current and not self.force:
-            stderr_console().print(f"{name}: unchanged, skipped", highlight=False)
+            stderr_console().print(f"{name}: unchanged, skipped")
             return output
         self.ran.append(name)
         work()
@@ -190,4 +193,53 @@ def _measure(runner: Runner, recipe: Recipe, artifacts: list[Path], png: bool, i
         lambda: report_to_file([results], page, lean, png, force=True, search=root / "search"),
     )  # fmt: skip
     print_benchmark(load_results(results))
-    stderr_console().print(f"report: {page}", highlight=False)
+    stderr_console().print(f"report: {page}")
+
+
+def demo_text(output: Path, budget: str) -> str:
+    """Return the text of a demo's ``recipe.yaml``: the one in ``output``, or the template's.
+
+    A recipe is a demo's if its settings are the template's, but for the budget: comments may
+    differ, by a user's hand or in another version, and are kept.
+
+    Raises:
+        OutputExistsError: ``output`` contains something other than a demo.
+    """
+    file, text = output / "recipe.yaml", TEMPLATE.replace("output: run ", "output: .   ")
+    if file.is_file() and _settings(file.read_text()) == _settings(text):
+        text = file.read_text()
+    elif output.exists() and not (output.is_dir() and not any(output.iterdir())):
+        raise OutputExistsError(f"{output} exists and is not a demo.", "Choose another -o.")
+    return _BUDGET.sub(lambda line: line.group(1) + budget, text)
+
+
+def _settings(recipe: str) -> Any:
+    """Return the content of a recipe without its budget; None if it is not YAML."""
+    try:
+        return yaml.safe_load(_BUDGET.sub(r"\1x", recipe))
+    except yaml.YAMLError:
+        return None
+
+
+def demo_recipe(output: Path, seed: int, budget: str = "50%") -> Recipe:
+    """Return the recipe of ``run --init`` with this seed and budget, writing to ``output``."""
+    content = yaml.safe_load(TEMPLATE)
+    content["search"]["budget"] = budget
+    content["output"] = str(output.absolute())
+    for section in ("train", "search", "finetune"):
+        content[section]["seed"] = seed
+    return Recipe.model_validate(content)
+
+
+def run_demo(output: Path, seed: int, png: bool, force: bool, budget: str) -> None:
+    """Run the whole pipeline, or what an interrupted demo left; errors as :func:`demo_text`."""
+    recipe_file, text = output / "recipe.yaml", demo_text(output, budget)
+    ensure_parent(output)
+    start = time.perf_counter()
+    recipe = demo_recipe(output, seed, budget)
+    write_bytes(recipe_file, text.encode())
+    run_recipe(recipe, force, png)
+    stderr_console().print(
+        f"done in {time.perf_counter() - start:.0f} s; `spvit-deploy run {recipe_file}` repeats "
+        "it with your own settings"
+    )

@@ -14,13 +14,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from spvit_deploy.core.errors import PlanError
-from spvit_deploy.core.plan import (
-    AttentionKind,
-    BlockPlan,
-    ModelSpec,
-    PrunePlan,
-    load_plan,
-)
+from spvit_deploy.core.plan import AttentionKind, BlockPlan, ModelSpec, PrunePlan, load_plan
 from spvit_deploy.families.timm_models import create_model, input_size, preprocessing_of
 from spvit_deploy.lean.cost import CostTable, SiteCost
 from spvit_deploy.lean.model_folder import load_saved

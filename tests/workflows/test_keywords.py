@@ -12,10 +12,9 @@ from spvit_deploy.core.errors import InputError
 from spvit_deploy.search.search import SearchSettings
 from spvit_deploy.training.finetune import FinetuneSettings
 from spvit_deploy.workflows.benchmark import WorkloadOptions
-from spvit_deploy.workflows.finetune import FinetuneOptions
 from spvit_deploy.workflows.keywords import StageSettings, replace_fields
 from spvit_deploy.workflows.latency_profile import ProfileOptions, ProfileSettings
-from spvit_deploy.workflows.search import SearchOptions
+from spvit_deploy.workflows.training import FinetuneOptions, SearchOptions
 from tests.conftest import NAME
 
 

@@ -21,6 +21,7 @@ from typing import Any
 
 from spvit_deploy.core.errors import InputError, RuntimeMissingError, StorageError, first_line
 from spvit_deploy.core.files import sha256_bytes
+from spvit_deploy.core.log_filters import quiet
 
 # Settings for which Ray has no arguments.
 _ENVIRONMENT = {
@@ -133,7 +134,8 @@ def ray_started(root: Path, address: str | None) -> Iterator[Capacity]:
         import ray
 
         try:
-            with _quiet():
+            # The sweep reports failures itself.
+            with quiet("ray", level=logging.CRITICAL):
                 _start(ray, address, place)
                 yield _capacity(ray)
         finally:
@@ -206,16 +208,3 @@ def _environment(local: bool) -> Iterator[None]:
     finally:
         for name in wanted:
             os.environ.pop(name, None)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence Ray's log, as the sweep reports failures itself; not with ``--debug``."""
-    logger = logging.getLogger("ray")
-    before = logger.level
-    if logging.root.level > logging.DEBUG:
-        logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)

@@ -129,8 +129,7 @@ def _run(request: SweepRequest, settings: SweepSettings, known: SweepRecord | No
     progress.save([], dense=old if old.measured and old.top1 == dense.top1 else dense)
     if progress.finished:
         stderr_console().print(
-            f"{len(progress.finished)} of {len(request.budgets)} trials are finished, skipped",
-            highlight=False,
+            f"{len(progress.finished)} of {len(request.budgets)} trials are finished, skipped"
         )
     if progress.left:
         with ray_started(request.root, settings.address) as capacity:
