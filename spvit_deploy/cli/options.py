@@ -269,5 +269,5 @@ def take_run(options: dict[str, Any]) -> RunSettings:
     from spvit_deploy.training.run import RunSettings
     from spvit_deploy.workflows.keywords import replace_fields
 
-    names = ("checkpoint_every", "resume", "tensorboard")
-    return replace_fields(RunSettings(), {name: options.pop(name) for name in names})
+    given = {name: options.pop(name) for name in RunSettings.model_fields}
+    return replace_fields(RunSettings(), given)

@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+from scipy.special import softmax
 from torch import Tensor
 
 from spvit_deploy.benchmarks.classifier import Classifier, open_classifier
@@ -190,9 +191,7 @@ def _predictions(
 
 
 def _guesses(scores: Array, names: Sequence[str], top: int) -> tuple[Guess, ...]:
-    wide = scores.astype(np.float64)
-    chances = np.exp(wide - wide.max())
-    chances /= chances.sum()
+    chances = softmax(scores.astype(np.float64))
     best = np.argsort(-chances, kind="stable")[:top]
     return tuple(
         Guess(int(i), names[i] if i < len(names) else None, float(chances[i])) for i in best

@@ -79,8 +79,8 @@ class SweepRequest:
 
     def job(self, budget: str) -> TrialJob:
         """Return the trial of a budget."""
-        recipe, name, dense = self.recipe, budget.replace("%", "pct"), self.root / "dense"
-        model = ModelSection(name=recipe.model.name, args=recipe.model.args, checkpoint=str(dense))
+        recipe, name, dense = self.recipe, budget.replace("%", "pct"), str(self.root / "dense")
+        model = ModelSection(name=recipe.model.name, args=recipe.model.args, checkpoint=dense)
         update = {
             "output": str(self.root / "trials" / name),
             "model": model,
@@ -88,7 +88,7 @@ class SweepRequest:
             "search": recipe.search.model_copy(update={"budget": budget}),
             "tensorboard": recipe.tensorboard / name if recipe.tensorboard else None,
         }
-        return TrialJob(budget, name, recipe.model_copy(update=update), dense, self.images)
+        return TrialJob(budget, recipe.model_copy(update=update), self.images)
 
 
 def check_sweep(recipe: Recipe, output: Path, settings: SweepSettings) -> SweepRequest:

@@ -49,20 +49,17 @@ class TrialJob:
 
     Attributes:
         budget: As it was written; the trial's name.
-        name: Of its folder, and suffix of its engine's.
         recipe: Its ``output`` is the trial's folder, an absolute path.
         images: Fingerprint of the data.
     """
 
     budget: str
-    name: str
     recipe: Recipe
-    dense: Path
     images: str
 
     @property
     def folder(self) -> Path:
-        """Folder of the trial."""
+        """Folder of the trial; its name is the suffix of the engine's."""
         return Path(self.recipe.output)
 
     @property
@@ -71,14 +68,14 @@ class TrialJob:
         return self.folder.parents[1]
 
     @property
-    def model(self) -> Path:
-        """Folder of the lean model."""
-        return self.folder / "tuned"
+    def dense(self) -> Path:
+        """Folder of the dense model."""
+        return self.root / "dense"
 
     @property
     def engine(self) -> Path:
         """Folder of the exported model."""
-        return self.folder / f"{self.recipe.export.format}-{self.name}"
+        return self.folder / f"{self.recipe.export.format}-{self.folder.name}"
 
     def key(self) -> str:
         """Hash all that the trial is made from."""
@@ -99,11 +96,11 @@ def read_point(job: TrialJob) -> SweepPoint:
     except (InputError, ValueError):
         return waiting
     whole = record.key == job.key() and record.engine_digest == digest_of(job.engine)
-    if not whole or not job.model.is_dir():
+    if not whole or not (job.folder / "tuned").is_dir():
         return waiting
     return SweepPoint(
         name=job.budget, status="finished", folder=folder,
-        model=f"{folder}/{job.model.name}", engine=f"{folder}/{job.engine.name}",
+        model=f"{folder}/tuned", engine=f"{folder}/{job.engine.name}",
         macs=record.macs, params=record.params, top1=record.top1,
     )  # fmt: skip
 
@@ -148,7 +145,7 @@ def _run(job: TrialJob, begun: Callable[[str], None]) -> None:
     write_bytes(job.folder / "recipe.yaml", text.encode())
     runner = Runner(job.folder, begun=lambda stage: begun(stage.partition(" ")[0]))
     tuned = lean_stages(runner, recipe, job.images, job.dense)
-    engine = export_stage(runner, recipe, job.name, tuned)
+    engine = export_stage(runner, recipe, job.folder.name, tuned)
     facts = evaluate_stage(runner, recipe, job.images, engine)
     record = TrialRecord(key=job.key(), engine_digest=digest_of(engine) or "", **facts)
     write_record(job.folder / TRIAL_FILE, record.model_dump())
