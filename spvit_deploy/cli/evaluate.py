@@ -1,4 +1,4 @@
-"""``spvit-deploy evaluate`` and ``predict``."""
+"""``spvit-deploy evaluate``, ``predict``, ``inspect`` and ``doctor``: what there is, and gives."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from spvit_deploy.cli.options import (
     Positive,
     data_options,
     json_option,
+    model_options,
     runtime_device_option,
     runtime_option,
     take_data,
@@ -85,3 +86,25 @@ def _json_line(found: Prediction) -> str:
         return json.dumps({"image": found.image, "error": found.error})
     guesses = [asdict(guess) for guess in found.guesses]
     return json.dumps({"image": found.image, "classes": guesses})
+
+
+@click.command()
+@click.argument("path", metavar="PATH_OR_MODEL")
+@model_options
+@json_option
+def inspect(path: str, as_json: bool, **model: Any) -> None:
+    """Show what a file, a folder or a timm model is, and whether it can be searched."""
+    from spvit_deploy.workflows.console import print_facts
+    from spvit_deploy.workflows.inspection import inspect_anything
+
+    print_facts(inspect_anything(path, model["model_args"]), as_json)
+
+
+@click.command()
+@json_option
+def doctor(as_json: bool) -> None:
+    """List the runtimes, devices and versions of this host, and how to install what is missing."""
+    from spvit_deploy.workflows.console import print_facts
+    from spvit_deploy.workflows.inspection import doctor
+
+    print_facts(doctor(), as_json)

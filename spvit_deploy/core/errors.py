@@ -1,9 +1,14 @@
-"""Errors that users meet: an :class:`InputError` exits with 2, a :class:`JobError` with 1."""
+"""Errors that users meet, and hints: :class:`InputError` exits with 2, :class:`JobError` with 1."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import difflib
+import inspect
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 # Characters of a third-party message that are shown: its beginning and end say what went wrong.
 _LONG = 300
@@ -111,3 +116,21 @@ def raised_as(kind: type[SpvitError], what: str, hint: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise kind(f"{what}: {first_line(error)}.", hint) from error
+
+
+def did_you_mean(name: str, known: Iterable[str], otherwise: str = "", most: int = 1) -> str:
+    """Return "Did you mean …?" with the ``most`` closest names, or ``otherwise``."""
+    close = difflib.get_close_matches(name, list(known), n=most)
+    return f"Did you mean {', '.join(close)}?" if close else otherwise
+
+
+def argument_meant(error: Exception, entrypoint: Callable[..., Any], otherwise: str) -> str:
+    """Suggest a name for an unknown argument of the class behind one of timm's functions.
+
+    Other errors than of such an argument have no suggestion but ``otherwise``.
+    """
+    found = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
+    built = getattr(sys.modules[entrypoint.__module__], found[1], None) if found else None
+    if found is None or built is None:
+        return otherwise
+    return did_you_mean(found[2], inspect.signature(built).parameters, otherwise)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import Any, TypedDict
+
+from typing_extensions import Unpack
 
 from spvit_deploy.benchmarks.artifacts import describe
 from spvit_deploy.benchmarks.evaluate import Evaluation, evaluate_artifact
@@ -24,9 +26,6 @@ from spvit_deploy.data.spec import DataSettings
 from spvit_deploy.families.registry import find_sites
 from spvit_deploy.families.timm_models import create_empty
 from spvit_deploy.workflows.keywords import Pathish, replace_fields
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
 _SECONDS, _LOADGEN_SECONDS = 2.0, 12.0
 _BATCHES = {"multi-stream": STREAMS, "offline": 16}

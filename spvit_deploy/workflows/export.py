@@ -10,11 +10,12 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from PIL import Image
 from sklearn.datasets import load_sample_images
+from typing_extensions import Unpack
 
 from spvit_deploy.core.arrays import Array
 from spvit_deploy.core.errors import DataError, InputError, SpvitError
@@ -33,9 +34,6 @@ from spvit_deploy.runtimes.calibration import Calibration
 from spvit_deploy.runtimes.export_job import ExportJob, ExportSettings, parse_batch
 from spvit_deploy.search.search_folder import is_search_folder, load_search, materialize_search
 from spvit_deploy.workflows.keywords import ModelOptions, Pathish
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
 
 class ExportOptions(ModelOptions, total=False):

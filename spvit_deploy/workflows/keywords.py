@@ -8,9 +8,8 @@ from typing import Any, TypedDict, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from spvit_deploy.core.errors import InputError, first_line
+from spvit_deploy.core.errors import InputError, did_you_mean, first_line
 from spvit_deploy.core.records import StrictModel
-from spvit_deploy.core.suggestions import did_you_mean
 from spvit_deploy.lean.model_folder import ModelRequest
 
 Pathish = str | Path

@@ -7,11 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from pydantic import Field
 from torch import nn
+from typing_extensions import Unpack
 
 from spvit_deploy.benchmarks.host import read_host
 from spvit_deploy.benchmarks.latency_tables.block_chain import DEPTH
@@ -47,10 +48,6 @@ from spvit_deploy.runtimes.export_job import ExportSettings
 from spvit_deploy.runtimes.registry import find_format, find_runtime, formats
 from spvit_deploy.search.budget import Place
 from spvit_deploy.workflows.keywords import ModelOptions, ModelSettings, Pathish, replace_fields
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
 
 # Batch that an engine takes at most; it is built for the one that is timed.
 _LARGEST = 32

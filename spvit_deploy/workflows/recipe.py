@@ -10,12 +10,11 @@ from typing import Annotated, Any, Literal, get_args
 import yaml
 from pydantic import BaseModel, Field, ValidationError
 
-from spvit_deploy.core.errors import InputError, OutputExistsError, first_line
+from spvit_deploy.core.errors import InputError, OutputExistsError, did_you_mean, first_line
 from spvit_deploy.core.files import write_bytes
 from spvit_deploy.core.output_folders import ensure_free
 from spvit_deploy.core.plan import ModelSpec
 from spvit_deploy.core.records import StrictModel
-from spvit_deploy.core.suggestions import did_you_mean
 from spvit_deploy.core.units import Interval
 from spvit_deploy.data.spec import DataSettings
 from spvit_deploy.families.timm_models import create_model

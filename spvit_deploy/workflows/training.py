@@ -6,10 +6,11 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
+from typing_extensions import Unpack
 
 from spvit_deploy.core.distributed import Processes, first_process_only, join_processes
 from spvit_deploy.core.errors import DataError, InputError
@@ -33,9 +34,6 @@ from spvit_deploy.training.lora import require_peft
 from spvit_deploy.training.run import RunSettings, check_run, open_run, run_inputs
 from spvit_deploy.workflows.keywords import Pathish, StageSettings, TrainOptions, replace_fields
 from spvit_deploy.workflows.latency_budget import find_latencies
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
 
 class SearchOptions(TrainOptions, total=False):
