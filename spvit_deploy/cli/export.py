@@ -176,8 +176,9 @@ def export(model: str, folder: Path, every: bool, **options: Any) -> None:
     """
     from spvit_deploy.runtimes.export_job import ExportSettings
     from spvit_deploy.workflows.console import print_export, print_exports
-    from spvit_deploy.workflows.export import export_model, request_of, with_options
+    from spvit_deploy.workflows.export import export_model, with_options
     from spvit_deploy.workflows.export_all import export_all, require_all
+    from spvit_deploy.workflows.keywords import request_of
 
     triton, request = _take_triton(options), request_of(model, options)
     data, force, precision = take_data(options), options.pop("force"), options["precision"]

@@ -82,7 +82,7 @@ def recommend(model: str, output: Path, force: bool, as_json: bool, **options: A
     Example: spvit-deploy recommend tuned/ --data folder/imagenet --target "p99<10ms" \\
                --max-drop 0.5 --time 10m -o recommended/
     """
-    from spvit_deploy.workflows.export import request_of
+    from spvit_deploy.workflows.keywords import request_of
     from spvit_deploy.workflows.recommend.recommend import Request, recommend, require_met
     from spvit_deploy.workflows.recommend.record import Target
 

@@ -33,7 +33,7 @@ from spvit_deploy.lean.width_advice import advice
 from spvit_deploy.runtimes.calibration import Calibration
 from spvit_deploy.runtimes.export_job import ExportJob, ExportSettings, parse_batch
 from spvit_deploy.search.search_folder import is_search_folder, load_search, materialize_search
-from spvit_deploy.workflows.keywords import ModelOptions, Pathish
+from spvit_deploy.workflows.keywords import ModelOptions, Pathish, request_of
 
 
 class ExportOptions(ModelOptions, total=False):
@@ -66,6 +66,7 @@ def export_model(
     settings: ExportSettings | None = None,
     *,
     data: DataSettings | str | None = None,
+    force: bool = False,
     **options: Unpack[ExportOptions],
 ) -> ExportRecord:
     """Export a model, and verify that the outputs of the artifact match the model's.
@@ -78,8 +79,8 @@ def export_model(
         settings: What to write; None for the defaults.
         data: Real images for verification, int8 and the accuracy of a lower precision; None for
             those that the model was trained on.
-        options: ``force``; fields of :class:`ExportSettings`, and options of the format, which
-            take the place of those in ``settings``.
+        options: Fields of :class:`ExportSettings`, and options of the format, which take the place
+            of those in ``settings``.
 
     Raises:
         ParityError: The outputs differ; nothing is written.
@@ -87,19 +88,10 @@ def export_model(
         JobError: The export failed, or the disk is full.
     """
     given: dict[str, Any] = {**options}
-    target, request, force = Path(output), request_of(model, given), given.pop("force", False)
+    target, request = Path(output), request_of(model, given)
     ensure_free(target, force, reads=(request.name, request.checkpoint))
     chosen = with_options(settings or ExportSettings(), given).checked()
     return run_export(open_export(request, data, chosen), target, force)
-
-
-def request_of(
-    model: Pathish | ModelRequest, options: dict[str, Any] | None = None
-) -> ModelRequest:
-    """Return the model that a user names; take its arguments and weights out of ``options``."""
-    given = {} if options is None else options
-    rest = [given.pop(name, None) for name in ("model_args", "checkpoint", "pretrained")]
-    return model if isinstance(model, ModelRequest) else ModelRequest.of(str(model), *rest)
 
 
 def with_options(settings: ExportSettings, given: dict[str, Any]) -> ExportSettings:

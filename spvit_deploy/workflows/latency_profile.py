@@ -41,19 +41,20 @@ from spvit_deploy.core.errors import InputError, JobError
 from spvit_deploy.core.output_folders import ensure_free
 from spvit_deploy.core.plan import ModelSpec
 from spvit_deploy.core.progress import Bar, progress_bar
+from spvit_deploy.core.records import StrictModel
 from spvit_deploy.export.trace import write_unverified
 from spvit_deploy.families.timm_models import input_size
 from spvit_deploy.lean.model_folder import load_model
 from spvit_deploy.runtimes.export_job import ExportSettings
 from spvit_deploy.runtimes.registry import find_format, find_runtime, formats
 from spvit_deploy.search.budget import Place
-from spvit_deploy.workflows.keywords import ModelOptions, ModelSettings, Pathish, replace_fields
+from spvit_deploy.workflows.keywords import ModelOptions, Pathish, replace_fields, request_of
 
 # Batch that an engine takes at most; it is built for the one that is timed.
 _LARGEST = 32
 
 
-class ProfileSettings(ModelSettings):
+class ProfileSettings(StrictModel):
     """What is profiled, and where.
 
     Attributes:
@@ -69,7 +70,7 @@ class ProfileSettings(ModelSettings):
 
 
 class ProfileOptions(ModelOptions, total=False):
-    """Fields of :class:`ProfileSettings`."""
+    """Of the model to profile, and fields of :class:`ProfileSettings`."""
 
     precision: str
     batch: int
@@ -81,6 +82,7 @@ def profile_latency(
     model: Pathish,
     output: Pathish,
     runtimes: Sequence[str] = ("onnxruntime",),
+    force: bool = False,
     **options: Unpack[ProfileOptions],
 ) -> LatencyFile:
     """Measure what each choice of a search costs in a runtime, and write ``latency.json``.
@@ -94,13 +96,14 @@ def profile_latency(
         InputError: The model, runtime, precision or device is wrong, or the output exists.
         JobError: A block cannot be exported.
     """
-    chosen, target = replace_fields(ProfileSettings(), options), Path(output)
-    ensure_free(target, chosen.force, folder=False, reads=(model, chosen.checkpoint))
-    where = (chosen.precision, chosen.batch, chosen.threads, chosen.device)
-    places = [Place(name, *where) for name in dict.fromkeys(runtimes)]
+    given: dict[str, Any] = {**options}
+    request, target = request_of(model, given), Path(output)
+    chosen = replace_fields(ProfileSettings(), given)
+    ensure_free(target, force, folder=False, reads=(request.name, request.checkpoint))
+    places = [Place(name, **dict(chosen)) for name in dict.fromkeys(runtimes)]
     for place in places:
         settings_of(place)
-    saved, _ = load_model(chosen.request(model))
+    saved, _ = load_model(request)
     if saved.kind != "dense":
         raise InputError(f"{model} is lean already.", "Profile the dense model.")
     tables: tuple[LatencyTable, ...] = ()

@@ -32,12 +32,12 @@ from spvit_deploy.training.distillation import check_teacher
 from spvit_deploy.training.finetune import FinetuneSettings, finetune_model, top1
 from spvit_deploy.training.lora import require_peft
 from spvit_deploy.training.run import RunSettings, check_run, open_run, run_inputs
-from spvit_deploy.workflows.keywords import Pathish, StageSettings, TrainOptions, replace_fields
+from spvit_deploy.workflows.keywords import Pathish, TrainOptions, replace_fields, request_of
 from spvit_deploy.workflows.latency_budget import find_latencies
 
 
 class SearchOptions(TrainOptions, total=False):
-    """Fields of :class:`StageSettings` and :class:`SearchSettings`."""
+    """Of the model to search, and fields of :class:`SearchSettings`."""
 
     budget: str
     budget_on: str
@@ -63,6 +63,9 @@ def search_gates(
     settings: SearchSettings | None = None,
     *,
     run: RunSettings | None = None,
+    teacher: Pathish | None = None,
+    device: str = "auto",
+    force: bool = False,
     **options: Unpack[SearchOptions],
 ) -> SearchResult:
     """Train a supernet and its gates (arXiv 2111.11802), and write a search folder.
@@ -70,48 +73,50 @@ def search_gates(
     Args:
         model: timm name, or a dense folder.
         run: Checkpoints, resuming and logs.
+        teacher: A dense or lean folder, or a timm name (pretrained), to distil from; without one,
+            a ``distill_weight`` distils from the dense model itself.
+        device: ``auto|cpu|cuda|cuda:N|mps``.
+        force: Replace an old output, and the checkpoints of an old run.
         options: Fields of :class:`SearchSettings`, which take the place of those in ``settings``
-            (``budget="50%"``, ``epochs=30``), and of :class:`StageSettings` (``model_args``,
-            ``checkpoint``, ``pretrained``, ``teacher``, ``device``, ``force``). Without a
-            teacher, a ``distill_weight`` distils from the dense model itself.
+            (``budget="50%"``, ``epochs=30``), and of a timm model.
 
     Raises:
         InputError: The model, weights, budget, data or options are wrong, or the output exists.
         JobError: The training failed, or the disk is full.
     """
-    stage = replace_fields(StageSettings(), options, SearchSettings)
-    chosen = replace_fields(settings or SearchSettings(), options, StageSettings)
-    target, run = Path(output), run or RunSettings()
+    given: dict[str, Any] = {**options}
+    request, target, run = request_of(model, given), Path(output), run or RunSettings()
+    chosen = replace_fields(settings or SearchSettings(), given)
     requested = chosen.requested
     require_no_merges(requested, chosen.token_keep)
-    reads = (model, stage.checkpoint, requested.file, stage.teacher)
-    check_run(target, run, stage.force, reads=reads)
-    inputs = _load_inputs(model, data, stage, chosen.seed)
+    reads = (model, request.checkpoint, requested.file, teacher)
+    check_run(target, run, force, reads=reads)
+    inputs = _load_inputs(request, data, device, chosen.seed)
     if inputs.saved.kind != "dense":
         raise InputError(f"{model} is lean already.", "Search from a dense model.")
     if not inputs.weights:
         warn(f"{model} has random weights; search from trained ones, or there is little to keep.")
-    teacher, of_teacher = _load_teacher(chosen, stage, inputs)
+    teaching, of_teacher = _load_teacher(chosen, teacher, inputs)
     batches, saved = inputs.open_training_split(chosen.seed), inputs.saved
     same = run_inputs("search", saved.spec, inputs.weights, batches, chosen)
-    named = str(stage.teacher) if stage.teacher and chosen.distill_weight else None
+    named = str(teacher) if teacher and chosen.distill_weight else None
     same["teacher"] = of_teacher or named
     with open_run(target, same, run, inputs.processes, inputs.device) as opened:
         latencies = find_latencies(chosen, saved, opened, inputs.device)
         supernet = supernet_of(saved.module, saved.spec, chosen).to(inputs.device)
-        result = run_search(supernet, batches, chosen, latencies, opened, teacher)
+        result = run_search(supernet, batches, chosen, latencies, opened, teaching)
         hashes = {"checkpoint": inputs.digest, "teacher": of_teacher}
         sources = {name: digest for name, digest in hashes.items() if digest}
         result = replace(result, plan=result.plan.model_copy(update={"sources": sources}))
         record = _search_record(result, chosen, saved, batches)
         with first_process_only(inputs.processes, inputs.device) as mine:
             if mine:
-                save_search(supernet.cpu(), result.plan, record, target, stage.force, opened.files)
+                save_search(supernet.cpu(), result.plan, record, target, force, opened.files)
     return result
 
 
 def _load_teacher(
-    settings: SearchSettings, stage: StageSettings, inputs: _TrainingInputs
+    settings: SearchSettings, teacher: Pathish | None, inputs: _TrainingInputs
 ) -> tuple[nn.Module | None, str]:
     """Load what a search distils from, frozen, and the SHA-256 of what it was loaded from.
 
@@ -120,9 +125,9 @@ def _load_teacher(
     if not settings.distill_weight:
         return None, ""
     found, digest = inputs.saved, ""
-    if stage.teacher is not None:
+    if teacher is not None:
         with torch.random.fork_rng(devices=[]):  # its draws do not change those of the search
-            found, digest = load_model(_teacher_request(stage.teacher))
+            found, digest = load_model(_teacher_request(teacher))
         check_teacher(inputs.saved, found)
     elif not inputs.weights:
         warn("the teacher is the dense model that the search starts from; its weights are random.")
@@ -152,7 +157,7 @@ def _search_record(
 
 
 class FinetuneOptions(TrainOptions, total=False):
-    """Fields of :class:`StageSettings` and :class:`FinetuneSettings`."""
+    """Of the model to train, and fields of :class:`FinetuneSettings`."""
 
     adapters: Any
 
@@ -164,45 +169,47 @@ def finetune(
     settings: FinetuneSettings | None = None,
     *,
     run: RunSettings | None = None,
+    teacher: Pathish | None = None,
+    device: str = "auto",
+    force: bool = False,
     **options: Unpack[FinetuneOptions],
 ) -> SavedModel:
     """Train a lean folder, a dense folder or a timm model, with or without a teacher.
 
     Args:
-        run: Checkpoints, resuming and logs.
+        run, teacher, device, force: As in :func:`search_gates`.
         options: Fields of :class:`FinetuneSettings`, which take the place of those in ``settings``
-            (``epochs=30``), and of :class:`StageSettings` (``teacher``, ``model_args``,
-            ``checkpoint``, ``pretrained``, ``device``, ``force``).
+            (``epochs=30``), and of a timm model.
 
     Raises:
         InputError: The model, weights, data or options are wrong, or the output exists.
         JobError: The training failed, or the disk is full.
     """
-    stage = replace_fields(StageSettings(), options, FinetuneSettings)
-    chosen = replace_fields(settings or FinetuneSettings(), options, StageSettings)
-    target, run = Path(output), run or RunSettings()
+    given: dict[str, Any] = {**options}
+    request, target, run = request_of(model, given), Path(output), run or RunSettings()
+    chosen = replace_fields(settings or FinetuneSettings(), given)
     require_peft(chosen.adapters)
-    check_run(target, run, stage.force, reads=(model, stage.checkpoint, stage.teacher))
-    if stage.teacher is not None:
-        check_request(_teacher_request(stage.teacher))
-    inputs = _load_inputs(model, data, stage, chosen.seed)
+    check_run(target, run, force, reads=(model, request.checkpoint, teacher))
+    if teacher is not None:
+        check_request(_teacher_request(teacher))
+    inputs = _load_inputs(request, data, device, chosen.seed)
     if chosen.adapters and not inputs.weights:
         warn(f"adapters leave the weights of {model} as they are, and these are random.")
-    teacher, sources = None, {"model": inputs.digest} if inputs.digest else {}
-    if stage.teacher is not None:
-        teacher, sources["teacher"] = load_model(_teacher_request(stage.teacher))
-        check_teacher(inputs.saved, teacher)
+    teaching, sources = None, {"model": inputs.digest} if inputs.digest else {}
+    if teacher is not None:
+        teaching, sources["teacher"] = load_model(_teacher_request(teacher))
+        check_teacher(inputs.saved, teaching)
     batches = inputs.open_training_split(chosen.seed)
     same = run_inputs("finetune", inputs.saved.spec, inputs.weights, batches, chosen)
-    same["teacher"] = sources.get("teacher") or (str(stage.teacher) if stage.teacher else None)
+    same["teacher"] = sources.get("teacher") or (str(teacher) if teacher else None)
     with open_run(target, same, run, inputs.processes, inputs.device) as opened:
-        trained = finetune_model(inputs.saved, batches, chosen, teacher, inputs.device, run=opened)
+        trained = finetune_model(inputs.saved, batches, chosen, teaching, inputs.device, run=opened)
         trained = replace(trained, sources=sources)
         if chosen.epochs:
             trained = _with_accuracy(trained, inputs)
         with first_process_only(inputs.processes, inputs.device) as mine:
             if mine:
-                save_model(trained, target, stage.force, opened.files if chosen.epochs else ())
+                save_model(trained, target, force, opened.files if chosen.epochs else ())
     return trained
 
 
@@ -264,16 +271,16 @@ class _TrainingInputs:
 
 
 def _load_inputs(
-    model: Pathish, data: DataSettings | str, settings: StageSettings, seed: int
+    request: ModelRequest, data: DataSettings | str, device: str, seed: int
 ) -> _TrainingInputs:
     """Connect the processes, seed torch, and load the model, by name with an output per class."""
-    processes, device = join_processes(settings.device)
+    processes, where = join_processes(device)
     torch.manual_seed(seed)
     images = DataSettings.of(data)
     classes = open_source(images, train=True).classes or None
-    saved, digest = load_model(settings.request(model), classes)
-    weights = digest or ("timm's pretrained" if settings.pretrained else "")
-    return _TrainingInputs(saved, digest, weights, images, processes, device)
+    saved, digest = load_model(request, classes)
+    weights = digest or ("timm's pretrained" if request.pretrained else "")
+    return _TrainingInputs(saved, digest, weights, images, processes, where)
 
 
 def _teacher_request(teacher: Pathish) -> ModelRequest:
