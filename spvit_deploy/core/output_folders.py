@@ -98,28 +98,22 @@ def ensure_free(
         OutputExistsError: It exists, or something that is not an output is there.
         InputError, StorageError: As :func:`ensure_parent`.
     """
+    kinds = ("a file", "a folder") if folder else ("a folder", "a file")
+    again = "Choose another -o, or replace it with --force."
     try:
-        _require_free(path, force, folder, reads)
+        if path.exists() and not force:
+            raise OutputExistsError(f"{path} exists.", again)
+        if path.is_symlink() and not path.exists():
+            raise OutputExistsError(f"{path} is a broken link.", "Choose another -o, or remove it.")
+        if path.exists() and path.is_dir() != folder:
+            problem = f"{path} is {kinds[0]}: the output is {kinds[1]}."
+            raise OutputExistsError(problem, "Choose another -o.")
+        _require_apart(path, reads)
+        if path.is_dir():
+            _require_ours(path)
     except OSError as error:  # a name that is too long, or behind a folder that may not be read
         raise _unwritable(error, path) from error
     ensure_parent(path)
-
-
-def _require_free(
-    path: Path, force: bool, folder: bool = True, reads: Sequence[Path | str | None] = ()
-) -> None:
-    if path.exists() and not force:
-        raise OutputExistsError(f"{path} exists.", "Choose another -o, or replace it with --force.")
-    if path.is_symlink() and not path.exists():
-        raise OutputExistsError(f"{path} is a broken link.", "Choose another -o, or remove it.")
-    if path.exists() and path.is_dir() != folder:
-        kinds = ("a file", "a folder") if folder else ("a folder", "a file")
-        raise OutputExistsError(
-            f"{path} is {kinds[0]}: the output is {kinds[1]}.", "Choose another -o."
-        )
-    _require_apart(path, reads)
-    if path.is_dir():
-        _require_ours(path)
 
 
 def ensure_parent(path: Path) -> None:
@@ -210,7 +204,7 @@ def new_folder(path: Path, force: bool = False) -> Iterator[Path]:
         StorageError: No space, or not writable.
         NotImplementedError: What was written is not of a kind in :data:`OUTPUT_KINDS`.
     """
-    _require_free(path, force)
+    ensure_free(path, force)
     with staging_folder(path) as staging:
         yield staging
         if unknown := _unknown_entry(staging):

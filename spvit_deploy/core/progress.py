@@ -13,7 +13,6 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     SpinnerColumn,
-    Task,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -52,18 +51,13 @@ class Bar:
         drawn = self._progress.console.is_terminal
         if not (drawn or task.finished) and time.monotonic() > self._printed + _SECONDS:
             self._printed = time.monotonic()
-            self.log(_line(task))
+            of = "" if task.total is None else f"/{task.total:g} ({task.percentage:.0f}%)"
+            after = f", {task.fields['note']}" if task.fields["note"] else ""
+            self.log(f"{task.description}: {task.completed:g}{of}{after}")
 
     def log(self, text: str) -> None:
         """Print a line above the bar."""
         self._progress.console.print(text)
-
-
-def _line(task: Task) -> str:
-    """Format the state of a bar as text."""
-    of = "" if task.total is None else f"/{task.total:g} ({task.completed / task.total:.0%})"
-    note = task.fields["note"]
-    return f"{task.description}: {task.completed:g}{of}{note and f', {note}'}"
 
 
 @contextmanager

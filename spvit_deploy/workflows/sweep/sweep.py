@@ -90,8 +90,11 @@ def run_sweep(recipe: Recipe, output: Path, settings: SweepSettings) -> SweepRec
     root = request.root
     root.mkdir(parents=True, exist_ok=True)
     with lock_folder(root):
-        if settings.force:
-            _clear(root)
+        for entry in root.iterdir() if settings.force else ():
+            if entry.is_dir():
+                shutil.rmtree(entry)
+            elif entry.name != LOCK_FILE:
+                entry.unlink()
         return _run(request, settings, find_earlier(request))
 
 
@@ -109,14 +112,6 @@ def require_all(record: SweepRecord, root: Path) -> None:
             f"{len(failed)} of {len(record.trials)} trials failed: {reasons}",
             f"See {logs}; the same call tries again what failed.",
         )
-
-
-def _clear(root: Path) -> None:
-    for entry in root.iterdir():
-        if entry.is_dir():
-            shutil.rmtree(entry)
-        elif entry.name != LOCK_FILE:
-            entry.unlink()
 
 
 def _run(request: SweepRequest, settings: SweepSettings, known: SweepRecord | None) -> SweepRecord:
