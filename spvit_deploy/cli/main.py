@@ -23,7 +23,7 @@ from spvit_deploy.cli.run import demo, run, sweep
 from spvit_deploy.cli.search import finetune, import_, materialize, profile, search
 from spvit_deploy.cli.serve import load, serve
 from spvit_deploy.core.errors import InputError, JobError, SpvitError, first_line
-from spvit_deploy.core.launcher import is_first_process, rank, world_size
+from spvit_deploy.core.seeding import is_first_process, rank, world_size
 
 # Seconds that the first of several processes may take to report what is wrong.
 _TO_SPEAK = 10

@@ -17,8 +17,7 @@ from torch import Tensor, distributed
 
 from spvit_deploy.core.devices import pick_device
 from spvit_deploy.core.errors import DataError, JobError, RuntimeMissingError, first_line
-from spvit_deploy.core.launcher import world_size
-from spvit_deploy.core.seeding import SINGLE_RANK, Rank
+from spvit_deploy.core.seeding import SINGLE_RANK, Rank, world_size
 
 _T = TypeVar("_T")
 # Parts of torch's messages when another process is gone.

@@ -18,7 +18,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from spvit_deploy.core.launcher import is_first_process
+from spvit_deploy.core.seeding import is_first_process
 
 # Between the lines that stand for a bar where standard error is not a terminal.
 _SECONDS = 30.0

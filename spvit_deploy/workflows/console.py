@@ -17,9 +17,9 @@ from spvit_deploy.benchmarks.latency_tables.table import LatencyFile, LatencyTab
 from spvit_deploy.benchmarks.reporting.tables import Table, gain_tables, results_table, start_table
 from spvit_deploy.benchmarks.results import ResultsFile
 from spvit_deploy.benchmarks.speedups import pairs_of
-from spvit_deploy.core.launcher import is_first_process
 from spvit_deploy.core.plan import Budget, PrunePlan
 from spvit_deploy.core.progress import warn
+from spvit_deploy.core.seeding import is_first_process
 from spvit_deploy.export.record import AccuracyInfo, ExportRecord
 from spvit_deploy.lean.cost import Unit, count_cost, format_cost
 from spvit_deploy.lean.materialize import plan_costs
