@@ -129,7 +129,7 @@ def read_table(
     found = _of_host(budget, _of_place(budget, budget.place, tables), allow_host)
     if len(found) > 1:
         raise InputError(
-            f"{budget.file} has several tables that fit: {_listed(found)}.",
+            f"{budget.file} has several tables that fit: {'; '.join(t.place for t in found)}.",
             f"Name one, such as @{budget.place.runtime},precision=fp32,batch=1; of several hosts, "
             "take the file of one.",
         )
@@ -167,7 +167,8 @@ def _of_place(
         words = {"batch": "batch {}", "threads": "{} threads"}
         wanted = ", ".join(words.get(key, "{}").format(value) for key, value in named.items())
         raise InputError(
-            f"{budget.file} has no latencies of {wanted}; it has {_listed(tables)}.",
+            f"{budget.file} has no latencies of {wanted}; it has "
+            f"{'; '.join(t.place for t in tables)}.",
             "Measure them with `spvit-deploy profile`.",
         )
     return fitting
@@ -190,12 +191,3 @@ def _of_host(
 def _hardware(host: HostRecord) -> str:
     gpus = "".join(f", {gpu}" for gpu in host.gpus)
     return f"{host.cpu} ({host.threads} threads, {' '.join(host.flags) or 'no flags'}{gpus})"
-
-
-def _listed(tables: Sequence[LatencyTable]) -> str:
-    several = len({table.host.cpu for table in tables}) > 1
-    return "; ".join(
-        f"{t.runtime}, {t.precision}, batch {t.batch}, {t.threads or 'default'} threads, {t.device}"
-        + (f" of {t.host.cpu}" if several else "")
-        for t in tables
-    )
