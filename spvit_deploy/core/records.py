@@ -121,7 +121,7 @@ def parsed_by(parse: Callable[[str], Any]) -> BeforeValidator:
 
     def validate(value: Any) -> Any:
         try:
-            return parse(str(value)) if isinstance(value, (str, int)) else value
+            return parse(str(value)) if isinstance(value, (str, int, float)) else value
         except InputError as error:
             raise ValueError(str(error)) from None
 

@@ -182,25 +182,21 @@ def measure_beside(
                 bar.advance(note="measure")
 
             times, session = time_files({**files, **others}, where, rounds, probes.anchors, note)
-    table = LatencyTable(
-        model=spec, runtime=place.runtime, runtime_version=session.version, device=device,
-        precision=settings.precision, batch=batch, threads=place.threads, host=read_host(),
-        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        anchors=_anchors(times, place), shapes=tuple(_shapes(probes, times)),
-    )  # fmt: skip
-    warn_if_unsteady(table)
-    return table, {name: times[name] for name in others}
-
-
-def _anchors(times: Mapping[str, Timing], place: Place) -> Anchors:
-    """Take the times of whole models; refuse those that only noise tells apart."""
     try:
-        return Anchors(dense=times["dense"], no_mlp=times["no MLP"], least=times["least"])
+        anchors = Anchors(dense=times["dense"], no_mlp=times["no MLP"], least=times["least"])
     except ValueError:
         raise JobError(
             f"In {place.runtime} the dense model took no longer than one without operations.",
             "It is too small to be timed, or the host is busy: measure again when it is not.",
         ) from None
+    table = LatencyTable(
+        model=spec, runtime=place.runtime, runtime_version=session.version, device=device,
+        precision=settings.precision, batch=batch, threads=place.threads, host=read_host(),
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        anchors=anchors, shapes=tuple(_shapes(probes, times)),
+    )  # fmt: skip
+    warn_if_unsteady(table)
+    return table, {name: times[name] for name in others}
 
 
 def _write(

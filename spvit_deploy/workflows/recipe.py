@@ -200,10 +200,8 @@ def anchored(recipe: Recipe, here: Path) -> Recipe:
     if model.checkpoint:
         model = model.model_copy(update={"checkpoint": str(here / model.checkpoint)})
     data = recipe.data
-    if not data.root and data.spec.partition("/")[0] == "folder":
-        data = data.model_copy(update={"root": str(here)})
-    elif data.root:
-        data = data.model_copy(update={"root": str(here / data.root)})
+    if data.root or data.spec.startswith("folder/"):
+        data = data.model_copy(update={"root": str(here / (data.root or ""))})
     budget = with_base(recipe.search.budget, here)
     search = recipe.search.model_copy(update={"budget": budget})
     update = {"model": model, "data": data, "search": search, "output": str(here / recipe.output)}
