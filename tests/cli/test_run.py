@@ -25,7 +25,7 @@ def test_a_recipe_runs_and_skips_what_is_unchanged(tmp_path: Path) -> None:
     content["model"]["args"] = {k: v for k, v in TINY.items()}
     for stage in ("train", "search", "finetune"):
         content[stage]["epochs"] = 1
-    content["benchmark"] |= {"duration": 0.05, "runtimes": ["onnxruntime"]}
+    content["benchmark"] |= {"duration": 0.05, "runtimes": ["onnxruntime", "torch"]}
     file.write_text(yaml.safe_dump(content))
     assert len(pipeline.run_file(file).ran) == 8
     assert pipeline.run_file(file).ran == []
