@@ -68,10 +68,9 @@ class _Listener(tune.Callback):  # type: ignore[misc]
 
     def _advance(self, name: str, stages: int, note: str) -> None:
         """Advance the bar, but not for stages that a retried trial passes again."""
-        more = stages - self.reached.get(name, 0)
-        if more > 0:
-            self.reached[name] = stages
-        self.bar.advance(max(0, more), note)
+        before = self.reached.get(name, 0)
+        self.reached[name] = max(before, stages)
+        self.bar.advance(self.reached[name] - before, note)
 
 
 def tune_trials(
