@@ -9,9 +9,8 @@ import torch
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 from torch import nn
 
-from spvit_deploy.core.plan import Amount, AttentionKind, Budget, ModelSpec, PrunePlan
+from spvit_deploy.core.plan import Amount, AttentionKind, Budget, ModelSpec, PrunePlan, TokenMerges
 from spvit_deploy.core.progress import warn
-from spvit_deploy.core.token_merges import TokenMerges
 from spvit_deploy.data.batches import Batches
 from spvit_deploy.search.budget import BudgetRequest, parse_budget
 from spvit_deploy.search.budget_target import Measured, Target, cost_table_of, targets_of

@@ -14,8 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spvit_deploy.core.plan import AttentionKind, BlockPlan, ModelSpec, PrunePlan, Semantics
-from spvit_deploy.core.token_merges import TokenKeep
+from spvit_deploy.core.plan import (
+    AttentionKind,
+    BlockPlan,
+    ModelSpec,
+    PrunePlan,
+    Semantics,
+    TokenKeep,
+)
 from spvit_deploy.families.timm_models import input_size
 from spvit_deploy.lean.materialize import check_plan
 from spvit_deploy.lean.operations.base import EXTRAS_PREFIX

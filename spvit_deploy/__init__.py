@@ -11,14 +11,12 @@ from typing import TYPE_CHECKING, Any
 from spvit_deploy._version import __version__
 
 if TYPE_CHECKING:
-    from spvit_deploy.workflows.benchmark import benchmark
-    from spvit_deploy.workflows.evaluate import evaluate
+    from spvit_deploy.workflows.benchmark import benchmark, evaluate
     from spvit_deploy.workflows.export import export_model
-    from spvit_deploy.workflows.finetune import finetune
     from spvit_deploy.workflows.latency_profile import merge_latencies, profile_latency
     from spvit_deploy.workflows.materialize import import_model, load_lean, materialize
     from spvit_deploy.workflows.predict import predict
-    from spvit_deploy.workflows.search import search_gates
+    from spvit_deploy.workflows.training import finetune, search_gates
 
 __all__ = [
     "__version__",
@@ -36,12 +34,14 @@ __all__ = [
 ]
 # Modules of `workflows` whose name is not that of their function.
 _MODULES = {
+    "evaluate": "benchmark",
     "export_model": "export",
+    "finetune": "training",
     "import_model": "materialize",
     "load_lean": "materialize",
     "merge_latencies": "latency_profile",
     "profile_latency": "latency_profile",
-    "search_gates": "search",
+    "search_gates": "training",
 }
 
 

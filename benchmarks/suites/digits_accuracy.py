@@ -22,7 +22,7 @@ from spvit_deploy.families.timm_models import create_model
 from spvit_deploy.lean.cost import count_cost
 from spvit_deploy.lean.model_folder import dense_saved
 from spvit_deploy.training.finetune import FinetuneSettings, finetune_model, top1
-from spvit_deploy.workflows.demo import demo_recipe
+from spvit_deploy.workflows.pipeline import demo_recipe
 
 
 def one_seed(seed: int) -> dict[str, float]:

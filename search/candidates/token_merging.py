@@ -12,8 +12,7 @@ from typing import Any
 from torch import nn
 
 from spvit_deploy.core.errors import BudgetError
-from spvit_deploy.core.plan import ModelSpec
-from spvit_deploy.core.token_merges import TokenKeep
+from spvit_deploy.core.plan import ModelSpec, TokenKeep
 from spvit_deploy.families.base import BlockSite
 from spvit_deploy.families.registry import find_sites
 from spvit_deploy.families.timm_models import input_size

@@ -1,9 +1,9 @@
-"""``spvit-deploy export``."""
+"""``spvit-deploy export``, with the options of Triton repositories."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -17,15 +17,15 @@ from spvit_deploy.cli.options import (
     model_options,
     parsed,
     precision_option,
+    stack,
     take_data,
     warn_if_idle,
 )
-from spvit_deploy.cli.triton_options import TRITON, take_triton, triton_options
 from spvit_deploy.core.errors import InputError
+from spvit_deploy.runtimes.registry import shown_runtimes, triton_backends
 
-if TYPE_CHECKING:
-    pass
-
+TRITON = "triton"
+_SERVING = ("backend", "max_batch", "queue_delay", "instances", "live_versions")
 _WITH_PREPROCESSING = [name for name, form in known_formats().items() if form.takes_preprocessing]
 
 
@@ -38,6 +38,57 @@ def _parse_layers(text: str) -> tuple[int, ...]:
     if len(set(layers)) < len(layers):
         raise ValueError(f"'{text}' names a layer twice.")
     return layers
+
+
+def _parse_version(text: str) -> int | str:
+    """Parse ``next``, or a version number that is valid in Triton."""
+    if text == "next":
+        return text
+    if not text.isdecimal() or text[0] == "0" or int(text) >= 2**63:
+        raise ValueError(f"'{text}': expected a number from 1 on, or next.")
+    return int(text)
+
+
+triton_options = stack(
+    click.option(
+        "--backend", type=click.Choice([*triton_backends(shown_runtimes())]),
+        help="With --format triton: what computes in the server; python runs ONNX Runtime from "
+        "a model.py.", show_default="onnxruntime",
+    ),
+    click.option(
+        "--model-name", metavar="NAME", help="With --format triton: by default the timm model's."
+    ),
+    click.option(
+        "--model-version", metavar="N|next", callback=parsed(_parse_version),
+        show_default="1", help="With --format triton: version to write, beside others.",
+    ),
+    click.option(
+        "--max-batch", type=Positive, metavar="N",
+        show_default="8", help="With --format triton: images that the server batches at most.",
+    ),
+    click.option(
+        "--queue-delay", type=click.IntRange(0), metavar="µs",
+        show_default="0", help="With --format triton: microseconds that an image waits for others.",
+    ),
+    click.option(
+        "--instances", type=Positive, metavar="N",
+        show_default="1", help="With --format triton: copies that compute at the same time.",
+    ),
+    click.option(
+        "--live-versions", type=Positive, metavar="N",
+        show_default="1", help="With --format triton: how many of the newest versions are served.",
+    ),
+)  # fmt: skip
+
+
+def _take_triton(options: dict[str, Any]) -> dict[str, Any]:
+    """Take the options of Triton out of a command's, without those that are not given."""
+    names = (*_SERVING, "model_name", "model_version")
+    given = {name: value for name in names if (value := options.pop(name)) is not None}
+    for name in given if options["format"] != TRITON else ():
+        option = f"--{name.replace('_', '-')}"
+        raise InputError(f"{option} is for --format {TRITON}.", "Omit it.")
+    return given
 
 
 @click.command()
@@ -125,15 +176,16 @@ def export(model: str, folder: Path, every: bool, **options: Any) -> None:
     """
     from spvit_deploy.runtimes.export_job import ExportSettings
     from spvit_deploy.workflows.console import print_export, print_exports
-    from spvit_deploy.workflows.export import export_model, request_of, with_options
+    from spvit_deploy.workflows.export import export_model, with_options
     from spvit_deploy.workflows.export_all import export_all, require_all
+    from spvit_deploy.workflows.keywords import request_of
 
-    triton, request = take_triton(options), request_of(model, options)
+    triton, request = _take_triton(options), request_of(model, options)
     data, force, precision = take_data(options), options.pop("force"), options["precision"]
     warn_if_idle(every or precision == "int8", ("calibration", "max_drop"), "for int8")
     given = {name: value for name, value in options.items() if value is not None}
     settings = with_options(ExportSettings(), given)
-    if triton is not None and not every:
+    if options["format"] == TRITON and not every:
         _export_triton(request, folder, triton, settings=settings, data=data, force=force)
     elif not every:
         print_export(export_model(request, folder, settings, data=data, force=force), folder)
@@ -151,8 +203,9 @@ def _export_triton(model: Any, repository: Path, triton: dict[str, Any], **expor
     from spvit_deploy.serving.repository import export_triton
     from spvit_deploy.workflows.console import print_export
 
-    chosen = Serving(**triton.pop("serving"))
-    written = export_triton(model, repository, chosen, **triton, **export)
+    chosen = Serving(**{name: triton[name] for name in _SERVING if name in triton})
+    named = triton.get("model_name"), triton.get("model_version")
+    written = export_triton(model, repository, chosen, *named, **export)
     print_export(written.record, written.folder)
     serving = written.serving
     batches = f"batches up to {serving.max_batch}" if serving.max_batch else "its fixed batch"

@@ -35,11 +35,7 @@ class Number(click.FloatRange):
 
 
 def parsed(parse: Callable[[str], Any]) -> Callable[..., Any]:
-    """Make a callback that parses an option's text; None stays None.
-
-    Args:
-        parse: Raises ValueError or InputError, whose text says what is wrong.
-    """
+    """Make a callback that parses an option's text; ``parse`` raises ValueError or InputError."""
 
     def read(ctx: click.Context, option: click.Parameter, text: str | None) -> Any:
         try:
@@ -97,12 +93,7 @@ model_options = stack(
 
 
 def data_options(required: bool = True, purpose: str = "") -> Decorator:
-    """Make ``--data`` and the options of how it is read.
-
-    Args:
-        required: Whether ``--data`` has to be given.
-        purpose: First sentence of its help.
-    """
+    """Make ``--data``, with ``purpose`` as the first sentence of its help, and how it is read."""
     spec = click.option(
         "--data", "spec", required=required, metavar="SPEC",
         help=f"{purpose} digits, folder/PATH, torch/fashion_mnist; wds/PATH: shards of "
@@ -143,12 +134,7 @@ fitting_options = stack(
 
 
 def distill_options(teacher: str, weight: float) -> Decorator:
-    """Make ``--teacher`` and the options of how it enters the loss.
-
-    Args:
-        teacher: What the teacher is.
-        weight: Default fraction of its term in the loss.
-    """
+    """Make ``--teacher`` and the options of how it enters the loss."""
     more = "." if weight else "; 0 for none."
     return stack(
         click.option("--teacher", metavar="MODEL", help=teacher),
@@ -283,5 +269,5 @@ def take_run(options: dict[str, Any]) -> RunSettings:
     from spvit_deploy.training.run import RunSettings
     from spvit_deploy.workflows.keywords import replace_fields
 
-    names = ("checkpoint_every", "resume", "tensorboard")
-    return replace_fields(RunSettings(), {name: options.pop(name) for name in names})
+    given = {name: options.pop(name) for name in RunSettings.model_fields}
+    return replace_fields(RunSettings(), given)

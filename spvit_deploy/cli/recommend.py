@@ -20,10 +20,15 @@ from spvit_deploy.cli.options import (
     take_data,
 )
 from spvit_deploy.core.units import parse_duration
-from spvit_deploy.workflows.recommend.target import Target, parse_target
 
 if TYPE_CHECKING:
-    from spvit_deploy.workflows.recommend.record import Recommendation, Tried
+    from spvit_deploy.workflows.recommend.record import Recommendation, Target, Tried
+
+
+def _parse_target(text: str) -> Target:
+    from spvit_deploy.workflows.recommend.record import parse_target
+
+    return parse_target(text)
 
 
 @click.command()
@@ -32,7 +37,7 @@ if TYPE_CHECKING:
 @model_options
 @click.option(
     "--target",
-    callback=parsed(parse_target),
+    callback=parsed(_parse_target),
     metavar="LIMIT",
     help="p99<10ms, latency<4ms (the median) or throughput>200/s; the fastest else.",
 )
@@ -67,7 +72,7 @@ if TYPE_CHECKING:
 @click.option("--validation", type=Positive, default=1000, help="Images that accuracy is taken on.")
 @json_option
 @output_options("Folder for the three best artifacts and recommend.json.")
-def recommend(output: Path, force: bool, as_json: bool, **options: Any) -> None:
+def recommend(model: str, output: Path, force: bool, as_json: bool, **options: Any) -> None:
     """Find what to serve MODEL with on this host: runtime, precision, threads, batch.
 
     Everything that is installed is exported, timed interleaved and judged by its accuracy; what is
@@ -77,10 +82,12 @@ def recommend(output: Path, force: bool, as_json: bool, **options: Any) -> None:
     Example: spvit-deploy recommend tuned/ --data folder/imagenet --target "p99<10ms" \\
                --max-drop 0.5 --time 10m -o recommended/
     """
+    from spvit_deploy.workflows.keywords import request_of
     from spvit_deploy.workflows.recommend.recommend import Request, recommend, require_met
+    from spvit_deploy.workflows.recommend.record import Target
 
     options["target"] = options["target"] or Target()
-    request = Request(data=take_data(options), **options)
+    request = Request(request_of(model, options), take_data(options), **options)
     found = recommend(request, output, force)
     if as_json:
         click.echo(json.dumps(found.model_dump(mode="json"), indent=1))

@@ -1,4 +1,4 @@
-"""``spvit-deploy search`` and ``profile``."""
+"""From dense to lean: ``search``, ``profile``, ``materialize``, ``import`` and ``finetune``."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from spvit_deploy.cli.options import (
+    Folder,
     Number,
     Positive,
     distill_options,
@@ -135,7 +136,7 @@ def search(model: str, output: Path, **options: Any) -> None:
              9ms@openvino,precision=bf16,batch=8,threads=4
     """
     from spvit_deploy.workflows.console import print_search
-    from spvit_deploy.workflows.search import search_gates
+    from spvit_deploy.workflows.training import search_gates
 
     data, run = take_data(options), take_run(options)
     idle = ("teacher", "distillation", "distill_temperature")
@@ -183,3 +184,79 @@ def profile(
     else:
         file = profile_latency(models[0], output, force=force, **options)
     print_latency(file, output)
+
+
+@click.command()
+@click.argument("search_folder", metavar="DIR", type=Folder)
+@click.option(
+    "--checkpoint",
+    type=Folder,
+    metavar="DENSE",
+    help="Dense weights, file or folder, where DIR is gates.json or a folder with only that.",
+)
+@click.option("--pretrained", is_flag=True, help="Take timm's pretrained weights for such gates.")
+@click.option(
+    "--align",
+    type=Positive,
+    default=1,
+    help="Round MLP widths to multiples of N, by gate probability; a search did so already.",
+)
+@output_options("Lean folder to write.")
+def materialize(search_folder: Path, output: Path, **options: Any) -> None:
+    """Turn a search folder into a lean model: real convolutions, trimmed MLPs, no gates.
+
+    DIR may also be a gates.json, with dense weights by --checkpoint or --pretrained; fine-tune
+    the result then.
+    """
+    from spvit_deploy.workflows.console import print_model
+    from spvit_deploy.workflows.materialize import materialize
+
+    print_model(materialize(search_folder, output, **options), output)
+
+
+@click.command("import")
+@click.option("--config", type=Folder, required=True, help="The authors' .json or .yaml.")
+@click.option(
+    "--gates", type=Folder, help="FFN indicators; by default those that the config names."
+)
+@click.option("--checkpoint", type=Folder, help="Fine-tuned or optimized weights.")
+@output_options("Lean folder to write; without a checkpoint, a folder with gates.json.")
+def import_(output: Path, **options: Any) -> None:
+    """Import models and gates that SPViT's authors publish.
+
+    \b
+    Example: spvit-deploy import --config spvit_deit_bs_l008_t60_ft.json \\
+               --gates spvit_deit_bs_l008_t60_search_10epoch.pth --checkpoint ckpt.pth -o lean/
+    """
+    from spvit_deploy.workflows.console import print_imported
+    from spvit_deploy.workflows.materialize import import_model
+
+    print_imported(import_model(output=output, **options), output)
+
+
+@click.command()
+@click.argument("model", metavar="LEAN_OR_MODEL")
+@model_options
+@train_options
+@distill_options("Dense folder or timm name to distil from.", weight=0.5)
+@click.option(
+    "--adapters",
+    metavar="lora:r=N",
+    help="Train changes of rank N to linear and 1×1 and 3×3 layers, the classifier and the norms: "
+    "less memory for a large model. lora:r=8,alpha=16 scales them by alpha / r, 2 by default. They "
+    "are merged at the end.",
+)
+@run_options
+@output_options("Model folder to write.")
+def finetune(model: str, output: Path, **options: Any) -> None:
+    """Train a lean folder, a dense folder, or a timm model by name; distil with --teacher.
+
+    \b
+    Example: spvit-deploy finetune lean/ --data folder/imagenet --teacher deit_small_patch16_224 \\
+               --epochs 30 -o tuned/
+    """
+    from spvit_deploy.workflows.console import print_model
+    from spvit_deploy.workflows.training import finetune
+
+    data, run = take_data(options), take_run(options)
+    print_model(finetune(model, data, output, run=run, **options), output)

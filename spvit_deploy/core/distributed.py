@@ -15,10 +15,9 @@ from typing import TypeVar
 import torch
 from torch import Tensor, distributed
 
-from spvit_deploy.core.device import pick_device
+from spvit_deploy.core.devices import pick_device
 from spvit_deploy.core.errors import DataError, JobError, RuntimeMissingError, first_line
-from spvit_deploy.core.launcher import world_size
-from spvit_deploy.core.seeding import SINGLE_RANK, Rank
+from spvit_deploy.core.seeding import SINGLE_RANK, Rank, world_size
 
 _T = TypeVar("_T")
 # Parts of torch's messages when another process is gone.
@@ -27,11 +26,7 @@ _LOST = ("Connection closed", "Connection reset", "Timed out", "NCCL", "Gloo", "
 
 @dataclass(frozen=True)
 class Processes:
-    """The processes of a job; collectives of a single process do nothing.
-
-    Attributes:
-        rank: Index of this process, and their number.
-    """
+    """The processes of a job; collectives of a single process do nothing."""
 
     rank: Rank = SINGLE_RANK
 
@@ -73,10 +68,7 @@ SINGLE_PROCESS = Processes()
 
 
 def join_processes(device: str) -> tuple[Processes, torch.device]:
-    """Connect to the other processes of this job, where a launcher started several.
-
-    Args:
-        device: ``auto|cpu|cuda|cuda:N|mps``; of several processes on GPUs each takes one.
+    """Connect to the other processes of this job; of several on GPUs each takes one.
 
     Raises:
         RuntimeMissingError: There is no such device, or not one for each process.
@@ -120,13 +112,8 @@ def _connect(device: torch.device) -> Rank:
     except (RuntimeError, ValueError) as error:
         raise JobError(f"The processes cannot connect: {first_line(error)}.") from error
     if new and distributed.is_initialized():
-        atexit.register(_disconnect)
+        atexit.register(state.destroy_process_group)
     return Rank(state.process_index, state.num_processes)
-
-
-def _disconnect() -> None:
-    if distributed.is_initialized():
-        distributed.destroy_process_group()
 
 
 @contextmanager

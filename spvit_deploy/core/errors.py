@@ -1,25 +1,14 @@
-"""Errors that users meet, and their exit codes.
-
-SpvitError
-├── InputError            exit 2: the call or a file given is wrong
-│   ├── ModelError            unknown model, or one that no family supports
-│   ├── CheckpointError       weights that do not fit, or are not weights
-│   ├── CorruptFileError      a file that differs from its record
-│   ├── PlanError             gates that do not fit the model
-│   ├── DataError             no images, one class, unreadable images
-│   ├── BudgetError           a budget that no plan meets
-│   ├── OutputExistsError     would overwrite something
-│   └── RuntimeMissingError   a runtime or device that is not installed
-└── JobError              exit 1: the call was right, the work failed
-    ├── ParityError           the outputs of the exported model differ
-    ├── DivergedError         the loss or a weight became NaN or infinite
-    └── StorageError          the disk is full or not writable
-"""
+"""Errors that users meet, and hints: :class:`InputError` exits with 2, :class:`JobError` with 1."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import difflib
+import inspect
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 # Characters of a third-party message that are shown: its beginning and end say what went wrong.
 _LONG = 300
@@ -30,7 +19,7 @@ class SpvitError(Exception):
 
     Args:
         message: A sentence: what is wrong, and what was found.
-        hint: A sentence: what to do. Printed after the message.
+        hint: A sentence: what to do.
     """
 
     exit_code = 1
@@ -127,3 +116,21 @@ def raised_as(kind: type[SpvitError], what: str, hint: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise kind(f"{what}: {first_line(error)}.", hint) from error
+
+
+def did_you_mean(name: str, known: Iterable[str], otherwise: str = "", most: int = 1) -> str:
+    """Return "Did you mean …?" with the ``most`` closest names, or ``otherwise``."""
+    close = difflib.get_close_matches(name, list(known), n=most)
+    return f"Did you mean {', '.join(close)}?" if close else otherwise
+
+
+def argument_meant(error: Exception, entrypoint: Callable[..., Any], otherwise: str) -> str:
+    """Suggest a name for an unknown argument of the class behind one of timm's functions.
+
+    Other errors than of such an argument have no suggestion but ``otherwise``.
+    """
+    found = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
+    built = getattr(sys.modules[entrypoint.__module__], found[1], None) if found else None
+    if found is None or built is None:
+        return otherwise
+    return did_you_mean(found[2], inspect.signature(built).parameters, otherwise)

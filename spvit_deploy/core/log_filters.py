@@ -10,18 +10,18 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def quiet(*names: str) -> Iterator[None]:
-    """Limit these loggers ("" is the root) to errors, unless ``--debug`` is given."""
+def quiet(*names: str, level: int = logging.ERROR) -> Iterator[None]:
+    """Limit these loggers ("" is the root) to a level, unless ``--debug`` is given."""
     loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
     if logging.root.level > logging.DEBUG:
         for logger in loggers:
-            logger.setLevel(logging.ERROR)
+            logger.setLevel(level)
     try:
         yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        for logger, before in zip(loggers, levels, strict=True):
+            logger.setLevel(before)
 
 
 @contextmanager

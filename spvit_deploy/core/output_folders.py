@@ -1,6 +1,7 @@
 """Output folders: refused before long work, built beside their place, renamed into it when whole.
 
-A reader never sees half of one, and ``--force`` replaces only what commands wrote.
+A reader never sees half of one, ``--force`` replaces only what commands wrote, and a lock keeps
+other runs out of a folder that one works in.
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from spvit_deploy.core.errors import InputError, OutputExistsError, SpvitError
 from spvit_deploy.core.files import is_full, storage_error
-from spvit_deploy.core.locks import lock_folder
 
+LOCK_FILE = ".lock"
 # Seconds after which a folder that nobody holds was left by a run that was killed.
 _SETTLED = 60
 
@@ -26,8 +29,6 @@ _SETTLED = 60
 @dataclass(frozen=True)
 class OutputKind:
     """A kind of folder that commands write, and so may replace.
-
-    :func:`new_folder` writes no folder of a kind that is not listed in :data:`OUTPUT_KINDS`.
 
     Attributes:
         record: File that such a folder is known by.
@@ -40,14 +41,48 @@ class OutputKind:
     outputs: bool = False
 
 
-MODEL = OutputKind("config.json", ("model.*", "latency.json", "log.jsonl"))
-SEARCH = OutputKind("search.json", ("supernet.safetensors",))
-PLAN = OutputKind("gates.json")
-# Triton's Python backend compiles what lies beside an export.
-EXPORT = OutputKind("export.json", ("__pycache__",))
-EXPORTS = OutputKind("exports.json", outputs=True)
-RECOMMENDATION = OutputKind("recommend.json", outputs=True)
-OUTPUT_KINDS = (MODEL, SEARCH, PLAN, EXPORT, EXPORTS, RECOMMENDATION)
+OUTPUT_KINDS = (
+    OutputKind("config.json", ("model.*", "latency.json", "log.jsonl")),
+    OutputKind("search.json", ("supernet.safetensors",)),
+    OutputKind("gates.json"),
+    # Triton's Python backend compiles what lies beside an export.
+    OutputKind("export.json", ("__pycache__",)),
+    OutputKind("exports.json", outputs=True),
+    OutputKind("recommend.json", outputs=True),
+)
+
+
+@contextmanager
+def lock_folder(folder: Path, wait: float = 0.0) -> Iterator[bool]:
+    """Hold the lock of a folder that one run at a time works in; a killed process releases it.
+
+    Args:
+        wait: Seconds to wait while another process or thread holds it; negative: without limit.
+
+    Yields:
+        Whether it is held: not on a file system that is read-only or has no locks.
+
+    Raises:
+        InputError: Another process or thread still holds it.
+    """
+    file = folder / LOCK_FILE
+    lock = FileLock(file, timeout=wait, thread_local=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise InputError(
+            f"{folder} is in use by another run.", "Wait for it to end, or choose another -o."
+        ) from None
+    except (OSError, NotImplementedError):
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        # While it is held: once released, the file may be another's. Windows removes it on release.
+        with suppress(OSError):
+            file.unlink()
+        lock.release()
 
 
 def ensure_free(
@@ -56,8 +91,6 @@ def ensure_free(
     """Refuse an output that exists (unless ``force``) or that cannot be written, before long work.
 
     Args:
-        path: Where the output goes.
-        force: Whether an old output is to be replaced.
         folder: Whether the output is a folder, or a file.
         reads: What the call reads, and so must not replace.
 
@@ -65,28 +98,22 @@ def ensure_free(
         OutputExistsError: It exists, or something that is not an output is there.
         InputError, StorageError: As :func:`ensure_parent`.
     """
+    kinds = ("a file", "a folder") if folder else ("a folder", "a file")
+    again = "Choose another -o, or replace it with --force."
     try:
-        _require_free(path, force, folder, reads)
+        if path.exists() and not force:
+            raise OutputExistsError(f"{path} exists.", again)
+        if path.is_symlink() and not path.exists():
+            raise OutputExistsError(f"{path} is a broken link.", "Choose another -o, or remove it.")
+        if path.exists() and path.is_dir() != folder:
+            problem = f"{path} is {kinds[0]}: the output is {kinds[1]}."
+            raise OutputExistsError(problem, "Choose another -o.")
+        _require_apart(path, reads)
+        if path.is_dir():
+            _require_ours(path)
     except OSError as error:  # a name that is too long, or behind a folder that may not be read
         raise _unwritable(error, path) from error
     ensure_parent(path)
-
-
-def _require_free(
-    path: Path, force: bool, folder: bool = True, reads: Sequence[Path | str | None] = ()
-) -> None:
-    if path.exists() and not force:
-        raise OutputExistsError(f"{path} exists.", "Choose another -o, or replace it with --force.")
-    if path.is_symlink() and not path.exists():
-        raise OutputExistsError(f"{path} is a broken link.", "Choose another -o, or remove it.")
-    if path.exists() and path.is_dir() != folder:
-        kinds = ("a file", "a folder") if folder else ("a folder", "a file")
-        raise OutputExistsError(
-            f"{path} is {kinds[0]}: the output is {kinds[1]}.", "Choose another -o."
-        )
-    _require_apart(path, reads)
-    if path.is_dir():
-        _require_ours(path)
 
 
 def ensure_parent(path: Path) -> None:
@@ -177,7 +204,7 @@ def new_folder(path: Path, force: bool = False) -> Iterator[Path]:
         StorageError: No space, or not writable.
         NotImplementedError: What was written is not of a kind in :data:`OUTPUT_KINDS`.
     """
-    _require_free(path, force)
+    ensure_free(path, force)
     with staging_folder(path) as staging:
         yield staging
         if unknown := _unknown_entry(staging):

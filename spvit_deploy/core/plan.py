@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
+    BeforeValidator,
     Field,
+    PlainSerializer,
     SerializerFunctionWrapHandler,
     ValidationInfo,
     field_validator,
@@ -21,11 +23,15 @@ from pydantic import (
     model_validator,
 )
 
-from spvit_deploy.core.errors import PlanError, first_line
-from spvit_deploy.core.records import StrictModel, read_record, record_digest, write_record
-from spvit_deploy.core.token_merges import TokenKeep
+from spvit_deploy.core.errors import InputError
+from spvit_deploy.core.records import (
+    StrictModel,
+    load_record,
+    parsed_by,
+    record_digest,
+    write_record,
+)
 
-SCHEMA_VERSION = 1
 GATES_FILE = "gates.json"
 _OPERATION = re.compile(r"[a-z][a-z0-9_]*")
 
@@ -125,13 +131,7 @@ class BlockPlan(_Record):
 
 
 class Amount(_Record):
-    """A budget in another unit than MACs.
-
-    Attributes:
-        unit: ``params``, or ``ns`` per inference.
-        asked, met, dense: Requested; of the plan; of the dense model.
-        on: Where latencies were measured: runtime, precision, batch and host.
-    """
+    """A budget in another unit than MACs; ``on`` is where the ``ns`` were measured."""
 
     unit: Literal["params", "ns"]
     asked: int
@@ -146,7 +146,6 @@ class Budget(_Record):
     Attributes:
         asked: The request as text.
         asked_macs: None where another unit was requested.
-        met_macs, dense_macs: Of the plan and of the dense model.
         amount: The same in the requested unit, where that is not MACs.
     """
 
@@ -171,6 +170,53 @@ class Semantics(_Record):
 
     head_temperature: float = Field(default=0.01, gt=0)
     kernel_order: Literal["row-major", "column-major", "centre-first"] = "row-major"
+
+
+class TokenKeep(StrictModel):
+    """One merge of tokens.
+
+    Attributes:
+        after: Index of the block behind which tokens are merged, from 0.
+        share: Fraction of the grid tokens left there that are kept; at least half of them,
+            because each merged token joins one of the other half.
+    """
+
+    after: int = Field(ge=0)
+    share: float = Field(ge=0.5, le=1)
+
+    def __str__(self) -> str:
+        return f"{self.share:g}@{self.after}"
+
+
+def parse_token_keep(text: str) -> tuple[TokenKeep, ...]:
+    """Parse ``0.7@3`` or ``0.7@3,0.7@6``.
+
+    Raises:
+        InputError: The text is malformed, or names a block twice.
+    """
+    found = []
+    for part in text.split(","):
+        share, _, after = part.strip().partition("@")
+        try:
+            found.append(TokenKeep.model_validate({"after": after, "share": share}))
+        except ValueError:
+            raise InputError(
+                f"Token keep '{text}' is not understood at '{part.strip()}'.",
+                "Write SHARE@BLOCK with a share from 0.5 to 1 and blocks counted from 0: 0.7@3, or "
+                "0.7@3,0.7@6.",
+            ) from None
+    if len({keep.after for keep in found}) < len(found):
+        raise InputError(f"Token keep '{text}' names a block twice.", "Give each block one share.")
+    return tuple(sorted(found, key=lambda keep: keep.after))
+
+
+# Merges of tokens as a setting: written as text, or null for none.
+TokenMerges = Annotated[
+    tuple[TokenKeep, ...],
+    BeforeValidator(lambda keeps: () if keeps is None else keeps),
+    parsed_by(parse_token_keep),
+    PlainSerializer(lambda keeps: ",".join(map(str, keeps)) or None),
+]
 
 
 class PrunePlan(_Record):
@@ -212,34 +258,11 @@ def save_plan(plan: PrunePlan, folder: Path) -> Path:
 
 
 def load_plan(path: Path) -> PrunePlan:
-    """Read and validate a plan.
-
-    Args:
-        path: A ``gates.json``, or a folder that holds one.
+    """Read and validate a plan: a ``gates.json``, or the one in a folder.
 
     Raises:
-        PlanError: The schema version is unknown, or a field is invalid.
-        CorruptFileError: The file is not JSON, or was changed since it was written.
+        InputError: There is none, or its schema version is unknown.
+        CorruptFileError: It is not a plan, or was changed since it was written.
     """
     file = path / GATES_FILE if path.is_dir() else path
-    return parse_plan(read_record(file, kind="gates"), str(file))
-
-
-def parse_plan(record: dict[str, Any], where: str) -> PrunePlan:
-    """Validate a record that was read from the file ``where``.
-
-    Raises:
-        PlanError: The schema version is unknown, or a field is invalid.
-    """
-    version = record.get("schema_version")
-    if version != SCHEMA_VERSION:
-        raise PlanError(
-            f"{where}: schema version {version!r}; this version reads {SCHEMA_VERSION}.",
-            "Upgrade spvit-deploy, or search again.",
-        )
-    try:
-        return PrunePlan.model_validate(record)
-    except ValueError as error:
-        raise PlanError(
-            f"{where}: {first_line(error)}.", "Search again, or fix the file."
-        ) from None
+    return load_record(file, "gates", PrunePlan, "Search again")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import entry_points
 from typing import Any
 
 from spvit_deploy.core.errors import InputError
@@ -12,17 +12,16 @@ def load_plugins(group: str) -> list[Any]:
     """Load the objects that installed packages register for a group.
 
     Raises:
-        InputError: a plug-in cannot be loaded.
+        InputError: A plug-in cannot be loaded.
     """
-    return [_load(point) for point in entry_points(group=group)]
-
-
-def _load(point: EntryPoint) -> Any:
-    try:
-        return point.load()
-    except Exception as error:
-        raise InputError(
-            f"The plug-in '{point.name}' ({point.value}) cannot be loaded: "
-            f"{type(error).__name__}: {error}.",
-            "Fix the package that it is in, or uninstall it.",
-        ) from error
+    found = []
+    for point in entry_points(group=group):
+        try:
+            found.append(point.load())
+        except Exception as error:
+            raise InputError(
+                f"The plug-in '{point.name}' ({point.value}) cannot be loaded: "
+                f"{type(error).__name__}: {error}.",
+                "Fix the package that it is in, or uninstall it.",
+            ) from error
+    return found

@@ -13,13 +13,12 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     SpinnerColumn,
-    Task,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
 
-from spvit_deploy.core.launcher import is_first_process
+from spvit_deploy.core.seeding import is_first_process
 
 # Between the lines that stand for a bar where standard error is not a terminal.
 _SECONDS = 30.0
@@ -27,12 +26,13 @@ _SECONDS = 30.0
 
 def stderr_console() -> Console:
     """Return a console on standard error; silent in all but the first of several processes."""
-    return Console(stderr=True, markup=False, soft_wrap=True, quiet=not is_first_process())
+    quiet = not is_first_process()
+    return Console(stderr=True, markup=False, highlight=False, soft_wrap=True, quiet=quiet)
 
 
 def warn(text: str) -> None:
     """Print a warning on standard error, in one line."""
-    stderr_console().print(f"Warning: {text}", highlight=False)
+    stderr_console().print(f"Warning: {text}")
 
 
 class Bar:
@@ -51,18 +51,13 @@ class Bar:
         drawn = self._progress.console.is_terminal
         if not (drawn or task.finished) and time.monotonic() > self._printed + _SECONDS:
             self._printed = time.monotonic()
-            self.log(_line(task))
+            of = "" if task.total is None else f"/{task.total:g} ({task.percentage:.0f}%)"
+            after = f", {task.fields['note']}" if task.fields["note"] else ""
+            self.log(f"{task.description}: {task.completed:g}{of}{after}")
 
     def log(self, text: str) -> None:
         """Print a line above the bar."""
-        self._progress.console.print(text, highlight=False)
-
-
-def _line(task: Task) -> str:
-    """Format the state of a bar as text."""
-    of = "" if task.total is None else f"/{task.total:g} ({task.completed / task.total:.0%})"
-    note = task.fields["note"]
-    return f"{task.description}: {task.completed:g}{of}{note and f', {note}'}"
+        self._progress.console.print(text)
 
 
 @contextmanager
@@ -74,7 +69,7 @@ def progress_bar(label: str, total: float | None = None, done: int = 0) -> Itera
         columns += [BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(compact=True)]
     columns += [TimeElapsedColumn(), TextColumn("[dim]{task.fields[note]}")]
     if not console.is_terminal:
-        console.print(f"{label} …", highlight=False)
+        console.print(f"{label} …")
     hidden = not console.is_terminal or not is_first_process()
     with Progress(*columns, console=console, disable=hidden) as progress:
         yield Bar(progress, total, label, done)

@@ -93,9 +93,6 @@ def load_record(
     """Read and validate a record.
 
     Args:
-        path: File of the record.
-        kind: Its ``kind``.
-        model: Pydantic model that validates it.
         again: How to get another one, such as "Measure again".
         version: Schema version that is written today.
         older: Other schema versions that ``model`` reads.
@@ -118,15 +115,14 @@ def load_record(
 
 
 def parsed_by(parse: Callable[[str], Any]) -> BeforeValidator:
-    """Make the validator of a field that may be given as text.
+    """Make the validator of a field that may be given as text, or a number that YAML made of it.
 
-    Args:
-        parse: Turns the text into the field's type; may raise :class:`InputError`.
+    ``parse`` may raise :class:`InputError` or ValueError.
     """
 
     def validate(value: Any) -> Any:
         try:
-            return parse(value) if isinstance(value, str) else value
+            return parse(str(value)) if isinstance(value, (str, int, float)) else value
         except InputError as error:
             raise ValueError(str(error)) from None
 

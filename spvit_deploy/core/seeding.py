@@ -1,7 +1,8 @@
-"""Ranks of processes, and seeds of random draws as functions of numbers."""
+"""Ranks of processes, as ``torchrun`` sets them, and seeds of draws as functions of numbers."""
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,18 +16,29 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Rank:
-    """One of the processes of a distributed training; it takes every n-th image of a batch.
-
-    Attributes:
-        index: Which process, from 0.
-        world_size: Number of processes n.
-    """
+    """One of ``world_size`` processes of a training; it takes every n-th image of a batch."""
 
     index: int = 0
     world_size: int = 1
 
 
 SINGLE_RANK = Rank()
+
+
+def world_size() -> int:
+    """Return how many processes the launcher started; 1 without a launcher."""
+    count = os.environ.get("WORLD_SIZE", "")
+    return int(count) if count.isdigit() and "RANK" in os.environ else 1
+
+
+def rank() -> int:
+    """Return the index of this process among them, from 0."""
+    return int(os.environ["RANK"]) if world_size() > 1 else 0
+
+
+def is_first_process() -> bool:
+    """Return whether this process prints and writes for all."""
+    return rank() == 0
 
 
 def derive_seed(*numbers: int) -> int:

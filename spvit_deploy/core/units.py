@@ -36,15 +36,15 @@ def parse_percent(text: str) -> float:
 
 @dataclass(frozen=True)
 class Interval:
-    """How often something is done; never, where both are None.
-
-    Attributes:
-        steps: Training steps in between.
-        seconds: Seconds in between.
-    """
+    """Training steps, or seconds, between two times that something is done; never without both."""
 
     steps: int | None = None
     seconds: float | None = None
+
+    def __str__(self) -> str:
+        if self.steps is not None:
+            return str(self.steps)
+        return "never" if self.seconds is None else f"{self.seconds:g}s"
 
     @staticmethod
     def parse(text: str) -> Interval:
@@ -62,13 +62,3 @@ class Interval:
             return Interval(seconds=parse_duration(plain))
         except ValueError:
             raise ValueError(f"'{text}': expected 500 (steps), 30s, 10m, 2h or never.") from None
-
-
-def interval_text(text: str) -> str:
-    """Return a text that :meth:`Interval.parse` understands as it is.
-
-    Raises:
-        ValueError: It does not understand it.
-    """
-    Interval.parse(text)
-    return text

@@ -7,7 +7,7 @@ import random
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from PIL import Image, UnidentifiedImageError
 from pydantic import Field
@@ -40,7 +40,7 @@ class DataSettings(StrictModel):
     val_split: str = "validation"
     batch_size: int = Field(default=64, ge=1)
     workers: int = Field(default=2, ge=0)
-    augment: str = Field(default="auto", pattern="^(auto|none|shift|timm)$")
+    augment: Literal["auto", "none", "shift", "timm"] = "auto"
     download: bool = False
 
     @staticmethod

@@ -10,12 +10,11 @@ import timm
 import torch
 from torch import nn
 
-from spvit_deploy.core.errors import ModelError, first_line
+from spvit_deploy.core.errors import ModelError, argument_meant, did_you_mean, first_line
 from spvit_deploy.core.log_filters import quiet
 from spvit_deploy.core.plan import ModelSpec
 from spvit_deploy.core.plugins import load_plugins
 from spvit_deploy.core.preprocessing import Preprocessing
-from spvit_deploy.core.suggestions import argument_meant, did_you_mean
 
 # Key in timm's configuration of a model: whether its input size was given by the user.
 _SIZE_GIVEN = "asked_input_size"

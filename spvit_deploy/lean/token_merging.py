@@ -19,7 +19,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from spvit_deploy.core.errors import ModelError
-from spvit_deploy.core.token_merges import TokenKeep
+from spvit_deploy.core.plan import TokenKeep
 from spvit_deploy.families.base import BlockSite
 from spvit_deploy.families.parts import WITHOUT_CONVS
 

@@ -13,6 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from spvit_deploy.core.devices import parse_device
 from spvit_deploy.core.errors import InputError, RuntimeMissingError
 from spvit_deploy.core.plugins import load_plugins
 from spvit_deploy.runtimes.info import FormatInfo, RuntimeInfo, load_attribute
@@ -184,7 +185,7 @@ def open_session(
         InputError: the runtime does not open this artifact, or it is damaged.
         JobError: an engine, and no GPU.
     """
-    check_device(device)
+    parse_device(device)
     kind, info = artifact_kind(path), runtimes().get(runtime)
     if info is not None and kind not in info.kinds:
         raise InputError(
@@ -229,21 +230,6 @@ def owner_of(kind: str) -> RuntimeInfo:
         (info for info in runtimes().values() if kind in info.kinds),
         key=lambda info: info.kinds.index(kind),
     )
-
-
-def check_device(device: str) -> None:
-    """Refuse a device that no runtime has; each runtime reports those that are not available.
-
-    Raises:
-        RuntimeMissingError: not a device.
-    """
-    kind, colon, number = device.partition(":")
-    numbered = kind not in ("auto", "cpu", "mps") and number.isdecimal()
-    if not kind or (colon and not numbered):
-        raise RuntimeMissingError(
-            f"--device {device}: expected auto, cpu, cuda, cuda:N or mps.",
-            "With ONNX Runtime, tensorrt and openvino as well.",
-        )
 
 
 def read_metadata(path: Path) -> dict[str, str]:

@@ -38,9 +38,8 @@ from spvit_deploy.serving.repository_layout import (
     read_models,
 )
 from spvit_deploy.serving.tritonclient_import import import_tritonclient
-from spvit_deploy.workflows.export import request_of
-from spvit_deploy.workflows.export_inputs import open_export
-from spvit_deploy.workflows.keywords import Pathish
+from spvit_deploy.workflows.export import open_export
+from spvit_deploy.workflows.keywords import Pathish, request_of
 
 NEXT = "next"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -24,7 +24,7 @@ class DistillSettings(TrainSettings):
         distill_temperature: Softens the scores of ``soft``.
     """
 
-    distillation: str = Field(default="soft", pattern="^(soft|hard)$")
+    distillation: Literal["soft", "hard"] = "soft"
     distill_weight: float = Field(default=0.5, ge=0, le=1)
     distill_temperature: float = Field(default=2.0, gt=0)
 

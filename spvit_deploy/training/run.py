@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import PlainSerializer
 
 from spvit_deploy.core.distributed import (
     SINGLE_PROCESS,
@@ -20,8 +21,7 @@ from spvit_deploy.core.distributed import (
 )
 from spvit_deploy.core.errors import DivergedError, InputError, JobError, OutputExistsError
 from spvit_deploy.core.files import storage_error
-from spvit_deploy.core.locks import lock_folder
-from spvit_deploy.core.output_folders import ensure_free
+from spvit_deploy.core.output_folders import ensure_free, lock_folder
 from spvit_deploy.core.plan import ModelSpec
 from spvit_deploy.core.progress import stderr_console, warn
 from spvit_deploy.core.records import StrictModel, parsed_by
@@ -32,6 +32,7 @@ from spvit_deploy.training.checkpoints import Checkpoints, State, no_checkpoint
 from spvit_deploy.training.optimizer import TrainSettings
 from spvit_deploy.training.train_log import LOG_FILE, TrainLog, require_tensorboard
 
+CheckpointInterval = Annotated[Interval, parsed_by(Interval.parse), PlainSerializer(str)]
 # Settings that change the result of a training by rounding at most.
 _CHANGES_NOTHING = {"compile", "grad_checkpointing", "allow_host"}
 
@@ -45,7 +46,7 @@ class RunSettings(StrictModel):
         tensorboard: Folder for TensorBoard, beside the JSON lines that are always written.
     """
 
-    checkpoint_every: Annotated[Interval, parsed_by(Interval.parse)] = Interval(seconds=600)
+    checkpoint_every: CheckpointInterval = Interval(seconds=600)
     resume: bool | Literal["auto"] = False
     tensorboard: Path | None = None
 

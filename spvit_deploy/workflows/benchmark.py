@@ -1,15 +1,25 @@
-"""Benchmarks as functions: results in memory, and ``results.json`` for commands and recipes."""
+"""Measuring, evaluating and reporting as functions, in memory and in files."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import Any, TypedDict
+
+from typing_extensions import Unpack
 
 from spvit_deploy.benchmarks.artifacts import describe
-from spvit_deploy.benchmarks.evaluate import evaluate_artifact
+from spvit_deploy.benchmarks.evaluate import Evaluation, evaluate_artifact
 from spvit_deploy.benchmarks.measure import run_benchmark
 from spvit_deploy.benchmarks.mlperf.loadgen import STREAMS
+from spvit_deploy.benchmarks.reporting.html_page import render_png
+from spvit_deploy.benchmarks.reporting.report_forms import (
+    content,
+    markdown,
+    read_results,
+    write_report,
+)
 from spvit_deploy.benchmarks.results import (
     Boundary,
     DataRecord,
@@ -18,13 +28,14 @@ from spvit_deploy.benchmarks.results import (
     Workload,
 )
 from spvit_deploy.core.errors import InputError
+from spvit_deploy.core.files import write_bytes
 from spvit_deploy.core.output_folders import ensure_free
+from spvit_deploy.core.plan import load_plan
 from spvit_deploy.core.records import write_record
 from spvit_deploy.data.spec import DataSettings
+from spvit_deploy.families.registry import find_sites
+from spvit_deploy.families.timm_models import create_empty
 from spvit_deploy.workflows.keywords import Pathish, replace_fields
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
 _SECONDS, _LOADGEN_SECONDS = 2.0, 12.0
 _BATCHES = {"multi-stream": STREAMS, "offline": 16}
@@ -43,6 +54,20 @@ class WorkloadOptions(TypedDict, total=False):
     threads: int | None
     pause: float
     seed: int
+
+
+def evaluate(
+    artifact: Pathish,
+    data: DataSettings | str,
+    runtime: str | None = None,
+    device: str = "auto",
+) -> Evaluation:
+    """Evaluate a lean, dense or exported folder, or a file of one, on the validation split.
+
+    Raises:
+        InputError: The path is not an artifact, or the data do not fit it.
+    """
+    return evaluate_artifact(Path(artifact), DataSettings.of(data), runtime, device)
 
 
 def benchmark(
@@ -80,21 +105,12 @@ def bench_to_file(
     quick: bool = False,
     **options: Any,
 ) -> ResultsFile:
-    """Measure, evaluate where there are ``data``, and write ``results.json``.
+    """Measure, evaluate on the validation split of ``data``, and write ``results.json``.
 
     Args:
-        artifacts: To measure.
-        output: File to write.
-        force: Replace it.
-        data: Whose validation split to evaluate on; None for no evaluation.
         runtimes: Names; none for all that fit.
-        device: As :func:`benchmark` takes it.
         quick: Measure only latencies: no start, layers, energy and peaks.
         options: Of :func:`_workloads`.
-
-    Raises:
-        OutputExistsError, StorageError: As :func:`ensure_free`.
-        InputError: As :func:`run_benchmark`.
     """
     ensure_free(output, force, folder=False, reads=artifacts)
     chosen = _workloads(**options)
@@ -135,3 +151,42 @@ def _evaluated(results: ResultsFile, artifacts: Sequence[Path], data: DataSettin
     images = max(one.images for one in found.values())
     record = DataRecord(spec=data.spec, images=images, sha256=hashes)
     return results.model_copy(update={"results": rows, "data": record})
+
+
+def report_to_file(
+    results: Sequence[Path],
+    output: Path,
+    plan: Path | None = None,
+    png: bool = False,
+    force: bool = False,
+    search: Path | None = None,
+    form: str = "html",
+) -> list[Path]:
+    """Write a report, and with ``png`` an image of it if a Chromium is installed; return the files.
+
+    Args:
+        plan: Lean folder or ``gates.json`` whose plan is drawn; HTML only.
+        search: Folder of a search to draw; HTML only.
+        form: ``html``, ``md`` or ``json``.
+
+    Raises:
+        InputError: No results, or an option that the form does not have.
+    """
+    for name, given in (("--plan", plan), ("--png", png), ("--search", search)):
+        if given and form != "html":
+            raise InputError(f"{name} is for HTML, not for {form}.", "Leave it out.")
+    image = output.with_suffix(".png")
+    for path in (output, image) if png else (output,):
+        ensure_free(path, force, folder=False, reads=(*results, plan, search))
+    if form != "html":
+        files = read_results(results)
+        as_json = form == "json"
+        text = json.dumps(content(files), indent=1) + "\n" if as_json else markdown(files)
+        write_bytes(output, text.encode())
+        return [output]
+    loaded, widths = load_plan(plan) if plan else None, []
+    if loaded is not None:
+        sites = find_sites(create_empty(loaded.model), str(loaded.model))
+        widths = [site.hidden for site in sites]
+    write_report(results, output, loaded, widths, search)
+    return [output, image] if png and render_png(output, image) else [output]

@@ -16,9 +16,9 @@ from spvit_deploy.benchmarks.latency_tables.table import LatencyFile, LatencyTab
 from spvit_deploy.benchmarks.reporting.tables import Table, gain_tables, results_table, start_table
 from spvit_deploy.benchmarks.results import ResultsFile
 from spvit_deploy.benchmarks.speedups import headline_of, pairs_of
-from spvit_deploy.core.launcher import is_first_process
 from spvit_deploy.core.plan import Budget, PrunePlan
 from spvit_deploy.core.progress import warn
+from spvit_deploy.core.seeding import is_first_process
 from spvit_deploy.export.record import AccuracyInfo, ExportRecord
 from spvit_deploy.lean.cost import Unit, count_cost, format_cost
 from spvit_deploy.lean.materialize import plan_costs
@@ -220,11 +220,9 @@ def _print_int8(found: AccuracyInfo, precision: str, out: Console) -> None:
     out.print(f"top-1 {found.before:.2f}% in fp32, {found.after:.2f}% in {precision}")
     if found.kept:
         out.print(_kept(found.kept))
-    if found.speedup is None:
-        return
-    if found.speedup >= _FASTER:
+    if found.speedup is not None and found.speedup >= _FASTER:
         out.print(f"{found.speedup:.2f}× as fast as fp32 here, batch 1")
-    else:
+    elif found.speedup is not None:
         out.print(
             f"not faster than fp32 here: {found.speedup:.2f}×, batch 1. The layers are too small "
             "for int8, or too many stayed in fp32. Deploy the fp32 export."
@@ -233,17 +231,11 @@ def _print_int8(found: AccuracyInfo, precision: str, out: Console) -> None:
 
 def print_evaluation(result: Evaluation, as_json: bool) -> None:
     """Print an evaluation."""
-    unknown = None if as_json else "unknown"
-    content = {
-        "path": str(result.path),
-        "kind": result.kind,
-        "runtime": result.runtime,
-        "images": result.images,
-        "top1": round(result.top1, 3),
-        "top5": round(result.top5, 3),
-        "macs": result.macs or unknown,
-        "params": result.params,
-    }
+    names = ("path", "kind", "runtime", "images", "top1", "top5", "macs", "params")
+    content = {name: getattr(result, name) for name in names}
+    content["path"] = str(result.path)
+    content["macs"] = result.macs or (None if as_json else "unknown")
+    content |= {name: round(content[name], 3) for name in ("top1", "top5")}
     print_facts(content, as_json)
 
 

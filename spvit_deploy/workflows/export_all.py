@@ -24,9 +24,7 @@ from spvit_deploy.lean.model_folder import ModelRequest, save_model
 from spvit_deploy.runtimes.export_job import ExportJob, ExportSettings
 from spvit_deploy.runtimes.info import load_attribute
 from spvit_deploy.runtimes.registry import formats, load_exporter, runtimes
-from spvit_deploy.workflows.export import request_of
-from spvit_deploy.workflows.export_inputs import open_export
-from spvit_deploy.workflows.keywords import Pathish
+from spvit_deploy.workflows.export import open_export
 
 RECORD_FILE = "exports.json"
 # Seconds of timing an artifact; `benchmark` measures longer, and on other runtimes too.
@@ -37,18 +35,15 @@ class ExportRow(StrictModel):
     """What became of one format and precision.
 
     Attributes:
-        format, precision: that were requested.
-        status: ``written``, ``failed``, or ``skipped`` where this machine cannot.
-        reason: why it was not written.
-        folder: its name.
-        size_bytes: of the artifact's files.
-        seconds: that the export took.
-        latency: median seconds of an inference at batch 1, or the fixed one, in its own runtime;
+        status: ``skipped`` where this machine cannot write it.
+        reason: Why it was not written.
+        seconds: That the export took.
+        latency: Median seconds of an inference at batch 1, or the fixed one, in its own runtime;
             None where it does not run here.
-        max_abs: largest difference from the model's outputs.
-        drop: points of top-1 that a low precision lost.
-        speedup: of int8 over fp32, in its own runtime.
-        kept: layers that stayed in fp32 for accuracy.
+        max_abs: Largest difference from the model's outputs.
+        drop: Points of top-1 that a low precision lost.
+        speedup: Of int8 over fp32, in its own runtime.
+        kept: Layers that stayed in fp32 for accuracy.
         left_out: GPUs that were requested and lack the precision, with the reason.
     """
 
@@ -69,23 +64,13 @@ class ExportRow(StrictModel):
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model to be written in one format and precision.
-
-    Attributes:
-        job: the model, loaded.
-        settings: with the format and the precision; an unknown format stands for the model's own
-            folder, which PyTorch runs.
-        folder: to write.
+    """A loaded model to be written in one format and precision; a format that there is not stands
+    for the model's own folder, which PyTorch runs.
     """
 
     job: ExportJob
     settings: ExportSettings
     folder: Path
-
-    @property
-    def title(self) -> str:
-        """``onnx, fp32``."""
-        return f"{self.settings.format}, {self.settings.precision}"
 
 
 def export_candidates(
@@ -96,9 +81,8 @@ def export_candidates(
     """Export candidates one by one, as they are taken; one that fails does not stop the rest.
 
     Args:
-        candidates: in order.
-        note: called with each title before its export.
-        rule_out: returns why a candidate is not worth writing; empty where it is.
+        note: Called with format and precision before each export.
+        rule_out: Returns why a candidate is not worth writing; empty where it is.
     """
     for candidate in candidates:
         left_out: tuple[str, ...] = ()
@@ -109,46 +93,44 @@ def export_candidates(
         except SpvitError as error:
             reason = str(error)
         if not reason:
-            note(candidate.title)
+            note(f"{candidate.settings.format}, {candidate.settings.precision}")
         row = _export(candidate, reason)
         yield candidate, row.model_copy(update={"left_out": left_out})
 
 
 def export_all(
-    model: Pathish | ModelRequest,
+    request: ModelRequest,
     output: Path,
-    precision: str | None = None,
-    settings: ExportSettings | None = None,
-    data: DataSettings | str | None = None,
-    force: bool = False,
+    precision: str | None,
+    settings: ExportSettings,
+    data: DataSettings | None,
+    force: bool,
 ) -> tuple[ExportRow, ...]:
-    """Export everything, and return a row for each format and precision.
+    """Export in every format and precision, or in one ``precision``, each into its own folder.
 
-    Args:
-        model: as in :func:`spvit_deploy.export_model`; loaded once, as are the images.
-        output: folder to write, with a folder for each artifact.
-        precision: the only one to write; None for all.
-        settings: what to write; each format takes the settings that it has.
-        data: as in :func:`spvit_deploy.export_model`.
-        force: replace an old output.
+    The model and the images are loaded once; each format takes the settings that it has.
 
     Raises:
-        InputError: an output that exists, a model or data that do not open, outputs that the model
+        InputError: An output that exists, a model or data that do not open, outputs that the model
             does not have, or a GPU that no library knows.
-        JobError: not one was written; nothing is.
+        JobError: Not one was written; nothing is.
     """
-    request, chosen = request_of(model), settings or ExportSettings()
     ensure_free(output, force, reads=(request.name, request.checkpoint))
-    _check_gpus(chosen)
-    job, console = open_export(request, data, chosen), stderr_console()
+    _check_gpus(settings)
+    job, console = open_export(request, data, settings), stderr_console()
     with new_folder(output, force) as staging:
-        candidates = _all_of(job, precision, staging)
-        found = export_candidates(candidates, lambda title: console.print(title, highlight=False))
+        candidates = [
+            Candidate(job, replace(settings, format=form, precision=one), staging / f"{form}-{one}")
+            for form, info in formats().items()
+            for one in info.precisions
+            if precision in (None, one)
+        ]
+        found = export_candidates(candidates, lambda title: console.print(title))
         rows = [row for _, row in found]
         if not any(row.status == "written" for row in rows):
             reasons = [f"{row.format} {row.precision} {row.status}: {row.reason}" for row in rows]
             raise JobError(f"No format could be written. {' '.join(reasons)}")
-        rows = _timed(rows, staging, chosen.batch or 1)
+        rows = _timed(rows, staging, settings.batch or 1)
         record: dict[str, Any] = {"schema_version": 1, "kind": "exports", "model": request.name}
         record["rows"] = [row.model_dump(mode="json") for row in rows]
         write_record(staging / RECORD_FILE, record)
@@ -163,21 +145,11 @@ def _check_gpus(settings: ExportSettings) -> None:
                 load_attribute(form.fit_options)(settings.options, settings.precision)
 
 
-def _all_of(job: ExportJob, precision: str | None, folder: Path) -> list[Candidate]:
-    """List every format and precision; with a ``precision`` only that one."""
-    return [
-        Candidate(job, replace(job.settings, format=form, precision=one), folder / f"{form}-{one}")
-        for form, info in formats().items()
-        for one in info.precisions
-        if precision in (None, one)
-    ]
-
-
 def require_all(rows: Sequence[ExportRow]) -> None:
-    """Raise an error where an export failed.
+    """Refuse rows of which an export failed.
 
     Raises:
-        JobError: one or more did.
+        JobError: One or more did.
     """
     failed = [row for row in rows if row.status == "failed"]
     if failed:
@@ -207,11 +179,7 @@ def _export(candidate: Candidate, reason: str) -> ExportRow:
 
 
 def _fit(settings: ExportSettings) -> tuple[ExportSettings, tuple[str, ...]]:
-    """Leave out what a format does not have; return the rest, and GPUs that lack the precision.
-
-    Raises:
-        SpvitError: this host cannot write the format in the precision.
-    """
+    """Leave out what a format does not have; return the rest, and GPUs that lack the precision."""
     form = formats().get(settings.format)
     if form is None:
         return settings, ()
@@ -233,7 +201,7 @@ def _figures(record: ExportRecord) -> dict[str, Any]:
     found: dict[str, Any] = {"max_abs": max(report.max_abs for report in record.parity)}
     if record.accuracy is not None:
         found["drop"] = record.accuracy.before - record.accuracy.after
-        found["speedup"], found["kept"] = record.accuracy.speedup, tuple(record.accuracy.kept)
+        found["speedup"], found["kept"] = record.accuracy.speedup, record.accuracy.kept
     return found
 
 
@@ -243,8 +211,7 @@ def _timed(rows: list[ExportRow], staging: Path, batch: int) -> list[ExportRow]:
     for row in rows:
         info = runtimes()[formats()[row.format].runtime]
         if row.folder and not info.needs_gpu:
-            own = by_runtime.setdefault(info.name, [])
-            own.append(staging / row.folder)
+            by_runtime.setdefault(info.name, []).append(staging / row.folder)
     workload = Workload(batch=batch, duration=_TIMING)
     latencies = {
         result.path: result.p50

@@ -1,28 +1,25 @@
-"""Facts about paths and model names, for `inspect`."""
+"""Facts about paths and model names for `inspect`, and about this host for `doctor`."""
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import onnxruntime
+import torch
+
+from spvit_deploy._version import __version__
 from spvit_deploy.benchmarks.latency_tables.table import LatencyTable, load_latency
 from spvit_deploy.benchmarks.results import load_results
+from spvit_deploy.core.devices import describe_driver
 from spvit_deploy.core.errors import InputError
 from spvit_deploy.core.files import sha256_file
-from spvit_deploy.core.plan import (
-    GATES_FILE,
-    AttentionKind,
-    BlockPlan,
-    ModelSpec,
-    PrunePlan,
-    load_plan,
-)
+from spvit_deploy.core.plan import GATES_FILE, AttentionKind, ModelSpec, PrunePlan, load_plan
 from spvit_deploy.core.records import read_record
-from spvit_deploy.export.parity import ParityReport
 from spvit_deploy.export.record import RECORD_FILE as EXPORT_FILE
-from spvit_deploy.export.record import ExportRecord, TensorInfo, load_export
-from spvit_deploy.families.base import BlockSite
+from spvit_deploy.export.record import load_export
 from spvit_deploy.families.checkpoints import read_state_dict
 from spvit_deploy.families.registry import inspect_family
 from spvit_deploy.families.timm_models import create_empty, input_size
@@ -31,12 +28,29 @@ from spvit_deploy.lean.materialize import plan_costs
 from spvit_deploy.lean.model_folder import CONFIG_FILE, folder_digest, load_saved
 from spvit_deploy.lean.width_advice import advice
 from spvit_deploy.runtimes.info import load_attribute
-from spvit_deploy.runtimes.registry import artifact_kind, owner_of, read_metadata, suffixes
-from spvit_deploy.runtimes.tensorrt.describe import describe_record
-from spvit_deploy.runtimes.tensorrt.engine_record import parse_record
+from spvit_deploy.runtimes.registry import (
+    artifact_kind,
+    installed,
+    owner_of,
+    read_metadata,
+    runtimes,
+    suffixes,
+)
 from spvit_deploy.search.search_folder import RECORD_FILE as SEARCH_FILE
 from spvit_deploy.search.search_folder import load_search
 from spvit_deploy.workflows.export_all import RECORD_FILE as EXPORTS_FILE
+
+# Packages of no runtime, with what installs those that are not required.
+_OTHERS = {
+    "safetensors": "",
+    "scikit-learn": "",
+    "plotly": "",
+    "pycuda": "pip install pycuda (to run engines; compiled against CUDA's headers)",
+    "peft": "pip install 'spvit-deploy[adapters]' (for finetune --adapters)",
+    "tritonclient": "pip install 'spvit-deploy[triton]'",
+    "ray": "pip install 'spvit-deploy[sweep]'",
+    "torch-pruning": "pip install 'spvit-deploy[bench]' (only to repeat the comparisons)",
+}
 
 
 def inspect_anything(target: str, model_args: dict[str, Any]) -> dict[str, Any]:
@@ -67,17 +81,9 @@ def inspect_anything(target: str, model_args: dict[str, Any]) -> dict[str, Any]:
 def _artifact(path: Path) -> dict[str, Any]:
     """Describe a file that a runtime opens."""
     kind = artifact_kind(path)
-    owner = owner_of(kind)
-    facts = (
-        load_attribute(owner.describe_file)(path) if owner.describe_file else read_metadata(path)
-    )
+    describe = owner_of(kind).describe_file
+    facts = load_attribute(describe)(path) if describe else read_metadata(path)
     return {"kind": kind, "sha256": sha256_file(path), **facts}
-
-
-def _engines(path: Path, kind: str) -> dict[str, Any]:
-    """Describe an exported folder by what its runtime adds to the record."""
-    describe = owner_of(kind).describe_folder
-    return load_attribute(describe)(path) if describe else {}
 
 
 def _model(spec: ModelSpec) -> dict[str, Any]:
@@ -100,20 +106,18 @@ def _model(spec: ModelSpec) -> dict[str, Any]:
     elif family is not None:
         sites = family.sites(model)
         first = sites[0]
-        facts["heads"] = first.heads
-        facts["mlp width"] = first.hidden
+        facts |= {"heads": first.heads, "mlp width": first.hidden}
         facts["tokens"] = f"{first.grid[0]}×{first.grid[1]} grid + {first.prefix} prefix"
-        facts["blocks"] = [_site(site) for site in sites]
+        facts["blocks"] = [
+            {
+                "block": site.path,
+                "can be": " ".join(kind.value for kind in site.kinds),
+                "heads": site.heads,
+                "mlp width": site.hidden or "not trimmed",
+            }
+            for site in sites
+        ]
     return facts
-
-
-def _site(site: BlockSite) -> dict[str, Any]:
-    return {
-        "block": site.path,
-        "can be": " ".join(kind.value for kind in site.kinds),
-        "heads": site.heads,
-        "mlp width": site.hidden or "not trimmed",
-    }
 
 
 def _folder(path: Path) -> dict[str, Any]:
@@ -127,25 +131,7 @@ def _folder(path: Path) -> dict[str, Any]:
     if (path / GATES_FILE).is_file():
         return {"kind": "gates", **_plan(load_plan(path))}
     if (path / EXPORT_FILE).is_file():
-        record = load_export(path)
-        return {
-            "kind": "exported",
-            **record.model_dump(
-                mode="json", include={"format", "precision", "opset", "batch"}, exclude_none=True
-            ),
-            "model": f"{record.model} ({record.model_kind})",
-            **({} if record.delegated is None else {"delegated": round(record.delegated, 3)}),
-            "macs": record.macs,
-            "params": record.params,
-            "input": _taken(record),
-            "outputs": "; ".join(_tensor(tensor) for tensor in record.outputs),
-            "classes": len(record.class_names) or "not named",
-            "parity": [_parity(report) for report in record.parity],
-            **_engines(path, record.format),
-            "tools": record.tools,
-            "files": record.files,
-            "made from": record.parent,
-        }
+        return _exported(path)
     if (path / EXPORTS_FILE).is_file():
         exports = read_record(path / EXPORTS_FILE, kind="exports")
         keys = ("format", "precision", "status", "folder", "size_bytes", "reason")
@@ -157,26 +143,40 @@ def _folder(path: Path) -> dict[str, Any]:
     )
 
 
-def _parity(report: ParityReport) -> dict[str, Any]:
+def _exported(path: Path) -> dict[str, Any]:
+    record = load_export(path)
+    describe = owner_of(record.format).describe_folder
+    named, shape = {"format", "precision", "opset", "batch"}, record.inputs[0].shape
     return {
-        "link": report.link,
-        "images": report.samples,
-        "max abs": f"{report.max_abs:.2e}",
-        "cosine": round(report.cosine, 6),
-        "top-1 %": round(100 * report.top1, 1),
+        "kind": "exported",
+        **record.model_dump(mode="json", include=named, exclude_none=True),
+        "model": f"{record.model} ({record.model_kind})",
+        **({} if record.delegated is None else {"delegated": round(record.delegated, 3)}),
+        "macs": record.macs,
+        "params": record.params,
+        "input": f"uint8 images [batch, height, width, {shape[3]}]"
+        if shape[1:3] == (None, None)
+        else list(record.preprocessing.input_size),
+        "outputs": "; ".join(
+            f"{one.name} [{', '.join('batch' if n is None else str(n) for n in one.shape)}]"
+            for one in record.outputs
+        ),
+        "classes": len(record.class_names) or "not named",
+        "parity": [
+            {
+                "link": report.link,
+                "images": report.samples,
+                "max abs": f"{report.max_abs:.2e}",
+                "cosine": round(report.cosine, 6),
+                "top-1 %": round(100 * report.top1, 1),
+            }
+            for report in record.parity
+        ],
+        **(load_attribute(describe)(path) if describe else {}),
+        "tools": record.tools,
+        "files": record.files,
+        "made from": record.parent,
     }
-
-
-def _taken(record: ExportRecord) -> list[int] | str:
-    """Describe the images that an artifact takes."""
-    if record.inputs[0].shape[1:3] == (None, None):
-        return f"uint8 images [batch, height, width, {record.inputs[0].shape[3]}]"
-    return list(record.preprocessing.input_size)
-
-
-def _tensor(tensor: TensorInfo) -> str:
-    sizes = ", ".join("batch" if size is None else str(size) for size in tensor.shape)
-    return f"{tensor.name} [{sizes}]"
 
 
 def _saved(path: Path) -> dict[str, Any]:
@@ -201,20 +201,22 @@ def _plan(plan: PrunePlan, history: Sequence[dict[str, Any]] = ()) -> dict[str, 
     dense, lean = plan_costs(plan)
     facts |= {"macs": lean.macs, "dense macs": dense.macs}
     facts |= {"params": lean.params, "dense params": dense.params}
-    if advice(plan, history):
-        facts["widths"] = advice(plan, history)
+    if widths := advice(plan, history):
+        facts["widths"] = widths
     if plan.budget:
         facts["budget"] = {**plan.budget.model_dump(), "met_macs": lean.macs}
     if plan.token_keep:
         facts["token keep"] = ", ".join(map(str, plan.token_keep))
     dilated = any(block.dilation > 1 for block in plan.blocks)
     headless = any(block.heads_keep is not None for block in plan.blocks)
+    msa = AttentionKind.MSA
+    heads = {b.path: (b.heads or "all") if b.attention is msa else "" for b in plan.blocks}
     facts["blocks"] = [
         {
             "block": b.path,
             "attention": b.attention.value,
             **({"dilation": b.dilation} if dilated else {}),
-            **({"heads": _heads(b)} if headless else {}),
+            **({"heads": heads[b.path]} if headless else {}),
             "mlp width": len(b.mlp_keep),
         }
         for b in plan.blocks
@@ -222,28 +224,22 @@ def _plan(plan: PrunePlan, history: Sequence[dict[str, Any]] = ()) -> dict[str, 
     return facts
 
 
-def _heads(block: BlockPlan) -> int | str:
-    """Return the heads that are kept, where there is attention."""
-    return (block.heads or "all") if block.attention is AttentionKind.MSA else ""
-
-
 def _json(path: Path) -> dict[str, Any]:
     record = read_record(path)
     kind = record.get("kind")
     if kind == "gates":
-        return {"kind": "gates", **_plan(load_plan(path))}
+        return {"kind": kind, **_plan(load_plan(path))}
     if kind == "results":
-        results = load_results(path)
         rows = [
             {"artefact": r.title, "runtime": r.runtime, "batch": r.workload.batch,
              "p50_ms": round(1000 * r.p50, 4), "flagged": r.flagged}
-            for r in results.results
+            for r in load_results(path).results
         ]  # fmt: skip
-        return {"kind": "results", "created": str(results.created), "results": rows}
+        return {"kind": kind, "created": record["created"], "results": rows}
     if kind == "latency":
-        return {"kind": "latency", "tables": [_times(t) for t in load_latency(path).tables]}
-    if kind == "engine":
-        return {"kind": "engine", **describe_record(parse_record(path))}
+        return {"kind": kind, "tables": [_times(t) for t in load_latency(path).tables]}
+    if path.with_suffix("").suffix in suffixes():  # the record beside an artifact
+        return _artifact(path.with_suffix(""))
     if path.name in (CONFIG_FILE, SEARCH_FILE, EXPORT_FILE):
         return _folder(path.parent)
     raise InputError(f"{path}: not a JSON file of spvit-deploy.", "Check the path.")
@@ -257,3 +253,42 @@ def _times(table: LatencyTable) -> dict[str, Any]:
         "host": table.host.cpu, "created": table.created,
         "dense_ms": round(costs.dense / 1e6, 4), "least_ms": round(costs.least / 1e6, 4),
     }  # fmt: skip
+
+
+def doctor() -> dict[str, Any]:
+    """List the runtimes, devices and versions of this host."""
+    cuda = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    built = f"for CUDA {torch.version.cuda}" if torch.version.cuda else "without CUDA"
+    infos = runtimes().values()
+    needed = {
+        name: info.install_command if info.extra else ""
+        for info in infos
+        for name in info.distributions
+    }
+    return {
+        "spvit-deploy": __version__,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "cpu threads": torch.get_num_threads(),
+        "cuda": ", ".join(cuda) or f"no device (torch was built {built})",
+        "cuda driver": describe_driver(),
+        "mps": torch.backends.mps.is_available(),
+        "onnxruntime providers": ", ".join(onnxruntime.get_available_providers()),
+        "runtimes": [
+            {
+                "runtime": info.name,
+                "writes": ", ".join(form.name for form in info.formats) or "nothing of its own",
+                "opens": ", ".join(info.kinds),
+                "available": "yes" if info.installed else info.install_command,
+            }
+            for info in infos
+        ],
+        "packages": [
+            {
+                "package": name,
+                "version": installed(name) or "missing",
+                "how to get it": "" if installed(name) else how or f"pip install {name}",
+            }
+            for name, how in {**needed, **_OTHERS}.items()
+        ],
+    }

@@ -38,16 +38,10 @@ from spvit_deploy.workflows.latency_profile import measure_table
 def find_latencies(
     settings: SearchSettings, dense: SavedModel, run: Run, device: torch.device
 ) -> Measured | None:
-    """Read the latencies of a search from the budget's file, or measure them.
+    """Read the latencies of a latency budget from its file, or measure them.
 
     The first process does so for all and keeps them beside the checkpoints: a resumed search uses
-    the latencies that it began with.
-
-    Args:
-        settings: Of the search; None is returned for a budget that is not a latency.
-        dense: The model to search, on the CPU.
-        run: Of the search.
-        device: That its processes compute on.
+    the latencies that it began with. ``dense`` is on the CPU, ``device`` that of the processes.
 
     Raises:
         InputError: No table in the file fits, or the runtime is not installed.
@@ -85,14 +79,9 @@ def measured(
     sites: Sequence[BlockSite],
     kinds: Sequence[AttentionKind] = tuple(AttentionKind),
 ) -> Measured:
-    """Build the cost table of a search from a latency table.
+    """Build the cost table of a search from a latency table; ``kinds`` are in order of cost.
 
     Fewer heads were not timed; their latency is interpolated between none and all.
-
-    Args:
-        table: Latencies.
-        sites: Blocks of the model.
-        kinds: Operations of the search, in order of cost.
 
     Raises:
         InputError: An operation was not timed.
@@ -122,13 +111,7 @@ def _with_heads(costs: tuple[SiteCost, ...], sites: Sequence[BlockSite]) -> tupl
 def read_table(
     budget: BudgetRequest, sites: Sequence[BlockSite], spec: ModelSpec, allow_host: bool = False
 ) -> LatencyTable:
-    """Read the table of a budget's file that fits the budget, the model and this host.
-
-    Args:
-        budget: The budget, with its file.
-        sites: Blocks of the dense model.
-        spec: The dense model.
-        allow_host: Accept a table of another host.
+    """Read the table of a budget's file that fits the budget, the dense model and this host.
 
     Raises:
         InputError: The file does not exist, or no table or several tables fit.
@@ -146,7 +129,7 @@ def read_table(
     found = _of_host(budget, _of_place(budget, budget.place, tables), allow_host)
     if len(found) > 1:
         raise InputError(
-            f"{budget.file} has several tables that fit: {_listed(found)}.",
+            f"{budget.file} has several tables that fit: {'; '.join(t.place for t in found)}.",
             f"Name one, such as @{budget.place.runtime},precision=fp32,batch=1; of several hosts, "
             "take the file of one.",
         )
@@ -184,7 +167,8 @@ def _of_place(
         words = {"batch": "batch {}", "threads": "{} threads"}
         wanted = ", ".join(words.get(key, "{}").format(value) for key, value in named.items())
         raise InputError(
-            f"{budget.file} has no latencies of {wanted}; it has {_listed(tables)}.",
+            f"{budget.file} has no latencies of {wanted}; it has "
+            f"{'; '.join(t.place for t in tables)}.",
             "Measure them with `spvit-deploy profile`.",
         )
     return fitting
@@ -207,12 +191,3 @@ def _of_host(
 def _hardware(host: HostRecord) -> str:
     gpus = "".join(f", {gpu}" for gpu in host.gpus)
     return f"{host.cpu} ({host.threads} threads, {' '.join(host.flags) or 'no flags'}{gpus})"
-
-
-def _listed(tables: Sequence[LatencyTable]) -> str:
-    several = len({table.host.cpu for table in tables}) > 1
-    return "; ".join(
-        f"{t.runtime}, {t.precision}, batch {t.batch}, {t.threads or 'default'} threads, {t.device}"
-        + (f" of {t.host.cpu}" if several else "")
-        for t in tables
-    )

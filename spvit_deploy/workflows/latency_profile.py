@@ -7,11 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from pydantic import Field
 from torch import nn
+from typing_extensions import Unpack
 
 from spvit_deploy.benchmarks.host import read_host
 from spvit_deploy.benchmarks.latency_tables.block_chain import (
@@ -31,34 +32,29 @@ from spvit_deploy.benchmarks.latency_tables.table import (
     merge,
     warn_if_unsteady,
 )
-from spvit_deploy.core.cuda_driver import require_gpu
+from spvit_deploy.core.devices import require_gpu
 from spvit_deploy.core.errors import InputError, JobError
 from spvit_deploy.core.output_folders import ensure_free
 from spvit_deploy.core.plan import ModelSpec
 from spvit_deploy.core.progress import Bar, progress_bar
-from spvit_deploy.core.records import write_record
+from spvit_deploy.core.records import StrictModel, write_record
 from spvit_deploy.export.trace import write_unverified
 from spvit_deploy.families.timm_models import input_size
 from spvit_deploy.lean.model_folder import load_model
 from spvit_deploy.runtimes.export_job import ExportSettings
 from spvit_deploy.runtimes.registry import find_format, find_runtime, formats, open_session
 from spvit_deploy.search.budget import Place
-from spvit_deploy.workflows.keywords import ModelOptions, ModelSettings, Pathish, replace_fields
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
+from spvit_deploy.workflows.keywords import ModelOptions, Pathish, replace_fields, request_of
 
 # Batch that an engine takes at most; it is built for the one that is timed.
 _LARGEST = 32
 
 
-class ProfileSettings(ModelSettings):
+class ProfileSettings(StrictModel):
     """What is profiled, and where.
 
     Attributes:
         precision: That the plan will be exported in.
-        batch: Images of an inference.
         threads: Of the runtime; None for its own choice.
         device: Where it computes; None for ``cpu``, or the first GPU for engines.
     """
@@ -70,7 +66,7 @@ class ProfileSettings(ModelSettings):
 
 
 class ProfileOptions(ModelOptions, total=False):
-    """Fields of :class:`ProfileSettings`."""
+    """Of the model to profile, and fields of :class:`ProfileSettings`."""
 
     precision: str
     batch: int
@@ -82,13 +78,13 @@ def profile_latency(
     model: Pathish,
     output: Pathish,
     runtimes: Sequence[str] = ("onnxruntime",),
+    force: bool = False,
     **options: Unpack[ProfileOptions],
 ) -> LatencyFile:
     """Measure what each choice of a search costs in a runtime, and write ``latency.json``.
 
     Args:
         model: A dense folder, or a timm name; weights do not matter.
-        output: File to write.
         runtimes: Names, as ``benchmark`` takes them; there is a table for each.
         options: Fields of :class:`ProfileSettings`: ``precision="bf16"``, ``threads=4``.
 
@@ -96,13 +92,14 @@ def profile_latency(
         InputError: The model, runtime, precision or device is wrong, or the output exists.
         JobError: A block cannot be exported.
     """
-    chosen, target = replace_fields(ProfileSettings(), options), Path(output)
-    ensure_free(target, chosen.force, folder=False, reads=(model, chosen.checkpoint))
-    where = (chosen.precision, chosen.batch, chosen.threads, chosen.device)
-    places = [Place(name, *where) for name in dict.fromkeys(runtimes)]
+    given: dict[str, Any] = {**options}
+    request, target = request_of(model, given), Path(output)
+    chosen = replace_fields(ProfileSettings(), given)
+    ensure_free(target, force, folder=False, reads=(request.name, request.checkpoint))
+    places = [Place(name, **dict(chosen)) for name in dict.fromkeys(runtimes)]
     for place in places:
         settings_of(place)
-    saved, _ = load_model(chosen.request(model))
+    saved, _ = load_model(request)
     if saved.kind != "dense":
         raise InputError(f"{model} is lean already.", "Profile the dense model.")
     tables: tuple[LatencyTable, ...] = ()
@@ -157,18 +154,10 @@ def measure_beside(
     others: Mapping[str, Path],
     rounds: int = ROUNDS,
 ) -> tuple[LatencyTable, dict[str, Timing]]:
-    """Measure a table, and interleaved with it the latencies of other artifacts.
+    """Measure a table of a dense model on the CPU, and interleaved with it ``others`` by name.
 
-    Args:
-        module: Dense, on the CPU; left as it was.
-        spec: The model.
-        place: Where; by default fp32, one image, and the runtime's own threads.
-        others: Files by name.
-        rounds: Bursts of each.
-
-    Raises:
-        InputError: As :func:`settings_of`.
-        JobError: A block cannot be exported.
+    The place is by default fp32, one image, and the runtime's own threads. Errors are those of
+    :func:`settings_of`, and a JobError where a block cannot be exported.
     """
     settings = settings_of(place)
     batch, gpu = place.batch or 1, find_runtime(place.runtime).needs_gpu
@@ -191,25 +180,21 @@ def measure_beside(
                 probes.anchors,
                 note=lambda _: bar.advance(note="measure"),
             )
-    table = LatencyTable(
-        model=spec, runtime=place.runtime, runtime_version=session.version, device=device,
-        precision=settings.precision, batch=batch, threads=place.threads, host=read_host(),
-        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        anchors=_anchors(times, place), shapes=tuple(_shapes(probes, times)),
-    )  # fmt: skip
-    warn_if_unsteady(table)
-    return table, {name: times[name] for name in others}
-
-
-def _anchors(times: Mapping[str, Timing], place: Place) -> Anchors:
-    """Take the times of whole models; refuse those that only noise tells apart."""
     try:
-        return Anchors(dense=times["dense"], no_mlp=times["no MLP"], least=times["least"])
+        anchors = Anchors(dense=times["dense"], no_mlp=times["no MLP"], least=times["least"])
     except ValueError:
         raise JobError(
             f"In {place.runtime} the dense model took no longer than one without operations.",
             "It is too small to be timed, or the host is busy: measure again when it is not.",
         ) from None
+    table = LatencyTable(
+        model=spec, runtime=place.runtime, runtime_version=session.version, device=device,
+        precision=settings.precision, batch=batch, threads=place.threads, host=read_host(),
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        anchors=anchors, shapes=tuple(_shapes(probes, times)),
+    )  # fmt: skip
+    warn_if_unsteady(table)
+    return table, {name: times[name] for name in others}
 
 
 def _write(
@@ -221,21 +206,22 @@ def _write(
     bar: Bar,
 ) -> dict[str, Path]:
     """Export an artifact for every block and anchor."""
-
-    def modules() -> Iterator[tuple[str, nn.Module, tuple[int, int, int], ExportSettings]]:
-        for key, probe in probes.blocks.items():
-            own = settings if probe.call.free else replace(settings, batch=batch)
-            yield key, probe.chain(), probe.call.size, own
-        for key, module in probes.anchors.items():
-            yield key, module, size, settings
-
     files = {}
-    for key, module, shape, own in modules():
+
+    def write(
+        key: str, module: nn.Module, shape: tuple[int, int, int], own: ExportSettings
+    ) -> None:
         folder = scratch / key.replace(" ", "-")
         folder.mkdir()
         bar.advance(0, "export")
         files[key] = write_unverified(module, shape, own, folder)
         bar.advance()
+
+    for key, probe in probes.blocks.items():
+        own = settings if probe.call.free else replace(settings, batch=batch)
+        write(key, probe.chain(), probe.call.size, own)
+    for key, module in probes.anchors.items():
+        write(key, module, size, settings)
     return files
 
 

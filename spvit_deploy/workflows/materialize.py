@@ -24,7 +24,7 @@ from spvit_deploy.search.search_folder import (
     materialize_plan,
     materialize_search,
 )
-from spvit_deploy.workflows.export_inputs import warn_if_constant
+from spvit_deploy.workflows.export import warn_if_constant
 from spvit_deploy.workflows.keywords import Pathish
 
 
@@ -40,9 +40,7 @@ def materialize(
 
     Args:
         search: Folder of :func:`search_gates`, or a ``gates.json``, or a folder with one.
-        output: Lean folder to write.
         align: MLP widths become multiples of this, chosen by gate probability.
-        force: Replace an old output.
         checkpoint: Dense weights, a file or a folder, for gates only. Convolutions then start from
             an untrained head map: fine-tune the result.
         pretrained: Use timm's pretrained weights instead.
@@ -102,7 +100,6 @@ def import_model(
         output: Lean folder to write; without a checkpoint, a folder for ``gates.json``.
         gates: File of FFN indicators; None for the one that the config names, beside it.
         checkpoint: Fine-tuned or "optimized" weights.
-        force: Replace an old output.
 
     Raises:
         InputError: Files are missing, damaged, or of different models.

@@ -1,4 +1,4 @@
-"""Runs the pipeline of a recipe, stage by stage.
+"""Runs the pipeline of a recipe, stage by stage, and that of the demo.
 
 Each stage has a key: the hash of its settings and of what it reads. A stage whose key and
 outputs match ``state.json`` is skipped, so an interrupted or changed run continues where needed;
@@ -8,22 +8,25 @@ an interrupted training continues from its last checkpoint.
 from __future__ import annotations
 
 import json
+import re
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from spvit_deploy._version import __version__
 from spvit_deploy.benchmarks.results import load_results
-from spvit_deploy.core.errors import InputError
-from spvit_deploy.core.files import sha256_bytes, sha256_file
-from spvit_deploy.core.locks import lock_folder
-from spvit_deploy.core.output_folders import OUTPUT_KINDS, ensure_parent
+from spvit_deploy.core.errors import InputError, OutputExistsError
+from spvit_deploy.core.files import sha256_bytes, sha256_file, write_bytes
+from spvit_deploy.core.output_folders import OUTPUT_KINDS, ensure_parent, lock_folder
 from spvit_deploy.core.progress import stderr_console, warn
 from spvit_deploy.core.records import read_record, write_record
 from spvit_deploy.data.sources import fingerprint
 from spvit_deploy.training.finetune import FinetuneSettings
-from spvit_deploy.workflows.benchmark import bench_to_file
+from spvit_deploy.workflows.benchmark import bench_to_file, report_to_file
 from spvit_deploy.workflows.console import (
     print_accuracy,
     print_benchmark,
@@ -31,13 +34,12 @@ from spvit_deploy.workflows.console import (
     print_search,
 )
 from spvit_deploy.workflows.export import export_model
-from spvit_deploy.workflows.finetune import finetune
 from spvit_deploy.workflows.materialize import materialize
-from spvit_deploy.workflows.recipe import Recipe, check_recipe, load_recipe
-from spvit_deploy.workflows.report import report_to_file
-from spvit_deploy.workflows.search import search_gates
+from spvit_deploy.workflows.recipe import TEMPLATE, Recipe, check_recipe, load_recipe
+from spvit_deploy.workflows.training import finetune, search_gates
 
 STATE_FILE = "state.json"
+_BUDGET = re.compile(r"^(  budget: )\S+", re.MULTILINE)
 
 
 @dataclass
@@ -72,7 +74,7 @@ class Runner:
         done = state.get(name, {})
         current = done.get("key") == key and done.get("output") == digest_of(output)
         if current and not self.force:
-            stderr_console().print(f"{name}: unchanged, skipped", highlight=False)
+            stderr_console().print(f"{name}: unchanged, skipped")
             return output
         self.ran.append(name)
         work()
@@ -102,39 +104,29 @@ def digest_of(path: Path) -> str | None:
 
 
 def run_file(path: Path | None, force: bool = False) -> Runner:
-    """Run a recipe file, by default ``recipe.yaml``.
-
-    Raises:
-        InputError: as :func:`load_recipe`.
-        SpvitError: as the stages raise it.
-    """
+    """Run a recipe file, by default ``recipe.yaml``; errors as of its stages."""
     return run_recipe(load_recipe(path or Path("recipe.yaml")), force)
 
 
 def run_recipe(recipe: Recipe, force: bool = False, png: bool = False) -> Runner:
     """Run every stage whose settings or inputs changed, and print the summary."""
     check_recipe(recipe)
-    root, images = Path(recipe.output), fingerprint(recipe.data)
-    ensure_parent(root / STATE_FILE)
-    root.mkdir(parents=True, exist_ok=True)
-    with lock_folder(root):
-        return _run(recipe, images, force, png)
-
-
-def _run(recipe: Recipe, images: str, force: bool, png: bool) -> Runner:
-    runner = Runner(Path(recipe.output), force)
-    dense = dense_stage(runner, recipe, images)
-    tuned = lean_stages(runner, recipe, images, dense)
-    engines = [
-        export_stage(runner, recipe, name, folder)
-        for name, folder in (("dense", dense), ("lean", tuned))
-    ]
-    _measure(runner, recipe, [dense, tuned], engines, png, images)
+    images, runner = fingerprint(recipe.data), Runner(Path(recipe.output), force)
+    ensure_parent(runner.root / STATE_FILE)
+    runner.root.mkdir(parents=True, exist_ok=True)
+    with lock_folder(runner.root):
+        dense = dense_stage(runner, recipe, images)
+        tuned = lean_stages(runner, recipe, images, dense)
+        engines = [
+            export_stage(runner, recipe, name, folder)
+            for name, folder in (("dense", dense), ("lean", tuned))
+        ]
+        _measure(runner, recipe, [dense, tuned, *engines], png, images)
     return runner
 
 
 def lean_stages(runner: Runner, recipe: Recipe, images: str, dense: Path) -> Path:
-    """Search, materialize and fine-tune; the folder of the lean model."""
+    """Search, materialize and fine-tune; return the folder of the lean model."""
     root, run, device = runner.root, recipe.run_settings(), recipe.device
     search, lean, tuned = root / "search", root / "lean", root / "tuned"
 
@@ -188,12 +180,10 @@ def export_stage(runner: Runner, recipe: Recipe, name: str, folder: Path) -> Pat
     return runner.stage(f"export {name}", section, [folder], output, do_export)
 
 
-def _measure(
-    runner: Runner, recipe: Recipe, models: list[Path], engines: list[Path], png: bool, images: str
-) -> None:
+def _measure(runner: Runner, recipe: Recipe, artifacts: list[Path], png: bool, images: str) -> None:
     """Benchmark all models and engines, and write the report."""
-    root, section, artifacts = runner.root, recipe.benchmark.model_dump(), [*models, *engines]
-    results, page, lean = root / "results.json", root / "report.html", models[-1]
+    root, section = runner.root, recipe.benchmark.model_dump()
+    results, page, lean = root / "results.json", root / "report.html", root / "tuned"
     runner.stage(
         "benchmark", [section, images], artifacts, results,
         lambda: bench_to_file(artifacts, results, True, recipe.data, **section),
@@ -203,4 +193,53 @@ def _measure(
         lambda: report_to_file([results], page, lean, png, force=True, search=root / "search"),
     )  # fmt: skip
     print_benchmark(load_results(results))
-    stderr_console().print(f"report: {page}", highlight=False)
+    stderr_console().print(f"report: {page}")
+
+
+def demo_text(output: Path, budget: str) -> str:
+    """Return the text of a demo's ``recipe.yaml``: the one in ``output``, or the template's.
+
+    A recipe is a demo's if its settings are the template's, but for the budget: comments may
+    differ, by a user's hand or in another version, and are kept.
+
+    Raises:
+        OutputExistsError: ``output`` contains something other than a demo.
+    """
+    file, text = output / "recipe.yaml", TEMPLATE.replace("output: run ", "output: .   ")
+    if file.is_file() and _settings(file.read_text()) == _settings(text):
+        text = file.read_text()
+    elif output.exists() and not (output.is_dir() and not any(output.iterdir())):
+        raise OutputExistsError(f"{output} exists and is not a demo.", "Choose another -o.")
+    return _BUDGET.sub(lambda line: line.group(1) + budget, text)
+
+
+def _settings(recipe: str) -> Any:
+    """Return the content of a recipe without its budget; None if it is not YAML."""
+    try:
+        return yaml.safe_load(_BUDGET.sub(r"\1x", recipe))
+    except yaml.YAMLError:
+        return None
+
+
+def demo_recipe(output: Path, seed: int, budget: str = "50%") -> Recipe:
+    """Return the recipe of ``run --init`` with this seed and budget, writing to ``output``."""
+    content = yaml.safe_load(TEMPLATE)
+    content["search"]["budget"] = budget
+    content["output"] = str(output.absolute())
+    for section in ("train", "search", "finetune"):
+        content[section]["seed"] = seed
+    return Recipe.model_validate(content)
+
+
+def run_demo(output: Path, seed: int, png: bool, force: bool, budget: str) -> None:
+    """Run the whole pipeline, or what an interrupted demo left; errors as :func:`demo_text`."""
+    recipe_file, text = output / "recipe.yaml", demo_text(output, budget)
+    ensure_parent(output)
+    start = time.perf_counter()
+    recipe = demo_recipe(output, seed, budget)
+    write_bytes(recipe_file, text.encode())
+    run_recipe(recipe, force, png)
+    stderr_console().print(
+        f"done in {time.perf_counter() - start:.0f} s; `spvit-deploy run {recipe_file}` repeats "
+        "it with your own settings"
+    )

@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+from scipy.special import softmax
 from torch import Tensor
 
 from spvit_deploy.benchmarks.evaluate import Classifier, open_classifier
@@ -28,13 +29,7 @@ PIPE = "-"
 
 @dataclass(frozen=True)
 class Guess:
-    """One of the most probable classes of an image.
-
-    Attributes:
-        index: Index of the class.
-        label: Name of the class, or None where the artifact has no names.
-        score: Softmax probability, 0 to 1.
-    """
+    """A class of an image; ``score`` is its softmax probability, 0 to 1."""
 
     index: int
     label: str | None
@@ -43,13 +38,7 @@ class Guess:
 
 @dataclass(frozen=True)
 class Prediction:
-    """The classes of one image.
-
-    Attributes:
-        image: Path of the image, or ``standard input``.
-        guesses: The most probable classes, the most probable first; none where there is an error.
-        error: Why the image could not be read, or None.
-    """
+    """The classes of one image, the most probable first; none where it could not be read."""
 
     image: str
     guesses: tuple[Guess, ...]
@@ -86,19 +75,14 @@ def predict_images(
     Photographs are turned upright by their EXIF data; of an animation the first frame is taken.
 
     Args:
-        artifact: Dense, lean or exported folder, or a file of one.
         images: Files; folders, which are searched recursively; ``-`` for ``pipe``.
         top: Number of classes per image.
         batch: Images per call of the model.
         runtime: Name of the runtime; None for the artifact's own.
-        device: As :func:`open_session` takes it.
         pipe: Holds one image, or names of images, one per line.
 
     Yields:
         The classes of each image in turn; or an error, where it cannot be read.
-
-    Raises:
-        InputError: a file or folder does not exist, or the artifact has no class scores.
     """
     named = list(_named(images, pipe))
     with open_classifier(artifact, runtime, device) as opened:
@@ -207,9 +191,7 @@ def _predictions(
 
 
 def _guesses(scores: Array, names: Sequence[str], top: int) -> tuple[Guess, ...]:
-    wide = scores.astype(np.float64)
-    chances = np.exp(wide - wide.max())
-    chances /= chances.sum()
+    chances = softmax(scores.astype(np.float64))
     best = np.argsort(-chances, kind="stable")[:top]
     return tuple(
         Guess(int(i), names[i] if i < len(names) else None, float(chances[i])) for i in best

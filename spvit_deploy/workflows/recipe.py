@@ -8,15 +8,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
-from spvit_deploy.core.errors import InputError, OutputExistsError, first_line
+from spvit_deploy.core.errors import InputError, OutputExistsError, did_you_mean, first_line
 from spvit_deploy.core.files import write_bytes
 from spvit_deploy.core.output_folders import ensure_free
 from spvit_deploy.core.plan import ModelSpec
 from spvit_deploy.core.records import StrictModel
-from spvit_deploy.core.suggestions import did_you_mean
-from spvit_deploy.core.units import interval_text
+from spvit_deploy.core.units import Interval
 from spvit_deploy.data.spec import DataSettings
 from spvit_deploy.families.timm_models import create_model
 from spvit_deploy.runtimes.export_job import parse_batch
@@ -26,18 +25,14 @@ from spvit_deploy.search.budget_target import targets_of
 from spvit_deploy.search.search import SearchSettings, supernet_of
 from spvit_deploy.training.finetune import FinetuneSettings
 from spvit_deploy.training.lora import require_peft
-from spvit_deploy.training.run import RunSettings
+from spvit_deploy.training.run import CheckpointInterval, RunSettings
 from spvit_deploy.workflows.latency_budget import measured, read_table
 from spvit_deploy.workflows.latency_profile import settings_of
 
 _COMPARE = "Compare it with `run --init`."
 
 
-class _Section(StrictModel):
-    model_config = ConfigDict(allow_inf_nan=False)
-
-
-class ModelSection(_Section):
+class ModelSection(StrictModel):
     """The dense model to start from."""
 
     name: str
@@ -46,7 +41,7 @@ class ModelSection(_Section):
     pretrained: bool = False
 
 
-class ExportSection(_Section):
+class ExportSection(StrictModel):
     """See :func:`spvit_deploy.export_model`."""
 
     format: str = "onnx"
@@ -55,24 +50,22 @@ class ExportSection(_Section):
     opset: int | None = None
 
 
-class BenchmarkSection(_Section):
+class BenchmarkSection(StrictModel):
     """See :func:`spvit_deploy.benchmark`."""
 
     runtimes: tuple[str, ...] = ()
     batches: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(1,), min_length=1)
-    duration: float = Field(default=2.0, gt=0)
+    duration: float = Field(default=2.0, gt=0, allow_inf_nan=False)
     device: str = "cpu"
 
 
-class Recipe(_Section):
+class Recipe(StrictModel):
     """A validated recipe."""
 
     version: Literal[1] = 1
     output: str = "run"
     device: str = "auto"
-    checkpoint_every: Annotated[str, AfterValidator(interval_text)] = Field(
-        default="10m", coerce_numbers_to_str=True
-    )
+    checkpoint_every: CheckpointInterval = Interval(seconds=600)
     tensorboard: Path | None = None
     model: ModelSection
     data: DataSettings
@@ -131,11 +124,7 @@ benchmark:
 
 
 def write_template(path: Path, force: bool) -> Path:
-    """Write a commented recipe.
-
-    Raises:
-        OutputExistsError: It exists and ``force`` is not given.
-    """
+    """Write a commented recipe; errors as :func:`ensure_free`."""
     if path.exists() and not force:
         raise OutputExistsError(f"{path} exists.", "Name another file, or replace it with --force.")
     ensure_free(path, force, folder=False)
@@ -147,7 +136,7 @@ def load_recipe(path: Path) -> Recipe:
     """Read and validate a recipe; relative paths become relative to its folder.
 
     Raises:
-        InputError: no such file, not YAML, or fields that do not make a recipe.
+        InputError: No such file, not YAML, or fields that do not make a recipe.
     """
     try:
         content = yaml.safe_load(path.read_text())
@@ -159,11 +148,7 @@ def load_recipe(path: Path) -> Recipe:
 
 
 def parse_recipe(content: Any, where: str = "") -> Recipe:
-    """Validate the content of a recipe.
-
-    Args:
-        content: As YAML gives it.
-        where: Beginning of the error's message.
+    """Validate the content of a recipe; ``where`` is the beginning of an error's message.
 
     Raises:
         InputError: It is not a recipe.
@@ -215,10 +200,8 @@ def anchored(recipe: Recipe, here: Path) -> Recipe:
     if model.checkpoint:
         model = model.model_copy(update={"checkpoint": str(here / model.checkpoint)})
     data = recipe.data
-    if not data.root and data.spec.partition("/")[0] == "folder":
-        data = data.model_copy(update={"root": str(here)})
-    elif data.root:
-        data = data.model_copy(update={"root": str(here / data.root)})
+    if data.root or data.spec.startswith("folder/"):
+        data = data.model_copy(update={"root": str(here / (data.root or ""))})
     budget = with_base(recipe.search.budget, here)
     search = recipe.search.model_copy(update={"budget": budget})
     update = {"model": model, "data": data, "search": search, "output": str(here / recipe.output)}
@@ -233,23 +216,7 @@ def check_recipe(recipe: Recipe) -> None:
     Raises:
         InputError: A model, budget, format, precision, batch or runtime is invalid.
     """
-    asked = recipe.export
-    for training in (recipe.train, recipe.finetune):
-        require_peft(training.adapters if training else None)
-    load_exporter(find_format(asked.format, asked.precision))
-    fixed = parse_batch(asked.batch)
-    for name in recipe.benchmark.runtimes:
-        find_runtime(name)
-    if fixed is not None and set(recipe.benchmark.batches) != {fixed}:
-        raise InputError(
-            f"benchmark.batches {', '.join(map(str, recipe.benchmark.batches))}: "
-            f"the export is for batches of {fixed}.",
-            f"Set benchmark.batches: [{fixed}].",
-        )
-    _check_budget(recipe)
-
-
-def _check_budget(recipe: Recipe) -> None:
+    check_stages(recipe)
     budget = recipe.search.requested
     measures = budget.place is not None and budget.file is None
     if budget.place is not None and measures:
@@ -263,3 +230,24 @@ def _check_budget(recipe: Recipe) -> None:
         table = read_table(budget, supernet.sites, spec, chosen.allow_host)
         times = measured(table, supernet.sites, supernet.candidates.kinds)
     targets_of(supernet, [budget], times)
+
+
+def check_stages(recipe: Recipe) -> None:
+    """Check all but the model and its budget.
+
+    Raises:
+        InputError: A format, precision, batch or runtime is invalid.
+    """
+    requested, batches = recipe.export, recipe.benchmark.batches
+    for training in (recipe.train, recipe.finetune):
+        require_peft(training.adapters if training else None)
+    load_exporter(find_format(requested.format, requested.precision))
+    fixed = parse_batch(requested.batch)
+    for name in recipe.benchmark.runtimes:
+        find_runtime(name)
+    if fixed is not None and set(batches) != {fixed}:
+        raise InputError(
+            f"benchmark.batches {', '.join(map(str, batches))}: "
+            f"the export is for batches of {fixed}.",
+            f"Set benchmark.batches: [{fixed}].",
+        )

@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 
 from spvit_deploy.core.errors import InputError, OutputExistsError
-from spvit_deploy.core.locks import LOCK_FILE, lock_file, lock_folder
 from spvit_deploy.core.output_folders import (
     _SETTLED,
+    LOCK_FILE,
     OUTPUT_KINDS,
     OutputKind,
     ensure_free,
+    lock_folder,
     new_folder,
 )
 from spvit_deploy.core.records import write_record
@@ -162,15 +163,15 @@ def test_a_folder_is_locked_once(tmp_path: Path) -> None:
 def test_who_waits_for_a_lock_gets_it_when_the_holder_is_killed(tmp_path: Path) -> None:
     code = (
         "import sys, time\nfrom pathlib import Path\n"
-        "from spvit_deploy.core.locks import lock_file\n"
-        "with lock_file(Path(sys.argv[1])):\n    print(flush=True)\n    time.sleep(60)\n"
+        "from spvit_deploy.core.output_folders import lock_folder\n"
+        "with lock_folder(Path(sys.argv[1])):\n    print(flush=True)\n    time.sleep(60)\n"
     )
-    command = [sys.executable, "-c", code, str(tmp_path / "cache.lock")]
+    command = [sys.executable, "-c", code, str(tmp_path)]
     holder = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert holder.stdout is not None
     holder.stdout.readline()
     threading.Timer(0.3, holder.kill).start()
-    with lock_file(tmp_path / "cache.lock", wait=-1) as held:
+    with lock_folder(tmp_path, wait=-1) as held:
         assert held
         assert holder.wait() != 0
     holder.communicate()

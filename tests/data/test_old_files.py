@@ -20,7 +20,7 @@ from spvit_deploy.benchmarks.results import load_results
 from spvit_deploy.core.errors import OutputExistsError
 from spvit_deploy.core.plan import load_plan
 from spvit_deploy.runtimes.registry import open_session
-from spvit_deploy.workflows.demo import demo_text
+from spvit_deploy.workflows.pipeline import demo_text
 from tests.helpers.calls import good
 from tests.helpers.paths import ROOT
 

@@ -12,7 +12,7 @@ import torch
 from spvit_deploy.core.errors import JobError
 from spvit_deploy.lean.model_folder import ModelRequest, SavedModel, load_model
 from spvit_deploy.runtimes.registry import formats, runtimes
-from spvit_deploy.workflows import export_inputs
+from spvit_deploy.workflows import export
 from tests.conftest import NAME, TINY_ARGS
 from tests.helpers.calls import call, good, refused
 
@@ -96,7 +96,7 @@ def test_a_model_is_loaded_once_and_spoken_of_once(
         loads.append(request)
         return load_model(request)
 
-    monkeypatch.setattr(export_inputs, "load_model", load)
+    monkeypatch.setattr(export, "load_model", load)
     every = ["export", lean, "--all", "--precision", "bf16"]
     done = good(*every, "-o", tmp_path / "all")
     rows = json.loads((tmp_path / "all" / "exports.json").read_text())["rows"]

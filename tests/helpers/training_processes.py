@@ -13,7 +13,7 @@ def server() -> ForkServerContext:
     """Forks processes that have everything imported."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
-        ["tests.helpers.training_processes", "spvit_deploy.workflows.search", "sklearn.datasets"]
+        ["tests.helpers.training_processes", "spvit_deploy.workflows.training", "sklearn.datasets"]
     )
     return context
 
@@ -47,7 +47,7 @@ def finetune(model: Path, output: Path) -> None:
     from spvit_deploy.data.spec import DataSettings
     from spvit_deploy.training.finetune import FinetuneSettings
     from spvit_deploy.training.run import RunSettings
-    from spvit_deploy.workflows.finetune import finetune as train
+    from spvit_deploy.workflows.training import finetune as train
 
     torch.set_num_threads(1)
     train(

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from spvit_deploy.core.cuda_driver import Driver, Gpu, device_index, find_driver
+from spvit_deploy.core.devices import Driver, Gpu, find_driver, parse_device, require_gpu
 from spvit_deploy.core.errors import CorruptFileError, InputError, JobError, RuntimeMissingError
 from spvit_deploy.core.files import sha256_bytes
 from spvit_deploy.core.records import write_record
@@ -134,7 +134,7 @@ def test_an_engine_of_another_version_is_refused_before_it_is_opened(
 ) -> None:
     """The driver alone is made up: nothing is computed."""
     here = Driver("13.0", (Gpu(0, "GPU", "sm120"),))
-    monkeypatch.setattr("spvit_deploy.core.cuda_driver.find_driver", lambda: here)
+    monkeypatch.setattr("spvit_deploy.core.devices.find_driver", lambda: here)
     file = engine(tmp_path, library="tensorrt_rtx", library_version="1.2.0.54")
     says = "was built by tensorrt_rtx 1.2.0.54 (here is tensorrt_rtx "
     refused("benchmark", file, "-o", tmp_path / "r.json", says=says)
@@ -158,10 +158,15 @@ def test_buffers_follow_the_record() -> None:
 
 
 def test_devices_of_engines() -> None:
-    assert [device_index(name) for name in ("auto", "cpu", "cuda", "cuda:3")] == [0, 0, 0, 3]
-    for name in ("mps", "cuda:x", "cpu:1"):
-        with pytest.raises(RuntimeMissingError, match="TensorRT runs on cuda"):
-            device_index(name)
+    names = ("auto", "cpu", "cuda", "cuda:3", "openvino:1")
+    assert [parse_device(name)[1] for name in names] == [0, 0, 0, 3, 1]
+    for name, says in (
+        ("mps", "TensorRT runs on cuda"),
+        ("cuda:x", "expected auto, cpu, cuda, cuda:N"),
+        ("cpu:1", "expected auto, cpu, cuda, cuda:N"),
+    ):
+        with pytest.raises(RuntimeMissingError, match=says):
+            require_gpu("an engine needs one", "", name)
 
 
 def test_flags_of_other_formats_are_refused(dense_folder: Path, tmp_path: Path) -> None:

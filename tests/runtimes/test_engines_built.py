@@ -15,7 +15,7 @@ import pytest
 import torch
 from onnx import TensorProto
 
-from spvit_deploy.core.cuda_driver import find_driver, require_gpu
+from spvit_deploy.core.devices import find_driver, require_gpu
 from spvit_deploy.core.errors import JobError
 from spvit_deploy.lean.model_folder import SavedModel, load_saved, save_model
 from spvit_deploy.runtimes.onnx.precision import emulate_rounding, reduce_precision

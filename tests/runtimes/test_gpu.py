@@ -14,7 +14,7 @@ import torch
 from spvit_deploy.benchmarks.measure import run_benchmark
 from spvit_deploy.benchmarks.results import Workload
 from spvit_deploy.cli.main import main
-from spvit_deploy.core.cuda_driver import require_gpu
+from spvit_deploy.core.devices import require_gpu
 from spvit_deploy.core.errors import InputError
 from spvit_deploy.families.timm_models import create_model, input_size
 from spvit_deploy.lean.model_folder import SavedModel

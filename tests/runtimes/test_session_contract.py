@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from spvit_deploy.core.cuda_driver import find_driver, require_gpu
+from spvit_deploy.core.devices import find_driver, require_gpu
 from spvit_deploy.core.errors import InputError
 from spvit_deploy.lean.model_folder import load_saved
 from spvit_deploy.runtimes.base import Session

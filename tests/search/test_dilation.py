@@ -10,16 +10,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from spvit_deploy.core.errors import PlanError
-from spvit_deploy.core.plan import (
-    AttentionKind,
-    BlockPlan,
-    ModelSpec,
-    PrunePlan,
-    load_plan,
-    parse_plan,
-)
+from spvit_deploy.core.plan import AttentionKind, BlockPlan, ModelSpec, PrunePlan, load_plan
 from spvit_deploy.families.timm_models import create_model, input_size, preprocessing_of
 from spvit_deploy.lean.model_folder import load_saved
 from spvit_deploy.lean.operations.convolution import CONV3X3 as PLAIN
@@ -107,11 +101,11 @@ def test_plans_without_a_dilation_are_written_as_they_were() -> None:
     wide = plan_for(tiny_spec(), ["conv3x3", "msa", "skip"], [1, 2, 3])
     wide = with_dilations(wide, [2])
     record = json.loads(json.dumps(wide.model_dump(mode="json")))
-    assert parse_plan(record, "here") == wide
+    assert PrunePlan.model_validate(record) == wide
     assert [block.operation for block in wide.blocks] == ["conv3x3, dilated", "msa", "skip"]
     record["blocks"][1]["dilation"] = 2
-    with pytest.raises(PlanError, match="only a conv3x3 has a dilation"):
-        parse_plan(record, "here")
+    with pytest.raises(ValidationError, match="only a conv3x3 has a dilation"):
+        PrunePlan.model_validate(record)
 
 
 def test_weights_without_the_form_are_not_dilated() -> None:

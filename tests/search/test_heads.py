@@ -11,16 +11,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from spvit_deploy.core.errors import PlanError
-from spvit_deploy.core.plan import (
-    AttentionKind,
-    BlockPlan,
-    ModelSpec,
-    PrunePlan,
-    load_plan,
-    parse_plan,
-)
+from spvit_deploy.core.plan import AttentionKind, BlockPlan, ModelSpec, PrunePlan, load_plan
 from spvit_deploy.families.timm_models import create_model, input_size, preprocessing_of
 from spvit_deploy.lean.cost import CostTable, SiteCost
 from spvit_deploy.lean.model_folder import load_saved
@@ -171,15 +165,15 @@ def test_plans_with_all_heads_are_written_as_they_were() -> None:
     assert set(plain.model_dump(mode="json")) == {"path", "attention", "mlp_keep"}
     plan = with_heads(plan_for(tiny_spec(), ["msa", "msa", "skip"], [1, 2, 3]), [(2,), (0, 1)])
     record = json.loads(json.dumps(plan.model_dump(mode="json")))
-    assert parse_plan(record, "here") == plan
+    assert PrunePlan.model_validate(record) == plan
     assert [block.operation for block in plan.blocks] == ["msa, 1 head", "msa, 2 heads", "skip"]
     for keep, says in (([], "at least 1"), ([1, 0], "must ascend"), ([0, 9], "head 9 of blocks.1")):
         record["blocks"][1]["heads_keep"] = keep
-        with pytest.raises(PlanError, match=says):
-            gated_net(tiny_spec()).fix(parse_plan(record, "here"))
+        with pytest.raises((ValidationError, PlanError), match=says):
+            gated_net(tiny_spec()).fix(PrunePlan.model_validate(record))
     record["blocks"][2]["heads_keep"] = [0]
-    with pytest.raises(PlanError, match="only attention"):
-        parse_plan(record, "here")
+    with pytest.raises(ValidationError, match="only attention"):
+        PrunePlan.model_validate(record)
 
 
 def test_from_a_search_folder_to_an_engine(tmp_path: Path) -> None:

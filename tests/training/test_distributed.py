@@ -207,7 +207,7 @@ def test_wrong_calls_are_refused_by_the_first_process_alone(
     refused(*search, "--resume", says="holds no checkpoint")
     refused(*search, "--device", "mps", says="mps")
     monkeypatch.setenv("RANK", "1")
-    monkeypatch.setattr("spvit_deploy.cli.error_handling._TO_SPEAK", 0)
+    monkeypatch.setattr("spvit_deploy.cli.main._TO_SPEAK", 0)
     result = call(*search, "--resume")
     assert result.exit_code == 2
     assert "Error" not in result.output

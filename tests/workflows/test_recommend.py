@@ -20,8 +20,13 @@ from spvit_deploy.data.spec import DataSettings
 from spvit_deploy.runtimes.registry import artifact_kind
 from spvit_deploy.workflows.recommend import candidates, tournament
 from spvit_deploy.workflows.recommend.candidates import thread_counts
-from spvit_deploy.workflows.recommend.record import RECORD_FILE, Recommendation, Tried
-from spvit_deploy.workflows.recommend.target import Target, parse_target
+from spvit_deploy.workflows.recommend.record import (
+    RECORD_FILE,
+    Recommendation,
+    Target,
+    Tried,
+    parse_target,
+)
 from spvit_deploy.workflows.recommend.tournament import Tournament
 from spvit_deploy.workflows.sweep.record import SweepPoint, SweepRecord, save_sweep
 from tests.helpers.calls import call, good, refused

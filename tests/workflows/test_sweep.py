@@ -23,18 +23,19 @@ from spvit_deploy.core.units import parse_duration, parse_percent
 from spvit_deploy.lean.model_folder import load_saved
 from spvit_deploy.search.search import SearchSettings
 from spvit_deploy.workflows.sweep import ray_cluster
-from spvit_deploy.workflows.sweep.budgets import check_budgets, parse_budgets
 from spvit_deploy.workflows.sweep.page import frontier_scatter, trials_table
-from spvit_deploy.workflows.sweep.pick import fits, pick
 from spvit_deploy.workflows.sweep.ray_cluster import Capacity, Portion, portion
 from spvit_deploy.workflows.sweep.record import (
     SweepPoint,
     SweepRecord,
+    fits,
     frontier,
     load_sweep,
+    pick,
     save_sweep,
     standing,
 )
+from spvit_deploy.workflows.sweep.request import check_budgets, parse_budgets
 from tests.conftest import NAME
 from tests.helpers.calls import call, good, refused
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from spvit_deploy.core.arrays import Array
-from spvit_deploy.core.cuda_driver import load_library
+from spvit_deploy.core.devices import load_library
 from spvit_deploy.core.errors import JobError, RuntimeMissingError
 from spvit_deploy.runtimes.tensorrt.bindings import Binding
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import onnx
 
-from spvit_deploy.core.cuda_driver import find_driver, require_gpu
+from spvit_deploy.core.devices import find_driver, require_gpu
 from spvit_deploy.core.errors import InputError, JobError
 from spvit_deploy.core.files import sha256_file, write_bytes
 from spvit_deploy.core.progress import stderr_console

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from spvit_deploy.core.arrays import Array
-from spvit_deploy.core.cuda_driver import require_gpu
+from spvit_deploy.core.devices import require_gpu
 from spvit_deploy.core.errors import InputError, JobError
 from spvit_deploy.runtimes.base import LayerTime, Session
 from spvit_deploy.runtimes.model_input import ModelInput

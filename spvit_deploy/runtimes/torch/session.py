@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from spvit_deploy.core.arrays import Array
-from spvit_deploy.core.device import pick_device
+from spvit_deploy.core.devices import pick_device
 from spvit_deploy.core.errors import CorruptFileError, JobError, RuntimeMissingError, raised_as
 from spvit_deploy.lean.model_folder import load_saved
 from spvit_deploy.runtimes.base import LayerTime, Session

@@ -24,13 +24,12 @@ _HOPELESS = 3.0
 
 @dataclass(frozen=True)
 class Model:
-    """A model that takes part.
+    """A loaded model that takes part.
 
     Attributes:
-        job: the model, loaded.
-        label: its name among several; empty where it is the only one.
-        drop: points of accuracy that it has lost already.
-        top1: percent of the validation images, where it is known.
+        label: Its name among several; empty where it is the only one.
+        drop: Points of accuracy that it has lost already.
+        top1: Percent of the validation images, where it is known.
     """
 
     job: ExportJob
@@ -47,31 +46,24 @@ class Model:
         return Candidate(self.job, settings, target)
 
     def tried(self, row: ExportRow, max_drop: float) -> Tried:
-        """Judge what was exported; ``lost`` has the reason where it does not take part.
-
-        Args:
-            row: what became of the export.
-            max_drop: points of accuracy that may be lost in all.
-        """
-        form, lost = formats().get(row.format), row.reason
-        found = Tried(model=self.label, format=row.format, precision=row.precision, lost=lost)
+        """Judge what was exported; ``lost`` has the reason where it does not take part."""
+        form, drop, lost = formats().get(row.format), self.drop + (row.drop or 0.0), row.reason
         if row.status != "written":
-            return found
-        drop = self.drop + (row.drop or 0.0)
+            return Tried(model=self.label, format=row.format, precision=row.precision, lost=lost)
         if row.drop is None and row.precision != "fp32":
             lost = "its accuracy is not known. Give --data."
         elif drop > max_drop:
             lost = f"loses {drop:.2f} points, {max_drop:g} may be lost"
-        runtime = form.runtime if form else "torch"
-        return found.model_copy(
-            update={
-                "runtime": runtime,
-                "drop": drop,
-                "top1": None if self.top1 is None else self.top1 - (row.drop or 0.0),
-                "size_bytes": row.size_bytes,
-                "folder": row.folder,
-                "lost": lost,
-            }
+        return Tried(
+            model=self.label,
+            format=row.format,
+            precision=row.precision,
+            runtime=form.runtime if form else "torch",
+            drop=drop,
+            top1=None if self.top1 is None else self.top1 - (row.drop or 0.0),
+            size_bytes=row.size_bytes,
+            folder=row.folder,
+            lost=lost,
         )
 
 
@@ -80,9 +72,9 @@ class _Known:
     """What earlier candidates tell of later ones.
 
     Attributes:
-        took: seconds of the slowest export, of int8 (fitted and judged, which takes many times as
+        took: Seconds of the slowest export, of int8 (fitted and judged, which takes many times as
             long) and of others.
-        fp32: seconds per image of each model's formats in fp32.
+        fp32: Seconds per image of each model's formats in fp32.
     """
 
     took: dict[bool, float] = field(default_factory=lambda: {True: 0.0, False: 0.0})
@@ -108,12 +100,9 @@ def enter_all(
     """Export and enter all that may win, likely winners of every model first.
 
     Args:
-        models: that take part.
-        folder: to write into.
-        max_drop: points of accuracy that may be lost.
-        left: returns the seconds that are left for writing.
-        tournament: times what is written.
-        note: called with what is written.
+        max_drop: Points of accuracy that may be lost.
+        left: Returns the seconds that are left for writing.
+        note: Called with what is written.
 
     Yields:
         Those that do not take part, and why.

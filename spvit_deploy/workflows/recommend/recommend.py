@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
 
 from spvit_deploy.benchmarks.evaluate import evaluate_artifact
 from spvit_deploy.benchmarks.host import read_host
@@ -20,10 +19,9 @@ from spvit_deploy.core.records import write_record
 from spvit_deploy.data.spec import DataSettings
 from spvit_deploy.lean.model_folder import ModelRequest
 from spvit_deploy.runtimes.export_job import ExportJob, ExportSettings
-from spvit_deploy.workflows.export_inputs import open_export
+from spvit_deploy.workflows.export import open_export
 from spvit_deploy.workflows.recommend.candidates import Model, enter_all, thread_counts
-from spvit_deploy.workflows.recommend.record import RECORD_FILE, Recommendation, Tried
-from spvit_deploy.workflows.recommend.target import Target
+from spvit_deploy.workflows.recommend.record import RECORD_FILE, Recommendation, Target, Tried
 from spvit_deploy.workflows.recommend.tournament import Tournament, clock
 from spvit_deploy.workflows.sweep.record import load_sweep
 
@@ -41,42 +39,29 @@ class Request:
     """What is requested.
 
     Attributes:
-        model: folder or timm name.
-        data: images that accuracy is taken on.
-        target: to meet.
-        max_drop: points of accuracy that may be lost.
-        seconds: that all of it may take.
-        sweep: folder of a sweep whose trials are tried as well, or None.
-        threads: numbers of threads to try; none for what the host has.
-        batches: images of an inference; none for 1, or for several where throughput counts.
-        validation: how many images accuracy is taken on.
-        model_args, checkpoint, pretrained: as for an export.
+        max_drop: Points of accuracy that may be lost.
+        seconds: That all of it may take.
+        sweep: Folder of a sweep whose trials are tried as well, or None.
+        threads: Numbers of threads to try; none for what the host has.
+        batches: Images of an inference; none for 1, or for several where throughput counts.
+        validation: How many images accuracy is taken on.
     """
 
-    model: str
+    model: ModelRequest
     data: DataSettings
     target: Target
-    max_drop: float = 1.0
-    seconds: float = 600.0
-    sweep: Path | None = None
-    threads: tuple[int, ...] = ()
-    batches: tuple[int, ...] = ()
-    validation: int = 1000
-    model_args: dict[str, Any] | None = None
-    checkpoint: Path | None = None
-    pretrained: bool = False
+    max_drop: float
+    seconds: float
+    sweep: Path | None
+    threads: tuple[int, ...]
+    batches: tuple[int, ...]
+    validation: int
 
 
-def recommend(request: Request, output: Path, force: bool = False) -> Recommendation:
-    """Try what this host has, and keep the three best artifacts.
-
-    Raises:
-        InputError: a model, data or sweep that do not open.
-        JobError: nothing could be written and run.
-        OutputExistsError, StorageError: as :func:`new_folder`.
-    """
+def recommend(request: Request, output: Path, force: bool) -> Recommendation:
+    """Try what this host has, and keep the three best artifacts; errors as of :func:`_compete`."""
     start, left = time.monotonic(), clock(request.seconds)
-    ensure_free(output, force, reads=(request.model, request.checkpoint, request.sweep))
+    ensure_free(output, force, reads=(request.model.name, request.model.checkpoint, request.sweep))
     if request.sweep is not None:
         load_sweep(request.sweep)
     with new_folder(output, force) as staging, progress_bar("recommend", request.seconds) as bar:
@@ -97,8 +82,8 @@ def recommend(request: Request, output: Path, force: bool = False) -> Recommenda
                 shutil.rmtree(path)
         found = Recommendation(
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"), host=read_host(),
-            model=request.model, target=str(request.target), max_drop=request.max_drop, met=met,
-            seconds=time.monotonic() - start, images=request.validation, best=tuple(best),
+            model=request.model.name, target=str(request.target), max_drop=request.max_drop,
+            met=met, seconds=time.monotonic() - start, images=request.validation, best=tuple(best),
             rest=tuple(row.model_copy(update={"folder": ""}) for row in rest),
         )  # fmt: skip
         write_record(staging / RECORD_FILE, found.model_dump(mode="json"))
@@ -150,16 +135,13 @@ def _models(request: Request) -> Iterator[Model]:
     for point in sorted(record.points, key=lambda one: -one.place[1]):
         drop = base - point.place[1] if base is not None else 0.0
         if drop <= request.max_drop:
-            trial = _opened(request, str(request.sweep / point.model))
+            trial = _opened(request, ModelRequest(str(request.sweep / point.model)))
             yield Model(trial, point.name, drop, point.top1)
 
 
-def _opened(request: Request, model: str) -> ExportJob:
-    named = ModelRequest(model)
-    if model == request.model:
-        named = ModelRequest.of(model, request.model_args, request.checkpoint, request.pretrained)
+def _opened(request: Request, model: ModelRequest) -> ExportJob:
     settings = ExportSettings(max_drop=request.max_drop, validation=request.validation)
-    return open_export(named, request.data, settings)
+    return open_export(model, request.data, settings)
 
 
 def _judged(

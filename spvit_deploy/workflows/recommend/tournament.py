@@ -17,8 +17,7 @@ from spvit_deploy.core.log_filters import without_lines
 from spvit_deploy.runtimes.base import Session
 from spvit_deploy.runtimes.registry import open_session, runtimes
 from spvit_deploy.runtimes.timing import TimedCall, burst, interleaved, warm_up
-from spvit_deploy.workflows.recommend.record import Tried
-from spvit_deploy.workflows.recommend.target import Target
+from spvit_deploy.workflows.recommend.record import Target, Tried
 
 _BURST, _PAUSE = 0.2, 0.08
 # How much slower than the best one may be, at first and after it was measured for longer.
@@ -66,27 +65,22 @@ class Configuration:
         )
 
 
+@dataclass
 class Tournament:
     """Configurations that are still in, and those that are eliminated.
 
-    Args:
-        target: that decides.
-        threads: numbers of threads to try.
-        batches: numbers of images of an inference to try.
-        left: returns the seconds that are left.
+    Attributes:
+        threads, batches: Numbers of threads, and of images of an inference, to try.
+        left: Returns the seconds that are left.
     """
 
-    def __init__(
-        self,
-        target: Target,
-        threads: tuple[int, ...],
-        batches: tuple[int, ...],
-        left: Callable[[], float],
-    ) -> None:
-        self.target, self._threads, self._batches, self._left = target, threads, batches, left
-        self.remaining: list[Configuration] = []
-        self.eliminated: list[Tried] = []
-        self._order = random.Random(0)
+    target: Target
+    threads: tuple[int, ...]
+    batches: tuple[int, ...]
+    left: Callable[[], float]
+    remaining: list[Configuration] = field(default_factory=list)
+    eliminated: list[Tried] = field(default_factory=list)
+    order: random.Random = field(default_factory=lambda: random.Random(0))
 
     @property
     def best(self) -> float:
@@ -100,7 +94,7 @@ class Tournament:
             Seconds per image at its best; infinity where it does not run.
         """
         found = list(self._opened(path, made))
-        for one in interleaved(found, _FIRST, self._order):
+        for one in interleaved(found, _FIRST, self.order):
             one.sample()
         self.remaining += found
         fastest = min((one.seconds for one in found), default=float("inf"))
@@ -109,24 +103,23 @@ class Tournament:
 
     def _opened(self, path: Path, made: Tried) -> Iterator[Configuration]:
         # A pool of the whole process, resized under a model that is open, locks up.
-        pool = self._threads[-1:] if runtimes()[made.runtime].one_thread_pool else self._threads
+        pool = self.threads[-1:] if runtimes()[made.runtime].one_thread_pool else self.threads
         for threads in pool:
-            for batch in self._batches:
+            for batch in self.batches:
                 tried = made.model_copy(update={"threads": threads, "batch": batch})
                 try:
-                    found = _open(path, tried)
+                    if found := _open(path, tried):
+                        yield found
                 except SpvitError as error:
                     self.eliminated.append(tried.model_copy(update={"lost": error.message}))
                     return
-                if found is not None:
-                    yield found
 
     def finish(self) -> None:
         """Measure those that remain, interleaved, until three are left with samples enough for the
         target's percentile, or time is over.
         """
-        while len(self.remaining) > 1 and self._left() > 0:
-            for one in interleaved(self.remaining, _BETWEEN, self._order):
+        while len(self.remaining) > 1 and self.left() > 0:
+            for one in interleaved(self.remaining, _BETWEEN, self.order):
                 one.sample()
             self._eliminate_slower(_AT_LAST)
             if len(self.remaining) <= _FINALISTS:
@@ -141,11 +134,11 @@ class Tournament:
     def _sample_tails(self) -> None:
         """Sample until the target's percentile can be reported."""
         needed = _ENOUGH * samples_needed(self.target.percent)
-        while self._left() > 0:
+        while self.left() > 0:
             short = [one for one in self.remaining if len(one.samples) < needed]
             if not short:
                 return
-            for one in interleaved(short, 1, self._order):
+            for one in interleaved(short, 1, self.order):
                 one.sample(2)
 
     def _rank(self, one: Configuration) -> float:

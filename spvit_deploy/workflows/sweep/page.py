@@ -1,8 +1,9 @@
-"""Write the page of a sweep: accuracy against measured latency, and a table to pick from."""
+"""Show a sweep: a page of accuracy against measured latency, and tables for the terminal."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -11,7 +12,14 @@ from spvit_deploy.benchmarks.reporting.html_page import Figure, Page, write_page
 from spvit_deploy.benchmarks.reporting.tables import UNSTEADY, Table, milliseconds
 from spvit_deploy.benchmarks.results import ResultsFile
 from spvit_deploy.benchmarks.statistics import median_ratio
-from spvit_deploy.workflows.sweep.record import SweepPoint, SweepRecord, frontier, standing
+from spvit_deploy.workflows.console import console, print_facts, print_table
+from spvit_deploy.workflows.sweep.record import (
+    SweepPoint,
+    SweepRecord,
+    artifacts,
+    frontier,
+    standing,
+)
 
 PAGE_FILE = "frontier.html"
 _COLORS = {
@@ -25,11 +33,7 @@ _CARDS = 4
 
 
 def write_frontier(record: SweepRecord, results: ResultsFile, output: Path) -> None:
-    """Write the HTML page of a measured sweep.
-
-    Raises:
-        StorageError: The disk is full, or the place is not writable.
-    """
+    """Write the HTML page of a measured sweep."""
     note = (
         "Up and to the left is better. The line joins the models that no other beats in both. Pale "
         "points are beaten: another is at least as accurate, and faster by more than the times of "
@@ -94,3 +98,40 @@ def _cells(point: SweepPoint, record: SweepRecord) -> tuple[str, ...]:
         f"{point.params:,}",
         point.engine,
     )
+
+
+def print_sweep(record: SweepRecord, root: Path) -> None:
+    """Print a table of all models, and where the page is."""
+    table = trials_table(record)
+    rows = [list(cells) for cells in table.rows]
+    for cells, point in zip(rows, (record.dense, *record.trials), strict=True):
+        if point.unsteady:
+            cells[1] += ", unsteady"
+        if not point.measured:
+            cells[-1] = ""
+    title = f"{record.runtime}, batch {record.batch}"
+    print_table(replace(table, title=title, rows=rows))
+    out = console()
+    out.print(f"wrote {root}; see {root / PAGE_FILE}")
+    out.print(f"`spvit-deploy sweep pick {root} --max-latency 4ms` names the trial for a limit")
+
+
+def print_pick(record: SweepRecord, point: SweepPoint, folder: Path, as_json: bool) -> None:
+    """Print the trial that was picked, and where its artifacts are."""
+    engine, model = artifacts(folder, point)
+    latency, top1 = point.place
+    facts = {
+        "trial": point.name,
+        "top1": round(top1, 3),
+        "latency_ms": round(1000 * latency, 4),
+        "over_dense": round(record.dense.place[0] / latency, 3) if record.dense.measured else None,
+        "unsteady": point.unsteady,
+        "runtime": record.runtime,
+        "batch": record.batch,
+        "macs": point.macs,
+        "params": point.params,
+        "engine": str(engine),
+        "model": str(model),
+        "recipe": str(folder / point.folder / "recipe.yaml"),
+    }
+    print_facts(facts, as_json)

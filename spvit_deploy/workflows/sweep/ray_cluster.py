@@ -21,6 +21,7 @@ from typing import Any
 
 from spvit_deploy.core.errors import InputError, RuntimeMissingError, StorageError, first_line
 from spvit_deploy.core.files import sha256_bytes
+from spvit_deploy.core.log_filters import quiet
 
 # Settings for which Ray has no arguments.
 _ENVIRONMENT = {
@@ -41,14 +42,7 @@ _CONNECT_TIMEOUT = 5
 
 @dataclass(frozen=True)
 class Capacity:
-    """What a cluster has.
-
-    Attributes:
-        nodes: Number of hosts with processors.
-        cpus: Processors of all hosts.
-        least: Processors of the smallest host.
-        gpus: GPUs of all hosts.
-    """
+    """What a cluster has: hosts, processors of all and of the smallest host, GPUs of all."""
 
     nodes: int
     cpus: int
@@ -69,7 +63,6 @@ def portion(capacity: Capacity, device: str, concurrent: int | None) -> Portion:
     """Divide a cluster among trials: a GPU for each, or equal numbers of processors.
 
     Args:
-        device: ``auto|cpu|cuda|mps``.
         concurrent: Trials at a time, at most one per GPU or processor; None for one per GPU, or
             one per host without GPUs.
 
@@ -132,12 +125,8 @@ def _no_cluster(address: str, reason: str) -> InputError:
 def ray_started(root: Path, address: str | None) -> Iterator[Capacity]:
     """Start Ray on this host, with its files in a temporary folder; or join a cluster.
 
-    Args:
-        root: The sweep's folder, which the name of the temporary folder is derived from.
-        address: Of a running cluster; None for this host.
-
     Raises:
-        InputError: No cluster answers.
+        InputError: No cluster answers at ``address``.
         StorageError: Ray does not start.
     """
     place = _place(root)
@@ -145,7 +134,8 @@ def ray_started(root: Path, address: str | None) -> Iterator[Capacity]:
         import ray
 
         try:
-            with _quiet():
+            # The sweep reports failures itself.
+            with quiet("ray", level=logging.CRITICAL):
                 _start(ray, address, place)
                 yield _capacity(ray)
         finally:
@@ -218,16 +208,3 @@ def _environment(local: bool) -> Iterator[None]:
     finally:
         for name in wanted:
             os.environ.pop(name, None)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence Ray's log, as the sweep reports failures itself; not with ``--debug``."""
-    logger = logging.getLogger("ray")
-    before = logger.level
-    if logging.root.level > logging.DEBUG:
-        logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)

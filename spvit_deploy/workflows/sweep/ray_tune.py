@@ -68,10 +68,9 @@ class _Listener(tune.Callback):  # type: ignore[misc]
 
     def _advance(self, name: str, stages: int, note: str) -> None:
         """Advance the bar, but not for stages that a retried trial passes again."""
-        more = stages - self.reached.get(name, 0)
-        if more > 0:
-            self.reached[name] = stages
-        self.bar.advance(max(0, more), note)
+        before = self.reached.get(name, 0)
+        self.reached[name] = max(before, stages)
+        self.bar.advance(self.reached[name] - before, note)
 
 
 def tune_trials(
@@ -81,12 +80,9 @@ def tune_trials(
     retries: int,
     ended: Callable[[str, str], None],
 ) -> None:
-    """Run trials; one that fails does not stop the others.
+    """Run trials in ``root``; one that fails does not stop the others.
 
-    Args:
-        root: Folder of the sweep.
-        each: Resources of each trial.
-        ended: Called as each ends, with its budget and the reason of its failure, or "".
+    ``ended`` is called as each ends, with its budget and the reason of its failure, or "".
     """
     by_name = {job.budget: job for job in jobs}
     store = root / ".ray"

@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 import json
+import re
+from collections import Counter
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from spvit_deploy.core.device import pick_device
-from spvit_deploy.core.errors import InputError, OutputExistsError
-from spvit_deploy.core.locks import LOCK_FILE
-from spvit_deploy.core.output_folders import ensure_parent
+from spvit_deploy.core.devices import pick_device
+from spvit_deploy.core.errors import BudgetError, InputError, OutputExistsError
+from spvit_deploy.core.output_folders import LOCK_FILE, ensure_parent
 from spvit_deploy.core.progress import warn
 from spvit_deploy.data.sources import fingerprint, open_source
-from spvit_deploy.lean.model_folder import ModelRequest, load_model
-from spvit_deploy.runtimes.registry import find_runtime
-from spvit_deploy.workflows.recipe import ModelSection, Recipe, anchored, check_recipe
-from spvit_deploy.workflows.sweep.budgets import check_budgets, parse_budgets
+from spvit_deploy.lean.model_folder import ModelRequest, SavedModel, load_model
+from spvit_deploy.search.budget_target import targets_of
+from spvit_deploy.search.projection import TOLERANCE, project
+from spvit_deploy.search.search import SearchSettings, supernet_of
+from spvit_deploy.workflows.recipe import ModelSection, Recipe, anchored, check_stages
 from spvit_deploy.workflows.sweep.ray_cluster import check_address
 from spvit_deploy.workflows.sweep.record import SWEEP_FILE, SweepRecord, load_sweep
 from spvit_deploy.workflows.sweep.trial import NO_EFFECT, TrialJob
 
+_BUDGET = re.compile(r"(\d+(?:\.\d+)?)([%KMGT]?)")
+_DOTS = ("…", "...")
+_HINT = "Write 30%,50%,80% or 30%,40%,...,80% of the dense MACs, or 1.6G,3.2G."
+# More steps than this are a typing error, such as a step of 0.01%.
+_MAX_STEPS = 100
 # What may be in a sweep's folder beside the dense model's export.
 _OURS = {
     SWEEP_FILE, "state.json", "dense", "dense.checkpoints", "evaluation.json", "results.json",
@@ -55,7 +63,6 @@ class SweepRequest:
 
     Attributes:
         recipe: Of the dense model; a trial differs in model, budget and folder.
-        budgets: As they were written.
         images: Fingerprint of the data.
         facts: All that the trials' results depend on, by name.
     """
@@ -72,8 +79,8 @@ class SweepRequest:
 
     def job(self, budget: str) -> TrialJob:
         """Return the trial of a budget."""
-        recipe, name, dense = self.recipe, budget.replace("%", "pct"), self.root / "dense"
-        model = ModelSection(name=recipe.model.name, args=recipe.model.args, checkpoint=str(dense))
+        recipe, name, dense = self.recipe, budget.replace("%", "pct"), str(self.root / "dense")
+        model = ModelSection(name=recipe.model.name, args=recipe.model.args, checkpoint=dense)
         update = {
             "output": str(self.root / "trials" / name),
             "model": model,
@@ -81,16 +88,11 @@ class SweepRequest:
             "search": recipe.search.model_copy(update={"budget": budget}),
             "tensorboard": recipe.tensorboard / name if recipe.tensorboard else None,
         }
-        return TrialJob(budget, name, recipe.model_copy(update=update), dense, self.images)
+        return TrialJob(budget, recipe.model_copy(update=update), self.images)
 
 
 def check_sweep(recipe: Recipe, output: Path, settings: SweepSettings) -> SweepRequest:
-    """Check a sweep.
-
-    Args:
-        recipe: Of any trial; its budget and output are ignored.
-        output: Folder of the sweep.
-        settings: How trials are run.
+    """Check a sweep; the budget and the output of the recipe are ignored.
 
     Raises:
         InputError: A model, data, budget, runtime or device that a sweep cannot take.
@@ -109,8 +111,7 @@ def check_sweep(recipe: Recipe, output: Path, settings: SweepSettings) -> SweepR
     if Path(model.name).is_dir():
         own["checkpoint"] = str(Path(model.name).absolute())
     base = base.model_copy(update={"model": model.model_copy(update=own)})
-    search = base.search.model_copy(update={"budget": budgets[0]})
-    check_recipe(base.model_copy(update={"search": search}))
+    check_stages(base)
     check_budgets(budgets, saved, base.search)
     if not (weights or model.pretrained or (base.train and base.train.epochs)):
         warn("the dense model has random weights: no --pretrained, --checkpoint or --dense-epochs.")
@@ -126,8 +127,6 @@ def _check_place(recipe: Recipe, settings: SweepSettings) -> None:
                 f"A sweep measures one latency: the recipe's benchmark has {len(found)} {name}.",
                 "Leave one.",
             )
-    for runtime in wanted.runtimes:
-        find_runtime(runtime)
     if ":" in recipe.device:
         raise InputError(
             f"Device '{recipe.device}' is one GPU; each trial of a sweep takes one of its own.",
@@ -201,3 +200,61 @@ def _short(text: str | None) -> str:
     if not text:
         return "none"
     return f"{text[:8]}…" if len(text) == 64 else text
+
+
+def parse_budgets(text: str) -> tuple[str, ...]:
+    """Parse ``30%,50%``, ``1.6G,3.2G``, or steps such as ``30%,40%,...,80%``.
+
+    Raises:
+        BudgetError: Anything else, or a budget that is there twice.
+    """
+    parts = [part.strip().upper() for part in text.split(",")]
+    if any(dots in parts for dots in _DOTS):
+        parts = _steps(parts, text)
+    for part, count in Counter(parts).items():
+        if not _BUDGET.fullmatch(part):
+            raise BudgetError(f"Budgets '{text}': '{part}' is not understood.", _HINT)
+        if count > 1:
+            raise BudgetError(f"Budgets: {part} is there twice.", "Leave one out.")
+    return tuple(parts)
+
+
+def _steps(parts: list[str], text: str) -> list[str]:
+    """Expand ``first, second, …, last``."""
+    found = [_BUDGET.fullmatch(part) for part in parts if part not in _DOTS]
+    ends = [(float(match.group(1)), match.group(2)) for match in found if match]
+    well_formed = len(parts) == 4 and parts[2] in _DOTS and len(ends) == 3
+    if not well_formed or len({unit for _, unit in ends}) > 1:
+        raise BudgetError(f"Budgets '{text}': the steps are not understood.", _HINT)
+    (first, unit), (second, _), (last, _) = ends
+    step = second - first
+    count = (last - first) / step if step else -1
+    if not 1 < count <= _MAX_STEPS or abs(count - round(count)) > 1e-6:
+        raise BudgetError(
+            f"Budgets '{text}': no equal steps lead from {parts[0]} by {parts[1]} to {parts[3]}.",
+            _HINT,
+        )
+    return [f"{first + index * step:.10g}{unit}" for index in range(round(count) + 1)]
+
+
+def check_budgets(budgets: tuple[str, ...], saved: SavedModel, settings: SearchSettings) -> None:
+    """Refuse budgets that a model cannot meet, or so near each other that plans may be the same.
+
+    Plans come up to 1% below their budget.
+
+    Raises:
+        BudgetError: Such a budget.
+    """
+    requests = [settings.model_copy(update={"budget": one}).requested for one in budgets]
+    supernet = supernet_of(saved.module, saved.spec, settings)
+    targets = targets_of(supernet, requests)
+    amounts = sorted(
+        (target.amount, budget) for target, budget in zip(targets, budgets, strict=True)
+    )
+    for (less, one), (more, other) in pairwise(amounts):
+        if less > (1 - TOLERANCE) * more:
+            same = f"{one} is {other}" if less == more else f"{one} and {other} are within 1%"
+            raise BudgetError(f"Budgets: {same}.", "Leave one out.")
+    for target in targets:
+        probabilities = supernet.probabilities()
+        project(probabilities, target.table, target.amount, settings.align, target.attend)

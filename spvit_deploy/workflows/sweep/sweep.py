@@ -11,7 +11,7 @@ from spvit_deploy.benchmarks.measure import run_benchmark
 from spvit_deploy.benchmarks.reporting.html_page import render_png
 from spvit_deploy.benchmarks.results import ResultsFile, Workload, load_results
 from spvit_deploy.core.errors import InputError, JobError
-from spvit_deploy.core.locks import LOCK_FILE, lock_folder
+from spvit_deploy.core.output_folders import LOCK_FILE, lock_folder
 from spvit_deploy.core.progress import stderr_console
 from spvit_deploy.core.records import write_record
 from spvit_deploy.runtimes.registry import runtimes_for
@@ -81,11 +81,6 @@ def run_sweep(recipe: Recipe, output: Path, settings: SweepSettings) -> SweepRec
     Called again, it skips finished trials and resumes the others. A trial that fails does not stop
     the others; the record says so.
 
-    Args:
-        recipe: Of any trial, and of the dense model; its budget and output are ignored.
-        output: Folder to write.
-        settings: Budgets, and how trials are run.
-
     Raises:
         InputError: A request that cannot be met; raised before anything is trained.
         JobError: The dense model or every trial failed, or the disk is full.
@@ -96,8 +91,11 @@ def run_sweep(recipe: Recipe, output: Path, settings: SweepSettings) -> SweepRec
     root = request.root
     root.mkdir(parents=True, exist_ok=True)
     with lock_folder(root):
-        if settings.force:
-            _clear(root)
+        for entry in root.iterdir() if settings.force else ():
+            if entry.is_dir():
+                shutil.rmtree(entry)
+            elif entry.name != LOCK_FILE:
+                entry.unlink()
         return _run(request, settings, find_earlier(request))
 
 
@@ -117,14 +115,6 @@ def require_all(record: SweepRecord, root: Path) -> None:
         )
 
 
-def _clear(root: Path) -> None:
-    for entry in root.iterdir():
-        if entry.is_dir():
-            shutil.rmtree(entry)
-        elif entry.name != LOCK_FILE:
-            entry.unlink()
-
-
 def _run(request: SweepRequest, settings: SweepSettings, known: SweepRecord | None) -> SweepRecord:
     runner = Runner(request.root)
     if known is None:
@@ -135,8 +125,7 @@ def _run(request: SweepRequest, settings: SweepSettings, known: SweepRecord | No
     progress.save([], dense=old if old.measured and old.top1 == dense.top1 else dense)
     if progress.finished:
         stderr_console().print(
-            f"{len(progress.finished)} of {len(request.budgets)} trials are finished, skipped",
-            highlight=False,
+            f"{len(progress.finished)} of {len(request.budgets)} trials are finished, skipped"
         )
     if progress.left:
         with ray_started(request.root, settings.address) as capacity:

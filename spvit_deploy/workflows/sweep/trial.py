@@ -9,15 +9,15 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import yaml
-from pydantic import Field
 
 from spvit_deploy._version import __version__
 from spvit_deploy.benchmarks.evaluate import evaluate_artifact
 from spvit_deploy.core.errors import InputError, JobError, SpvitError, first_line
 from spvit_deploy.core.files import sha256_bytes, write_bytes
-from spvit_deploy.core.locks import lock_folder
+from spvit_deploy.core.output_folders import lock_folder
 from spvit_deploy.core.records import StrictModel, read_record, write_record
 from spvit_deploy.workflows.pipeline import Runner, digest_of, export_stage, lean_stages
 from spvit_deploy.workflows.recipe import Recipe
@@ -33,15 +33,9 @@ NO_EFFECT = {"output", "device", "checkpoint_every", "tensorboard", "benchmark"}
 
 
 class TrialRecord(StrictModel):
-    """``trial.json``, written when a trial is finished.
+    """``trial.json`` of a finished trial; ``key`` is the hash of all that it was made from."""
 
-    Attributes:
-        key: Hash of all that it was made from.
-        engine_digest: Hash of the engine's folder.
-        macs, params, top1: Of the engine; top1 in percent.
-    """
-
-    kind: str = Field(default="trial", pattern="^trial$")
+    kind: Literal["trial"] = "trial"
     key: str
     engine_digest: str
     macs: int
@@ -55,21 +49,17 @@ class TrialJob:
 
     Attributes:
         budget: As it was written; the trial's name.
-        name: Of its folder, and suffix of its engine's.
         recipe: Its ``output`` is the trial's folder, an absolute path.
-        dense: Folder of the dense model.
         images: Fingerprint of the data.
     """
 
     budget: str
-    name: str
     recipe: Recipe
-    dense: Path
     images: str
 
     @property
     def folder(self) -> Path:
-        """Folder of the trial."""
+        """Folder of the trial; its name is the suffix of the engine's."""
         return Path(self.recipe.output)
 
     @property
@@ -78,14 +68,14 @@ class TrialJob:
         return self.folder.parents[1]
 
     @property
-    def model(self) -> Path:
-        """Folder of the lean model."""
-        return self.folder / "tuned"
+    def dense(self) -> Path:
+        """Folder of the dense model."""
+        return self.root / "dense"
 
     @property
     def engine(self) -> Path:
         """Folder of the exported model."""
-        return self.folder / f"{self.recipe.export.format}-{self.name}"
+        return self.folder / f"{self.recipe.export.format}-{self.folder.name}"
 
     def key(self) -> str:
         """Hash all that the trial is made from."""
@@ -106,11 +96,11 @@ def read_point(job: TrialJob) -> SweepPoint:
     except (InputError, ValueError):
         return waiting
     whole = record.key == job.key() and record.engine_digest == digest_of(job.engine)
-    if not whole or not job.model.is_dir():
+    if not whole or not (job.folder / "tuned").is_dir():
         return waiting
     return SweepPoint(
         name=job.budget, status="finished", folder=folder,
-        model=f"{folder}/{job.model.name}", engine=f"{folder}/{job.engine.name}",
+        model=f"{folder}/tuned", engine=f"{folder}/{job.engine.name}",
         macs=record.macs, params=record.params, top1=record.top1,
     )  # fmt: skip
 
@@ -118,9 +108,7 @@ def read_point(job: TrialJob) -> SweepPoint:
 def run_trial(job: TrialJob, begun: Callable[[str], None]) -> None:
     """Run what is left of a trial; its output goes to ``log.txt`` in its folder.
 
-    Args:
-        job: The trial; its sweep's folder has to exist on this host.
-        begun: Called with the name of each stage as it begins.
+    ``begun`` is called with the name of each stage as it begins.
 
     Raises:
         InputError: A retry would fail again.
@@ -157,18 +145,14 @@ def _run(job: TrialJob, begun: Callable[[str], None]) -> None:
     write_bytes(job.folder / "recipe.yaml", text.encode())
     runner = Runner(job.folder, begun=lambda stage: begun(stage.partition(" ")[0]))
     tuned = lean_stages(runner, recipe, job.images, job.dense)
-    engine = export_stage(runner, recipe, job.name, tuned)
+    engine = export_stage(runner, recipe, job.folder.name, tuned)
     facts = evaluate_stage(runner, recipe, job.images, engine)
     record = TrialRecord(key=job.key(), engine_digest=digest_of(engine) or "", **facts)
     write_record(job.folder / TRIAL_FILE, record.model_dump())
 
 
 def evaluate_stage(runner: Runner, recipe: Recipe, images: str, engine: Path) -> dict[str, float]:
-    """Evaluate an engine in the runtime that is measured, into ``evaluation.json``.
-
-    Returns:
-        ``macs``, ``params`` and ``top1`` in percent.
-    """
+    """Return an engine's ``macs``, ``params``, and ``top1`` in the runtime that is measured."""
     output = runner.root / "evaluation.json"
     runtime = next(iter(recipe.benchmark.runtimes), None)
 

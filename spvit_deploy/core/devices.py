@@ -1,7 +1,7 @@
-"""The CUDA driver and the GPUs of this host, through ctypes.
+"""Devices to compute on: their names, torch's devices, and the GPUs of the CUDA driver.
 
-pycuda has the same calls, but is compiled against CUDA's headers and cannot be imported without a
-driver; `doctor`, engine builds and error messages need the answer without it.
+The driver is called through ctypes: pycuda has the same calls, but cannot be imported without a
+driver, and `doctor`, engine builds and error messages need the answer without one.
 """
 
 from __future__ import annotations
@@ -9,8 +9,12 @@ from __future__ import annotations
 import ctypes
 import sys
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from spvit_deploy.core.errors import JobError, RuntimeMissingError
+
+if TYPE_CHECKING:
+    import torch
 
 _LIBRARY = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR.
@@ -19,13 +23,7 @@ _MAJOR, _MINOR = 75, 76
 
 @dataclass(frozen=True)
 class Gpu:
-    """A CUDA device.
-
-    Attributes:
-        index: N of ``cuda:N``.
-        name: Product name.
-        capability: Compute capability, such as ``sm86``.
-    """
+    """A CUDA device; ``index`` is N of ``cuda:N``, ``capability`` such as ``sm86``."""
 
     index: int
     name: str
@@ -43,6 +41,48 @@ class Driver:
 
     version: str
     gpus: tuple[Gpu, ...]
+
+
+def parse_device(device: str) -> tuple[str, int]:
+    """Return the kind and the number of a device: ``("cuda", 1)`` for ``cuda:1``, else number 0.
+
+    Kinds other than ``auto``, ``cpu``, ``cuda`` and ``mps`` are execution providers of a runtime.
+
+    Raises:
+        RuntimeMissingError: It is not the name of a device.
+    """
+    kind, colon, number = device.partition(":")
+    numbered = kind not in ("auto", "cpu", "mps") and number.isdecimal()
+    if not kind or (colon and not numbered):
+        raise RuntimeMissingError(
+            f"--device {device}: expected auto, cpu, cuda, cuda:N or mps.",
+            "With ONNX Runtime, tensorrt and openvino as well.",
+        )
+    return kind, int(number or 0)
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """Return torch's device for ``auto|cpu|cuda|cuda:N|mps``; ``auto`` prefers CUDA, then MPS.
+
+    Raises:
+        RuntimeMissingError: The device is unknown or not available.
+    """
+    import torch
+
+    kind, index = parse_device(name)
+    gpus, mps = torch.cuda.device_count(), torch.backends.mps.is_available()
+    if kind == "auto":
+        return torch.device("cuda" if gpus else "mps" if mps else "cpu")
+    if kind not in ("cpu", "cuda", "mps"):
+        raise RuntimeMissingError(f"--device {name}: expected auto, cpu, cuda, cuda:N or mps.")
+    if kind == "cuda" and index >= gpus:
+        raise RuntimeMissingError(
+            f"--device {name}: not available; this host has {gpus} CUDA devices.",
+            "Choose --device cpu.",
+        )
+    if kind == "mps" and not mps:
+        raise RuntimeMissingError(f"--device {name}: not available.", "Choose --device cpu.")
+    return torch.device(name)
 
 
 def load_library() -> ctypes.CDLL | None:
@@ -88,7 +128,11 @@ def require_gpu(why: str, hint: str, device: str = "auto") -> Gpu:
         JobError: No driver, or no GPU.
         RuntimeMissingError: No such device.
     """
-    index = device_index(device)
+    kind, index = parse_device(device)
+    if kind not in ("auto", "cpu", "cuda"):
+        raise RuntimeMissingError(
+            f"--device {device}: TensorRT runs on cuda or cuda:N.", "Choose --device cuda."
+        )
     driver = find_driver()
     if driver is None:
         raise JobError(f"No CUDA driver found; {why}.", hint)
@@ -100,23 +144,6 @@ def require_gpu(why: str, hint: str, device: str = "auto") -> Gpu:
             "Choose --device cuda.",
         )
     return driver.gpus[index]
-
-
-def device_index(device: str) -> int:
-    """Return N of ``cuda:N``; 0 for ``auto``, ``cuda`` and ``cpu``.
-
-    Raises:
-        RuntimeMissingError: Another device.
-    """
-    kind, colon, number = device.partition(":")
-    if kind in ("auto", "cpu", "cuda") and not colon:
-        return 0
-    if kind == "cuda" and number.isdigit():
-        return int(number)
-    raise RuntimeMissingError(
-        f"--device {device}: TensorRT runs on cuda or cuda:N.",
-        "Choose --device cuda.",
-    )
 
 
 def _gpu(library: ctypes.CDLL, index: int) -> Gpu:
