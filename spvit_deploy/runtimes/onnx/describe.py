@@ -1,4 +1,4 @@
-"""What ONNX files record about themselves, and what ``spvit-deploy inspect`` shows of them."""
+"""What ONNX files record about themselves."""
 
 from __future__ import annotations
 
@@ -12,46 +12,24 @@ import onnx
 from spvit_deploy.core.errors import CorruptFileError, raised_as
 
 
-def describe_file(path: Path) -> dict[str, Any]:
-    """Describe an ONNX file: operator set, nodes, inputs, outputs, parameters and metadata.
+def read_metadata(path: Path) -> dict[str, Any]:
+    """Read operator set, nodes, inputs, outputs, parameters and metadata of any ONNX file.
 
     Raises:
         CorruptFileError: damaged, or not ONNX.
     """
-    model = _load(path)
-    facts: dict[str, Any] = {
+    with raised_as(CorruptFileError, f"{path}: damaged, or not ONNX", "Export it again."):
+        model = onnx.load(path, load_external_data=False)
+    return {
         "opset": model.opset_import[0].version if model.opset_import else None,
         "nodes": len(model.graph.node),
         "producer": f"{model.producer_name} {model.producer_version}".strip(),
         "inputs": "; ".join(_value(value) for value in model.graph.input),
         "outputs": "; ".join(_value(value) for value in model.graph.output),
-        "params": _parameters(model),
+        "params": sum(math.prod(tensor.dims) for tensor in model.graph.initializer),
         "operators": dict(Counter(node.op_type for node in model.graph.node).most_common(8)),
+        **{entry.key: entry.value for entry in model.metadata_props},
     }
-    return {**facts, **_properties(model)}
-
-
-def read_metadata(path: Path) -> dict[str, str]:
-    """Read the metadata of any ONNX file, and the number of its parameters.
-
-    Raises:
-        CorruptFileError: damaged, or not ONNX.
-    """
-    model = _load(path)
-    return {"spvit_deploy.params": str(_parameters(model)), **_properties(model)}
-
-
-def _load(path: Path) -> onnx.ModelProto:
-    with raised_as(CorruptFileError, f"{path}: damaged, or not ONNX", "Export it again."):
-        return onnx.load(path, load_external_data=False)
-
-
-def _parameters(model: onnx.ModelProto) -> int:
-    return sum(math.prod(tensor.dims) for tensor in model.graph.initializer)
-
-
-def _properties(model: onnx.ModelProto) -> dict[str, str]:
-    return {entry.key: entry.value for entry in model.metadata_props}
 
 
 def _value(value: onnx.ValueInfoProto) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 import onnx
 import onnx.version_converter
+import onnx_ir as ir
 import onnxslim
 import torch
 from torch import nn
@@ -37,7 +38,6 @@ def prepare(module: NamedOutputs, fused: bool = False) -> NamedOutputs:
     """Copy a module for inference, with BatchNorm folded into convolutions.
 
     Args:
-        module: Is not changed.
         fused: Whether attention stays one fused operation, as torch runs it best. Otherwise it is
             spelled out, which other runtimes fuse themselves: torch's decomposition of the fused
             one adds shape arithmetic to the graph.
@@ -63,17 +63,14 @@ def _quiet() -> Iterator[None]:
 
 def trace(
     module: NamedOutputs, size: tuple[int, int, int], batch: int | None, opset: int
-) -> onnx.ModelProto:
+) -> ir.Model:
     """Trace a prepared module to an ONNX graph.
 
     Args:
         module: From :func:`prepare`; images [B, *size] → one tensor for each of its names.
-        size: (channels, height, width).
         batch: Fixed batch, or None for a dynamic one.
-        opset: ONNX operator set.
 
     Raises:
-        JobError: torch cannot export it.
         InputError: It cannot be converted to this opset.
     """
     # A trace at batch 1 would freeze the batch.
@@ -93,15 +90,15 @@ def trace(
             verbose=False,
         )
     assert program is not None
-    proto: onnx.ModelProto = program.model_proto
-    found = next(o.version for o in proto.opset_import if o.domain in ("", "ai.onnx"))
+    model: ir.Model = program.model
+    found = model.opset_imports[""]
     if found != opset:
-        least = _least_opset(proto, opset, found)
+        least = _least_opset(program.model_proto, opset, found)
         raise InputError(
             f"--opset {opset}: this model needs at least {least}.",
             f"Choose --opset {least}.",
         )
-    return proto
+    return model
 
 
 def _least_opset(proto: onnx.ModelProto, below: int, found: int) -> int:
@@ -113,46 +110,33 @@ def _least_opset(proto: onnx.ModelProto, below: int, found: int) -> int:
     return found
 
 
-def name_nodes(proto: onnx.ModelProto) -> None:
+def name_nodes(model: ir.Model) -> None:
     """Name each node after its module: ``blocks.3.attn.qkv/MatMul_12``."""
-    scope = ""
-    for index, node in enumerate(proto.graph.node):
-        scope = _scope(node) or scope
-        node.name = f"{scope or 'model'}/{node.op_type}_{index}"
-        del node.metadata_props[:]
-        node.doc_string = ""
+    scope = "model"
+    for index, node in enumerate(model.graph):
+        scopes = ast.literal_eval(node.metadata_props.get(_SCOPES, "[]"))[:-1]
+        inner = next((part for part in reversed(scopes) if part), "")
+        scope = inner.removeprefix("net").removeprefix(".") or scope
+        node.name = f"{scope}/{node.op_type}_{index}"
+        node.metadata_props.clear()
+        node.doc_string = None
 
 
-def _scope(node: onnx.NodeProto) -> str:
-    for entry in node.metadata_props:
-        if entry.key == _SCOPES:
-            scopes = [part for part in ast.literal_eval(entry.value)[:-1] if part]
-            return str(scopes[-1]).removeprefix("net").removeprefix(".") if scopes else ""
-    return ""
-
-
-def optimize(proto: onnx.ModelProto) -> onnx.ModelProto:
+def optimize(model: ir.Model) -> onnx.ModelProto:
     """Optimize a graph by onnxslim and by dead-token elimination; nodes keep their names."""
     with _quiet():
-        slim: onnx.ModelProto = onnxslim.slim(proto)
+        slim: onnx.ModelProto = onnxslim.slim(ir.to_proto(model))
     scope = "model"
     for index, node in enumerate(slim.graph.node):
         if "/" not in node.name:
             node.name = f"{scope}/{node.op_type}_s{index}"
         scope = node.name.split("/")[0]
-    _rename_parameters(slim)
-    eliminate_dead_tokens(slim)
-    return slim
-
-
-def _rename_parameters(proto: onnx.ModelProto) -> None:
-    """Remove the wrapper's name from the names of the weights."""
-    names = {t.name: t.name.removeprefix("net.") for t in proto.graph.initializer}
-    for tensor in proto.graph.initializer:
-        tensor.name = names[tensor.name]
-    for node in proto.graph.node:
-        for position, name in enumerate(node.input):
-            node.input[position] = names.get(name, name)
+    optimized = ir.from_proto(slim)
+    for value in list(optimized.graph.initializers.values()):
+        # The wrapper's name.
+        value.name = value.name.removeprefix("net.")
+    eliminate_dead_tokens(optimized)
+    return ir.to_proto(optimized)
 
 
 def stamp(proto: onnx.ModelProto, metadata: dict[str, str], version: str) -> None:
@@ -165,14 +149,8 @@ def stamp(proto: onnx.ModelProto, metadata: dict[str, str], version: str) -> Non
 
 
 def write(proto: onnx.ModelProto, folder: Path) -> list[str]:
-    """Write and check a model; beyond 2 GB, its weights are written to a file beside it.
-
-    Returns:
-        Names of the files written.
-
-    Raises:
-        JobError: The checker refuses the file.
-        StorageError: No space, or not writable.
+    """Write and check a model, and return the names of the files; beyond 2 GB, its weights are
+    written to a file beside it.
     """
     names = [MODEL_FILE]
     if proto.ByteSize() > _ONE_FILE_BYTES:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import onnx
+import onnx_ir as ir
 import onnxruntime as ort
 from onnxruntime.quantization import (
     CalibrationDataReader,
@@ -21,16 +22,15 @@ from onnxruntime.quantization import (
     quantize_static,
 )
 
-from spvit_deploy.core.arrays import Array, OutputsRunner
+from spvit_deploy.core.arrays import Array, Runner
 from spvit_deploy.core.log_filters import quiet
-from spvit_deploy.runtimes.batching import in_batches
 from spvit_deploy.runtimes.calibration import (
-    Accuracy,
     Calibration,
     calibration_batches,
     find_classifiers,
     quantize_with_control,
 )
+from spvit_deploy.runtimes.export_job import Accuracy, Note
 
 _OPERATORS = ("MatMul", "Gemm", "Conv")
 _MOVES = ("Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze")
@@ -47,90 +47,75 @@ _SYMMETRIC = {
 
 class _Reader(CalibrationDataReader):  # type: ignore[misc]
     def __init__(self, batches: Sequence[Array], name: str) -> None:
-        self._batches, self._name = iter(batches), name
+        self._feeds = ({name: batch} for batch in batches)
 
     def get_next(self) -> dict[str, Array] | None:
-        batch = next(self._batches, None)
-        return None if batch is None else {self._name: batch}
+        return next(self._feeds, None)
 
 
-def linear_layers(proto: onnx.ModelProto) -> list[str]:
+def linear_layers(graph: ir.Graph) -> list[str]:
     """List the nodes that are quantized: products and convolutions with weights.
 
     Classifiers are left out, unless there is nothing else.
     """
-    weights = {tensor.name for tensor in proto.graph.initializer}
     layers = [
-        node.name
-        for node in proto.graph.node
-        if node.op_type in _OPERATORS and node.input[1] in weights
+        node
+        for node in graph
+        if node.op_type in _OPERATORS and node.inputs[1].const_value is not None
     ]
-    heads = _classifiers(proto)
-    return [name for name in layers if name not in heads] or layers
-
-
-def _classifiers(proto: onnx.ModelProto) -> set[str]:
-    makers = {name: node for node in proto.graph.node for name in node.output}
-    found = find_classifiers(
-        (makers[output.name] for output in proto.graph.output),
-        lambda node: [makers[name] for name in node.input if name in makers],
+    heads = find_classifiers(
+        (output.producer() for output in graph.outputs),
+        ir.Node.predecessors,
         lambda node: str(node.op_type),  # a product of tokens is a MatMul
     )
-    return {node.name for node in found}
+    return [node.name for node in layers if node not in heads] or [node.name for node in layers]
 
 
-def _joined_convolutions(proto: onnx.ModelProto) -> set[str]:
+def _joined_convolutions(graph: ir.Graph) -> set[str]:
     """Find convolutions whose outputs are concatenated: a patch embedding, with class tokens.
 
     The output of an int8 convolution is int8, and OpenVINO then rounds what it is concatenated
     with as well: class tokens to the scale of patches.
     """
-    constants = {tensor.name for tensor in proto.graph.initializer}
-    readers: dict[str, list[onnx.NodeProto]] = {}
-    for node in proto.graph.node:
-        for name in node.input:
-            readers.setdefault(name, []).append(node)
 
-    def moves(node: onnx.NodeProto) -> bool:
+    def moves(node: ir.Node) -> bool:
         # Positions may be added to patches before they meet the class token.
-        return node.op_type in _MOVES or (node.op_type == "Add" and node.input[1] in constants)
+        positions = node.op_type == "Add" and node.inputs[1].const_value is not None
+        return node.op_type in _MOVES or positions
 
-    def joins(node: onnx.NodeProto) -> bool:
-        after = [reader for name in node.output for reader in readers.get(name, [])]
-        return any(r.op_type == "Concat" or (moves(r) and joins(r)) for r in after)
+    def joins(node: ir.Node) -> bool:
+        return any(r.op_type == "Concat" or (moves(r) and joins(r)) for r in node.successors())
 
-    return {node.name for node in proto.graph.node if node.op_type == "Conv" and joins(node)}
+    return {node.name for node in graph if node.op_type == "Conv" and joins(node)}
 
 
 def quantize(
     proto: onnx.ModelProto,
     calibration: Calibration,
     batch: int | None,
-    note: Callable[[str], None],
+    note: Note,
     symmetric: bool = False,
     finish: Callable[[onnx.ModelProto], onnx.ModelProto] = lambda proto: proto,
 ) -> tuple[onnx.ModelProto, Accuracy]:
     """Quantize a graph, with some layers in fp32 where more accuracy is lost than allowed.
 
     Args:
-        proto: In fp32.
-        calibration: Images, and the accuracy that may be lost.
-        batch: Fixed batch of the graph, or None.
-        note: Takes a line of progress.
+        proto: In fp32, with the fixed ``batch`` or a dynamic one.
         symmetric: Signed activations around zero and biases in fp32, as TensorRT takes them.
         finish: Conversion of the quantized graph that its accuracy is measured after.
     """
-    joined = set() if symmetric else _joined_convolutions(proto)
-    layers = [name for name in linear_layers(proto) if name not in joined]
+    graph = ir.from_proto(proto).graph
+    joined = set() if symmetric else _joined_convolutions(graph)
+    layers = [name for name in linear_layers(graph) if name not in joined]
 
     def fit(layers: Sequence[str], images: Array) -> onnx.ModelProto:
         batches = calibration_batches(images, batch or min(_BATCH, len(images)))
         return _quantized(proto, layers, batches, symmetric) if layers else proto
 
-    def run(model: onnx.ModelProto | None) -> OutputsRunner:
-        return _runner(proto if model is None else finish(model), batch)
+    def run(model: onnx.ModelProto | None) -> Runner:
+        return _runner(proto if model is None else finish(model))
 
-    return quantize_with_control(layers, fit, run, calibration, note)
+    return quantize_with_control(layers, fit, run, batch, calibration, note)
 
 
 def _quantized(
@@ -155,14 +140,9 @@ def _quantized(
         return onnx.load(target)
 
 
-def _runner(proto: onnx.ModelProto, batch: int | None) -> OutputsRunner:
+def _runner(proto: onnx.ModelProto) -> Runner:
     options = ort.SessionOptions()
     options.log_severity_level = 3
     session = ort.InferenceSession(proto.SerializeToString(), options)
     name = proto.graph.input[0].name
-
-    def scores(images: Array) -> Array:
-        found: Array = session.run(None, {name: images})[0]
-        return found
-
-    return lambda images: [in_batches(scores, images, batch, batch)]
+    return lambda images: session.run(None, {name: images})[0]
