@@ -47,8 +47,7 @@ def serve(repository: Path, server: str | None, log: Path, wait: float, **settin
     Examples: spvit-deploy serve repo/ --server .venv-triton
               spvit-deploy load grpc://127.0.0.1:8001 --model NAME --rate 20 --slo 50ms
     """
-    from spvit_deploy.serving.server import ServerSettings, run_server
-    from spvit_deploy.serving.server_install import find_server
+    from spvit_deploy.serving.server import ServerSettings, find_server, run_server
 
     found = find_server(server, repository)
     # Supervisors send SIGTERM.

@@ -1,8 +1,9 @@
-"""Client of a model in a running Triton server."""
+"""Triton's own Python client, an optional package, and a client of a model in a server."""
 
 from __future__ import annotations
 
 import asyncio
+import importlib
 import threading
 from collections.abc import Coroutine
 from concurrent.futures import Future
@@ -10,17 +11,30 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
-from spvit_deploy.core.errors import InputError, JobError, first_line
-from spvit_deploy.serving.tritonclient_import import import_tritonclient
+from spvit_deploy.core.arrays import Array
+from spvit_deploy.core.errors import InputError, JobError, RuntimeMissingError, first_line
 
-Array = NDArray[Any]
 T = TypeVar("T")
 
 # What gRPC reports without a response; Triton may report the first one too.
 _NO_RESPONSE = ("StatusCode.UNAVAILABLE", "StatusCode.DEADLINE_EXCEEDED", "StatusCode.CANCELLED")
 _BY_SERVER = "Error received from peer"
+
+
+def import_tritonclient(module: str) -> Any:
+    """Import a module of ``tritonclient``, such as ``grpc.aio``.
+
+    Raises:
+        RuntimeMissingError: It is not installed, or without what this module needs.
+    """
+    try:
+        return importlib.import_module(f"tritonclient.{module}")
+    except (ImportError, RuntimeError):  # the latter is its own, without gRPC or HTTP
+        raise RuntimeMissingError(
+            f"Triton needs tritonclient with {module.partition('.')[0]}, which is not installed.",
+            "pip install 'spvit-deploy[triton]'",
+        ) from None
 
 
 class RefusedError(JobError):
@@ -33,12 +47,7 @@ class LostError(JobError):
 
 @dataclass(frozen=True)
 class InferenceResult:
-    """Response of a server.
-
-    Attributes:
-        outputs: Arrays [batch, …] by name.
-        version: Of the model that computed them.
-    """
+    """Response of a server: arrays [batch, …] by name, and the version that computed them."""
 
     outputs: dict[str, Array]
     version: str
@@ -51,12 +60,8 @@ class InferenceResult:
 
 @dataclass(frozen=True)
 class Statistics:
-    """A server's counts for a model, over all versions that are loaded.
-
-    Attributes:
-        inferences: Images that were answered.
-        executions: Runs of the model that they took; fewer where requests were batched.
-        failed: Requests answered with an error.
+    """A server's counts for a model, over all versions that are loaded: images that were inferred,
+    executions that they took (fewer where requests were batched), and requests that failed.
     """
 
     inferences: int
@@ -71,7 +76,6 @@ class TritonClient:
 
     Args:
         url: ``http://host:port`` or ``grpc://host:port``.
-        model: The model's name.
         version: Of the model; empty for the newest that is served.
         timeout: Seconds that a response may take.
 
@@ -81,7 +85,6 @@ class TritonClient:
 
     Raises:
         InputError: There is no server at the URL, or no such model, or it has several inputs.
-        RuntimeMissingError: ``tritonclient`` is not installed.
     """
 
     def __init__(self, url: str, model: str, version: str = "", timeout: float = 10.0) -> None:
@@ -113,11 +116,8 @@ class TritonClient:
         return asyncio.run_coroutine_threadsafe(self._infer(images), self._loop)
 
     def infer(self, images: Array) -> InferenceResult:
-        """Send images [batch, channels, height, width] as one request, and wait for the response.
-
-        Raises:
-            RefusedError: The server answered with an error.
-            LostError: No response came.
+        """Send images [batch, channels, height, width] as one request, and wait for the response;
+        errors as :meth:`infer_async`.
         """
         return self.infer_async(images).result()
 
@@ -129,11 +129,7 @@ class TritonClient:
             return False
 
     def statistics(self) -> Statistics:
-        """Read the server's counts since it loaded the model's versions.
-
-        Raises:
-            JobError: The server does not respond.
-        """
+        """Read the server's counts since it loaded the model's versions."""
         request = self._client.get_inference_statistics(self.model, **self._as_json)
         rows = self._await(request).get("model_stats", [])
         return Statistics(
@@ -157,9 +153,8 @@ class TritonClient:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _await(self, work: Coroutine[Any, Any, T], timeout: float | None = None) -> T:
-        checked = self._checked(work, timeout or self.timeout)
-        return asyncio.run_coroutine_threadsafe(checked, self._loop).result()
+    def _await(self, work: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(self._checked(work), self._loop).result()
 
     async def _connect(self) -> Any:
         # Made where the loop runs: aiohttp's sessions belong to it.
@@ -171,7 +166,7 @@ class TritonClient:
         tensor = self._module.InferInput(self.input_name, list(images.shape), self.input_type)
         tensor.set_data_from_numpy(images)
         work = self._client.infer(self.model, [tensor], self._version)
-        result = await self._checked(work, self.timeout)
+        result = await self._checked(work)
         response = result.get_response()
         if self._scheme == "grpc":
             names, version = [output.name for output in response.outputs], response.model_version
@@ -180,15 +175,15 @@ class TritonClient:
             version = response["model_version"]
         return InferenceResult({name: np.array(result.as_numpy(name)) for name in names}, version)
 
-    async def _checked(self, work: Coroutine[Any, Any, T], timeout: float) -> T:
+    async def _checked(self, work: Coroutine[Any, Any, T]) -> T:
         """Await with a timeout, and raise client errors as :class:`LostError` or RefusedError."""
         import aiohttp
 
         server_error = import_tritonclient("utils").InferenceServerException
         try:
-            return await asyncio.wait_for(work, timeout)
+            return await asyncio.wait_for(work, self.timeout)
         except (asyncio.TimeoutError, TimeoutError):
-            raise LostError(f"no response within {timeout:g} s") from None
+            raise LostError(f"no response within {self.timeout:g} s") from None
         except (aiohttp.ClientError, OSError) as error:
             raise LostError(first_line(error)) from None
         except server_error as error:

@@ -1,4 +1,7 @@
-"""``config.pbtxt``: how Triton serves a model, as Triton's own protobuf message."""
+"""Triton's model repositories: folders of models, each with versions and a ``config.pbtxt``.
+
+Imports no torch, so that `serve` starts at once.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +10,22 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from spvit_deploy.core.errors import InputError
+from spvit_deploy.core.errors import CorruptFileError, InputError, first_line
 from spvit_deploy.core.records import StrictModel
 from spvit_deploy.export.record import ExportRecord, TensorInfo
-from spvit_deploy.runtimes.registry import runtimes, triton_backends
-from spvit_deploy.runtimes.tensorrt.engine_record import SUFFIX
-from spvit_deploy.serving.repository_layout import LABELS_FILE
-from spvit_deploy.serving.tritonclient_import import import_tritonclient
+from spvit_deploy.runtimes.info import BatchProfile
+from spvit_deploy.runtimes.registry import find_format, runtimes, triton_backends
+from spvit_deploy.serving.client import import_tritonclient
 
-# Export format that each backend of Triton opens.
-BACKENDS = triton_backends(runtimes())
-_KINDS = {"openvino": "KIND_CPU", "tensorrt": "KIND_GPU", "python": "KIND_CPU"}
+CONFIG_FILE = "config.pbtxt"
+LABELS_FILE = "labels.txt"
+_HEADER = "# Written by spvit-deploy. You may edit it; later versions leave it as it is.\n"
+# Files in folders that other commands write.
+_RECORDS = ("export.json", "config.json", "search.json", "gates.json", "exports.json")
+# Export format that each backend of Triton opens, and where it computes.
+_RUNTIMES = triton_backends(runtimes())
+BACKENDS = {backend: info.formats[0].name for backend, info in _RUNTIMES.items()}
+_KINDS = {backend: info.triton_kind for backend, info in _RUNTIMES.items()} | {"python": "KIND_CPU"}
 _TYPES = {"float32": "TYPE_FP32", "float16": "TYPE_FP16", "uint8": "TYPE_UINT8"}
 
 
@@ -25,7 +33,6 @@ class Serving(StrictModel):
     """How Triton serves a model. Fields that are not given are the user's to leave open.
 
     Attributes:
-        backend: ``onnxruntime``, ``openvino``, ``tensorrt`` or ``python``.
         max_batch: Images that Triton batches at most; 0 where it does not batch.
         queue_delay: Microseconds that an image may wait for others.
         instances: Copies of the model that compute at the same time.
@@ -40,7 +47,7 @@ class Serving(StrictModel):
 
 
 def check_model_name(name: str) -> str:
-    """Check that a name can be that of a folder, in a URL and of a metric.
+    """Return a name if it can be that of a folder, in a URL and of a metric.
 
     Raises:
         InputError: It cannot.
@@ -59,11 +66,7 @@ def default_model_name(model: str) -> str:
     return check_model_name(short.lstrip("_.-")[:128] or "model")
 
 
-# Smallest, usual and largest batch of a TensorRT engine with a dynamic one.
-Profile = tuple[int, int, int]
-
-
-def _check_batch(max_batch: int, fixed: int | None, profile: Profile | None) -> None:
+def _check_batch(max_batch: int, fixed: int | None, profile: BatchProfile | None) -> None:
     """Require that an artifact accepts a ``max_batch_size``."""
     if fixed is not None and max_batch:
         raise InputError(
@@ -79,13 +82,8 @@ def _check_batch(max_batch: int, fixed: int | None, profile: Profile | None) -> 
         )
 
 
-def new_serving(chosen: Serving, fixed: int | None, profile: Profile | None) -> Serving:
-    """Complete how a new model is served.
-
-    Args:
-        chosen: What the user chose.
-        fixed: The only batch that the artifact accepts, or None.
-        profile: Of a TensorRT engine.
+def new_serving(chosen: Serving, fixed: int | None, profile: BatchProfile | None) -> Serving:
+    """Complete how a new model is served, by the fixed batch or the profile of its artifact.
 
     Raises:
         InputError: The artifact does not accept the batches.
@@ -97,7 +95,7 @@ def new_serving(chosen: Serving, fixed: int | None, profile: Profile | None) -> 
 
 
 def existing_serving(
-    chosen: Serving, fixed: int | None, profile: Profile | None, config: Any, file: Path
+    chosen: Serving, fixed: int | None, profile: BatchProfile | None, config: Any, file: Path
 ) -> Serving:
     """Return how the model of a configuration is served, for a new version of it.
 
@@ -138,7 +136,6 @@ def make_config(record: ExportRecord, name: str, serving: Serving) -> Any:
 
     Raises:
         InputError: The backend does not open such artifacts.
-        RuntimeMissingError: ``tritonclient`` is not installed.
     """
     proto = import_tritonclient("grpc.model_config_pb2")
     if BACKENDS.get(serving.backend) != record.format:
@@ -157,17 +154,16 @@ def make_config(record: ExportRecord, name: str, serving: Serving) -> Any:
         output=[_tensor(proto.ModelOutput, info, batched) for info in record.outputs],
     )
     config.version_policy.latest.num_versions = serving.live_versions
-    kind = _KINDS.get(serving.backend, "KIND_AUTO")
-    config.instance_group.add(count=serving.instances, kind=kind)
+    config.instance_group.add(count=serving.instances, kind=_KINDS[serving.backend])
     if batched:
         config.dynamic_batching.max_queue_delay_microseconds = serving.queue_delay
     for output in config.output:
         if output.name == "logits" and record.class_names:
             output.label_filename = LABELS_FILE
     config.model_warmup.extend(_warm_ups(proto, config))
-    engines = [file for file in record.files if file.endswith(SUFFIX)]
-    if engines:
-        config.default_model_filename = engines[0]
+    form = find_format(record.format)
+    if "*" in form.file:
+        config.default_model_filename = next(f for f in record.files if f.endswith(form.suffix))
     return config
 
 
@@ -204,3 +200,63 @@ def describe_difference(old: Any, new: Any) -> str:
 
 def _describe(tensors: list[tuple[str, int, tuple[int, ...]]]) -> str:
     return ", ".join(f"{name} {list(dims)}" for name, _, dims in tensors) or "none"
+
+
+def read_models(repository: Path) -> dict[str, Any]:
+    """Read the configurations of a repository's models, by name; none where it does not exist.
+
+    Raises:
+        InputError: The folder is not a repository.
+        CorruptFileError: A configuration is not valid.
+    """
+    if not repository.exists():
+        return {}
+    if not repository.is_dir():
+        raise InputError(f"{repository} is a file.", "Choose a folder for the repository.")
+    if (repository / CONFIG_FILE).is_file():
+        raise InputError(
+            f"{repository} is a model in a repository.", f"Choose {repository.parent} instead."
+        )
+    folders = sorted(f for f in repository.iterdir() if f.is_dir() and f.name[0] != ".")
+    strange = [folder.name for folder in folders if not (folder / CONFIG_FILE).is_file()]
+    if strange or any((repository / record).is_file() for record in _RECORDS):
+        inside = f": {strange[0]} has no {CONFIG_FILE}" if strange else ""
+        raise InputError(
+            f"{repository} is not a Triton repository{inside}.", "Choose another folder."
+        )
+    return {folder.name: read_config(folder / CONFIG_FILE) for folder in folders}
+
+
+def list_versions(model: Path) -> list[int]:
+    """List the versions in a model's folder, in order."""
+    numbered = [f.name for f in model.iterdir() if f.is_dir() and f.name.isdecimal()]
+    return sorted(int(name) for name in numbered if name[0] != "0")
+
+
+def config_text(config: Any) -> str:
+    """Return the text of a ``config.pbtxt``."""
+    from google.protobuf import text_format
+
+    return _HEADER + str(text_format.MessageToString(config, use_short_repeated_primitives=True))
+
+
+def read_config(file: Path) -> Any:
+    """Read a ``config.pbtxt`` as Triton's ``ModelConfig``.
+
+    Raises:
+        InputError: The file cannot be read.
+        CorruptFileError: It is not a valid configuration.
+    """
+    from google.protobuf import text_format
+
+    proto = import_tritonclient("grpc.model_config_pb2")
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{file} cannot be read: {error}.", "Check the path.") from None
+    try:
+        return text_format.Parse(text, proto.ModelConfig())
+    except text_format.ParseError as error:
+        raise CorruptFileError(
+            f"{file} is not a valid Triton configuration: {first_line(error)}.", "Fix it."
+        ) from None

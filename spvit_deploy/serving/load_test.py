@@ -17,9 +17,10 @@ import numpy as np
 from spvit_deploy.benchmarks.mlperf.loadgen import run_requests
 from spvit_deploy.benchmarks.mlperf.max_rate import Trials, search_rate
 from spvit_deploy.benchmarks.statistics import early_stopping, percentile
+from spvit_deploy.core.arrays import Array
 from spvit_deploy.core.errors import InputError, JobError
 from spvit_deploy.runtimes.timing import timed
-from spvit_deploy.serving.client import Array, InferenceResult, LostError, TritonClient
+from spvit_deploy.serving.client import InferenceResult, LostError, TritonClient
 
 # Images that the requests cycle through.
 _IMAGES = 16
@@ -34,12 +35,9 @@ class LoadReport:
 
     Attributes:
         planned: Requests that were to be sent.
-        sent: Requests that were sent.
         latencies: Seconds of each request that was answered, from when it was due.
         refused: Requests that the server answered with an error.
         lost: Requests without any response.
-        errors: How often each error message occurred.
-        versions: Responses by version of the model.
         died: Seconds after which the server was found dead, or None.
     """
 
@@ -73,10 +71,7 @@ class LoadReport:
         return early_stopping(self.latencies, 99)
 
     def require(self, slo: float | None = None) -> None:
-        """Require that every request was answered, and 99% of them within a limit.
-
-        Args:
-            slo: The limit, seconds; None for none.
+        """Require that every request was answered, and 99% of them within a limit in seconds.
 
         Raises:
             JobError: Requests were lost, refused or not sent, or the 99th percentile is too high.
@@ -126,12 +121,7 @@ def run_load(
 
     Args:
         images: Requests, sent in a cycle.
-        rate: Requests per second, in the mean.
-        duration: Seconds that the requests take, in the mean.
-        seed: Of the times between requests.
-
-    Raises:
-        RuntimeMissingError: LoadGen is not installed.
+        rate, duration: Requests per second, and seconds that they take, in the mean.
     """
     requests = _Requests(client, images, max(1, round(rate * duration)))
     # A live server has at most what was sent within one timeout outstanding; twice for bursts.
@@ -191,11 +181,10 @@ def find_served_rate(
         guess: First rate, requests per second.
 
     Returns:
-        The rate, requests per second; the report of the long run; the short trials.
+        The rate, the report of the long run, and the short trials.
 
     Raises:
         JobError: A request failed, or no rate holds the limit.
-        RuntimeMissingError: LoadGen is not installed.
     """
 
     def run(rate: float, seconds: float) -> LoadReport:

@@ -16,28 +16,26 @@ from spvit_deploy.data.spec import DataSettings
 from spvit_deploy.export.export_model import run_export
 from spvit_deploy.export.record import ExportRecord
 from spvit_deploy.lean.model_folder import ModelRequest
-from spvit_deploy.runtimes.batch_profile import profile_of
 from spvit_deploy.runtimes.export_job import ExportSettings
+from spvit_deploy.runtimes.info import parse_profile
 from spvit_deploy.runtimes.registry import find_format
+from spvit_deploy.serving.client import import_tritonclient
 from spvit_deploy.serving.config import (
     BACKENDS,
+    CONFIG_FILE,
+    LABELS_FILE,
     Serving,
     check_model_name,
+    config_text,
     default_model_name,
     describe_difference,
     existing_serving,
+    list_versions,
     make_config,
     new_serving,
-)
-from spvit_deploy.serving.repository_layout import (
-    CONFIG_FILE,
-    LABELS_FILE,
-    config_text,
-    list_versions,
     read_config,
     read_models,
 )
-from spvit_deploy.serving.tritonclient_import import import_tritonclient
 from spvit_deploy.workflows.export import open_export
 from spvit_deploy.workflows.keywords import Pathish, request_of
 
@@ -46,15 +44,7 @@ NEXT = "next"
 
 @dataclass(frozen=True)
 class TritonExport:
-    """A version that was written into a repository.
-
-    Attributes:
-        name: The model's name in Triton.
-        version: The version's number.
-        folder: Of the version, an export like any other.
-        serving: How Triton serves it.
-        record: Of the export.
-    """
+    """A version that was written into a repository; its folder is an export like any other."""
 
     name: str
     version: int
@@ -93,14 +83,14 @@ def export_triton(
     that a server which polls it sees only whole versions.
 
     Args:
-        model: As in :func:`spvit_deploy.export_model`.
         output: The repository; other models in it stay as they are.
         serving: How the model is served; what is not set in it is as by default, or as its other
             versions.
         name: The model's name in Triton; None for the timm model's.
         version: A number from 1 on, or ``next``; None for the first one of a new model.
         force: Replace the version if it exists.
-        settings, data: As in :func:`spvit_deploy.export_model`; the backend decides the format.
+        model, settings, data: As in :func:`spvit_deploy.export_model`; the backend decides the
+            format.
 
     Raises:
         ParityError: The outputs differ; the repository is as it was.
@@ -163,18 +153,15 @@ def _choose_serving(chosen: Serving, place: _Destination, settings: ExportSettin
     form = find_format(BACKENDS[backend]) if backend in BACKENDS else None
     # Only where the backend runs the format's own runtime do the limits of its memory count.
     planned = form is not None and form.runtime == backend and form.options_in({"profile": None})
-    limits = settings.batch, profile_of(settings.options) if planned else None
+    profile = parse_profile(settings.options.get("profile")) if planned else None
     if place.config is None:
-        return new_serving(chosen, *limits)
-    return existing_serving(chosen, *limits, place.config, place.model / CONFIG_FILE)
+        return new_serving(chosen, settings.batch, profile)
+    file = place.model / CONFIG_FILE
+    return existing_serving(chosen, settings.batch, profile, place.config, file)
 
 
 def _add_triton_files(model: Path, place: _Destination, config: Any, record: ExportRecord) -> None:
-    """Write Triton's own files beside the artifact.
-
-    Raises:
-        InputError: The version does not fit the model that exists.
-    """
+    """Write Triton's own files beside an artifact that fits the model, where one exists."""
     labels = "".join(f"{' '.join(name.split())}\n" for name in record.class_names)
     if config.backend == "python":
         # Copied, never imported: it imports a module that only Triton's Python backend has.

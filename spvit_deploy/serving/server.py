@@ -1,25 +1,104 @@
-"""Runs a Triton server on a model repository."""
+"""Finds an installed Triton server, and runs it on a model repository."""
 
 from __future__ import annotations
 
+import os
+import shutil
 import signal
 import socket
 import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from spvit_deploy.core.errors import InputError, JobError
-from spvit_deploy.serving.repository_layout import read_models
-from spvit_deploy.serving.server_install import Installation, docker_command
-from spvit_deploy.serving.tritonclient_import import import_tritonclient
+from spvit_deploy.core.errors import InputError, JobError, RuntimeMissingError
+from spvit_deploy.serving.client import import_tritonclient
+from spvit_deploy.serving.config import read_models
 
+# Release whose server nvidia-pytriton 0.7 ships.
+_IMAGE = "nvcr.io/nvidia/tritonserver:24.10-py3"
 # Seconds that a server may take to finish outstanding requests.
 _SHUTDOWN = 10
+
+
+@dataclass(frozen=True)
+class Installation:
+    """An installed server: ``tritonserver``, or the one that nvidia-pytriton installs.
+
+    Attributes:
+        environment: Python environment with nvidia-pytriton that it is part of.
+        stub: nvidia-pytriton's program for the Python backend in this environment.
+    """
+
+    binary: Path
+    environment: Path | None = None
+    stub: Path | None = None
+
+    def variables(self) -> dict[str, str]:
+        """Return the environment variables of the server's process."""
+        found = dict(os.environ)
+        if self.environment is not None:
+            for name in ("PYTHONPATH", "PYTHONHOME"):  # those are for another Python
+                found.pop(name, None)
+            programs = self.environment.absolute() / "bin"
+            found["PATH"] = f"{programs}{os.pathsep}{found.get('PATH', '')}"
+            base = (programs / "python").resolve().parents[1]  # its lib may hold libpython
+            packages = self.binary.parents[3]
+            folders = [found.get("LD_LIBRARY_PATH", ""), packages / "nvidia_pytriton.libs"]
+            found["LD_LIBRARY_PATH"] = os.pathsep.join(
+                str(folder) for folder in (*folders, base / "lib") if folder
+            )
+        return found
+
+
+def find_server(path: str | None, repository: Path) -> Installation:
+    """Find the server at a path (``tritonserver``, or the folder of a Python environment with
+    nvidia-pytriton), by default on PATH.
+
+    Raises:
+        InputError: There is no server at the path.
+        RuntimeMissingError: There is none on PATH.
+    """
+    server = path or shutil.which("tritonserver")
+    if server is None:
+        raise RuntimeMissingError("tritonserver is not on PATH.", docker_command(repository))
+    if Path(server).is_dir():
+        return _in_environment(Path(server))
+    if not os.access(server, os.X_OK):
+        raise InputError(
+            f"--server {server}: not a program.", "Name tritonserver, or a Python environment."
+        )
+    return Installation(Path(server).absolute())
+
+
+def docker_command(repository: Path) -> str:
+    """Return a hint that runs NVIDIA's container on a repository."""
+    return (
+        f"docker run --rm -p 8000:8000 -p 8001:8001 -v {repository.absolute()}:/models {_IMAGE} "
+        "tritonserver --model-repository=/models; or name with --server an environment that has "
+        "nvidia-pytriton."
+    )
+
+
+def _in_environment(folder: Path) -> Installation:
+    servers = [*folder.absolute().glob("lib/python3*/site-packages/pytriton/tritonserver")]
+    if not servers:
+        raise InputError(
+            f"--server {folder}: not a Python environment with nvidia-pytriton.",
+            f"{folder}/bin/python -m pip install nvidia-pytriton onnxruntime",
+        )
+    version = servers[0].parents[2].name.removeprefix("python")
+    stubs = servers[0] / "python_backend_stubs"
+    stub = stubs / version / "triton_python_backend_stub"
+    if not stub.is_file():
+        raise InputError(
+            f"--server {folder}: nvidia-pytriton has no Python backend for Python {version}.",
+            f"Use one of {', '.join(sorted(each.name for each in stubs.iterdir()))}.",
+        )
+    return Installation(servers[0] / "bin" / "tritonserver", folder, stub)
 
 
 @dataclass(frozen=True)
@@ -27,8 +106,6 @@ class ServerSettings:
     """Address of a server, and how it finds new versions.
 
     Attributes:
-        host: Address to listen at.
-        http, grpc: Ports.
         metrics: Port for Prometheus, or None.
         poll: Seconds between checks of the repository; with 0 it loads what clients request.
     """
@@ -79,12 +156,7 @@ class ServerSettings:
 
 
 class RunningServer:
-    """A server process that was started.
-
-    Attributes:
-        http, grpc: URLs for :class:`~spvit_deploy.serving.client.TritonClient`.
-        process: The server's process.
-    """
+    """A server process that was started; ``http`` and ``grpc`` are its URLs."""
 
     def __init__(
         self, process: subprocess.Popen[bytes], log: Path, settings: ServerSettings
@@ -103,7 +175,10 @@ class RunningServer:
         """
         http, until = import_tritonclient("http"), time.monotonic() + seconds
         with closing(http.InferenceServerClient(self.http.partition("://")[2])) as client:
-            while not self._ready(client):
+            while True:
+                with suppress(OSError):  # it does not listen yet
+                    if client.is_server_ready():
+                        break
                 if self.process.poll() is not None:
                     raise JobError(f"Triton ended during its start: {self.last_error()}")
                 if time.monotonic() > until:
@@ -117,13 +192,6 @@ class RunningServer:
                 if row.get("state") == "READY":
                     found.setdefault(row["name"], []).append(int(row["version"]))
         return {name: sorted(versions) for name, versions in sorted(found.items())}
-
-    @staticmethod
-    def _ready(client: Any) -> bool:
-        try:
-            return bool(client.is_server_ready())
-        except OSError:  # it does not listen yet
-            return False
 
     def wait(self) -> None:
         """Wait until the server ends.
@@ -159,12 +227,6 @@ def run_server(
     repository: Path, installation: Installation, settings: ServerSettings, log: Path | None = None
 ) -> Iterator[RunningServer]:
     """Start a server, and stop it at the end of the block.
-
-    Args:
-        repository: Folder with the models.
-        installation: The server to run.
-        settings: Its address and mode.
-        log: File for its log; None for a temporary one.
 
     Raises:
         InputError: There are no models, a backend is missing, or a port is in use.

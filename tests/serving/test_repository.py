@@ -20,18 +20,16 @@ from spvit_deploy.serving.config import (
     BACKENDS,
     Serving,
     check_model_name,
+    config_text,
     default_model_name,
+    list_versions,
     make_config,
     new_serving,
+    read_config,
+    read_models,
     read_serving,
 )
 from spvit_deploy.serving.repository import export_triton
-from spvit_deploy.serving.repository_layout import (
-    config_text,
-    list_versions,
-    read_config,
-    read_models,
-)
 from tests.helpers.calls import good, refused
 from tests.helpers.triton_server import NAME, contents, free_ports, save_dense
 
@@ -217,9 +215,9 @@ def test_failed_parity_leaves_the_repository_whole(
     repository: Path, dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An optimizer that changes a weight must be caught."""
-    from spvit_deploy.export import trace
+    from spvit_deploy.export import export_model
 
-    real, before = trace.optimize, contents(tmp_path)
+    real, before = export_model.optimize, contents(tmp_path)
 
     def wrong(proto: onnx.ModelProto) -> onnx.ModelProto:
         proto = real(proto)
@@ -228,7 +226,7 @@ def test_failed_parity_leaves_the_repository_whole(
         tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
         return proto
 
-    monkeypatch.setattr(trace, "optimize", wrong)
+    monkeypatch.setattr(export_model, "optimize", wrong)
     added = ("export", dense, *TRITON, "--model-version", "next", "-o")
     refused(*added, repository, code=1, says="DIFFERENT")
     refused(*added, tmp_path / "new", code=1, says="DIFFERENT")

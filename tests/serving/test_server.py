@@ -19,13 +19,13 @@ import psutil
 import pytest
 import torch
 
+from spvit_deploy.core.arrays import Array
 from spvit_deploy.lean.model_folder import load_saved
-from spvit_deploy.serving.client import Array, RefusedError, TritonClient
+from spvit_deploy.serving.client import RefusedError, TritonClient
 from spvit_deploy.serving.config import Serving
 from spvit_deploy.serving.load_test import LoadReport, random_images, run_load
 from spvit_deploy.serving.repository import export_triton
-from spvit_deploy.serving.server import RunningServer, ServerSettings, run_server
-from spvit_deploy.serving.server_install import find_server
+from spvit_deploy.serving.server import RunningServer, ServerSettings, find_server, run_server
 from tests.helpers.calls import call, good, refused
 from tests.helpers.triton_server import NAME, SERVER, free_ports, needs_server, save_dense
 
