@@ -7,17 +7,14 @@ from collections.abc import Sequence
 import numpy as np
 from pydantic import BaseModel
 
-from spvit_deploy.core.arrays import Array, OutputsRunner, Runner
+from spvit_deploy.core.arrays import Array, OutputsRunner
 from spvit_deploy.core.errors import ParityError
 from spvit_deploy.core.records import StrictModel
 
 
 class Tolerance(BaseModel):
-    """How far outputs may differ.
-
-    Attributes:
-        absolute: largest difference of a score, as a share of the largest score (at least 1).
-        cosine: smallest cosine of two score vectors.
+    """How far outputs may differ: the largest difference of a score, as a fraction of the largest
+    score (at least 1), and the smallest cosine of two score vectors.
     """
 
     absolute: float = 1e-4
@@ -39,9 +36,6 @@ class ParityReport(StrictModel):
     """How two forms of one model compare.
 
     Attributes:
-        link: what was compared with what.
-        samples: number of images.
-        batches: batch sizes that were run.
         max_abs: largest absolute difference of a score.
         max_rel: the same relative to the larger of the score and 1e-3 of the largest score.
         cosine: smallest cosine of two score vectors.
@@ -70,49 +64,28 @@ class ParityReport(StrictModel):
 
 def compare(
     link: str,
-    reference: Runner,
-    candidate: Runner,
-    inputs: Sequence[Array],
-    tolerance: Tolerance | None = None,
-) -> ParityReport:
-    """Run both on the same batches.
-
-    Args:
-        link: what is compared with what, such as ``lean → onnx``.
-        reference, candidate: [B, C, H, W] float32 → scores [B, classes].
-        inputs: batches.
-
-    Returns:
-        The report, whether they agree or not.
-    """
-    expected = [np.asarray(reference(batch), dtype=np.float64) for batch in inputs]
-    found = [np.asarray(candidate(batch), dtype=np.float64) for batch in inputs]
-    return _report(link, expected, found, tolerance or Tolerance())
-
-
-def compare_outputs(
-    link: str,
-    names: Sequence[str],
     reference: OutputsRunner,
     candidate: OutputsRunner,
     inputs: Sequence[Array],
-    tolerance: Tolerance | None = None,
+    tolerance: Tolerance = TOLERANCES["fp32"],
+    names: Sequence[str] = ("logits",),
 ) -> tuple[ParityReport, ...]:
-    """As :func:`compare`, for a model with several outputs.
+    """Run both on the same batches, and report on each output, whether they agree or not.
 
-    Returns:
-        One report per output.
+    Args:
+        link: what is compared with what, such as ``lean → onnx``.
+        reference, candidate: [B, C, H, W] float32 → an output, [B, ...], for each of the names.
     """
     expected = [reference(batch) for batch in inputs]
     found = [candidate(batch) for batch in inputs]
     reports = []
     for index, name in enumerate(names):
         rows = [
-            [np.asarray(answer[index : index + 1], dtype=np.float64)[0] for answer in answers]
-            for answers in (expected, found)
+            [np.asarray(outputs[index], dtype=np.float64) for outputs in batches]
+            for batches in (expected, found)
         ]
         label = link if len(names) == 1 else f"{link}, {name}"
-        reports.append(_report(label, rows[0], rows[1], tolerance or Tolerance()))
+        reports.append(_report(label, rows[0], rows[1], tolerance))
     return tuple(reports)
 
 
@@ -162,16 +135,17 @@ def _agreement(a: Array, b: Array, margin: float) -> float:
 
 
 def require(
-    report: ParityReport, hint: str = "Nothing was written; please report it."
-) -> ParityReport:
-    """Pass a report on, or refuse it with a hint.
+    reports: Sequence[ParityReport], hint: str = "Nothing was written; please report it."
+) -> tuple[ParityReport, ...]:
+    """Pass reports on, or refuse the first one whose outputs differ.
 
     Raises:
         ParityError: the outputs differ.
     """
-    if not report.passed:
-        raise ParityError(f"Parity failed at {report.line()}.", hint)
-    return report
+    for report in reports:
+        if not report.passed:
+            raise ParityError(f"Parity failed at {report.line()}.", hint)
+    return tuple(reports)
 
 
 def random_inputs(size: tuple[int, int, int], batches: Sequence[int], seed: int = 0) -> list[Array]:

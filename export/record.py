@@ -11,6 +11,7 @@ from spvit_deploy.core.plan import ModelSpec
 from spvit_deploy.core.preprocessing import Preprocessing
 from spvit_deploy.core.records import StrictModel, check_files, load_record
 from spvit_deploy.export.parity import ParityReport
+from spvit_deploy.runtimes.export_job import Accuracy
 
 RECORD_FILE = "export.json"
 
@@ -23,29 +24,10 @@ class TensorInfo(StrictModel):
     dtype: str = "float32"
 
 
-class AccuracyInfo(StrictModel):
-    """What a lower precision cost and brought.
-
-    Attributes:
-        before, after: top-1 in percent in fp32 and in this precision, in the artefact's own
-            runtime; before of fp16 and bf16 is the model's in PyTorch.
-        kept: layers that stayed in fp32, for accuracy.
-        speedup: time of fp32 over that of int8, one image at a time, on the exporting host; None
-            where it cannot run.
-    """
-
-    before: float
-    after: float
-    kept: tuple[str, ...] = ()
-    speedup: float | None = None
-
-
 class ExportRecord(StrictModel):
     """``export.json`` beside an artefact.
 
     Attributes:
-        opset: of a format that is written from an ONNX graph, None else.
-        blocks: what each block's branches cost, as :class:`BlockCost` has it.
         delegated: share of the operators that the backend of the format took; None where it is
             all of them.
     """
@@ -69,19 +51,14 @@ class ExportRecord(StrictModel):
     files: dict[str, str] = Field(default_factory=dict)
     tools: dict[str, str] = Field(default_factory=dict)
     parity: tuple[ParityReport, ...] = ()
-    accuracy: AccuracyInfo | None = None
+    accuracy: Accuracy | None = None
     delegated: float | None = None
     history: tuple[dict[str, Any], ...] = ()
     blocks: tuple[tuple[str, str, str, str, int, int], ...] = ()
 
 
 def load_export(folder: Path) -> ExportRecord:
-    """Read ``export.json`` and check the files that it names.
-
-    Raises:
-        InputError: none there.
-        CorruptFileError: damaged.
-    """
+    """Read ``export.json`` and check the files that it names."""
     parsed = load_record(folder / RECORD_FILE, "exported", ExportRecord, "Export it again")
     check_files(folder, parsed.files)
     return parsed

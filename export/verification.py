@@ -1,4 +1,4 @@
-"""Verification of what was written: parity of outputs, accuracy of a lower precision, speed."""
+"""Verification of what was written: parity of outputs, preprocessing, accuracy, speed."""
 
 from __future__ import annotations
 
@@ -11,23 +11,28 @@ from pathlib import Path
 import numpy as np
 import onnx
 import torch
+from onnx import TensorProto, helper
+from PIL import Image
 from torch import nn
 
-from spvit_deploy.core.arrays import Array, Runner
+from spvit_deploy.core.arrays import Array, OutputsRunner
 from spvit_deploy.core.errors import ParityError
-from spvit_deploy.data.pixels import from_pixels, to_pixels
+from spvit_deploy.core.preprocessing import Preprocessing
+from spvit_deploy.data.pixels import from_pixels, resized_size, to_pixels
+from spvit_deploy.data.transforms import ImageTransform
 from spvit_deploy.export.parity import (
     TOLERANCES,
     ParityReport,
-    compare_outputs,
+    Tolerance,
+    compare,
     random_inputs,
     require,
 )
 from spvit_deploy.runtimes.base import Session
-from spvit_deploy.runtimes.batching import in_batches
-from spvit_deploy.runtimes.calibration import Accuracy, top1
-from spvit_deploy.runtimes.export_job import ExportJob
-from spvit_deploy.runtimes.onnx.graph import MODEL_FILE
+from spvit_deploy.runtimes.calibration import top1
+from spvit_deploy.runtimes.export_job import Accuracy, ExportJob
+from spvit_deploy.runtimes.info import FormatInfo
+from spvit_deploy.runtimes.onnx.graph import INPUT_NAME, MODEL_FILE
 from spvit_deploy.runtimes.registry import load_exporter, open_session
 from spvit_deploy.runtimes.timing import time_ratio
 
@@ -43,6 +48,9 @@ _HINTS = {
 }
 # Batch sizes that an artifact with a dynamic batch is verified at.
 _BATCHES = (1, 2, 5)
+# Sides of uint8 images, as multiples of those of the resized one: smaller and larger, wide and
+# tall.
+_SIDES = ((0.6, 0.7), (1.3, 2.9), (3.1, 1.2), (2.6, 2.0))
 
 
 def verify(
@@ -53,11 +61,6 @@ def verify(
     Random and real images, in batches of 1, 2 and 5 where the batch is dynamic; int8 is calibrated
     on real images, and verified on these only. An artifact with preprocessing is verified on uint8
     images of several sizes as well.
-
-    Args:
-        job: with the graph in its precision.
-        folder: where the files lie.
-        reference: graph to verify in place of the artifact; see :class:`WrittenFiles`.
 
     Returns:
         The reports, and the accuracy of fp16 or bf16 where labelled images are given.
@@ -73,14 +76,11 @@ def verify(
                 f"the model's are {', '.join(names)}.",
                 "Nothing was written; please report it.",
             )
-        limits = TOLERANCES[job.precision]
-        run, inputs = job.outputs.reference, _inputs(job)
-        reports = compare_outputs(step, names, run, opened.run_all, inputs, limits)
-        checked = tuple(require(report, _HINTS[job.precision]) for report in reports)
+        limits, run = TOLERANCES[job.precision], job.outputs.reference
+        reports = compare(step, run, opened.run_all, _inputs(job), limits, names)
+        checked = require(reports, _HINTS[job.precision])
         if job.preprocessing is not None:
-            from spvit_deploy.export.preprocessing_check import verify_preprocessing
-
-            checked += verify_preprocessing(job, opened)
+            checked += _verify_preprocessing(job, opened)
         return checked, _accuracy(job, opened)
 
 
@@ -101,29 +101,20 @@ def _inputs(job: ExportJob) -> list[Array]:
     prep = job.model.preprocessing
     sizes = [job.batch] if job.batch else list(_BATCHES)
     inputs = [] if job.precision == "int8" else random_inputs(job.size, sizes)
-    inputs += [_repeated(job.images, size) for size in sizes]
+    inputs += [np.resize(job.images, (size, *job.size)) for size in sizes]
     if job.preprocessing is not None:
         # An artifact that takes uint8 is run on such; these lie in the middle of images.
         inputs = [from_pixels(to_pixels(batch, prep), prep) for batch in inputs]
     return inputs
 
 
-def _repeated(images: Array, count: int) -> Array:
-    repeats = -(-count // len(images))
-    return np.tile(images, (repeats, 1, 1, 1))[:count]
-
-
 def _accuracy(job: ExportJob, opened: Session) -> Accuracy | None:
     """Top-1 of the model and of its fp16 or bf16 form; int8's is taken while it is calibrated."""
-    if job.labelled is None or job.precision not in ("fp16", "bf16"):
+    low = job.precision in ("fp16", "bf16")
+    if job.labelled is None or not low or job.outputs.names[0] != "logits":
         return None
-    if job.outputs.names[0] != "logits":
-        return None
-
-    def run(images: Array) -> Sequence[Array]:
-        return [in_batches(lambda part: opened.run_all(part)[0], images, job.batch, job.batch)]
-
-    return Accuracy(top1(job.labelled, job.outputs.reference), top1(job.labelled, run))
+    before = top1(job.labelled, lambda part: np.asarray(job.outputs.reference(part)[0]), None)
+    return Accuracy(before=before, after=top1(job.labelled, opened.run, job.batch))
 
 
 def _step(job: ExportJob, rounded: bool) -> str:
@@ -138,23 +129,95 @@ def _step(job: ExportJob, rounded: bool) -> str:
     return f"{job.model.kind} → {what}{how}"
 
 
-def module_runner(module: nn.Module) -> Runner:
-    """Wrap a module as a function of arrays, [B, C, H, W] → [B, classes]."""
+def _verify_preprocessing(job: ExportJob, opened: Session) -> tuple[ParityReport, ...]:
+    """Compare the preprocessing with timm's, and the outputs for uint8 images of several sizes."""
+    form, prep = job.settings.info, job.model.preprocessing
+    images = _images(job, prep)
+    with tempfile.TemporaryDirectory() as scratch:
+        file = _preprocessing_only(job, form, Path(scratch))
+        with closing(open_session(file, form.verified_in or form.runtime)) as front:
+            resized = compare(
+                f"timm's preprocessing → {form.name}'s",
+                lambda batch: [_by_timm(batch, prep)],
+                lambda batch: [_in_fractions(front.run_uint8(batch)[0], prep)],
+                images,
+                # Black images have no angle between them.
+                Tolerance(absolute=form.grey_levels / 255 + 1e-6, cosine=0),
+            )
+            reports = compare(
+                f"{job.model.kind} → {form.name} with preprocessing",
+                lambda batch: job.outputs.reference(front.run_uint8(batch)[0]),
+                opened.run_uint8,
+                images,
+                TOLERANCES[job.precision],
+                job.outputs.names,
+            )
+            return require((*resized, *reports))
 
-    def run(images: Array) -> Array:
+
+def _preprocessing_only(job: ExportJob, form: FormatInfo, folder: Path) -> Path:
+    """Write only the preprocessing, as the artifact was written."""
+    shape = (job.batch or "batch", *job.size)
+    identity = helper.make_graph(
+        [helper.make_node("Identity", [INPUT_NAME], ["prepared"], "model/Identity")],
+        "identity",
+        [helper.make_tensor_value_info(INPUT_NAME, TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("prepared", TensorProto.FLOAT, shape)],
+    )
+    proto = onnx.ModelProto()
+    proto.CopyFrom(job.proto)
+    proto.graph.CopyFrom(identity)
+    load_exporter(form)(replace(job, proto=proto, calibration=None), folder, lambda _: None)
+    return form.artifact(folder)
+
+
+def _images(job: ExportJob, prep: Preprocessing) -> list[Array]:
+    """Batches uint8 [B, H, W, C], each of one size: real images and, but for int8, noise."""
+    real = to_pixels(job.images, prep)
+    rng, count = np.random.default_rng(0), job.batch or 2
+    found = []
+    for index, factors in enumerate(_SIDES):
+        high, wide = (round(f * s) for f, s in zip(factors, resized_size(prep), strict=True))
+        chosen = [real[(index * count + one) % len(real)] for one in range(count)]
+        found.append(np.stack([_resized(image, wide, high) for image in chosen]))
+        if job.precision != "int8":
+            found.append(rng.integers(0, 256, found[-1].shape, dtype=np.uint8))
+    return found
+
+
+def _image(pixels: Array) -> Image.Image:
+    return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+
+
+def _resized(pixels: Array, wide: int, high: int) -> Array:
+    resized = _image(pixels).resize((wide, high), Image.Resampling.BICUBIC)
+    return np.asarray(resized).reshape(high, wide, -1)
+
+
+def _by_timm(images: Array, prep: Preprocessing) -> Array:
+    """Prepare uint8 images [B, H, W, C] by timm; [B, C, H, W] in fractions of white."""
+    transform = ImageTransform(prep, augment=False, no_crop=False)
+    return np.stack([transform(_image(image)).numpy() for image in images]) / 255
+
+
+def _in_fractions(images: Array, prep: Preprocessing) -> Array:
+    mean, std = (np.asarray(part).reshape(-1, 1, 1) for part in (prep.mean, prep.std))
+    return images * std + mean
+
+
+def module_runner(module: nn.Module) -> OutputsRunner:
+    """Wrap a module as a function of arrays, [B, C, H, W] → its only output, [B, classes]."""
+
+    def run(images: Array) -> Sequence[Array]:
         with torch.inference_mode():
-            scores: Array = module(torch.from_numpy(images)).numpy()
-        return scores
+            return [module(torch.from_numpy(images)).numpy()]
 
     return run
 
 
 def measure_speedup(job: ExportJob, folder: Path) -> float:
-    """Measure the median time of fp32 over that of int8, at the smallest batch.
-
-    Args:
-        job: whose int8 artifact lies in ``folder``.
-        folder: of the artifact, which its own runtime opens.
+    """Measure the median time of fp32 over that of the int8 artifact in a folder, at the smallest
+    batch.
     """
     form, settings = job.settings.info, replace(job.settings, precision="fp32")
     image = np.repeat(job.images[:1], job.batch or 1, axis=0)

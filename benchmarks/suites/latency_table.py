@@ -34,7 +34,7 @@ from spvit_deploy.benchmarks.latency_tables.table import LatencyTable
 from spvit_deploy.benchmarks.reporting.charts import LEAN, OTHER, style
 from spvit_deploy.benchmarks.suites.harness import plan_of, save, write_image
 from spvit_deploy.core.plan import AttentionKind, BlockPlan, ModelSpec, PrunePlan
-from spvit_deploy.export.trace import write_unverified
+from spvit_deploy.export.export_model import write_unverified
 from spvit_deploy.families.base import BlockSite
 from spvit_deploy.families.registry import find_sites
 from spvit_deploy.families.timm_models import create_model, input_size

@@ -19,10 +19,11 @@ from spvit_deploy.benchmarks.speedups import headline_of, pairs_of
 from spvit_deploy.core.plan import Budget, PrunePlan
 from spvit_deploy.core.progress import warn
 from spvit_deploy.core.seeding import is_first_process
-from spvit_deploy.export.record import AccuracyInfo, ExportRecord
+from spvit_deploy.export.record import ExportRecord
 from spvit_deploy.lean.cost import Unit, count_cost, format_cost
 from spvit_deploy.lean.materialize import plan_costs
 from spvit_deploy.lean.model_folder import SavedModel
+from spvit_deploy.runtimes.export_job import Accuracy
 from spvit_deploy.search.search import SearchResult
 from spvit_deploy.workflows.export_all import ExportRow
 
@@ -216,7 +217,7 @@ def _kept(names: Sequence[str]) -> str:
     return f"{len(names)} layers stayed in fp32 for accuracy: {few}"
 
 
-def _print_int8(found: AccuracyInfo, precision: str, out: Console) -> None:
+def _print_int8(found: Accuracy, precision: str, out: Console) -> None:
     out.print(f"top-1 {found.before:.2f}% in fp32, {found.after:.2f}% in {precision}")
     if found.kept:
         out.print(_kept(found.kept))

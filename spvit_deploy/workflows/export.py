@@ -149,7 +149,7 @@ def _load(request: ModelRequest) -> tuple[SavedModel, str, tuple[ParityReport, .
         saved = materialize_search(search)
         inputs = random_inputs(saved.preprocessing.input_size, [1, 2])
         hard, lean = module_runner(search.supernet()), module_runner(saved.module)
-        return saved, search.digest, (require(compare("hard gates → lean", hard, lean, inputs)),)
+        return saved, search.digest, require(compare("hard gates → lean", hard, lean, inputs))
     if not (request.pretrained or request.checkpoint or folder.exists()):
         warn(f"{request.name} has random weights: neither --pretrained nor --checkpoint is given.")
     return (*load_model(request), ())

@@ -38,7 +38,7 @@ from spvit_deploy.core.output_folders import ensure_free
 from spvit_deploy.core.plan import ModelSpec
 from spvit_deploy.core.progress import Bar, progress_bar
 from spvit_deploy.core.records import StrictModel, write_record
-from spvit_deploy.export.trace import write_unverified
+from spvit_deploy.export.export_model import write_unverified
 from spvit_deploy.families.timm_models import input_size
 from spvit_deploy.lean.model_folder import load_model
 from spvit_deploy.runtimes.export_job import ExportSettings

@@ -25,7 +25,7 @@ from spvit_deploy.benchmarks.latency_tables.table import (
 from spvit_deploy.core.errors import CorruptFileError, InputError
 from spvit_deploy.core.plan import AttentionKind, load_plan
 from spvit_deploy.core.records import read_record, write_record
-from spvit_deploy.export.trace import write_unverified
+from spvit_deploy.export.export_model import write_unverified
 from spvit_deploy.families.timm_models import create_model, input_size
 from spvit_deploy.lean.model_folder import load_saved
 from spvit_deploy.runtimes.export_job import ExportSettings

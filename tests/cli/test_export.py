@@ -87,9 +87,9 @@ def test_a_broken_link_is_named_and_leaves_nothing(
     work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An optimizer that changes a weight must be caught by parity."""
-    from spvit_deploy.export import trace
+    from spvit_deploy.export import export_model
 
-    real = trace.optimize
+    real = export_model.optimize
 
     def wrong(proto: onnx.ModelProto) -> onnx.ModelProto:
         proto = real(proto)
@@ -99,7 +99,7 @@ def test_a_broken_link_is_named_and_leaves_nothing(
                 tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
         return proto
 
-    monkeypatch.setattr(trace, "optimize", wrong)
+    monkeypatch.setattr(export_model, "optimize", wrong)
     refused("export", work / "tuned", "-o", tmp_path / "out", code=1, says="lean → onnx: DIFFERENT")
     assert list(tmp_path.iterdir()) == []
 
@@ -107,9 +107,9 @@ def test_a_broken_link_is_named_and_leaves_nothing(
 def test_outputs_under_other_names_fail_parity(
     work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from spvit_deploy.export import trace
+    from spvit_deploy.export import export_model
 
-    real = trace.optimize
+    real = export_model.optimize
 
     def wrong(proto: onnx.ModelProto) -> onnx.ModelProto:
         proto = real(proto)
@@ -117,7 +117,7 @@ def test_outputs_under_other_names_fail_parity(
         proto.graph.node[-1].output[0] = "scores"
         return proto
 
-    monkeypatch.setattr(trace, "optimize", wrong)
+    monkeypatch.setattr(export_model, "optimize", wrong)
     refused("export", work / "tuned", "-o", tmp_path / "out", code=1, says="outputs are scores")
     assert list(tmp_path.iterdir()) == []
 
