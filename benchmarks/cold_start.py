@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,6 @@ import psutil
 
 from spvit_deploy.core.errors import JobError
 from spvit_deploy.core.records import StrictModel
-from spvit_deploy.runtimes.info import load_attribute
 from spvit_deploy.runtimes.registry import find_runtime, open_session
 from spvit_deploy.runtimes.timing import sample
 
@@ -68,12 +68,12 @@ def measure_cold_start(
 
 
 def _measure(path: Path, runtime: str, device: str, threads: int | None, batch: int) -> Start:
-    load_attribute(find_runtime(runtime).session)
+    resolve_name(find_runtime(runtime).session)
     idle = psutil.Process().memory_info().rss
     begin = time.perf_counter_ns()
     session = open_session(path, runtime, device, threads)
     loaded = time.perf_counter_ns()
-    call = session.prepare(np.zeros((batch, *session.input_size), np.float32))
+    call = session.prepare(np.zeros((batch, *session.input.size), np.float32))
     call()
     first = time.perf_counter_ns()
     sample(call, 0)

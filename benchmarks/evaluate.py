@@ -20,8 +20,7 @@ from spvit_deploy.core.progress import progress_bar, warn
 from spvit_deploy.data.accuracy import count_correct
 from spvit_deploy.data.batches import open_batches, open_raw_images
 from spvit_deploy.data.spec import DataSettings
-from spvit_deploy.runtimes.base import Session
-from spvit_deploy.runtimes.batching import in_batches
+from spvit_deploy.runtimes.base import Session, in_batches
 from spvit_deploy.runtimes.registry import artifact_kind, open_session, runtimes_for
 
 
@@ -36,7 +35,7 @@ class Classifier:
     @property
     def takes_raw_images(self) -> bool:
         """Whether it prepares images of any size itself."""
-        return self.session.preprocessing is not None
+        return self.session.input.any_size
 
     def scores_of_raw(self, images: Sequence[Array]) -> list[Array]:
         """Run unprepared images, those of one size together: uint8, each [channels, height, width]
@@ -95,12 +94,12 @@ def _usual(path: Path, session: Session) -> Preprocessing:
         f"{path} does not record how images are prepared; timm's defaults are taken (ImageNet's "
         f"mean and deviation, bicubic, {100 * DEFAULT_CROP_PCT:g}% crop)."
     )
-    channels = session.input_size[0]
+    channels = session.input.size[0]
     mean, std = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
     if channels != len(mean):
         mean, std = (sum(mean) / 3,) * channels, (sum(std) / 3,) * channels
     return Preprocessing(
-        input_size=session.input_size, mean=mean, std=std, crop_pct=DEFAULT_CROP_PCT
+        input_size=session.input.size, mean=mean, std=std, crop_pct=DEFAULT_CROP_PCT
     )
 
 

@@ -25,7 +25,7 @@ _RAW_SIZE = (500, 375)
 
 def images_for(session: Session, batch: int, seed: int) -> Array:
     """Draw normalized random images, [batch, channels, height, width]."""
-    shape = (batch, *session.input_size)
+    shape = (batch, *session.input.size)
     return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
 
 
@@ -36,8 +36,8 @@ def prepared_call(session: Session, workload: Workload, prep: Preprocessing | No
     if workload.boundary == "compute" or prep is None:
         return session.prepare(images_for(session, workload.batch, workload.seed))
     rng = np.random.default_rng(workload.seed)
-    itself = session.preprocessing is not None
-    shape = (workload.batch, *_RAW_SIZE[::-1], session.input_size[0] if itself else 3)
+    itself = session.input.any_size
+    shape = (workload.batch, *_RAW_SIZE[::-1], session.input.size[0] if itself else 3)
     raw = rng.integers(0, 256, shape, dtype=np.uint8)
     if itself:
         return timed(lambda: session.run_uint8(raw))

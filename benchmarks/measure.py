@@ -199,7 +199,7 @@ def _takes_batch(session: Session, path: Path, batch: int, batches: Sequence[int
     if smallest <= batch <= (largest or batch):
         return True
     session.close()
-    if session.batch in batches:
+    if session.input.batch in batches:
         return False
     taken, hint = f"{smallest} to {largest or 'any number'}", "Choose another --batch."
     if smallest == largest:
@@ -251,7 +251,7 @@ def _result(entry: _Entry) -> BenchmarkResult:
         parts={name: tuple(part[name] for part in parts) for name in (parts or [{}])[0]},
         cuda_graph=session.cuda_graph,
         copies=session.copies,
-        takes="images" if session.preprocessing is None else "pictures",
+        takes="pictures" if session.input.any_size else "images",
         clock=session.clock,
         rounds=with_noise(entry.rounds),
         wall=sum(burst.wall for burst in entry.bursts),

@@ -190,11 +190,11 @@ class Driven:
 def _sized_call(session: Session, workload: Workload, took: list[float]) -> Call:
     """Warm up a session's calls by their number of images; of a fixed batch, always that many."""
     images = images_for(session, workload.batch, workload.seed)
-    counts = (session.batch,) if session.batch else range(1, workload.batch + 1)
+    counts = (session.input.batch,) if session.input.batch else range(1, workload.batch + 1)
     calls = {count: session.prepare(images[:count]) for count in counts}
     for call in calls.values():
         call()
-    return lambda count: took.append(calls[session.batch or count]())
+    return lambda count: took.append(calls[session.input.batch or count]())
 
 
 def _why_invalid(samples: Sequence[float], workload: Workload) -> str:

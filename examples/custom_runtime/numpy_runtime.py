@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from spvit_deploy.core.arrays import Array
-from spvit_deploy.runtimes.base import Session
+from spvit_deploy.runtimes.base import Session, read_input
 from spvit_deploy.runtimes.export_job import ExportJob, Note, WrittenFiles
 from spvit_deploy.runtimes.info import FormatInfo, RuntimeInfo
-from spvit_deploy.runtimes.model_input import read_input
 
 
 def export_graph(job: ExportJob, folder: Path, note: Note) -> WrittenFiles:

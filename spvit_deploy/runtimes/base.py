@@ -1,27 +1,148 @@
-"""The contract of a session: a model opened in a runtime."""
+"""The contract of a session: a model opened in a runtime, what it takes and what it returns."""
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-from spvit_deploy.core.arrays import Array
+import numpy as np
+
+from spvit_deploy.core.arrays import Array, Runner
+from spvit_deploy.core.errors import InputError
 from spvit_deploy.core.preprocessing import Preprocessing
-from spvit_deploy.runtimes.model_input import ModelInput
+from spvit_deploy.data.pixels import to_pixels, to_raw_images
 from spvit_deploy.runtimes.timing import TimedCall, timed
+
+# Keys of a file's metadata.
+PREPROCESSING_KEY, OUTPUTS_KEY = "spvit_deploy.preprocessing", "spvit_deploy.outputs"
+
+
+@dataclass(frozen=True)
+class ModelInput:
+    """The input of a model.
+
+    Attributes:
+        size: (channels, height, width) of its images.
+        batches: smallest and largest batch; None for no upper limit.
+        preprocessing: what it does to uint8 images; None where it takes normalized ones.
+        any_size: whether it takes uint8 images of any size.
+    """
+
+    size: tuple[int, int, int]
+    batches: tuple[int, int | None] = (1, None)
+    preprocessing: Preprocessing | None = None
+    any_size: bool = False
+
+    @property
+    def batch(self) -> int | None:
+        """Fixed batch, or None."""
+        return self.batches[0] if self.batches[0] == self.batches[1] else None
+
+    def from_normalized(self, images: Array) -> Array:
+        """Convert normalized images [B, C, H, W] to what the model takes.
+
+        Raises:
+            InputError: another shape than the model takes.
+        """
+        shape = tuple(images.shape)
+        if shape[1:] != self.size or self.batch not in (None, shape[0]):
+            wanted = ", ".join(str(part) for part in (self.batch or "batch", *self.size))
+            raise InputError(
+                f"Images are {list(shape)}; the model takes [{wanted}].",
+                "Resize them as its preprocessing says.",
+            )
+        ready = np.ascontiguousarray(images, dtype=np.float32)
+        if self.preprocessing is None:
+            return ready
+        return (to_raw_images if self.any_size else to_pixels)(ready, self.preprocessing)
+
+    def from_uint8(self, images: Array) -> Array:
+        """Check uint8 images [B, H, W, C] of any size.
+
+        Raises:
+            InputError: another shape or type, or a model that takes images of one size.
+        """
+        if not self.any_size:
+            raise InputError(
+                "The model takes images of one size.", "Export it with --with-preprocessing."
+            )
+        shape, whole = tuple(images.shape), images.dtype == np.uint8
+        fits = len(shape) == 4 and shape[3] == self.size[0] and self.batch in (None, shape[0])
+        if not (whole and fits and all(shape)):
+            raise InputError(
+                f"Images are {images.dtype} {list(shape)}; the model takes uint8 "
+                f"[{self.batch or 'batch'}, height, width, {self.size[0]}].",
+                "Give bytes, channels last.",
+            )
+        return np.ascontiguousarray(images)
+
+
+def read_input(
+    shape: Sequence[int | None], takes_uint8: bool, recorded: str | None, file: Path, found: str
+) -> ModelInput:
+    """Derive the input of a model from its file.
+
+    Args:
+        shape: of its only input, None where it is dynamic; empty where there are others.
+        takes_uint8: whether it is uint8.
+        recorded: JSON of the preprocessing that the file records; None where it records none.
+        file, found: the file and what it takes, for errors.
+
+    Raises:
+        InputError: not images of one size, or uint8 without a record of the preprocessing.
+    """
+    if len(shape) == 4:
+        batches = (shape[0] or 1, shape[0])
+        if takes_uint8 and recorded is None:
+            raise InputError(
+                f"{file} takes uint8, and records no preprocessing.", "Export the model again."
+            )
+        if takes_uint8:
+            prep = Preprocessing.model_validate_json(recorded or "")
+            channels, height, width = prep.input_size
+            if tuple(shape[1:]) in ((height, width, channels), (None, None, channels)):
+                return ModelInput(prep.input_size, batches, prep, shape[1] is None)
+        elif all(shape[1:]):
+            channels, height, width = (size or 0 for size in shape[1:])
+            return ModelInput((channels, height, width), batches)
+    raise InputError(
+        f"{file} takes {found}.",
+        "What is measured takes float32 images [batch, channels, height, width] of one size.",
+    )
+
+
+def read_outputs(metadata: Mapping[str, str], count: int) -> tuple[str, ...]:
+    """Return the recorded names of a model's outputs; of a third-party file ``output_0``, …"""
+    names = json.loads(metadata.get(OUTPUTS_KEY, "[]"))
+    return tuple(names) or tuple(f"output_{index}" for index in range(count))
+
+
+def in_batches(run: Runner, images: Array, smallest: int | None, largest: int | None) -> Array:
+    """Run images in batches; a batch that is too small is padded with zeros.
+
+    Args:
+        run: Computes outputs [batch, ...] of images [batch, ...].
+        smallest, largest: Batches that ``run`` takes, equal for a fixed one; None for no limit.
+    """
+    step, rows = largest or len(images), []
+    for start in range(0, len(images), step):
+        part = images[start : start + step]
+        missing = max(0, (smallest or 1) - len(part))
+        padding = np.zeros((missing, *part.shape[1:]), dtype=part.dtype)
+        rows.append(run(np.concatenate([part, padding]))[: len(part)])
+    outputs: Array = np.concatenate(rows)
+    return outputs
 
 
 @dataclass(frozen=True)
 class LayerTime:
-    """What one layer of an inference took.
+    """The mean seconds of one layer in an inference.
 
-    Attributes:
-        name: of the layer; nodes exported by spvit-deploy begin with their module's name.
-        op: kind of layer.
-        seconds: mean over the inferences.
+    Nodes exported by spvit-deploy begin with their module's name.
     """
 
     name: str
@@ -37,9 +158,6 @@ class Session(ABC):
 
     Attributes:
         name: of the runtime; with its execution provider where that is not the default.
-        version: of the runtime.
-        device: where it computes.
-        input: what the model takes.
         outputs: names of its outputs; class scores are called ``logits``.
         clock: what takes the times of :meth:`prepare`.
         copies: whether these times include copies to a GPU and back; None on a CPU.
@@ -65,6 +183,11 @@ class Session(ABC):
             path: what :func:`~spvit_deploy.runtimes.registry.open_session` found at a path.
             device: ``auto``, ``cpu``, ``cuda``, ``cuda:N``, ``mps``, or an execution provider.
             threads: of the runtime; None for its default.
+
+        Raises:
+            RuntimeMissingError: the runtime has no such device.
+            CorruptFileError: a damaged file.
+            InputError: a model that does not take images.
         """
 
     @abstractmethod
@@ -86,19 +209,11 @@ class Session(ABC):
         return []
 
     def prepare(self, images: Array) -> TimedCall:
-        """Return an inference on normalized images [B, C, H, W] that returns its seconds.
-
-        Raises:
-            InputError: another shape than the model takes.
-        """
+        """Return an inference on normalized images [B, C, H, W] that returns its seconds."""
         return timed(self.bind(self.input.from_normalized(images)))
 
     def run_all(self, images: Array) -> list[Array]:
-        """Infer normalized images [B, C, H, W], and return all outputs in order.
-
-        Raises:
-            InputError: another shape than the model takes.
-        """
+        """Infer normalized images [B, C, H, W], and return all outputs in order."""
         return self.compute(self.input.from_normalized(images))
 
     def run(self, images: Array) -> Array:
@@ -106,24 +221,5 @@ class Session(ABC):
         return self.run_all(images)[0]
 
     def run_uint8(self, images: Array) -> list[Array]:
-        """Infer uint8 images [B, H, W, C] of any size where the model holds its preprocessing.
-
-        Raises:
-            InputError: another shape or type, or the model takes images of one size.
-        """
+        """Infer uint8 images [B, H, W, C] of any size where the model holds its preprocessing."""
         return self.compute(self.input.from_uint8(images))
-
-    @property
-    def input_size(self) -> tuple[int, int, int]:
-        """(channels, height, width) of normalized images."""
-        return self.input.size
-
-    @property
-    def batch(self) -> int | None:
-        """Fixed batch, or None."""
-        return self.input.batch
-
-    @property
-    def preprocessing(self) -> Preprocessing | None:
-        """What the model does itself to uint8 images of any size; None for nothing."""
-        return self.input.preprocessing if self.input.any_size else None

@@ -12,9 +12,11 @@ from typing import TypeVar
 
 import numpy as np
 
-from spvit_deploy.core.arrays import Array, OutputsRunner
+from spvit_deploy.core.arrays import Array, Runner
 from spvit_deploy.core.errors import DataError
 from spvit_deploy.data.accuracy import top1_accuracy
+from spvit_deploy.runtimes.base import in_batches
+from spvit_deploy.runtimes.export_job import Accuracy, Note
 
 Labelled = Callable[[], Iterable[tuple[Array, Array]]]
 Model = TypeVar("Model")
@@ -47,49 +49,31 @@ class Calibration:
             )
 
 
-@dataclass(frozen=True)
-class Accuracy:
-    """Top-1 in percent before and after the precision was reduced.
+def top1(labelled: Labelled, run: Runner, batch: int | None) -> float:
+    """Measure the percentage of labelled images whose best class, by scores [B, classes], is right.
 
-    Attributes:
-        before, after: Of the fp32 and the reduced artifact, in the artifact's own runtime.
-        kept: Layers that stayed in fp32 for accuracy.
+    Args:
+        run: Computes the scores of a ``batch`` of this size, or of any for None.
     """
-
-    before: float
-    after: float
-    kept: tuple[str, ...] = ()
-
-
-def top1(labelled: Labelled, runner: OutputsRunner) -> float:
-    """Measure the percentage of labelled images whose best class, by the first output, is right.
-
-    Raises:
-        DataError: There are no images.
-    """
-    return top1_accuracy((np.asarray(runner(batch)[0]), labels) for batch, labels in labelled())
+    return top1_accuracy((in_batches(run, part, batch, batch), y) for part, y in labelled())
 
 
 def quantize_with_control(
     layers: Sequence[str],
     quantize: Callable[[Sequence[str], Array], Model],
-    run: Callable[[Model | None], OutputsRunner],
+    run: Callable[[Model | None], Runner],
+    batch: int | None,
     calibration: Calibration,
-    note: Callable[[str], None],
+    note: Note,
 ) -> tuple[Model, Accuracy]:
     """Quantize all layers, and return some to fp32 if more accuracy is lost than allowed.
 
     Args:
-        layers: Names of the layers that may be quantized.
         quantize: Quantizes only these layers, calibrated on images [N, C, H, W].
-        run: Opens a quantized model, or the original one for None.
-        calibration: Images, and the accuracy that may be lost.
-        note: Takes a line of progress.
-
-    Returns:
-        The quantized model and its accuracy.
+        run: Opens a quantized model, or the original one for None, for its scores.
+        batch: That it takes; None for any.
     """
-    before = top1(calibration.labelled, run(None))
+    before = top1(calibration.labelled, run(None), batch)
 
     @lru_cache(maxsize=1)  # the model that was measured last is the one that is returned
     def build(kept: tuple[str, ...]) -> Model:
@@ -97,20 +81,21 @@ def quantize_with_control(
 
     def measure(kept: tuple[str, ...]) -> float:
         note(f"int8, {len(kept)} of {len(layers)} layers in fp32")
-        return top1(calibration.labelled, run(build(kept)))
+        return top1(calibration.labelled, run(build(kept)), batch)
 
     def harm(layer: str) -> float:
         note(f"int8, ranking {layer}")
         images = calibration.images[:_RANKING_IMAGES]
-        gap = run(quantize([layer], images))(images)[0] - reference(images)[0]
-        return float(np.abs(gap).mean())
+        runs = run(quantize([layer], images)), reference
+        found, wanted = (in_batches(each, images, batch, batch) for each in runs)
+        return float(np.abs(found - wanted).mean())
 
     kept: tuple[str, ...] = ()
     after = measure(kept)
     if calibration.max_drop is not None and before - after > calibration.max_drop:
         reference = run(None)
         kept, after = revert_layers(layers, harm, measure, before - calibration.max_drop)
-    return build(kept), Accuracy(before, after, kept)
+    return build(kept), Accuracy(before=before, after=after, kept=kept)
 
 
 def revert_layers(
@@ -122,7 +107,6 @@ def revert_layers(
     """Return the most harmful layers to fp32, twice as many in each step, until accuracy is met.
 
     Args:
-        layers: Names of all quantized layers.
         harm: Error of the outputs with only that layer quantized.
         measure: Top-1 in percent with these layers in fp32.
         wanted: Top-1 to reach.
@@ -141,7 +125,7 @@ def revert_layers(
 
 
 def find_classifiers(
-    ends: Iterable[Node], inputs: Callable[[Node], list[Node]], kind: Callable[[Node], str]
+    ends: Iterable[Node], inputs: Callable[[Node], Iterable[Node]], kind: Callable[[Node], str]
 ) -> list[Node]:
     """Find the products that have only arithmetic between them and an output of a graph.
 
@@ -150,7 +134,6 @@ def find_classifiers(
 
     Args:
         ends: Nodes that make the graph's outputs.
-        inputs: Finds the nodes that a node reads.
         kind: Operator of a node; ``Gemm`` for the product of one vector per image.
     """
     found, todo = [], list(ends)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +12,8 @@ import numpy as np
 from spvit_deploy.core.arrays import Array
 from spvit_deploy.core.errors import InputError
 from spvit_deploy.core.preprocessing import Preprocessing
-from spvit_deploy.runtimes.info import FormatInfo, distinct_options, load_attribute
+from spvit_deploy.core.records import StrictModel
+from spvit_deploy.runtimes.info import FormatInfo, distinct_options
 from spvit_deploy.runtimes.registry import find_format, formats, load_exporter
 
 if TYPE_CHECKING:
@@ -20,16 +21,10 @@ if TYPE_CHECKING:
 
     from spvit_deploy.lean.model_folder import SavedModel
     from spvit_deploy.lean.outputs import NamedOutputs
-    from spvit_deploy.runtimes.calibration import Accuracy, Calibration, Labelled
+    from spvit_deploy.runtimes.calibration import Calibration, Labelled
 
 DEFAULT_OPSET = 20
 Note = Callable[[str], None]
-
-
-def _empty_graph() -> onnx.ModelProto:
-    import onnx
-
-    return onnx.ModelProto()
 
 
 @dataclass(frozen=True)
@@ -37,8 +32,6 @@ class ExportSettings:
     """What to write.
 
     Attributes:
-        format: name of a :class:`~spvit_deploy.runtimes.info.FormatInfo`.
-        precision: ``fp32``, ``fp16``, ``bf16`` or ``int8``.
         batch: a fixed number of images, or None for a dynamic batch.
         opset: ONNX operator set; None for the default, or a format that has none.
         outputs: ``logits``, ``features``, ``all``; None for what the model's own forward returns.
@@ -92,7 +85,7 @@ class ExportSettings:
             )
         options, opset = self.options, None
         if form.check_options:
-            options = load_attribute(form.check_options)(options, self.precision)
+            options = resolve_name(form.check_options)(options, self.precision)
         if form.from_onnx:
             opset = max(self.opset or DEFAULT_OPSET, form.min_opsets.get(self.precision, 0))
         load_exporter(form)
@@ -104,18 +97,15 @@ class ExportJob:
     """One export, from the loaded model to the graph that an exporter writes.
 
     Attributes:
-        settings: what to write.
         size: (channels, height, width) of the images.
-        outputs: the module with named outputs that is written.
         saved: the model; None where a bare module is written only to be timed.
         images: real images for verification, [B, C, H, W] float32, normalized; empty for none.
         load_calibration: reads what int8 needs; called for int8 only.
         labelled: batches of (images, labels) that fp16 and bf16 are measured on; None for none.
         source_sha256: of what the model was loaded from.
         earlier: parity reports of the steps before this one.
-        proto: the optimized ONNX graph in the requested precision; empty where the format is
-            written from the module.
-        calibration: for int8, else None.
+        proto: the optimized ONNX graph (ModelProto) in the requested precision; None where the
+            format is written from the module.
         metadata: what the file records about itself.
     """
 
@@ -128,7 +118,7 @@ class ExportJob:
     labelled: Labelled | None = None
     source_sha256: str = ""
     earlier: tuple[Any, ...] = ()
-    proto: onnx.ModelProto = field(default_factory=_empty_graph)
+    proto: Any = None
     calibration: Calibration | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
 
@@ -154,13 +144,28 @@ class ExportJob:
         return self.model.preprocessing if self.settings.with_preprocessing else None
 
 
+class Accuracy(StrictModel):
+    """What a lower precision cost and brought.
+
+    Attributes:
+        before, after: top-1 in percent in fp32 and in this precision, in the artifact's own
+            runtime; before of fp16 and bf16 is the model's in PyTorch.
+        kept: layers that stayed in fp32, for accuracy.
+        speedup: time of fp32 over that of int8, one image at a time, on the exporting host; None
+            where it cannot run.
+    """
+
+    before: float
+    after: float
+    kept: tuple[str, ...] = ()
+    speedup: float | None = None
+
+
 @dataclass(frozen=True)
 class WrittenFiles:
     """What an exporter left in the folder.
 
     Attributes:
-        files: names.
-        accuracy: top-1 before and after int8; None otherwise.
         delegated: fraction of the operators that the format's backend took, where not all.
         reference: graph to verify in place of the artifact, where nothing on this host computes
             as the artifact does: the same graph with every low-precision tensor rounded.
@@ -170,9 +175,6 @@ class WrittenFiles:
     accuracy: Accuracy | None = None
     delegated: float | None = None
     reference: onnx.ModelProto | None = None
-
-
-Exporter = Callable[[ExportJob, Path, Note], WrittenFiles]
 
 
 def check_options(form: FormatInfo, options: Mapping[str, Any]) -> None:

@@ -3,26 +3,43 @@
 Everything that lists runtimes or formats (command line, ``doctor``, ``inspect``, ``recommend``, the
 report, the docs table) reads these declarations. Nothing heavy is imported here, nor may the
 ``info.py`` of a runtime import anything heavy: functions and classes are named as
-``module:attribute`` and imported on first use.
+``module:attribute`` and imported on first use, by :func:`pkgutil.resolve_name`.
 """
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from spvit_deploy.core.errors import InputError
+
 # Of formats that declare no rank.
 UNRANKED = 100
+# Smallest, usual and largest batch of an artifact with a dynamic one.
+BatchProfile = tuple[int, int, int]
+DEFAULT_PROFILE: BatchProfile = (1, 8, 32)
 
 
-def load_attribute(where: str) -> Any:
-    """Import ``module:attribute`` and return the attribute."""
-    module, _, name = where.partition(":")
-    return getattr(importlib.import_module(module), name)
+def parse_profile(value: str | Sequence[int] | None) -> BatchProfile:
+    """Parse ``MIN,OPT,MAX``, or check three numbers; None is the default.
+
+    Raises:
+        InputError: not three rising positive integers.
+    """
+    text = value if isinstance(value, str) else ",".join(map(str, value or DEFAULT_PROFILE))
+    try:
+        smallest, usual, largest = map(int, text.split(","))
+    except ValueError:
+        smallest = usual = largest = 0
+    if 0 < smallest <= usual <= largest:
+        return smallest, usual, largest
+    raise InputError(
+        f"--profile {text}: expected the smallest, the usual and the largest batch.",
+        "Give three rising numbers, such as 1,8,32.",
+    )
 
 
 @dataclass(frozen=True)
@@ -31,10 +48,7 @@ class ExportOption:
 
     Attributes:
         name: keyword in Python, such as ``timing_cache``.
-        help: text of ``--help``.
-        kind: how the command line reads it.
         flag: on the command line; ``--timing-cache`` by default.
-        metavar: placeholder in ``--help``.
         default: shown in ``--help``; applied by the format, not here.
         parse: turns the text into a value; raises InputError.
     """
@@ -53,20 +67,24 @@ class ExportOption:
         return self.flag or f"--{self.name.replace('_', '-')}"
 
 
+PROFILE_OPTION = ExportOption(
+    name="profile",
+    help="Batches of an artifact with a dynamic batch: the smallest, the usual, the largest.",
+    metavar="MIN,OPT,MAX",
+    default=",".join(map(str, DEFAULT_PROFILE)),
+    parse=parse_profile,
+)
+
+
 @dataclass(frozen=True)
 class FormatInfo:
     """A file format, before anything of it is imported.
 
     Attributes:
-        name: value of ``--format``, and ``format`` in ``export.json``.
-        runtime: the runtime that it is made for.
-        suffix: of its main file.
         file: name of its main file in an exported folder, or a pattern such as ``*.engine``.
-        exporter: ``module:function`` that writes it: ``(ExportJob, folder, note) -> WrittenFiles``;
-            empty for a format that is only read.
-        precisions: that it can be written in.
-        graph_precisions: those of them that the ONNX graph itself is converted to; they are
-            verified with every low-precision tensor rounded.
+        exporter: ``module:function`` that writes it; empty for a format that is only read.
+        graph_precisions: those that the ONNX graph itself is converted to; they are verified with
+            every low-precision tensor rounded.
         min_opsets: lowest ONNX operator set by precision, where the default is too low.
         from_onnx: whether it is written from the ONNX graph, or from the PyTorch module.
         takes_preprocessing: whether it can hold the preprocessing, and take uint8 images.
@@ -75,7 +93,6 @@ class FormatInfo:
         verified_file, verified_in: what is opened for verification, and in which runtime; empty for
             the main file in its own runtime.
         for_named_gpus: whether it is built for GPUs that the user names (``gpus``).
-        options: see :class:`ExportOption`.
         unsupported: options of similar formats that it lacks, each with the reason.
         check_options: ``module:function``, ``(options, precision) -> typed options``; raises
             InputError. Empty where the options are taken as they are.
@@ -122,17 +139,14 @@ class RuntimeInfo:
     """A runtime, before anything of it is imported.
 
     Attributes:
-        name: value of ``--runtime``.
-        title: for people: ``ONNX Runtime``.
         session: ``module:Class`` of its :class:`~spvit_deploy.runtimes.base.Session`.
         package: module that must be importable.
         extra: extra of this distribution that installs the package; empty where it is required.
         distributions: distributions whose versions records and ``doctor`` name.
-        formats: formats that are its own.
         opens: other formats and kinds of model folders (``dense``, ``lean``) that it opens.
-        metadata: ``module:function``, path of a file of its format → what the file records.
-        describe_file, describe_folder: ``module:function``, path → facts for ``inspect``; empty for
-            the metadata, and for nothing beside the record.
+        metadata: ``module:function``, path of a file of its format → what the file records, and
+            further facts for ``inspect``.
+        describe_folder: ``module:function``, path → facts for ``inspect`` beside the record.
         identify: ``module:function``, path → runtime, where several share a suffix.
         default: whether it is measured where no runtime is named.
         needs_gpu: whether it only runs on a GPU; its session checks that GPU and package are here.
@@ -140,6 +154,7 @@ class RuntimeInfo:
         layers: whether it can measure the time of each layer.
         devices: values of ``--device`` that only this runtime has.
         triton_backend: the backend of Triton that serves its format; empty for none.
+        triton_kind: ``KIND_CPU`` or ``KIND_GPU`` where that backend computes on one only.
     """
 
     name: str
@@ -151,7 +166,6 @@ class RuntimeInfo:
     formats: tuple[FormatInfo, ...] = ()
     opens: tuple[str, ...] = ()
     metadata: str = ""
-    describe_file: str = ""
     describe_folder: str = ""
     identify: str = ""
     default: bool = True
@@ -160,6 +174,7 @@ class RuntimeInfo:
     layers: bool = False
     devices: tuple[str, ...] = ()
     triton_backend: str = ""
+    triton_kind: str = "KIND_AUTO"
 
     @property
     def installed(self) -> bool:

@@ -11,12 +11,13 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
 from spvit_deploy.core.devices import parse_device
 from spvit_deploy.core.errors import InputError, RuntimeMissingError
 from spvit_deploy.core.plugins import load_plugins
-from spvit_deploy.runtimes.info import FormatInfo, RuntimeInfo, load_attribute
+from spvit_deploy.runtimes.info import FormatInfo, RuntimeInfo
 
 if TYPE_CHECKING:
     from spvit_deploy.runtimes.base import Session
@@ -29,10 +30,8 @@ PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 
 @cache
 def runtimes(plugins: bool = True) -> Mapping[str, RuntimeInfo]:
-    """Return all runtimes by name, built-in ones first.
-
-    Args:
-        plugins: whether those of other packages are among them.
+    """Return all runtimes by name, built-in ones first, and without those of other packages where
+    ``plugins`` is False.
 
     Raises:
         InputError: a plug-in cannot be loaded.
@@ -56,20 +55,17 @@ def shown_runtimes() -> Mapping[str, RuntimeInfo]:
 
 
 def formats(among: Mapping[str, RuntimeInfo] | None = None) -> Mapping[str, FormatInfo]:
-    """Return the formats that can be written, by name; errors as :func:`runtimes`.
-
-    Args:
-        among: runtimes by name; None for all.
-    """
+    """Return the formats that can be written, by name; of all runtimes for None."""
     infos = (runtimes() if among is None else among).values()
     return {form.name: form for info in infos for form in info.formats if form.exporter}
 
 
-def triton_backends(among: Mapping[str, RuntimeInfo]) -> dict[str, str]:
-    """Return the format that each backend of Triton opens; Python's runs ONNX Runtime."""
-    found = {info.triton_backend: info.formats[0].name for info in among.values() if info.formats}
-    found.pop("", None)
-    return {**found, "python": "onnx"}
+def triton_backends(among: Mapping[str, RuntimeInfo]) -> dict[str, RuntimeInfo]:
+    """Return the runtime whose first format each backend of Triton opens; Python's runs ONNX
+    Runtime.
+    """
+    found = {info.triton_backend: info for info in among.values() if info.triton_backend}
+    return {**found, "python": among["onnxruntime"]}
 
 
 def find_runtime(name: str) -> RuntimeInfo:
@@ -105,7 +101,7 @@ def find_format(name: str, precision: str = "fp32") -> FormatInfo:
 
 
 def load_exporter(form: FormatInfo) -> Any:
-    """Import the function that writes a format.
+    """Import the function that writes a format: ``(ExportJob, folder, note) -> WrittenFiles``.
 
     Raises:
         RuntimeMissingError: the package of its runtime is not installed.
@@ -116,7 +112,7 @@ def load_exporter(form: FormatInfo) -> Any:
             f"Format '{form.name}' needs {info.package}, which is not installed.",
             info.install_command,
         )
-    return load_attribute(form.exporter)
+    return resolve_name(form.exporter)
 
 
 def artifact_kind(path: Path) -> str:
@@ -127,11 +123,10 @@ def artifact_kind(path: Path) -> str:
     """
     from spvit_deploy.core.records import read_record
 
-    owners = [info for info in runtimes().values() if _form_with(info, path.suffix)]
-    if owners and path.is_file():
-        if owners[0].identify:
-            return str(load_attribute(owners[0].identify)(path))
-        return _form_with(owners[0], path.suffix)
+    for info in runtimes().values() if path.is_file() else ():
+        for form in info.formats:
+            if form.suffix == path.suffix:
+                return resolve_name(info.identify)(path) if info.identify else form.name
     for name in ("export.json", "config.json"):
         if (path / name).is_file():
             record = read_record(path / name)
@@ -147,10 +142,6 @@ def suffixes() -> tuple[str, ...]:
     return tuple(
         dict.fromkeys(form.suffix for info in runtimes().values() for form in info.formats)
     )
-
-
-def _form_with(info: RuntimeInfo, suffix: str) -> str:
-    return next((form.name for form in info.formats if form.suffix == suffix), "")
 
 
 def runtimes_for(path: Path, requested: Sequence[str] = ()) -> list[str]:
@@ -172,11 +163,9 @@ def runtimes_for(path: Path, requested: Sequence[str] = ()) -> list[str]:
 def open_session(
     path: Path, runtime: str, device: str = "cpu", threads: int | None = None
 ) -> Session:
-    """Open an artifact in a runtime.
+    """Open a file, or a dense, lean or exported folder, in a runtime.
 
     Args:
-        path: a file, or a dense, lean or exported folder.
-        runtime: name of a runtime.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N``, ``mps``, or an execution provider.
         threads: of the runtime; None for its default.
 
@@ -195,7 +184,7 @@ def open_session(
     # A session on a GPU checks both itself: a missing GPU comes before a missing package.
     if info is None or not info.needs_gpu:
         info = find_runtime(runtime)
-    opened: Session = load_attribute(info.session)(_checked_file(path, kind), device, threads)
+    opened: Session = resolve_name(info.session)(_checked_file(path, kind), device, threads)
     return opened
 
 
@@ -232,17 +221,10 @@ def owner_of(kind: str) -> RuntimeInfo:
     )
 
 
-def read_metadata(path: Path) -> dict[str, str]:
-    """Read what an artifact's file records about itself; empty for a third-party file.
-
-    Raises:
-        CorruptFileError: damaged.
-        RuntimeMissingError: only a runtime that is not installed can read it.
-    """
-    kind = artifact_kind(path)
-    info = owner_of(kind)
-    # The records of engines are read without their package.
-    if not (info.installed or info.needs_gpu):
+def read_metadata(path: Path) -> dict[str, Any]:
+    """Read what an artifact's file records about itself, and further facts of some formats."""
+    info = owner_of(artifact_kind(path))
+    # What engines record lies beside them, and is read without their library.
+    if not info.needs_gpu:
         find_runtime(info.name)
-    found: dict[str, str] = load_attribute(info.metadata)(path) if info.metadata else {}
-    return found
+    return resolve_name(info.metadata)(path) if info.metadata else {}

@@ -29,13 +29,7 @@ _LEAST_SAMPLES = 3
 
 @dataclass(frozen=True)
 class Schedule:
-    """How calls are interleaved.
-
-    Attributes:
-        rounds: bursts of each call.
-        burst: seconds that a burst lasts.
-        pause: seconds of sleep before each burst.
-    """
+    """How calls are interleaved: bursts of each, seconds of a burst, and of sleep before it."""
 
     rounds: int
     burst: float
@@ -118,16 +112,11 @@ def time_interleaved(
     repeated: Mapping[Key, int] | None = None,
     note: Callable[[Key], None] = lambda _: None,
 ) -> dict[Key, list[list[float]]]:
-    """Time calls in interleaved bursts.
+    """Time calls in interleaved bursts, and return the seconds of every call, a list per burst.
 
     Args:
-        calls: by key.
-        schedule: bursts of each.
         repeated: bursts a round, of keys that get more than one.
         note: called with each key before its burst.
-
-    Returns:
-        Seconds of every call, by key, one list for each burst.
     """
     counts = repeated or {}
     keys = [key for key in calls for _ in range(counts.get(key, 1))]

@@ -8,18 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from spvit_deploy.core.errors import JobError, raised_as
+from spvit_deploy.runtimes.base import OUTPUTS_KEY
 from spvit_deploy.runtimes.export_job import ExportJob
-from spvit_deploy.runtimes.model_input import OUTPUTS_KEY
 from spvit_deploy.runtimes.onnx.graph import INPUT_NAME, prepare
 
 
 class _Plain(nn.Module):
-    """A module whose only output is a tensor, not a tuple of one.
-
-    Args:
-        net: images → a tuple of tensors.
-        dtype: that it computes in; images and outputs are fp32.
-    """
+    """A module in ``dtype`` whose images and outputs are fp32, and a tensor where there is one."""
 
     def __init__(self, net: nn.Module, dtype: torch.dtype) -> None:
         super().__init__()
@@ -46,13 +41,9 @@ def trace_program(
     be the only thing pickled in the file.
 
     Args:
-        job: with the module.
         limit: largest batch of a dynamic one.
         fused: whether attention stays one fused operation.
         dtype: that the whole module computes in.
-
-    Raises:
-        JobError: torch cannot export it.
     """
     # A trace at batch 1 would freeze the batch.
     example = torch.zeros(job.batch or 2, *job.size)

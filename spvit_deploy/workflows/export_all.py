@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any, Literal
 
 from spvit_deploy.benchmarks.artifacts import bytes_of
@@ -22,7 +23,6 @@ from spvit_deploy.export.export_model import run_export
 from spvit_deploy.export.record import ExportRecord
 from spvit_deploy.lean.model_folder import ModelRequest, save_model
 from spvit_deploy.runtimes.export_job import ExportJob, ExportSettings
-from spvit_deploy.runtimes.info import load_attribute
 from spvit_deploy.runtimes.registry import formats, load_exporter, runtimes
 from spvit_deploy.workflows.export import open_export
 
@@ -142,7 +142,7 @@ def _check_gpus(settings: ExportSettings) -> None:
     for form in formats().values() if settings.options.get("gpus") else ():
         if form.for_named_gpus and runtimes()[form.runtime].installed:
             with suppress(JobError):
-                load_attribute(form.fit_options)(settings.options, settings.precision)
+                resolve_name(form.fit_options)(settings.options, settings.precision)
 
 
 def require_all(rows: Sequence[ExportRow]) -> None:
@@ -186,7 +186,7 @@ def _fit(settings: ExportSettings) -> tuple[ExportSettings, tuple[str, ...]]:
     load_exporter(form)
     options, left_out = form.options_in(settings.options), ()
     if form.fit_options:
-        options, left_out = load_attribute(form.fit_options)(options, settings.precision)
+        options, left_out = resolve_name(form.fit_options)(options, settings.precision)
     fitting = replace(
         settings,
         opset=settings.opset if form.from_onnx else None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Sequence
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import onnxruntime
@@ -27,7 +28,6 @@ from spvit_deploy.lean.cost import count_cost
 from spvit_deploy.lean.materialize import plan_costs
 from spvit_deploy.lean.model_folder import CONFIG_FILE, folder_digest, load_saved
 from spvit_deploy.lean.width_advice import advice
-from spvit_deploy.runtimes.info import load_attribute
 from spvit_deploy.runtimes.registry import (
     artifact_kind,
     installed,
@@ -80,10 +80,7 @@ def inspect_anything(target: str, model_args: dict[str, Any]) -> dict[str, Any]:
 
 def _artifact(path: Path) -> dict[str, Any]:
     """Describe a file that a runtime opens."""
-    kind = artifact_kind(path)
-    describe = owner_of(kind).describe_file
-    facts = load_attribute(describe)(path) if describe else read_metadata(path)
-    return {"kind": kind, "sha256": sha256_file(path), **facts}
+    return {"kind": artifact_kind(path), "sha256": sha256_file(path), **read_metadata(path)}
 
 
 def _model(spec: ModelSpec) -> dict[str, Any]:
@@ -172,7 +169,7 @@ def _exported(path: Path) -> dict[str, Any]:
             }
             for report in record.parity
         ],
-        **(load_attribute(describe)(path) if describe else {}),
+        **(resolve_name(describe)(path) if describe else {}),
         "tools": record.tools,
         "files": record.files,
         "made from": record.parent,

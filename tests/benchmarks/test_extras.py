@@ -40,7 +40,7 @@ DENSE = {"torch": "dense_folder", "onnx": "dense_onnx", "openvino": "dense_openv
 
 def blocks_of(path: Path, runtime: str) -> tuple[BlockTime, ...]:
     session = open_session(path, runtime, "cpu", 1)
-    images = np.zeros((2, *session.input_size), np.float32)
+    images = np.zeros((2, *session.input.size), np.float32)
     found = by_block(session.layers(images, 3), describe(path).blocks)  # type: ignore[attr-defined]
     session.close()
     return found

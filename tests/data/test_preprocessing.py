@@ -25,7 +25,7 @@ from spvit_deploy.core.errors import InputError
 from spvit_deploy.core.preprocessing import Preprocessing
 from spvit_deploy.data.pixels import to_pixels, to_raw_images
 from spvit_deploy.lean.model_folder import SavedModel, load_saved, save_model
-from spvit_deploy.runtimes.model_input import read_input
+from spvit_deploy.runtimes.base import read_input
 from spvit_deploy.runtimes.onnx import preprocessing_graph as picturegraph
 from spvit_deploy.runtimes.onnx.preprocessing_graph import check_preprocessing, preprocessing_graph
 from spvit_deploy.runtimes.registry import find_format, open_session
@@ -203,7 +203,8 @@ def test_other_runtimes_and_batches_take_the_same_file(make_lean: Make, tmp_path
     for runtime in ("onnxruntime", "openvino"):
         for path in (file, file.parent):
             session: Any = open_session(path, runtime)
-            assert session.preprocessing == load_saved(lean).preprocessing
+            assert session.input.any_size
+            assert session.input.preprocessing == load_saved(lean).preprocessing
             answers.append(session.run_uint8(pictures)[0])
             for wrong in (pictures[:1], pictures.astype(np.float32), pictures[..., :1]):
                 with pytest.raises(InputError, match="takes uint8"):
@@ -214,7 +215,7 @@ def test_other_runtimes_and_batches_take_the_same_file(make_lean: Make, tmp_path
     plain = tmp_path / "plain"
     good("export", lean, "-o", plain)
     session = open_session(plain, "onnxruntime")
-    assert session.preprocessing is None
+    assert session.input.preprocessing is None
     with pytest.raises(InputError, match="images of one size"):
         session.run_uint8(pictures)
 

@@ -17,7 +17,7 @@ from spvit_deploy.core.files import sha256_bytes
 from spvit_deploy.core.records import write_record
 from spvit_deploy.runtimes.export_job import check_options
 from spvit_deploy.runtimes.registry import find_format
-from spvit_deploy.runtimes.tensorrt.bindings import bindings, image_size
+from spvit_deploy.runtimes.tensorrt.cuda_buffers import bindings, image_size
 from spvit_deploy.runtimes.tensorrt.engine_record import (
     Engine,
     EngineRecord,

@@ -49,7 +49,7 @@ def session(
 
 def images(session: Session, batch: int) -> np.ndarray:
     rng = np.random.default_rng(batch)
-    return rng.standard_normal((batch, *session.input_size), dtype=np.float32)
+    return rng.standard_normal((batch, *session.input.size), dtype=np.float32)
 
 
 @pytest.mark.parametrize("batch", [1, 2, 5])
@@ -67,7 +67,7 @@ def test_other_memory_layouts_are_taken(session: Session) -> None:
 
 
 def test_images_of_another_size_are_refused(session: Session) -> None:
-    channels, height, width = session.input_size
+    channels, height, width = session.input.size
     for shape in ((1, channels, height + 1, width), (1, channels + 1, height, width), (height,)):
         with pytest.raises(InputError, match="the model takes"):
             session.run(np.zeros(shape, dtype=np.float32))
@@ -82,5 +82,5 @@ def test_a_session_reports_what_it_is(session: Session) -> None:
     info = runtimes()[session.name]
     assert session.version[0].isdigit()
     assert session.device == ("cuda:0" if info.needs_gpu else "cpu")
-    assert session.batch is None
+    assert session.input.batch is None
     assert session.outputs == ("logits",)

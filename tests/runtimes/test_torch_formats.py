@@ -75,7 +75,7 @@ def test_twice_the_same_export_gives_the_same_bytes(form: str, lean: Path, tmp_p
     assert content[0] == content[1]
     assert str(Path.cwd()).encode() not in content[0]
     session = open_session(first, form)
-    assert session.batch == 2
+    assert session.input.batch == 2
     with pytest.raises(InputError, match="the model takes"):
         session.run(sample(1))
 

@@ -8,24 +8,20 @@ from typing import Any
 from spvit_deploy.core.errors import JobError, raised_as
 from spvit_deploy.core.files import write_bytes
 from spvit_deploy.core.log_filters import silenced
-from spvit_deploy.runtimes.batch_profile import profile_of
+from spvit_deploy.runtimes.executorch.session import METADATA_METHOD
 from spvit_deploy.runtimes.export_job import ExportJob, Note, WrittenFiles
+from spvit_deploy.runtimes.info import parse_profile
 from spvit_deploy.runtimes.torch_program import metadata_text, trace_program
 
 MODEL_FILE = "model.pte"
-# A method of the program that returns the metadata.
-METADATA_METHOD = "spvit_deploy"
 
 
 def export_program(job: ExportJob, folder: Path, note: Note) -> WrittenFiles:
     """Trace the module, delegate to XNNPACK what it takes, and save the program.
 
     Memory is planned ahead, so a dynamic batch has an upper bound: the largest of the profile.
-
-    Raises:
-        JobError: torch or ExecuTorch cannot export it.
     """
-    limit = profile_of(job.settings.options)[2] if job.batch is None else None
+    limit = parse_profile(job.settings.options.get("profile"))[2] if job.batch is None else None
     note("torch.export")
     program = trace_program(job, limit)
     note("XNNPACK")

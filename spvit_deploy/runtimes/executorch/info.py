@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from spvit_deploy.runtimes.batch_profile import PROFILE_OPTION
-from spvit_deploy.runtimes.info import FormatInfo, RuntimeInfo
+from spvit_deploy.runtimes.info import PROFILE_OPTION, FormatInfo, RuntimeInfo
 
 _HERE = "spvit_deploy.runtimes.executorch"
 

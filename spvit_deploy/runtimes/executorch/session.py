@@ -14,10 +14,10 @@ import torch
 from spvit_deploy.core.arrays import Array
 from spvit_deploy.core.errors import CorruptFileError, InputError, RuntimeMissingError, raised_as
 from spvit_deploy.core.log_filters import silenced, without_lines
-from spvit_deploy.runtimes.base import Session
-from spvit_deploy.runtimes.model_input import read_input, read_outputs
+from spvit_deploy.runtimes.base import Session, read_input, read_outputs
 
-_METADATA = "spvit_deploy"
+# A method of the program that returns the metadata.
+METADATA_METHOD = "spvit_deploy"
 # As ExecuTorch numbers types.
 _FLOAT32 = 6
 
@@ -26,11 +26,6 @@ class ExecuTorchSession(Session):
     """A ``.pte`` file; see :class:`Session`.
 
     The memory of a dynamic batch is planned for a largest one, and more images run in parts.
-
-    Raises:
-        RuntimeMissingError: another device than the CPU.
-        CorruptFileError: a damaged file.
-        InputError: a model that does not take images.
     """
 
     name = "executorch"
@@ -44,7 +39,10 @@ class ExecuTorchSession(Session):
         self.version, self.device = version("executorch"), "cpu"
         program, metadata = _open(path)
         if threads:
-            _set_threads(threads)
+            # The one pool of the process; methods that are loaded already keep the old one.
+            from executorch.extension.pybindings.portable_lib import _unsafe_reset_threadpool
+
+            _unsafe_reset_threadpool(threads)
         with raised_as(CorruptFileError, f"{path}: ExecuTorch cannot run it", "Export it again."):
             # It prints where it looked for the kinds of this CPU's cores, and found nothing.
             with without_lines(b"[cpuinfo_utils.cpp:"):
@@ -87,11 +85,7 @@ class ExecuTorchSession(Session):
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """Read what the export recorded in a file; empty for a third-party file.
-
-    Raises:
-        CorruptFileError: damaged, or no such file.
-    """
+    """Read what the export recorded in a file; empty for a third-party file."""
     return _open(path)[1]
 
 
@@ -102,14 +96,7 @@ def _open(path: Path) -> tuple[Any, dict[str, str]]:
     with raised_as(CorruptFileError, what, "Export it again."):
         check = Verification.InternalConsistency
         program = Runtime.get().load_program(path, verification=check)
-        if _METADATA not in program.method_names:
+        if METADATA_METHOD not in program.method_names:
             return program, {}
-        text = program.load_method(_METADATA).execute([])[0]
+        text = program.load_method(METADATA_METHOD).execute([])[0]
         return program, {str(key): str(value) for key, value in json.loads(text).items()}
-
-
-def _set_threads(threads: int) -> None:
-    """Size the one pool of the process; methods that are loaded already keep the old one."""
-    from executorch.extension.pybindings.portable_lib import _unsafe_reset_threadpool
-
-    _unsafe_reset_threadpool(threads)

@@ -11,12 +11,7 @@ from spvit_deploy.runtimes.onnx.preprocessing_graph import prepend_preprocessing
 
 
 def export_onnx(job: ExportJob, folder: Path, note: Note) -> WrittenFiles:
-    """Write the graph; quantized for int8, and behind its preprocessing, which stays fp32.
-
-    Raises:
-        JobError: the checker refuses the file.
-        StorageError: no space, or not writable.
-    """
+    """Write the graph; quantized for int8, and behind its preprocessing, which stays fp32."""
     proto, accuracy = job.proto, None
     if job.calibration is not None:
         proto, accuracy = quantize(proto, job.calibration, job.batch, note)

@@ -14,7 +14,6 @@ RUNTIMES = (
         package="onnxruntime",
         distributions=("onnxruntime", "onnx", "onnxscript", "onnxslim"),
         metadata="spvit_deploy.runtimes.onnx.describe:read_metadata",
-        describe_file="spvit_deploy.runtimes.onnx.describe:describe_file",
         layers=True,
         devices=("tensorrt", "openvino"),
         triton_backend="onnxruntime",

@@ -14,8 +14,7 @@ import onnxruntime as ort
 
 from spvit_deploy.core.arrays import Array
 from spvit_deploy.core.errors import CorruptFileError, RuntimeMissingError, first_line
-from spvit_deploy.runtimes.base import LayerTime, Session
-from spvit_deploy.runtimes.model_input import PREPROCESSING_KEY, ModelInput, read_input
+from spvit_deploy.runtimes.base import PREPROCESSING_KEY, LayerTime, ModelInput, Session, read_input
 
 _PROVIDERS = {
     "cpu": "CPUExecutionProvider",
@@ -23,8 +22,9 @@ _PROVIDERS = {
     "tensorrt": "TensorrtExecutionProvider",
     "openvino": "OpenVINOExecutionProvider",
 }
-_PACKAGES = {"cuda": "onnxruntime-gpu", "tensorrt": "onnxruntime-gpu",
-             "openvino": "onnxruntime-openvino"}  # fmt: skip
+_PACKAGES = {
+    "cuda": "onnxruntime-gpu", "tensorrt": "onnxruntime-gpu", "openvino": "onnxruntime-openvino",
+}  # fmt: skip
 # What a profile adds to the name of a node.
 _KERNEL = "_kernel_time"
 _TYPES = {
@@ -37,11 +37,6 @@ class OnnxRuntimeSession(Session):
 
     A device may name an execution provider as well: ``tensorrt``, ``openvino``, with ``:N``. Copies
     to and from the device are part of an inference.
-
-    Raises:
-        RuntimeMissingError: this onnxruntime has no such provider, or cannot load its libraries.
-        CorruptFileError: a damaged file.
-        InputError: a model that does not take images.
     """
 
     def __init__(self, path: Path, device: str, threads: int | None) -> None:
@@ -57,7 +52,12 @@ class OnnxRuntimeSession(Session):
                 f"{path}: ONNX Runtime cannot open it: {_reason(error)}.",
                 "Choose another --runtime or --device." if missing else "Export it again.",
             ) from error
-        _require_loaded(self._session, provider)
+        used = self._session.get_providers()
+        if provider not in used:  # its libraries could not be loaded, and it is left out silently
+            raise RuntimeMissingError(
+                f"ONNX Runtime could not load {provider}; it would have run on {', '.join(used)}.",
+                "Install the libraries that it needs, or choose --device cpu.",
+            )
         kind = device.partition(":")[0]
         self.name = f"onnxruntime:{kind}" if kind in ("tensorrt", "openvino") else "onnxruntime"
         self.device = device
@@ -129,16 +129,6 @@ def _provider(device: str) -> tuple[str, dict[str, str]]:
             f"Install {package}, or choose --device cpu." if package else "Choose --device cpu.",
         )
     return provider, {"device_id": index} if index else {}
-
-
-def _require_loaded(session: ort.InferenceSession, provider: str) -> None:
-    """Refuse a provider whose libraries could not be loaded, which is left out silently."""
-    used = session.get_providers()
-    if provider not in used:
-        raise RuntimeMissingError(
-            f"ONNX Runtime could not load {provider}; it would have run on {', '.join(used)}.",
-            "Install the libraries that it needs, or choose --device cpu.",
-        )
 
 
 def _only_input(session: ort.InferenceSession, file: Path) -> tuple[str, Any, ModelInput]:

@@ -14,22 +14,20 @@ from xml.etree import ElementTree
 
 import openvino
 
-from spvit_deploy.core.arrays import Array, OutputsRunner
+from spvit_deploy.core.arrays import Array, Runner
 from spvit_deploy.core.errors import JobError, RuntimeMissingError, raised_as
 from spvit_deploy.core.files import write_bytes
 from spvit_deploy.core.log_filters import quiet, silenced
-from spvit_deploy.runtimes.batching import in_batches
 from spvit_deploy.runtimes.calibration import (
-    Accuracy,
     Calibration,
     calibration_batches,
     find_classifiers,
     quantize_with_control,
 )
-from spvit_deploy.runtimes.export_job import ExportJob, Note, WrittenFiles
+from spvit_deploy.runtimes.export_job import Accuracy, ExportJob, Note, WrittenFiles
 from spvit_deploy.runtimes.onnx.graph import INPUT_NAME, MODEL_FILE, write
 from spvit_deploy.runtimes.onnx.preprocessing_graph import SCOPE, preprocessing_graph
-from spvit_deploy.runtimes.openvino.core import openvino_core
+from spvit_deploy.runtimes.openvino.session import openvino_core
 
 # Where the session reads the precision that the compiler is to use.
 PRECISION_INFO = ["spvit_deploy", "precision"]
@@ -91,14 +89,8 @@ def _keep_precise(file: Path) -> None:
     write_bytes(file, ElementTree.tostring(tree.getroot(), xml_declaration=True))
 
 
-def _quantize(
-    model: Any, calibration: Calibration, batch: int, note: Callable[[str], None]
-) -> tuple[Any, Accuracy]:
-    """Quantize by NNCF: transformer preset, symmetric activations, classifiers in fp32.
-
-    Raises:
-        RuntimeMissingError: NNCF is not installed.
-    """
+def _quantize(model: Any, calibration: Calibration, batch: int, note: Note) -> tuple[Any, Accuracy]:
+    """Quantize by NNCF: transformer preset, symmetric activations, classifiers in fp32."""
     try:
         # Its loggers write to what is standard output now, which is for results.
         with redirect_stdout(sys.stderr), silenced():
@@ -128,7 +120,8 @@ def _quantize(
     return quantize_with_control(
         all_layers,
         lambda layers, images: quantize(layers, images) if layers else model,
-        lambda small: _runner(model if small is None else small, batch),
+        lambda small: _runner(model if small is None else small),
+        batch,
         calibration,
         note,
     )
@@ -145,17 +138,12 @@ def _classifiers(model: Any) -> set[str]:
     return {node.get_friendly_name() for node in found}
 
 
-def _runner(model: Any, batch: int) -> OutputsRunner:
+def _runner(model: Any) -> Runner:
     request = openvino_core().compile_model(model, "CPU", _FP32).create_infer_request()
-
-    def scores(images: Array) -> Array:
-        found: Array = next(iter(request.infer({0: images}).values())).copy()
-        return found
-
-    return lambda images: [in_batches(scores, images, batch, batch)]
+    return lambda images: next(iter(request.infer({0: images}).values())).copy()
 
 
-def _counting(total: int, note: Callable[[str], None]) -> Callable[[Array], Array]:
+def _counting(total: int, note: Note) -> Callable[[Array], Array]:
     """Report how far a pass over the calibration batches is; NNCF makes several."""
     calls = itertools.count()
 

@@ -18,6 +18,7 @@ RUNTIMES = (
         metadata=f"{_HERE}.session:read_metadata",
         layers=True,
         triton_backend="openvino",
+        triton_kind="KIND_CPU",
         formats=(
             FormatInfo(
                 name="openvino",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,23 @@ import openvino
 
 from spvit_deploy.core.arrays import Array
 from spvit_deploy.core.errors import CorruptFileError, InputError, RuntimeMissingError, raised_as
-from spvit_deploy.runtimes.base import LayerTime, Session
-from spvit_deploy.runtimes.model_input import PREPROCESSING_KEY, ModelInput, read_input
+from spvit_deploy.runtimes.base import PREPROCESSING_KEY, LayerTime, ModelInput, Session, read_input
 from spvit_deploy.runtimes.onnx.describe import read_metadata as read_onnx_metadata
-from spvit_deploy.runtimes.openvino.core import openvino_core
 
 _KEYS = ("model", "kind", "plan_sha256", "macs", "params", "preprocessing", "class_names", "tools")
 # int8 graphs compute in fp32 beside their quantized layers.
 _HINTS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16", "int8": "f32"}
+
+
+@cache
+def openvino_core() -> openvino.Core:
+    """Return OpenVINO's core, one for the whole process.
+
+    OpenVINO's CPU plugin gives the thread a stack for signal handlers, and takes it away again when
+    its core goes. Of two cores the second puts back the stack of the first, which may be gone: the
+    next signal, of a loading process that ends, then is the end of this process too.
+    """
+    return openvino.Core()
 
 
 class OpenVinoSession(Session):
@@ -25,11 +35,6 @@ class OpenVinoSession(Session):
 
     The precision that a model was exported for is a hint to the compiler; without it, a CPU with
     bf16 would compute every model in bf16.
-
-    Raises:
-        RuntimeMissingError: this OpenVINO has no such device.
-        CorruptFileError: a damaged file.
-        InputError: a model that does not take images, or whose preprocessing needs float64.
     """
 
     name = "openvino"
@@ -79,11 +84,7 @@ class OpenVinoSession(Session):
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """Read what the export recorded in a file; empty for a third-party file.
-
-    Raises:
-        CorruptFileError: it, or the file of weights beside it, is damaged.
-    """
+    """Read what the export recorded in a file; empty for a third-party file."""
     weights = path.with_suffix(".bin").name
     what = f"{path}: OpenVINO cannot read it with {weights} beside it"
     with raised_as(CorruptFileError, what, "Export it again."):

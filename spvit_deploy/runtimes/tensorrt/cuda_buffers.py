@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,18 +18,58 @@ import numpy as np
 
 from spvit_deploy.core.arrays import Array
 from spvit_deploy.core.devices import load_library
-from spvit_deploy.core.errors import JobError, RuntimeMissingError
-from spvit_deploy.runtimes.tensorrt.bindings import Binding
+from spvit_deploy.core.errors import InputError, JobError, RuntimeMissingError
+from spvit_deploy.runtimes.tensorrt.engine_record import EngineRecord
 
 # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: calls of other threads do not invalidate the capture.
 _THREAD_LOCAL = 1
+# Input and outputs are float32 in every precision.
+_BYTES = 4
+
+
+@dataclass(frozen=True)
+class Binding:
+    """One input or output of an engine, [batch, ...]."""
+
+    name: str
+    shape: tuple[int, ...]
+    is_input: bool
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its buffer, on the host and on the device."""
+        return _BYTES * math.prod(self.shape)
+
+
+def bindings(record: EngineRecord, batch: int) -> tuple[Binding, ...]:
+    """List the inputs, then the outputs, each in the order of the record.
+
+    Raises:
+        InputError: The engine does not take this batch.
+    """
+    smallest, largest = record.batches[0], record.batches[-1]
+    if not smallest <= batch <= largest:
+        takes = "" if smallest == largest else f" to {largest}"
+        raise InputError(
+            f"Batch {batch} was requested; the engine takes {smallest}{takes}.",
+            "Export it with another --profile or --batch.",
+        )
+    sides = ((record.inputs, True), (record.outputs, False))
+    return tuple(
+        Binding(name, tuple(batch if size == "batch" else int(size) for size in shape), is_input)
+        for tensors, is_input in sides
+        for name, shape in tensors.items()
+    )
+
+
+def image_size(record: EngineRecord) -> tuple[int, int, int]:
+    """Return (channels, height, width) of the images that the engine reads."""
+    channels, height, width = (int(size) for size in next(iter(record.inputs.values()))[1:])
+    return channels, height, width
 
 
 class CudaDevice:
     """The primary context of a device, which TensorRT and PyTorch use too, with one stream.
-
-    Args:
-        index: Of the device.
 
     Raises:
         RuntimeMissingError: pycuda is not installed.
@@ -67,7 +108,6 @@ class CudaDevice:
         """Copy the inputs to the device, compute, copy the outputs back, and wait.
 
         Args:
-            buffers: Of inputs and outputs.
             compute: Enqueues on the stream and does not wait.
 
         Returns:
@@ -103,9 +143,7 @@ class CudaDevice:
 class Buffers:
     """One page-locked buffer on the host and one on the device for each input and output.
 
-    Attributes:
-        fixed: Whether a graph may be captured for them.
-        graph: Computes on them; None where it was not captured.
+    Where they are ``fixed``, a graph may be captured that computes on them.
     """
 
     parts: tuple[Binding, ...]
@@ -164,15 +202,7 @@ class CudaGraph:
 
 
 def capture_graph(stream: int, enqueue: Callable[[], None]) -> CudaGraph | None:
-    """Capture what a function enqueues, instead of running it.
-
-    Args:
-        stream: Handle of the stream.
-        enqueue: Enqueues on the stream.
-
-    Returns:
-        The graph, or None where something cannot be captured.
-    """
+    """Capture what a function enqueues on a stream, instead of running it; None where it fails."""
     library = load_library()
     where, graph, handle = ctypes.c_void_p(stream), ctypes.c_void_p(), ctypes.c_void_p()
     if library is None or library.cuStreamBeginCapture_v2(where, _THREAD_LOCAL) != 0:

@@ -1,4 +1,4 @@
-"""TensorRT engine files: the record beside each, and which one fits a host.
+"""TensorRT engine files: the record beside each, what it shows, and which one fits a host.
 
 The record is a file of its own, ``model.sm86.engine.json``, because other tools would refuse an
 engine with a prefix. Neither TensorRT nor CUDA is imported.
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -25,11 +25,9 @@ class EngineRecord(StrictModel):
     """The record of an engine.
 
     Attributes:
-        library: ``tensorrt`` or ``tensorrt_rtx``.
         compute_capability: Of the GPU that it was built for, such as ``sm86``.
         version_compatible: Newer minor versions of the library run it too.
         hardware_compatible: GPUs from Ampere (sm80) on run it too.
-        refittable: Its weights can be replaced.
         products: Fraction of matrix products and convolutions by type, in the network.
         layers: Fraction of all layers by the type of their first input.
         layers_of: Source of ``layers``: the engine, where a GPU could open it, or the network.
@@ -56,21 +54,6 @@ class EngineRecord(StrictModel):
     sha256: str
 
     @property
-    def smallest(self) -> int:
-        """Smallest batch that it takes."""
-        return self.batches[0]
-
-    @property
-    def usual(self) -> int:
-        """Batch that it was optimized for."""
-        return self.batches[len(self.batches) // 2]
-
-    @property
-    def largest(self) -> int:
-        """Largest batch that it takes."""
-        return self.batches[-1]
-
-    @property
     def runtime(self) -> str:
         """Name of the runtime that opens it, and of the format."""
         return self.library.replace("_", "-")
@@ -86,13 +69,7 @@ class Engine:
 
 @dataclass(frozen=True)
 class Place:
-    """The library and the GPU that an engine is to run with.
-
-    Attributes:
-        library: Module name.
-        version: Version of the library.
-        capability: Compute capability of the GPU, such as ``sm86``.
-    """
+    """The library (its module) and the GPU, such as ``sm86``, that an engine is to run with."""
 
     library: str
     version: str
@@ -117,27 +94,12 @@ def read_engine(file: Path) -> Engine:
             f"{file}: no {path.name} beside it, which records its library and GPU.",
             "Export the model again, or run it with the tool that built it.",
         )
-    return Engine(file, parse_record(path))
+    return Engine(file, load_record(path, "engine", EngineRecord, "Export it again"))
 
 
 def runtime_of(file: Path) -> str:
-    """Return the runtime that an engine is for; errors as :func:`read_engine`."""
+    """Return the runtime that an engine is for."""
     return read_engine(file).record.runtime
-
-
-def read_metadata(file: Path) -> dict[str, str]:
-    """Return what the engine's record has of the model; errors as :func:`read_engine`."""
-    return {"spvit_deploy.precision": read_engine(file).record.precision}
-
-
-def parse_record(path: Path) -> EngineRecord:
-    """Parse the record of an engine.
-
-    Raises:
-        InputError: A record of another kind.
-        CorruptFileError: It is damaged.
-    """
-    return load_record(path, "engine", EngineRecord, "Export it again")
 
 
 def find_engines(path: Path) -> tuple[Engine, ...]:
@@ -155,6 +117,51 @@ def find_engines(path: Path) -> tuple[Engine, ...]:
     for engine in engines:
         check_files(engine.file.parent, {engine.file.name: engine.record.sha256})
     return engines
+
+
+def read_metadata(file: Path) -> dict[str, Any]:
+    """Describe an engine file by the record beside it."""
+    (engine,) = find_engines(file)
+    return _described(engine.record)
+
+
+def describe_folder(folder: Path) -> dict[str, Any]:
+    """Describe the engines of an exported folder, a row each."""
+    keys = ("gpu", "library", "precision", "batches")
+    shown = {engine.file.name: _described(engine.record) for engine in find_engines(folder)}
+    rows = [{"engine": name, **{key: row[key] for key in keys}} for name, row in shown.items()]
+    return {"engines": rows}
+
+
+def _described(record: EngineRecord) -> dict[str, Any]:
+    inputs, outputs = (
+        "; ".join(f"{name} [{', '.join(map(str, shape))}]" for name, shape in side.items())
+        for side in (record.inputs, record.outputs)
+    )
+    library = f"{record.library} {record.library_version}"
+    gpu = "every GPU from sm80 on" if record.hardware_compatible else record.compute_capability
+    newer = " and newer ones of the same major version" if record.version_compatible else ""
+    batches = str(record.batches[0])
+    if len(record.batches) == 3:
+        batches = "{0} to {2}, best at {1}".format(*record.batches)
+    return {
+        "library": library,
+        "gpu": record.compute_capability,
+        "precision": record.precision,
+        "batches": batches,
+        "input": inputs,
+        "outputs": outputs,
+        "runs on": f"{gpu}, with {library}{newer}",
+        "refittable": record.refittable,
+        "products": _percent(record.products),
+        f"layers of the {record.layers_of}": _percent(record.layers),
+        "made from": record.source_sha256,
+        "sha256": record.sha256,
+    }
+
+
+def _percent(shares: dict[str, float]) -> str:
+    return ", ".join(f"{100 * share:.0f}% {name}" for name, share in shares.items())
 
 
 def untouched(engines: Sequence[Engine]) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import onnx
 from spvit_deploy.core.devices import find_driver, require_gpu
 from spvit_deploy.core.errors import InputError, JobError
 from spvit_deploy.core.files import sha256_file, write_bytes
-from spvit_deploy.core.progress import stderr_console
+from spvit_deploy.core.progress import warn
 from spvit_deploy.core.records import write_record
 from spvit_deploy.runtimes.export_job import ExportJob, Note, WrittenFiles
 from spvit_deploy.runtimes.onnx.graph import INPUT_NAME, MODEL_FILE, write
@@ -42,14 +42,9 @@ _LACKS = {
 
 
 def export_rtx(graph: ExportJob, folder: Path, note: Note) -> WrittenFiles:
-    """Write engines of TensorRT for RTX, one per GPU, and the ONNX graph they are built from.
-
-    Raises:
-        InputError: No GPU, one that the library does not know, or one without this precision.
-        JobError: The library cannot build it.
-    """
+    """Write engines of TensorRT for RTX, one per GPU, and the ONNX graph they are built from."""
     trt: Any = importlib.import_module("tensorrt_rtx")
-    gpus = check_gpus(trt, graph.settings.options.gpus, graph.precision)
+    gpus = _check_gpus(trt, graph.settings.options.gpus, graph.precision)
     if graph.settings.options.refittable:
         require_gpu(
             f"{trt.__name__} {trt.__version__} builds refittable engines only on a host with a GPU",
@@ -89,7 +84,7 @@ def export_plain(graph: ExportJob, folder: Path, note: Note) -> WrittenFiles:
     build = _Build(trt, graph, folder)
     note("engine")
     config, file = build.config(), graph.settings.options.timing_cache
-    cache = TimingCache(file, build.logger, _warn) if file is not None else None
+    cache = TimingCache(file, build.logger, warn) if file is not None else None
     if cache is not None:
         cache.attach(config)
     blob = build.run(config, gpu)
@@ -114,12 +109,11 @@ def fit_rtx(options: Mapping[str, Any], precision: str) -> tuple[dict[str, Any],
 
     Raises:
         JobError: No GPU is named, or none has the precision.
-        InputError: A GPU that the library does not know.
     """
     gpus = options.get("gpus", ())
     if not gpus:
         raise JobError("Give --gpu for an engine.")
-    check_gpus(importlib.import_module("tensorrt_rtx"), gpus)
+    _check_gpus(importlib.import_module("tensorrt_rtx"), gpus)
     lacking = {gpu: _LACKS.get((gpu.lower(), precision), "") for gpu in gpus}
     having = tuple(gpu for gpu, reason in lacking.items() if not reason)
     if not having:
@@ -128,12 +122,8 @@ def fit_rtx(options: Mapping[str, Any], precision: str) -> tuple[dict[str, Any],
     return {**options, "gpus": having}, left_out
 
 
-def check_gpus(trt: Any, gpus: tuple[str, ...], precision: str = "") -> tuple[str, ...]:
-    """Check the requested GPUs, and return each once, as the library names them.
-
-    Raises:
-        InputError: None, an unknown one, or one without this precision.
-    """
+def _check_gpus(trt: Any, gpus: tuple[str, ...], precision: str = "") -> tuple[str, ...]:
+    """Check the requested GPUs, and return each once, as the library names them."""
     known = sorted(name.lower() for name in dir(trt.ComputeCapability) if name.startswith("SM"))
     if not gpus:
         raise InputError("No GPU to build the engine for.", f"Add --gpu: {', '.join(known)}.")
@@ -169,11 +159,7 @@ def _source(graph: ExportJob, folder: Path, note: Note) -> WrittenFiles:
 
 
 class _Build:
-    """The graph as a network of the library, from which engines are built.
-
-    Raises:
-        JobError: The library cannot parse the graph, or finds another precision in it.
-    """
+    """The graph as a network of the library, from which engines are built."""
 
     def __init__(self, trt: Any, graph: ExportJob, folder: Path) -> None:
         self.logger = make_logger(trt)
@@ -206,22 +192,13 @@ class _Build:
             config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
         # A fixed batch needs no profile.
         if graph.batch is None:
-            profile, tensor = (
-                self._builder.create_optimization_profile(),
-                self._network.get_input(0),
-            )
-            profile.set_shape(
-                tensor.name, *[(b, *graph.size) for b in graph.settings.options.profile]
-            )
+            profile = self._builder.create_optimization_profile()
+            shapes = [(batch, *graph.size) for batch in flags.profile]
+            profile.set_shape(self._network.get_input(0).name, *shapes)
             config.add_optimization_profile(profile)
         return config
 
     def run(self, config: Any, gpu: str) -> bytes:
-        """Build the engine.
-
-        Raises:
-            JobError: The library fails.
-        """
         blob = self._builder.build_serialized_network(self._network, config)
         if blob is None:
             raise JobError(
@@ -231,11 +208,7 @@ class _Build:
         return bytes(blob)
 
     def save(self, gpu: str, blob: bytes) -> list[str]:
-        """Write an engine and its record, and return their names.
-
-        Raises:
-            JobError: The engine was built in another precision.
-        """
+        """Write an engine and its record, and return their names."""
         graph, flags = self._graph, self._graph.settings.options
         types = self._built_types(gpu, blob)
         file = self._folder / f"model.{gpu}{SUFFIX}"
@@ -250,9 +223,7 @@ class _Build:
             version_compatible=flags.version_compatible,
             hardware_compatible=flags.hardware_compatible,
             refittable=flags.refittable,
-            products=types.products,
-            layers=types.layers,
-            layers_of=types.layers_of,
+            **asdict(types),
             batches=(graph.batch,) if graph.batch else graph.settings.options.profile,
             inputs={INPUT_NAME: (batch, *graph.size)},
             outputs={name: (batch, *shape) for name, shape in outputs},
@@ -270,7 +241,3 @@ class _Build:
         batch = self._graph.batch or self._graph.settings.options.profile[1]
         information = inspect_engine(self._trt, self.logger, blob, batch)
         return built_types(self._types, information, self._graph.precision)
-
-
-def _warn(text: str) -> None:
-    stderr_console().print(text, highlight=False, soft_wrap=True)

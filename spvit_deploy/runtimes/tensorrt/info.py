@@ -1,11 +1,86 @@
-"""TensorRT's and TensorRT for RTX's declarations."""
+"""TensorRT's and TensorRT for RTX's declarations, and the options of their engines."""
 
 from __future__ import annotations
 
-from spvit_deploy.runtimes.info import FormatInfo, RuntimeInfo
-from spvit_deploy.runtimes.tensorrt.options import OPTIONS, RTX_LACKS
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from spvit_deploy.runtimes.info import (
+    DEFAULT_PROFILE,
+    PROFILE_OPTION,
+    BatchProfile,
+    ExportOption,
+    FormatInfo,
+    RuntimeInfo,
+    parse_profile,
+)
 
 _HERE = "spvit_deploy.runtimes.tensorrt"
+OPTIONS = (
+    ExportOption(
+        "gpus",
+        "GPU that TensorRT for RTX builds for: sm86, sm120, … Repeat it; none has to be here.",
+        kind="texts",
+        flag="--gpu",
+        metavar="SM",
+    ),
+    PROFILE_OPTION,
+    ExportOption(
+        "timing_cache",
+        "Kernel timings that builds of TensorRT share: read, added to and written.",
+        kind="file",
+        metavar="FILE",
+    ),
+    ExportOption(
+        "version_compatible",
+        "Let newer versions of TensorRT, of the same major version, run the engine too.",
+        kind="flag",
+    ),
+    ExportOption(
+        "hardware_compatible",
+        "Let all GPUs from Ampere on (sm80, …) run the engine, not only this one.",
+        kind="flag",
+    ),
+    ExportOption(
+        "refittable", "Let the weights of the engine be replaced without a new build.", kind="flag"
+    ),
+)
+RTX_LACKS = {
+    "timing_cache": "it times no kernels while it builds; they are compiled where the engine runs",
+    "version_compatible": "it comes without the lean runtime that such engines need",
+    "hardware_compatible": "it builds an engine for each GPU that is named; repeat --gpu",
+}
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """How an engine is built: :data:`OPTIONS`, typed."""
+
+    gpus: tuple[str, ...] = ()
+    profile: BatchProfile = DEFAULT_PROFILE
+    timing_cache: Path | None = None
+    version_compatible: bool = False
+    hardware_compatible: bool = False
+    refittable: bool = False
+
+
+def parse_options(options: Mapping[str, Any], precision: str) -> EngineOptions:
+    """Check the options of an engine before any work; the library checks the GPUs.
+
+    Raises:
+        InputError: a profile, or a timing cache, that cannot be used.
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    given["profile"] = parse_profile(given.get("profile"))
+    given["gpus"] = tuple(given.get("gpus", ()))
+    if "timing_cache" in given:
+        from spvit_deploy.runtimes.tensorrt.timing_cache import check_file
+
+        given["timing_cache"] = Path(given["timing_cache"])
+        check_file(given["timing_cache"])
+    return EngineOptions(**given)
 
 
 def _engine_format(name: str, exporter: str, **more: object) -> FormatInfo:
@@ -22,7 +97,7 @@ def _engine_format(name: str, exporter: str, **more: object) -> FormatInfo:
         # No engine runs without its GPU: the graph that it is built from is verified.
         verified_file="model.onnx",
         verified_in="onnxruntime",
-        check_options=f"{_HERE}.options:parse_options",
+        check_options=f"{_HERE}.info:parse_options",
         fit_options=f"{_HERE}.exporter:{exporter.replace('export', 'fit')}",
         **more,  # type: ignore[arg-type]
     )
@@ -38,12 +113,12 @@ def _engine_runtime(name: str, title: str, session: str, form: FormatInfo) -> Ru
         distributions=(name,),
         formats=(form,),
         metadata=f"{_HERE}.engine_record:read_metadata",
-        describe_file=f"{_HERE}.describe:describe_file",
-        describe_folder=f"{_HERE}.describe:describe_folder",
+        describe_folder=f"{_HERE}.engine_record:describe_folder",
         identify=f"{_HERE}.engine_record:runtime_of",
         needs_gpu=True,
         layers=True,
         triton_backend="tensorrt" if name == "tensorrt" else "",
+        triton_kind="KIND_GPU",
     )
 
 

@@ -25,13 +25,7 @@ _FEW = 4
 
 @dataclass(frozen=True)
 class LayerTypes:
-    """Fractions by type: ``FLOAT``, ``HALF``, ``BF16``, ``INT8``, …
-
-    Attributes:
-        products: Of the matrix products and convolutions, in the network.
-        layers: Of all layers that compute in one of these types.
-        layers_of: What ``layers`` were read from.
-    """
+    """Fractions by type (``FLOAT``, ``HALF``, ``BF16``, ``INT8``, …), see :class:`EngineRecord`."""
 
     products: dict[str, float]
     layers: dict[str, float]
@@ -73,7 +67,6 @@ def built_types(requested: LayerTypes, information: str, precision: str) -> Laye
     Args:
         requested: Types of the network.
         information: JSON of the library's engine inspector, at detailed verbosity.
-        precision: Requested precision.
 
     Returns:
         ``requested`` where the information is not sufficient: layers without types, or so few
@@ -86,27 +79,20 @@ def built_types(requested: LayerTypes, information: str, precision: str) -> Laye
     typed = [words for words in layers if words]
     if not typed:
         return requested
-    wanted = _TYPES[precision]
-    if not any(wanted in words for words in typed):
+    found = _fractions(Counter(words[0] for words in typed))
+    if not any(_TYPES[precision] in words for words in typed):
         if len(layers) <= _FEW:
             return requested
-        found = _fractions(Counter(words[0] for words in typed))
         raise JobError(
             f"{precision} was requested; the engine's layers are {found}.", "Please report it."
         )
-    return LayerTypes(
-        requested.products, _fractions(Counter(words[0] for words in typed)), "engine"
-    )
+    return LayerTypes(requested.products, found, "engine")
 
 
 def inspect_engine(trt: Any, logger: Any, blob: bytes, batch: int) -> str:
     """Inspect an engine by the library, as JSON; empty where it cannot be loaded.
 
-    Args:
-        trt: The library.
-        logger: Logger of the library.
-        blob: The engine.
-        batch: One that it takes; formats are only shown for known shapes.
+    Formats are only shown for known shapes: those of a ``batch`` that it takes.
     """
     runtime = trt.Runtime(logger)
     runtime.engine_host_code_allowed = True

@@ -15,9 +15,7 @@ def make_logger(trt: Any) -> Any:
     to :mod:`logging` at debug level. ``last_error`` is the newest error on one line.
     """
 
-    class Logger(trt.ILogger):  # type: ignore[misc]
-        """Keeps errors and warnings."""
-
+    class _Logger(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
             self.errors: list[str] = []
@@ -34,4 +32,4 @@ def make_logger(trt: Any) -> Any:
         def last_error(self) -> str:
             return " ".join(" ".join(self.errors[-1:]).split())[:240]
 
-    return Logger()
+    return _Logger()

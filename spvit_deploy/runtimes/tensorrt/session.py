@@ -10,11 +10,15 @@ from typing import Any
 from spvit_deploy.core.arrays import Array
 from spvit_deploy.core.devices import require_gpu
 from spvit_deploy.core.errors import InputError, JobError
-from spvit_deploy.runtimes.base import LayerTime, Session
-from spvit_deploy.runtimes.model_input import ModelInput
+from spvit_deploy.runtimes.base import LayerTime, ModelInput, Session
 from spvit_deploy.runtimes.registry import find_runtime
-from spvit_deploy.runtimes.tensorrt.bindings import bindings, image_size
-from spvit_deploy.runtimes.tensorrt.cuda_buffers import Buffers, CudaDevice, capture_graph
+from spvit_deploy.runtimes.tensorrt.cuda_buffers import (
+    Buffers,
+    CudaDevice,
+    bindings,
+    capture_graph,
+    image_size,
+)
 from spvit_deploy.runtimes.tensorrt.engine_record import (
     Engine,
     Place,
@@ -32,15 +36,9 @@ class TensorRtSession(Session):
     stream; its latency is the sum of the three, measured with events. A prepared inference has
     fixed shapes, and computes by a CUDA graph where the library can be captured.
 
-    Attributes:
-        last_parts: Seconds of the last inference: ``to_device``, ``compute``, ``to_host``.
-        clock, copies: As recorded in results: copies are part of the latency.
-        cuda_graph: Whether the last prepared inference uses a graph; None before the first.
-
     Raises:
         JobError: No GPU.
         InputError: No engine fits the GPU and the library.
-        RuntimeMissingError: No such device, or a package is not installed.
     """
 
     name = "tensorrt"
@@ -58,7 +56,7 @@ class TensorRtSession(Session):
         self._record = record = engine.record
         self.device = f"cuda:{gpu.index}"
         self.outputs = tuple(record.outputs)
-        self.input = ModelInput(image_size(record), (record.smallest, record.largest))
+        self.input = ModelInput(image_size(record), (record.batches[0], record.batches[-1]))
         self.last_parts: dict[str, float] = {}
         self.cuda_graph: bool | None = None
         self._device = CudaDevice(gpu.index)
@@ -169,25 +167,18 @@ class TensorRtRtxSession(TensorRtSession):
 def _profiler(trt: Any, seconds: dict[str, float]) -> Any:
     """Make an IProfiler that adds up the seconds of each layer, in the order of execution."""
 
-    class Profiler(trt.IProfiler):  # type: ignore[misc]
-        """Adds up the seconds of each layer."""
-
+    class _Profiler(trt.IProfiler):  # type: ignore[misc]
         def __init__(self) -> None:
             trt.IProfiler.__init__(self)
 
         def report_layer_time(self, name: str, milliseconds: float) -> None:
             seconds[name] = seconds.get(name, 0.0) + milliseconds / 1000
 
-    return Profiler()
+    return _Profiler()
 
 
 def _load(trt: Any, logger: Any, engine: Engine) -> tuple[Any, Any]:
-    """Load an engine and make its execution context.
-
-    Raises:
-        InputError: The library refuses it, although its record fits.
-        JobError: Not enough memory on the GPU.
-    """
+    """Load an engine and make its execution context."""
     runtime = trt.Runtime(logger)
     # Such an engine contains the runtime that it was built with, as code.
     runtime.engine_host_code_allowed = engine.record.version_compatible

@@ -14,18 +14,12 @@ from typing import Any
 from filelock import FileLock
 
 from spvit_deploy.core.errors import InputError
-from spvit_deploy.core.files import storage_error, write_bytes
+from spvit_deploy.core.files import write_bytes
 from spvit_deploy.core.output_folders import ensure_parent
 
 
 class TimingCache:
-    """The timing cache of one build.
-
-    Args:
-        file: Read if it exists, written by :meth:`save`.
-        logger: The builder's, from :func:`~spvit_deploy.runtimes.tensorrt.logger.make_logger`.
-        warn: Takes a line for the user.
-    """
+    """The timing cache of one build, whose library reports to ``logger`` of :func:`make_logger`."""
 
     def __init__(self, file: Path, logger: Any, warn: Callable[[str], None]) -> None:
         self._file, self._logger, self._warn = file, logger, warn
@@ -53,11 +47,7 @@ class TimingCache:
         config.set_timing_cache(config.create_timing_cache(b""), False)
 
     def save(self, config: Any) -> None:
-        """Add the timings of the build to those that the file holds by now.
-
-        Raises:
-            StorageError: No space, or not writable.
-        """
+        """Add the timings of the build to those that the file holds by now."""
         if self._other_gpu:
             return
         built = config.get_timing_cache()
@@ -85,7 +75,6 @@ def check_file(file: Path) -> None:
 
     Raises:
         InputError: It is a folder.
-        StorageError: Its parent cannot be written.
     """
     if file.is_dir():
         raise InputError(f"{file}: is a folder; a timing cache is a file.", "Name a file.")
@@ -96,18 +85,9 @@ def update_file(file: Path, change: Callable[[bytes], bytes]) -> None:
     """Replace the contents of a file under a lock; a reader sees the old or the new ones.
 
     Args:
-        file: Created if it does not exist.
         change: Makes the new contents from the old ones (``b""`` for a new file).
-
-    Raises:
-        StorageError: No space, or not writable.
     """
+    file.parent.mkdir(parents=True, exist_ok=True)
     # A file beside it, since the file itself is replaced.
-    lock = FileLock(file.with_name(f"{file.name}.lock"))
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        held = lock.acquire()
-    except OSError as error:
-        raise storage_error(error, file) from error
-    with held:
+    with FileLock(file.with_name(f"{file.name}.lock")):
         write_bytes(file, change(file.read_bytes() if file.is_file() else b""))

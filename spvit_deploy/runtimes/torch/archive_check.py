@@ -18,6 +18,7 @@ from typing import Any
 from spvit_deploy.core.errors import CorruptFileError, InputError
 
 METADATA_FILE = "spvit_deploy.json"
+_AGAIN = "Export it again."
 # Names inside the archive, below its root folder.
 _MEMBERS = re.compile(
     r"archive_format|archive_version|byteorder|version|\.data/\w+|\.\w+|models/model\.json"
@@ -37,9 +38,9 @@ _SYMBOLS = re.compile(
     r"|CeilDiv|Eq|Ne|Equality|Unequality|int_oo|oo|True|False|integer|positive|nonnegative|real"
 )
 _QUOTED = re.compile(r"'([su]\d+)'")
-# Arguments of operators that are text: modes, never the name of a file.
 # Nested tuples, lists and dicts with plain keys, as JSON in JSON.
 _SPEC = re.compile(r'([\w\s\[\]{}:,\\"]|builtins\.(tuple|list|dict))*')
+# Arguments of operators that are text: modes, never the name of a file.
 _MODES = {"tanh", "none", "same", "valid", "constant", "reflect", "replicate", "circular"}
 
 
@@ -56,9 +57,6 @@ def read_metadata(path: Path) -> dict[str, str]:
         return {str(key): str(value) for key, value in found.items()}
     except (ValueError, AttributeError) as error:
         raise CorruptFileError(f"{path}: {METADATA_FILE} in it is damaged.", _AGAIN) from error
-
-
-_AGAIN = "Export it again."
 
 
 def check_archive(path: Path) -> None:

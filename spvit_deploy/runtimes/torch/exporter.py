@@ -24,7 +24,6 @@ def export_program(job: ExportJob, folder: Path, note: Note) -> WrittenFiles:
     is the whole module: torch itself keeps the statistics of LayerNorm and softmax in fp32.
 
     Raises:
-        JobError: torch cannot export it.
         RuntimeMissingError: torch is too old.
     """
     major, minor = torch.__version__.split(".")[:2]

@@ -17,12 +17,8 @@ _MARK = "module::"
 
 
 def module_layers(module: nn.Module, images: torch.Tensor, calls: int) -> list[LayerTime]:
-    """Mean seconds that each submodule takes beside those within it, once as many calls are done.
-
-    Args:
-        module: on its device, in evaluation mode.
-        images: [B, C, H, W] on the same.
-        calls: that are averaged.
+    """Mean seconds that each submodule takes beside those within it, once as many calls are done
+    on images [B, C, H, W], which are on its device.
     """
     cuda = images.device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
@@ -30,8 +26,14 @@ def module_layers(module: nn.Module, images: torch.Tensor, calls: int) -> list[L
         for _ in range(calls):
             module(images)
         # It says that it starts, that it stops, and that there is no GPU.
-        with without_lines(b"ProfilerHandler.cpp"), without_lines(b"DeviceProperties.cpp"):
-            found = _profiled(module, images, calls, activities)
+        with (
+            without_lines(b"ProfilerHandler.cpp"),
+            without_lines(b"DeviceProperties.cpp"),
+            _marked(module),
+            profile(activities=activities) as found,
+        ):
+            for _ in range(calls):
+                module(images)
     own: dict[str, float] = {}
     for event in found.events() or ():
         if event.name.startswith(_MARK):
@@ -41,36 +43,24 @@ def module_layers(module: nn.Module, images: torch.Tensor, calls: int) -> list[L
     return [LayerTime(name, kinds[name], seconds) for name, seconds in own.items() if seconds > 0]
 
 
-def _profiled(
-    module: nn.Module, images: torch.Tensor, calls: int, activities: list[ProfilerActivity]
-) -> Any:
-    with _marked(module), profile(activities=activities) as found:
-        for _ in range(calls):
-            module(images)
-    return found
-
-
 @contextmanager
 def _marked(module: nn.Module) -> Iterator[None]:
     """Every submodule's calls are ranges of the profile that carry its name."""
-    handles: list[Any] = []
+    names = {part: name for name, part in module.named_modules()}
     ranges: list[Any] = []
 
-    def begin(name: str) -> Any:
-        def enter(*_: object) -> None:
-            ranges.append(record_function(_MARK + name))
-            ranges[-1].__enter__()
-
-        return enter
+    def enter(part: nn.Module, _: object) -> None:
+        ranges.append(record_function(f"{_MARK}{names[part]}"))
+        ranges[-1].__enter__()
 
     def leave(*_: object) -> None:
         ranges.pop().__exit__(None, None, None)
 
-    for name, part in module.named_modules():
-        handles += [
-            part.register_forward_pre_hook(begin(name)),
-            part.register_forward_hook(leave),
-        ]
+    handles = [
+        h
+        for part in names
+        for h in (part.register_forward_pre_hook(enter), part.register_forward_hook(leave))
+    ]
     try:
         yield
     finally:

@@ -9,14 +9,12 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
 
 from spvit_deploy.core.arrays import Array
 from spvit_deploy.core.devices import pick_device
 from spvit_deploy.core.errors import CorruptFileError, JobError, RuntimeMissingError, raised_as
 from spvit_deploy.lean.model_folder import load_saved
-from spvit_deploy.runtimes.base import LayerTime, Session
-from spvit_deploy.runtimes.model_input import ModelInput, read_input, read_outputs
+from spvit_deploy.runtimes.base import LayerTime, ModelInput, Session, read_input, read_outputs
 from spvit_deploy.runtimes.timing import TimedCall
 from spvit_deploy.runtimes.torch.archive_check import check_archive, read_metadata
 from spvit_deploy.runtimes.torch.layer_profile import module_layers
@@ -28,10 +26,7 @@ _Opened = tuple[Any, ModelInput, tuple[str, ...]]
 class TorchSession(Session):
     """A dense or lean folder, or a ``.pt2`` file or a folder with one; see :class:`Session`.
 
-    Raises:
-        RuntimeMissingError: torch has no such device.
-        CorruptFileError: a damaged file.
-        InputError: a model that does not take images, or a file whose loading could run code.
+    A file whose loading could run code is refused.
     """
 
     name = "torch"
@@ -47,8 +42,9 @@ class TorchSession(Session):
             self.clock = "CUDA events"
         if threads:
             torch.set_num_threads(threads)
-        self._program = path.suffix == ".pt2"
-        open_path = _open_program if self._program else _open_folder
+        # Programs have no submodules that could be measured.
+        self._whole = path.suffix == ".pt2"
+        open_path = _open_program if self._whole else _open_folder
         self._module, self.input, self.outputs = open_path(path, self._where)
 
     def compute(self, ready: Array) -> list[Array]:
@@ -85,8 +81,8 @@ class TorchSession(Session):
         return cuda_call(self._module, ready, self.last_parts)
 
     def layers(self, images: Array, calls: int) -> list[LayerTime]:
-        """Measure each submodule on images [B, C, H, W]; empty for programs, which have none."""
-        if not isinstance(self._module, nn.Module) or self._program:
+        """Measure each submodule on images [B, C, H, W]; empty where there are none."""
+        if self._whole:
             return []
         ready = torch.from_numpy(self.input.from_normalized(images))
         return module_layers(self._module, ready.to(self._where), calls)
@@ -97,11 +93,7 @@ class TorchSession(Session):
 
 
 class CompiledSession(TorchSession):
-    """The same through ``torch.compile``: compiled once for each shape, before it is timed.
-
-    Raises:
-        RuntimeMissingError: there is no C++ compiler.
-    """
+    """The same through ``torch.compile``: compiled once for each shape, before it is timed."""
 
     name = "torch-compile"
     _open: ClassVar[int] = 0
@@ -113,7 +105,7 @@ class CompiledSession(TorchSession):
         # Past its limit, dynamo would run eagerly and say nothing.
         limit: Any = torch._dynamo.config
         limit.recompile_limit = max(limit.recompile_limit, 64)
-        self._module = torch.compile(self._module, dynamic=False)
+        self._module, self._whole = torch.compile(self._module, dynamic=False), True
         CompiledSession._open += 1
 
     def compute(self, ready: Array) -> list[Array]:
@@ -130,10 +122,6 @@ class CompiledSession(TorchSession):
         """Return an inference on images, [B, C, H, W], compiled already, and its seconds."""
         self.run_all(images)
         return super().prepare(images)
-
-    def layers(self, images: Array, calls: int) -> list[LayerTime]:
-        """Return nothing: compiled code has no submodules, whatever the images [B, C, H, W]."""
-        return []
 
     def close(self) -> None:
         """Release the model, and with the last one what was compiled.
@@ -203,10 +191,7 @@ def cuda_call(
 ) -> Callable[[], float]:
     """Return an inference on a GPU whose seconds are taken there, by events.
 
-    Args:
-        module: on the GPU.
-        images: there too.
-        parts: receives the seconds of the last inference: ``compute``, and ``enqueue`` on the host.
+    ``parts`` receives the seconds of the last inference: ``compute``, and ``enqueue`` on the host.
     """
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spvit_deploy.core.arrays import Array
-from spvit_deploy.runtimes.batching import in_batches
+from spvit_deploy.runtimes.base import in_batches
 
 
 @settings(deadline=None)
