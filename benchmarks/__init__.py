@@ -1,1 +1,1 @@
-"""Benchmarks: runtimes' sessions, measuring, statistics, the host, the report."""
+"""Benchmarks: measurement, statistics, the host, reports, latency tables."""

@@ -1,4 +1,4 @@
-"""Host noise: what else a host does while something is measured, and pinning against it."""
+"""Host noise: other load on a host during a measurement, and pinning against it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Load patterns: one caller in a closed loop, or several at once; and the calls that they make."""
+"""Load patterns: one caller in a closed loop, or several at once."""
 
 from __future__ import annotations
 

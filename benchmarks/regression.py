@@ -1,4 +1,4 @@
-"""Regressions: two results.json files of one host, and what became slower in between."""
+"""Regressions: two results.json files of one host, and what became slower between them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``results.json``: raw samples, what they were taken on, and the JSON Schema of the file."""
+"""``results.json``: raw samples, the conditions of their measurement, and the JSON Schema."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Percentiles where there are samples enough, and intervals of medians and their ratios."""
+"""Percentiles where there are enough samples, and intervals of medians and their ratios."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Export: one file a format, and the proof that the exported model answers the same."""
+"""Export: trace a model, write it in a format, and verify that its outputs match."""

@@ -1,4 +1,4 @@
-"""``export.json``: what an exported artefact is and was made from."""
+"""``export.json``: what an exported artifact is and was made from."""
 
 from __future__ import annotations
 

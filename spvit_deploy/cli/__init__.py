@@ -1,1 +1,1 @@
-"""The command line: commands by subject, shared options, and error handling."""
+"""The command line: one file per command, shared options, and error handling."""

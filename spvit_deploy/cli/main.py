@@ -15,13 +15,21 @@ from typing import Any
 import click
 
 from spvit_deploy._version import __version__
-from spvit_deploy.cli.benchmark import benchmark, compare, report
-from spvit_deploy.cli.evaluate import doctor, evaluate, inspect, predict
+from spvit_deploy.cli.benchmark import benchmark
+from spvit_deploy.cli.compare import compare
+from spvit_deploy.cli.evaluate import evaluate
 from spvit_deploy.cli.export import export
+from spvit_deploy.cli.finetune import finetune
+from spvit_deploy.cli.inspect import doctor, inspect
+from spvit_deploy.cli.materialize import import_, materialize
+from spvit_deploy.cli.predict import predict
+from spvit_deploy.cli.profile import profile
 from spvit_deploy.cli.recommend import recommend
-from spvit_deploy.cli.run import demo, run, sweep
-from spvit_deploy.cli.search import finetune, import_, materialize, profile, search
+from spvit_deploy.cli.report import report
+from spvit_deploy.cli.run import demo, run
+from spvit_deploy.cli.search import search
 from spvit_deploy.cli.serve import load, serve
+from spvit_deploy.cli.sweep import sweep
 from spvit_deploy.core.errors import InputError, JobError, SpvitError, first_line
 from spvit_deploy.core.seeding import is_first_process, rank, world_size
 

@@ -1,4 +1,4 @@
-"""From dense to lean: ``search``, ``profile``, ``materialize``, ``import`` and ``finetune``."""
+"""``spvit-deploy search``."""
 
 from __future__ import annotations
 
@@ -8,20 +8,17 @@ from typing import Any
 import click
 
 from spvit_deploy.cli.options import (
-    Folder,
     Number,
     Positive,
     distill_options,
     model_options,
     output_options,
-    precision_option,
     run_options,
     take_data,
     take_run,
     train_options,
     warn_if_idle,
 )
-from spvit_deploy.runtimes.registry import shown_runtimes
 
 
 @click.command()
@@ -142,121 +139,3 @@ def search(model: str, output: Path, **options: Any) -> None:
     idle = ("teacher", "distillation", "distill_temperature")
     warn_if_idle(options["distill_weight"] > 0, idle, "for a --distill-weight above 0")
     print_search(search_gates(model, data, output, run=run, **options), output, options["align"])
-
-
-@click.command()
-@click.argument("models", metavar="MODEL | FILE…", nargs=-1, required=True)
-@model_options
-@click.option(
-    "--runtime",
-    "runtimes",
-    multiple=True,
-    default=("onnxruntime",),
-    help=f"{', '.join(shown_runtimes())}; repeat it for a table of each.",
-)
-@precision_option()
-@click.option("--batch", type=Positive, default=1, help="Images per inference.")
-@click.option("--threads", type=Positive, help="Threads of the runtime.")
-@click.option("--device", metavar="cpu|cuda|cuda:N", help="Where the runtime computes.")
-@click.option("--merge", is_flag=True, help="Put the tables of FILEs into one file instead.")
-@output_options("latency.json to write.")
-def profile(
-    models: tuple[str, ...], merge: bool, output: Path, force: bool, **options: Any
-) -> None:
-    """Measure the latency of each choice of a search, for budgets such as 4ms@openvino.
-
-    Every operation of every kind of block and MLPs of several widths are exported as small models
-    and timed on the runtime itself, interleaved. The file can be taken to another host.
-
-    \b
-    Examples: spvit-deploy profile deit_small_patch16_224 --runtime openvino -o latency.json
-              spvit-deploy search … --budget 4ms@openvino:latency.json --allow-host
-              spvit-deploy profile --merge here.json there.json -o latency.json
-    """
-    from spvit_deploy.workflows.console import print_latency
-    from spvit_deploy.workflows.latency_profile import merge_latencies, profile_latency
-
-    warn_if_idle(not merge, tuple(options), "for measuring")
-    if merge:
-        file = merge_latencies(models, output, force)
-    elif len(models) > 1:
-        raise click.UsageError("Name one model; with --merge, files to put together.")
-    else:
-        file = profile_latency(models[0], output, force=force, **options)
-    print_latency(file, output)
-
-
-@click.command()
-@click.argument("search_folder", metavar="DIR", type=Folder)
-@click.option(
-    "--checkpoint",
-    type=Folder,
-    metavar="DENSE",
-    help="Dense weights, file or folder, where DIR is gates.json or a folder with only that.",
-)
-@click.option("--pretrained", is_flag=True, help="Take timm's pretrained weights for such gates.")
-@click.option(
-    "--align",
-    type=Positive,
-    default=1,
-    help="Round MLP widths to multiples of N, by gate probability; a search did so already.",
-)
-@output_options("Lean folder to write.")
-def materialize(search_folder: Path, output: Path, **options: Any) -> None:
-    """Turn a search folder into a lean model: real convolutions, trimmed MLPs, no gates.
-
-    DIR may also be a gates.json, with dense weights by --checkpoint or --pretrained; fine-tune
-    the result then.
-    """
-    from spvit_deploy.workflows.console import print_model
-    from spvit_deploy.workflows.materialize import materialize
-
-    print_model(materialize(search_folder, output, **options), output)
-
-
-@click.command("import")
-@click.option("--config", type=Folder, required=True, help="The authors' .json or .yaml.")
-@click.option(
-    "--gates", type=Folder, help="FFN indicators; by default those that the config names."
-)
-@click.option("--checkpoint", type=Folder, help="Fine-tuned or optimized weights.")
-@output_options("Lean folder to write; without a checkpoint, a folder with gates.json.")
-def import_(output: Path, **options: Any) -> None:
-    """Import models and gates that SPViT's authors publish.
-
-    \b
-    Example: spvit-deploy import --config spvit_deit_bs_l008_t60_ft.json \\
-               --gates spvit_deit_bs_l008_t60_search_10epoch.pth --checkpoint ckpt.pth -o lean/
-    """
-    from spvit_deploy.workflows.console import print_imported
-    from spvit_deploy.workflows.materialize import import_model
-
-    print_imported(import_model(output=output, **options), output)
-
-
-@click.command()
-@click.argument("model", metavar="LEAN_OR_MODEL")
-@model_options
-@train_options
-@distill_options("Dense folder or timm name to distil from.", weight=0.5)
-@click.option(
-    "--adapters",
-    metavar="lora:r=N",
-    help="Train changes of rank N to linear and 1×1 and 3×3 layers, the classifier and the norms: "
-    "less memory for a large model. lora:r=8,alpha=16 scales them by alpha / r, 2 by default. They "
-    "are merged at the end.",
-)
-@run_options
-@output_options("Model folder to write.")
-def finetune(model: str, output: Path, **options: Any) -> None:
-    """Train a lean folder, a dense folder, or a timm model by name; distil with --teacher.
-
-    \b
-    Example: spvit-deploy finetune lean/ --data folder/imagenet --teacher deit_small_patch16_224 \\
-               --epochs 30 -o tuned/
-    """
-    from spvit_deploy.workflows.console import print_model
-    from spvit_deploy.workflows.training import finetune
-
-    data, run = take_data(options), take_run(options)
-    print_model(finetune(model, data, output, run=run, **options), output)

@@ -1,4 +1,4 @@
-"""``.pt2`` files of ``torch.export``: what they say of themselves, and whether to load them.
+"""``.pt2`` files of ``torch.export``: their metadata, and whether they are safe to load.
 
 Loading one runs code of its maker's choice: torch unpickles weights, constants and sample inputs
 that ask for it, evaluates shape expressions with sympy, and compiles guards and names into Python.

@@ -1,4 +1,4 @@
-"""PyTorch's own file: ``model.pt2`` of ``torch.export``, which loads with torch alone."""
+"""PyTorch's own file: ``model.pt2`` of ``torch.export``, which loads with torch only."""
 
 from __future__ import annotations
 
