@@ -6,7 +6,7 @@ from pkgutil import resolve_name
 
 from torch import nn
 
-from spvit_deploy.core.errors import ModelError
+from spvit_deploy.core.errors import InputError, ModelError
 from spvit_deploy.core.plugins import load_plugins
 from spvit_deploy.families.base import BlockSite, Family, Refusal
 from spvit_deploy.families.generic import GenericFamily
@@ -25,11 +25,17 @@ _BUILT_IN = (
 
 
 def families() -> list[Family]:
-    """Return the built-in families, those of installed plug-ins, and last the generic one."""
+    """Return the built-in families, those of installed plug-ins, and last the generic one.
+
+    Raises:
+        InputError: A plug-in cannot be loaded, or was written for version 0.1.0.
+    """
     built_in = [resolve_name(f"spvit_deploy.families.{place}") for place in _BUILT_IN]
-    return [
-        family() for family in (*built_in, *load_plugins("spvit_deploy.families"), GenericFamily)
-    ]
+    plugins = load_plugins("spvit_deploy.families")
+    for plugin in plugins:
+        if hasattr(plugin, "settle"):
+            raise InputError(f"Family '{plugin.name}': its method 'settle' is now 'finalize'.")
+    return [family() for family in (*built_in, *plugins, GenericFamily)]
 
 
 def inspect_family(model: nn.Module) -> tuple[Family | None, Refusal | None]:

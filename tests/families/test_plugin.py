@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from spvit_deploy.core.errors import InputError
+from spvit_deploy.families import registry
+from spvit_deploy.families.plain import PlainFamily
 from tests.helpers.paths import PLUGIN
 
 ARGS = [part for pair in ("img_size=16", "in_chans=1", "patch_size=2", "embed_dim=24", "depths=2",
@@ -62,3 +65,12 @@ def test_a_broken_plugin_is_named(value: str, tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "plug-in 'odd'" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_family_of_the_old_interface_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    class OldFamily(PlainFamily):
+        def settle(self, *_: object) -> None: ...
+
+    monkeypatch.setattr(registry, "load_plugins", lambda _: [OldFamily])
+    with pytest.raises(InputError, match="its method 'settle' is now 'finalize'"):
+        registry.families()
