@@ -23,7 +23,7 @@ class _Facts(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True)
 
 
-class Proof(_Facts):
+class ParityResult(_Facts):
     """How an artifact's outputs match those of the model that it was made from.
 
     Attributes:
@@ -62,7 +62,7 @@ class Artifact(_Facts):
     macs: int
     params: int
     precision: str = ""
-    parity: tuple[Proof, ...] = ()
+    parity: tuple[ParityResult, ...] = ()
     blocks: tuple[BlockCost, ...] = ()
 
 

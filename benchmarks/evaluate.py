@@ -76,7 +76,7 @@ def open_classifier(path: Path, runtime: str | None, device: str) -> Iterator[Cl
     if not names and runtime is None:
         raise InputError(
             f"{path} is {artifact_kind(path)}; no runtime that is installed opens it.",
-            "`spvit-deploy doctor` says what is missing.",
+            "`spvit-deploy doctor` lists what is missing.",
         )
     with closing(open_session(path, runtime or names[0], device)) as session:
         third_party = artifact.preprocessing is None

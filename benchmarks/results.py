@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from spvit_deploy.benchmarks.artifacts import Proof
+from spvit_deploy.benchmarks.artifacts import ParityResult
 from spvit_deploy.benchmarks.block_times import BlockTime
 from spvit_deploy.benchmarks.cold_start import Start
 from spvit_deploy.benchmarks.host import HostRecord, Peak
@@ -17,7 +17,7 @@ from spvit_deploy.benchmarks.statistics import percentile, tail, variation
 from spvit_deploy.core.records import StrictModel, load_record
 
 VERSION: Literal[2] = 2
-# How far the medians alone and interleaved may differ, as a fraction.
+# How far the medians on their own and interleaved may differ, as a fraction.
 STEADY = 0.03
 # The variation beyond which trtexec, too, warns of times that vary.
 VARIES = 0.025
@@ -141,7 +141,7 @@ class BenchmarkResult(StrictModel):
     load: LoadRecord | None = None
     blocks: tuple[BlockTime, ...] = ()
     joules: dict[str, float] = Field(default_factory=dict)
-    parity: tuple[Proof, ...] = ()
+    parity: tuple[ParityResult, ...] = ()
 
     @property
     def p50(self) -> float:
@@ -178,7 +178,7 @@ class BenchmarkResult(StrictModel):
 
     @property
     def drift(self) -> float:
-        """How far the medians alone and interleaved differ, as a fraction."""
+        """How far the medians on their own and interleaved differ, as a fraction."""
         return abs(self.p50 / percentile(self.solo, 50) - 1) if self.solo else 0.0
 
     @property

@@ -39,7 +39,7 @@ class ParityReport(StrictModel):
         max_abs: largest absolute difference of a score.
         max_rel: the same relative to the larger of the score and 1e-3 of the largest score.
         cosine: smallest cosine of two score vectors.
-        top1: share of images with the same best class, those aside whose two best classes lie
+        top1: fraction of images with the same best class, those aside whose two best classes lie
             closer than the tolerance.
     """
 

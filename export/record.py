@@ -28,7 +28,7 @@ class ExportRecord(StrictModel):
     """``export.json`` beside an artefact.
 
     Attributes:
-        delegated: share of the operators that the backend of the format took; None where it is
+        delegated: fraction of the operators that the backend of the format took; None where it is
             all of them.
     """
 

@@ -34,7 +34,7 @@ class Place:
 
 @dataclass(frozen=True)
 class BudgetRequest:
-    """A budget, parsed but not yet compared with a model: an amount in its unit, or a share.
+    """A budget, parsed but not yet compared with a model: an amount in its unit, or a fraction.
 
     A latency budget has a place, and perhaps a file with a cost table.
     """
@@ -42,7 +42,7 @@ class BudgetRequest:
     text: str
     unit: Unit
     amount: int | None
-    share: float | None
+    fraction: float | None
     place: Place | None = None
     file: Path | None = None
 
@@ -55,7 +55,7 @@ class BudgetRequest:
             BudgetError: It is above the dense model, or below the smallest; names the range.
         """
         dense, least, unit = table.dense, max(least, table.least), self.unit
-        target = round(dense * (self.share or 0)) if self.amount is None else self.amount
+        target = round(dense * (self.fraction or 0)) if self.amount is None else self.amount
         if not least <= target <= table.most or not target:
             largest = "largest model that merges its tokens so" if table.saved else "dense model"
             where = f"above the {largest}" if target > table.most else "below the smallest model"
@@ -94,13 +94,13 @@ def parse_budget(text: str, on: str = "macs") -> BudgetRequest:
             hint = f"Name the runtime: {number.strip()}@onnxruntime."
         raise BudgetError(f"Budget '{text}' is not understood.", hint)
     value = float(match.group(1))
-    share = value / 100 if suffix == "%" else None
+    fraction = value / 100 if suffix == "%" else None
     if at:
         place, file = _parse_place(text, where)
-        amount = None if share is not None else round(value * _TIMES[suffix])
-        return BudgetRequest(text, "ns", amount, share, place, file)
-    amount = None if share is not None else round(value * _COUNTS[suffix])
-    return BudgetRequest(text, "params" if on == "params" else "MACs", amount, share)
+        amount = None if fraction is not None else round(value * _TIMES[suffix])
+        return BudgetRequest(text, "ns", amount, fraction, place, file)
+    amount = None if fraction is not None else round(value * _COUNTS[suffix])
+    return BudgetRequest(text, "params" if on == "params" else "MACs", amount, fraction)
 
 
 def with_base(text: str, base: Path) -> str:

@@ -136,7 +136,7 @@ class GateOptimizer:
         self.parameters = list(parameters)
         # All in one row: a GPU takes as long for three numbers as for thousands.
         self._sizes = [p.numel() for p in self.parameters]
-        self._macs = torch.cat([share.flatten() for share in macs])
+        self._macs = torch.cat([part.flatten() for part in macs])
         self._zero = self._macs.new_zeros(())
         self._lr = lr
         self._scaling = len(self.parameters) - beside

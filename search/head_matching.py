@@ -20,7 +20,7 @@ from spvit_deploy.core.distributed import SINGLE_PROCESS, Processes
 from spvit_deploy.core.progress import progress_bar, warn
 from spvit_deploy.data.batches import Batches
 from spvit_deploy.families.timm_models import unfused_attention
-from spvit_deploy.lean.kernels import POSITIONS, logits_of_shares
+from spvit_deploy.lean.kernels import POSITIONS, logits_of_head_map
 from spvit_deploy.lean.operations.convolution import HEAD_LOGITS
 from spvit_deploy.search.gated_attention import GatedAttention
 from spvit_deploy.search.supernet import Supernet
@@ -56,8 +56,8 @@ def match_head_maps(
         processes.sum(total)
         total.clamp_(min=0)  # heads that are mixed can pay less than nothing
         if total.any():
-            shares = (total / total.sum(0).clamp(min=1e-12)).clamp(min=_LEAST)
-            logits = logits_of_shares(shares, supernet.semantics)
+            fractions = (total / total.sum(0).clamp(min=1e-12)).clamp(min=_LEAST)
+            logits = logits_of_head_map(fractions, supernet.semantics)
             attention.get_parameter(HEAD_LOGITS).copy_(logits)
         else:
             skipped.append(attention.site.path)

@@ -28,7 +28,7 @@ from spvit_deploy.lean.materialize import shape_lean
 from spvit_deploy.lean.operations.registry import load_operations
 
 # Widths that are timed, beside none and the narrowest; a cost is linear between them.
-_SHARES = (1 / 8, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 1)
+_FRACTIONS = (1 / 8, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 1)
 _NARROWEST, _ALIGNMENT = 8, 8
 _HALF = 5
 
@@ -36,7 +36,8 @@ _HALF = 5
 def probe_widths(hidden: int) -> tuple[int, ...]:
     """Return the MLP widths to time, from none to all."""
     wide = [
-        max(_NARROWEST, round(hidden * share / _ALIGNMENT) * _ALIGNMENT) for share in _SHARES[:-1]
+        max(_NARROWEST, round(hidden * fraction / _ALIGNMENT) * _ALIGNMENT)
+        for fraction in _FRACTIONS[:-1]
     ]
     return tuple(min(hidden, width) for width in (0, _NARROWEST, *wide, hidden))
 
@@ -130,12 +131,12 @@ def _tokens_read(model: nn.Module, sites: Sequence[BlockSite]) -> int | None:
     given: list[Tensor] = []
     handle = sites[-1].block.register_forward_hook(lambda *call: given.append(first_of(call[-1])))
     try:
-        answer = first_of(model(torch.randn(1, *input_size(model), requires_grad=True)))
+        output = first_of(model(torch.randn(1, *input_size(model), requires_grad=True)))
     finally:
         handle.remove()
     prefix = sites[-1].prefix
     if given[0].ndim != 3 or any(site.prefix != prefix for site in sites):
         return None
-    (gradient,) = torch.autograd.grad(answer.square().sum(), given[0])
+    (gradient,) = torch.autograd.grad(output.square().sum(), given[0])
     read = int(gradient[0].abs().sum(1).nonzero().max()) + 1
     return read if read <= prefix else None

@@ -204,7 +204,7 @@ def warn_if_unsteady(table: LatencyTable) -> None:
     spread = table.anchors.dense.spread / 2
     if spread > _UNSTEADY:
         warn(
-            f"times of {table.runtime} vary by ±{100 * spread:.0f}%, so budgets will be met no "
+            f"latencies of {table.runtime} vary by ±{100 * spread:.0f}%, so budgets will be met no "
             "better; measure on a host with nothing else to do."
         )
 

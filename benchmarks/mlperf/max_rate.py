@@ -199,15 +199,15 @@ def _sized_call(session: Session, workload: Workload, took: list[float]) -> Call
 
 def _why_invalid(samples: Sequence[float], workload: Workload) -> str:
     """Say why MLPerf's early-stopping rule rejects a result; empty for a valid one."""
-    share = JUDGED.get(workload.scenario)
-    if share is None:
+    percent = JUDGED.get(workload.scenario)
+    if percent is None:
         return ""
-    slo, name = workload.slo, f"p{share:g}"
-    if slo is not None and percentile(samples, share) > slo:
-        return f"{name} was {1000 * percentile(samples, share):.1f} ms"
-    bound = early_stopping(samples, share)
+    slo, name = workload.slo, f"p{percent:g}"
+    if slo is not None and percentile(samples, percent) > slo:
+        return f"{name} was {1000 * percentile(samples, percent):.1f} ms"
+    bound = early_stopping(samples, percent)
     if bound is None:
-        return f"{name} needs {samples_needed(share)} queries, not {len(samples)}"
+        return f"{name} needs {samples_needed(percent)} queries, not {len(samples)}"
     if slo is not None and bound > slo:
         return f"{name} may be {1000 * bound:.1f} ms"
     return ""

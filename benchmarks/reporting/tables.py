@@ -111,14 +111,14 @@ def parity_table(rows: Sequence[BenchmarkResult]) -> Table:
     cells = [
         {
             "artifact": title,
-            "compared": proof.link,
-            "images": str(proof.samples),
-            "largest difference": f"{proof.max_abs:.2g}",
-            "smallest cosine": f"{proof.cosine:.6f}",
-            "same top-1 class": f"{100 * proof.top1:.1f}%",
+            "compared": result.link,
+            "images": str(result.samples),
+            "largest difference": f"{result.max_abs:.2g}",
+            "smallest cosine": f"{result.cosine:.6f}",
+            "same top-1 class": f"{100 * result.top1:.1f}%",
         }
-        for title, proof in dict.fromkeys(
-            (row.title, proof) for row in rows for proof in row.parity
+        for title, result in dict.fromkeys(
+            (row.title, result) for row in rows for result in row.parity
         )
     ]
     note = "How far the outputs differ from those of the model that each was made from."
@@ -188,7 +188,7 @@ def _load_figure(row: BenchmarkResult) -> str:
     """Format the figure by which an MLPerf scenario is judged."""
     load = row.workload
     if load.scenario == "server":
-        limit = f"with 99% of the answers within {1000 * (load.slo or 0):g} ms"
+        limit = f"with 99% of the responses within {1000 * (load.slo or 0):g} ms"
         return f"{row.rate:,.1f} queries/s {limit}" if row.rate else f"no rate {limit}"
     if load.scenario == "offline":
         return f"{row.throughput:,.1f} samples/s"

@@ -123,7 +123,7 @@ def meet_budgets(
     host may be faster now than when the table was taken.
     """
     dice = random.Random(1)
-    plans = [plan_within(share, table, dice) for share in BUDGETS]
+    plans = [plan_within(fraction, table, dice) for fraction in BUDGETS]
     sites = find_sites(model, str(SPEC))
     paths, widths = [site.path for site in sites], [site.hidden for site in sites]
     plans.append(plan_of(SPEC.name, paths, [AttentionKind.MSA] * len(sites), widths))
@@ -135,9 +135,9 @@ def meet_budgets(
     of_dense = [one / seconds[-1] for one in seconds[:-1]]
     return {
         "shares": list(BUDGETS),
-        "asked_ms": [share * costs.dense / 1e6 for share in BUDGETS],
+        "asked_ms": [fraction * costs.dense / 1e6 for fraction in BUDGETS],
         "measured_ms": [1e3 * one for one in seconds],
-        "over_asked": [one / share - 1 for one, share in zip(of_dense, BUDGETS, strict=True)],
+        "over_asked": [one / fraction - 1 for one, fraction in zip(of_dense, BUDGETS, strict=True)],
     }
 
 

@@ -236,10 +236,10 @@ def draw(rows: Rows) -> None:
     budgets = [float(budget.rstrip("%")) for budget in BUDGETS]
     for index, (method, color) in enumerate(DRAWN.items()):
         scores = [_scores(rows, method, budget) for budget in BUDGETS]
-        found = [(share, s) for share, s in zip(budgets, scores, strict=True) if s]
+        found = [(fraction, s) for fraction, s in zip(budgets, scores, strict=True) if s]
         figure.add_scatter(
             name=method,
-            x=[share + 0.4 * (index - 2) for share, _ in found],
+            x=[fraction + 0.4 * (index - 2) for fraction, _ in found],
             y=[statistics.mean(s) for _, s in found],
             error_y={"type": "data", "array": [_standard_error(s) for _, s in found]},
             line={"color": color, "width": 2},

@@ -156,13 +156,13 @@ def recombined(adamw: bool = False, penalty: bool = False, final: float = 8.0) -
         cost, logits = ExpectedCost(table, at.device), list(net.gate_parameters())
         kind = AdamWGates if adamw else GateOptimizer
         gates = kind(logits, cost.gate_costs, TRAVEL / steps)
-        share = target / table.dense
+        fraction = target / table.dense
         price: QuadraticPenalty | LagrangianPenalty
         if penalty:
-            price = QuadraticPenalty(share, settings.cost_weight)
+            price = QuadraticPenalty(fraction, settings.cost_weight)
         else:
             start = float(cost(logits).detach())
-            price = LagrangianPenalty(start, share, steps, lambda: gates.scale)
+            price = LagrangianPenalty(start, fraction, steps, lambda: gates.scale)
         hooks = SearchHooks(net, gates, cost, price, steps, final)
         train(net, at.train, DistillationLoss(settings, None), settings, "search", hooks)
         attend = net.blocks_to_attend()

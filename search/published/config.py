@@ -134,7 +134,7 @@ def _deit(config: _DeitConfig) -> AuthorsConfig:
         raise ValueError("assigned_indicators: empty.")
     if config.depth not in (None, len(config.assigned_indicators)):
         raise ValueError(
-            f"assigned_indicators: gates of {len(config.assigned_indicators)} blocks, depth says "
+            f"assigned_indicators: gates of {len(config.assigned_indicators)} blocks, depth is "
             f"{config.depth}."
         )
     size = next((s for s in DEIT_SIZES if re.search(rf"_{s}(_|$)", config.model)), None)
@@ -162,7 +162,7 @@ def _swin(config: _SwinConfig) -> AuthorsConfig:
     depths = tuple(len(stage) for stage in extra.assigned_indicators)
     if depths != swin.DEPTHS or len(swin.NUM_HEADS) != len(depths):
         raise ValueError(
-            f"EXTRA.assigned_indicators: gates of {list(depths)} blocks, MODEL.SWIN says DEPTHS "
+            f"EXTRA.assigned_indicators: gates of {list(depths)} blocks, MODEL.SWIN has DEPTHS "
             f"{list(swin.DEPTHS)} and NUM_HEADS {list(swin.NUM_HEADS)}."
         )
     kinds = {

@@ -1,7 +1,7 @@
 """Devices to compute on: their names, torch's devices, and the GPUs of the CUDA driver.
 
 The driver is called through ctypes: pycuda has the same calls, but cannot be imported without a
-driver, and `doctor`, engine builds and error messages need the answer without one.
+driver, and `doctor`, engine builds and error messages need them without one.
 """
 
 from __future__ import annotations

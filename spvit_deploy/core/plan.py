@@ -202,11 +202,13 @@ def parse_token_keep(text: str) -> tuple[TokenKeep, ...]:
         except ValueError:
             raise InputError(
                 f"Token keep '{text}' is not understood at '{part.strip()}'.",
-                "Write SHARE@BLOCK with a share from 0.5 to 1 and blocks counted from 0: 0.7@3, or "
-                "0.7@3,0.7@6.",
+                "Write FRACTION@BLOCK, such as 0.7@3 or 0.7@3,0.7@6: a fraction from 0.5 to 1, and "
+                "a block counted from 0.",
             ) from None
     if len({keep.after for keep in found}) < len(found):
-        raise InputError(f"Token keep '{text}' names a block twice.", "Give each block one share.")
+        raise InputError(
+            f"Token keep '{text}' names a block twice.", "Give each block one fraction."
+        )
     return tuple(sorted(found, key=lambda keep: keep.after))
 
 

@@ -46,7 +46,7 @@ def head_map(head_logits: Tensor, temperature: float) -> Tensor:
     return torch.softmax(head_logits / temperature, dim=0)
 
 
-def position_shares(
+def position_weights(
     kind: AttentionKind, head_logits: Tensor, semantics: Semantics
 ) -> tuple[Tensor, int]:
     """Compute the weight [heads, positions] of each head in a kernel, row-major, and its side.
@@ -56,22 +56,22 @@ def position_shares(
         head_logits: [heads, 9], columns in the order of ``semantics``.
         semantics: Temperature and order.
     """
-    share = head_map(head_logits, semantics.head_temperature)
+    weights = head_map(head_logits, semantics.head_temperature)
     # Slices: a list as index would be copied to the GPU, which waits for all that runs there.
     order = _COLUMNS[semantics.kernel_order]
     if kind is AttentionKind.CONV1X1:
-        return share[:, order[CENTRE] : order[CENTRE] + 1], 1
-    columns = share.unbind(1)
+        return weights[:, order[CENTRE] : order[CENTRE] + 1], 1
+    columns = weights.unbind(1)
     return torch.stack([columns[index] for index in order], dim=1), 3
 
 
-def logits_of_shares(shares: Tensor, semantics: Semantics) -> Tensor:
-    """Invert :func:`position_shares` for a 3×3 kernel.
+def logits_of_head_map(fractions: Tensor, semantics: Semantics) -> Tensor:
+    """Invert :func:`position_weights` for a 3×3 kernel.
 
-    Maps shares [heads, 9] above 0, whose columns need not sum to one, to head logits [heads, 9].
+    Maps fractions [heads, 9] above 0, whose columns need not sum to one, to head logits [heads, 9].
     """
-    logits = torch.empty_like(shares)
-    logits[:, _COLUMNS[semantics.kernel_order]] = semantics.head_temperature * shares.log()
+    logits = torch.empty_like(fractions)
+    logits[:, _COLUMNS[semantics.kernel_order]] = semantics.head_temperature * fractions.log()
     return logits
 
 
@@ -85,18 +85,18 @@ def conv_weights(
     """Mix attention's value and output projections into a convolution (eq. 5).
 
     Args:
-        kind, semantics: As of :func:`position_shares`.
+        kind, semantics: As of :func:`position_weights`.
         head_logits: [heads, 9].
         values: Weight [heads·head_dim, channels] and bias [heads·head_dim] of the values.
         proj: Output projection, heads·head_dim → channels.
     """
     heads = head_logits.shape[0]
-    share, size = position_shares(kind, head_logits, semantics)
+    weights, size = position_weights(kind, head_logits, semantics)
     weight, value_bias = values
     dim = weight.shape[1]
     per_head = weight.reshape(heads, -1, dim)
-    kernel = torch.einsum("hk,hdc->dck", share, per_head).reshape(-1, dim, size, size)
-    total = share.sum(dim=1)
+    kernel = torch.einsum("hk,hdc->dck", weights, per_head).reshape(-1, dim, size, size)
+    total = weights.sum(dim=1)
     bias = None if value_bias is None else total @ value_bias.reshape(heads, -1)
     mixed = torch.einsum("h,chd->cd", total, proj.weight.reshape(proj.out_features, heads, -1))
     return ConvWeights(kernel, bias, mixed, proj.bias)

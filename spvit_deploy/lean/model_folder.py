@@ -237,7 +237,7 @@ def check_request(request: ModelRequest) -> None:
     if path.exists():
         raise InputError(
             f"{path}: neither a dense nor a lean folder, nor a timm model name.",
-            "`spvit-deploy inspect PATH` says what it is; give weights by --checkpoint.",
+            "`spvit-deploy inspect PATH` shows what it is; give weights by --checkpoint.",
         )
     if request.name.endswith("/") or request.name.count("/") > 1 or request.name.startswith("."):
         raise InputError(f"{path}: no such folder.", "Check the path.")

@@ -107,9 +107,9 @@ class MergingBlocks(nn.Sequential):
         self.checkpointing = enable
 
 
-def kept_tokens(tokens: int, share: float) -> int:
+def kept_tokens(tokens: int, fraction: float) -> int:
     """Return how many tokens of a grid a merge keeps: no fewer than others can be merged into."""
-    return max(1, tokens // 2, round(share * tokens))
+    return max(1, tokens // 2, round(fraction * tokens))
 
 
 def insert_merges(
@@ -133,9 +133,9 @@ def insert_merges(
             "numbered from 0, and a merge after the last saves nothing.",
             f"Choose a block from 0 to {last - 1}.",
         )
-    shares = {keep.after: keep.share for keep in keeps if keep.share < 1}
+    fractions = {keep.after: keep.share for keep in keeps if keep.share < 1}
     spread = not (model.global_pool == "token" and model.attn_pool is None)
-    model.blocks = MergingBlocks(list(model.blocks), shares, sites[0].prefix, spread)
+    model.blocks = MergingBlocks(list(model.blocks), fractions, sites[0].prefix, spread)
     first = min(behind) + 1
     return [
         *sites[:first],

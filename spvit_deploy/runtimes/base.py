@@ -53,7 +53,7 @@ class ModelInput:
             wanted = ", ".join(str(part) for part in (self.batch or "batch", *self.size))
             raise InputError(
                 f"Images are {list(shape)}; the model takes [{wanted}].",
-                "Resize them as its preprocessing says.",
+                "Resize them as its preprocessing defines.",
             )
         ready = np.ascontiguousarray(images, dtype=np.float32)
         if self.preprocessing is None:

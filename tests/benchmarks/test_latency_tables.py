@@ -343,4 +343,4 @@ def test_tables_of_an_unsteady_host_are_remarked_on(capsys: pytest.CaptureFixtur
     warn_if_unsteady(
         table.model_copy(update={"anchors": table.anchors.model_copy(update={"dense": noisy})})
     )
-    assert "times of onnxruntime vary by ±20%" in capsys.readouterr().err
+    assert "latencies of onnxruntime vary by ±20%" in capsys.readouterr().err

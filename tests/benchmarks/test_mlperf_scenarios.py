@@ -115,7 +115,7 @@ def test_a_server_s_rate_holds_its_limit(engine: Path, tmp_path: Path) -> None:
     assert row.load is not None
     assert row.load.rate
     assert row.load.tried
-    assert f"{row.load.rate:,.1f} queries/s with 99% of the answers within 100 ms" in out
+    assert f"{row.load.rate:,.1f} queries/s with 99% of the responses within 100 ms" in out
 
 
 def test_a_limit_below_a_single_answer_is_held_by_no_rate(engine: Path, tmp_path: Path) -> None:

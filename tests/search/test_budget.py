@@ -35,14 +35,14 @@ def gates(pick: st.DrawFn) -> list[GateProbabilities]:
 
 @settings(max_examples=60, deadline=None)
 @given(gates(), st.floats(0.2, 0.99))
-def test_projection_meets_the_budget(said: list[GateProbabilities], share: float) -> None:
+def test_projection_meets_the_budget(probabilities: list[GateProbabilities], share: float) -> None:
     target = round(TABLE.dense * share)
-    projection = project(said, TABLE, target)
+    projection = project(probabilities, TABLE, target)
     kinds = [choice.kind for choice in projection.choices]
     widths = [len(choice.keep) for choice in projection.choices]
     assert TABLE.of(kinds, widths) == projection.cost
     assert 0.99 * target <= projection.cost <= target
-    for choice, gate in zip(projection.choices, said, strict=True):
+    for choice, gate in zip(projection.choices, probabilities, strict=True):
         kept = [gate.units[i] for i in choice.keep]
         dropped = [p for i, p in enumerate(gate.units) if i not in choice.keep]
         assert not kept or not dropped or min(kept) >= max(dropped)
@@ -51,10 +51,10 @@ def test_projection_meets_the_budget(said: list[GateProbabilities], share: float
 @settings(max_examples=60, deadline=None)
 @given(gates(), st.floats(0.12, 0.99))
 def test_no_convolution_behind_the_last_attention_that_tells_of_the_image(
-    said: list[GateProbabilities], share: float
+    probabilities: list[GateProbabilities], share: float
 ) -> None:
     target = round(TABLE.dense * share)
-    projection = project(said, TABLE, target, attend=(0, 1, 2, 3))
+    projection = project(probabilities, TABLE, target, attend=(0, 1, 2, 3))
     kinds = [choice.kind for choice in projection.choices]
     assert set(kinds[last_attention(kinds) + 1 :]) <= {AttentionKind.SKIP}
     assert 0.99 * target <= projection.cost <= target
@@ -144,12 +144,12 @@ def test_a_budget_below_the_fixed_cost_is_refused() -> None:
 @settings(max_examples=60, deadline=None)
 @given(gates(), st.floats(0.3, 0.99), st.sampled_from([2, 4, 8]))
 def test_aligned_widths_meet_the_budget(
-    said: list[GateProbabilities], share: float, step: int
+    probabilities: list[GateProbabilities], share: float, step: int
 ) -> None:
     target = round(TABLE.dense * share)
-    projection = project(said, TABLE, target, step)
+    projection = project(probabilities, TABLE, target, step)
     assert 0.99 * target <= projection.cost <= target
-    for choice, gate in zip(projection.choices, said, strict=True):
+    for choice, gate in zip(projection.choices, probabilities, strict=True):
         assert len(choice.keep) % step == 0 or len(choice.keep) == 500
         best = sorted(range(500), key=lambda i: -gate.units[i])
         assert set(choice.keep) == set(best[: len(choice.keep)])
@@ -196,12 +196,12 @@ def measured_tables(pick: st.DrawFn) -> CostTable:
 @settings(max_examples=100, deadline=None)
 @given(gates(), measured_tables(), st.floats(0.3, 0.99), st.sampled_from([1, 8]))
 def test_projection_meets_budgets_of_measured_times(
-    said: list[GateProbabilities], table: CostTable, share: float, step: int
+    probabilities: list[GateProbabilities], table: CostTable, share: float, step: int
 ) -> None:
     target = round(table.dense * share)
     attend = (0, 1, 2, 3) if table.tail else ()
     try:
-        projection = project(said, table, target, step, attend)
+        projection = project(probabilities, table, target, step, attend)
     except BudgetError as error:
         assert "below the" in error.message  # noqa: PT017
         return
@@ -288,9 +288,9 @@ def test_where_the_last_attention_lies_is_chosen_by_what_goes_least_against_the_
     table = CostTable(100, 4 * sites, "ns", (late,) * 4)
     units = (0.99,) * 250
     closed = GateProbabilities((0.03, 0.02, 0.02), units)
-    said = [GateProbabilities((0.99,) * 3, units), closed, closed,
+    probabilities = [GateProbabilities((0.99,) * 3, units), closed, closed,
             GateProbabilities((0.62, 0.69, 0.99), units)]  # fmt: skip
-    found = project(said, table, round(0.5 * table.dense), 1, (0, 1, 2, 3))
+    found = project(probabilities, table, round(0.5 * table.dense), 1, (0, 1, 2, 3))
     assert 0.99 * 0.5 * table.dense <= found.cost <= 0.5 * table.dense
     assert found.gates == 4 * 253
     assert found.flipped < 0.3 * found.gates

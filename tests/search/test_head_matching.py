@@ -16,7 +16,7 @@ from spvit_deploy.core.plan import AttentionKind, ModelSpec, Semantics
 from spvit_deploy.data.batches import Batches
 from spvit_deploy.data.spec import DataSettings, Source
 from spvit_deploy.families.timm_models import create_model, input_size, preprocessing_of
-from spvit_deploy.lean.kernels import logits_of_shares, position_shares
+from spvit_deploy.lean.kernels import logits_of_head_map, position_weights
 from spvit_deploy.search.head_matching import match_head_maps, neighbours
 from spvit_deploy.search.supernet import Supernet
 from tests.conftest import NAME, tiny_spec
@@ -49,7 +49,7 @@ def matched(net: Supernet) -> Supernet:
 
 def shares_of(net: Supernet, index: int = 0) -> torch.Tensor:
     logits = net.attentions[index].head_logits.detach()
-    return position_shares(AttentionKind.CONV3X3, logits, net.semantics)[0]
+    return position_weights(AttentionKind.CONV3X3, logits, net.semantics)[0]
 
 
 @torch.no_grad()
@@ -140,11 +140,11 @@ def test_shares_are_those_of_the_attention_that_heads_pay() -> None:
 @settings(deadline=None)
 @given(st.integers(1, 8), st.sampled_from(["row-major", "column-major", "centre-first"]),
        st.floats(0.01, 100))  # fmt: skip
-def test_logits_of_shares_give_these_shares(heads: int, order: Any, temperature: float) -> None:
+def test_logits_of_head_map_give_these_shares(heads: int, order: Any, temperature: float) -> None:
     semantics = Semantics(kernel_order=order, head_temperature=temperature)
     shares = torch.rand(heads, 9) + 0.01
-    logits = logits_of_shares(shares, semantics)
-    found, _ = position_shares(AttentionKind.CONV3X3, logits, semantics)
+    logits = logits_of_head_map(shares, semantics)
+    found, _ = position_weights(AttentionKind.CONV3X3, logits, semantics)
     torch.testing.assert_close(found, shares / shares.sum(0), atol=1e-4, rtol=1e-4)
 
 

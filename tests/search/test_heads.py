@@ -123,13 +123,13 @@ chances = st.floats(0, 1, width=16)
     st.sampled_from([(), (0, 1, 2)]),
 )
 def test_projection_meets_the_budget_and_keeps_a_head(
-    said: list[GateProbabilities], share: float, attend: tuple[int, ...]
+    probabilities: list[GateProbabilities], share: float, attend: tuple[int, ...]
 ) -> None:
     table = CostTable(500, (SITE,) * 3)
     target = round(share * table.dense)
-    found = project(said, table, target, attend=attend)
+    found = project(probabilities, table, target, attend=attend)
     assert 0.99 * target <= found.cost <= target
-    for choice, row in zip(found.choices, said, strict=True):
+    for choice, row in zip(found.choices, probabilities, strict=True):
         if choice.heads is None:
             continue
         assert choice.kind is MSA
@@ -142,8 +142,8 @@ def test_projection_meets_the_budget_and_keeps_a_head(
 
 def test_one_head_fits_where_four_do_not() -> None:
     table = CostTable(0, (SITE,))
-    said = GateProbabilities((0.9,) * 3, (0.1,) * 100, (0.2, 0.8, 0.6, 0.4))
-    found = project([said], table, 700, attend=(0,))
+    probabilities = GateProbabilities((0.9,) * 3, (0.1,) * 100, (0.2, 0.8, 0.6, 0.4))
+    found = project([probabilities], table, 700, attend=(0,))
     assert found.choices[0].heads == (1, 2)
     assert (found.cost, len(found.choices[0].keep)) == (700, 10)
 

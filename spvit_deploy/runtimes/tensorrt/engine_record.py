@@ -160,8 +160,8 @@ def _described(record: EngineRecord) -> dict[str, Any]:
     }
 
 
-def _percent(shares: dict[str, float]) -> str:
-    return ", ".join(f"{100 * share:.0f}% {name}" for name, share in shares.items())
+def _percent(fractions: dict[str, float]) -> str:
+    return ", ".join(f"{100 * fraction:.0f}% {name}" for name, fraction in fractions.items())
 
 
 def untouched(engines: Sequence[Engine]) -> str:

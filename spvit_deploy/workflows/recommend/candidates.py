@@ -53,7 +53,7 @@ class Model:
         if row.drop is None and row.precision != "fp32":
             lost = "its accuracy is not known. Give --data."
         elif drop > max_drop:
-            lost = f"loses {drop:.2f} points, {max_drop:g} may be lost"
+            lost = f"accuracy drops by {drop:.2f} points; {max_drop:g} are allowed"
         return Tried(
             model=self.label,
             format=row.format,
