@@ -119,7 +119,7 @@ def test_a_fresh_process_tells_what_an_artifact_takes(dense_folder: Path, dense_
     assert onnx.peak_bytes < torch.idle_bytes
 
 
-def test_a_fresh_process_that_fails_says_why(tmp_path: Path) -> None:
+def test_a_fresh_process_that_fails_reports_why(tmp_path: Path) -> None:
     (tmp_path / "x.onnx").write_bytes(b"no graph")
     with pytest.raises(JobError, match=r"x\.onnx"):
         measure_cold_start(tmp_path / "x.onnx", "onnxruntime", "cpu", 1, 1)

@@ -38,7 +38,7 @@ SEARCH = ["search", "--model", NAME, *TINY_ARGS, "--data", "digits", "--epochs",
           "--batch-size", "128"]  # fmt: skip
 
 
-def test_a_table_says_what_plans_cost() -> None:
+def test_a_table_gives_the_cost_of_plans() -> None:
     costs = a_table().costs([f"blocks.{i}" for i in range(3)])
     assert (costs.unit, costs.dense, costs.least) == ("ns", 30_000_000, 3_000_000)
     kinds = [AttentionKind.MSA, AttentionKind.CONV3X3, AttentionKind.SKIP]
@@ -46,7 +46,7 @@ def test_a_table_says_what_plans_cost() -> None:
     assert costs.of(kinds, [0, 28, 96]) == (3 + 5 + 2 + 1.5 + 4) * 1_000_000
 
 
-def test_a_table_says_what_lies_behind_the_last_attention() -> None:
+def test_a_table_knows_the_blocks_behind_the_last_attention() -> None:
     shape = a_table().shapes[0]
     tail = Tail[Timing](
         skip=timing(0.4 * MS),
@@ -105,7 +105,7 @@ def test_blocks_that_compute_the_same_are_timed_once() -> None:
     assert len(whole.blocks) == 11
 
 
-def test_of_blocks_at_the_end_the_read_tokens_alone_are_computed(tmp_path: Path) -> None:
+def test_only_used_tokens_of_the_last_blocks_are_computed(tmp_path: Path) -> None:
     probes = Probes(create_model(tiny_spec()), tiny_spec())
     tail = probes.sites[0].tail
     assert tail is not None
@@ -144,7 +144,7 @@ def test_tables_are_merged_and_the_later_one_is_kept(tmp_path: Path) -> None:
     assert merge([merged, merged]) == merged
 
 
-def test_what_merging_has_no_use_for_is_said(tmp_path: Path) -> None:
+def test_options_that_merging_does_not_use_are_warned_of(tmp_path: Path) -> None:
     write_record(tmp_path / "a.json", LatencyFile(tables=(a_table(),)))
     done = good("profile", "--merge", tmp_path / "a.json", "-o", tmp_path / "b.json", "--runtime",
                 "torch", "--batch", 1, "--model-arg", "depth=2", "--pretrained")  # fmt: skip
@@ -189,7 +189,7 @@ def _spoiled(table: dict[str, Any], how: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize(
-    ("how", "says"),
+    ("how", "error"),
     [
         ("widths", r"MLP widths \[0\] do not rise from 0 to 96"),
         ("order", r"MLP widths \[96, 48, 8, 0\] do not rise"),
@@ -198,18 +198,18 @@ def _spoiled(table: dict[str, Any], how: str) -> list[dict[str, Any]]:
         ("tables", "two tables of"),
     ],
 )
-def test_tables_that_say_what_cannot_be_are_refused(how: str, says: str, tmp_path: Path) -> None:
+def test_tables_that_say_what_cannot_be_are_refused(how: str, error: str, tmp_path: Path) -> None:
     path = tmp_path / "latency.json"
     write_record(path, LatencyFile(tables=(a_table(),)))
     record = json.loads(path.read_text())
     del record["digest"]
     path.write_text(json.dumps({**record, "tables": _spoiled(record["tables"][0], how)}))
-    with pytest.raises(CorruptFileError, match=says):
+    with pytest.raises(CorruptFileError, match=error):
         load_latency(path)
 
 
 @pytest.mark.parametrize(
-    ("changes", "budget", "says"),
+    ("changes", "budget", "error"),
     [
         ({"model": tiny_spec(depth=5)}, "50%@onnxruntime", "the search is of"),
         ({}, "50%@openvino", "has no latencies of openvino"),
@@ -222,12 +222,12 @@ def test_tables_that_say_what_cannot_be_are_refused(how: str, says: str, tmp_pat
     ],
 )
 def test_wrong_budgets_and_tables_are_refused(
-    changes: dict[str, Any], budget: str, says: str, tmp_path: Path
+    changes: dict[str, Any], budget: str, error: str, tmp_path: Path
 ) -> None:
     file = tmp_path / "latency.json"
     write_record(file, LatencyFile(tables=(a_table(**changes),)))
     where = f":{file}" if "@" in budget else ""
-    refused(*SEARCH, "--budget", f"{budget}{where}", "-o", tmp_path / "out", says=says)
+    refused(*SEARCH, "--budget", f"{budget}{where}", "-o", tmp_path / "out", error=error)
     assert [path.name for path in tmp_path.iterdir()] == ["latency.json"]
 
 
@@ -235,7 +235,7 @@ def test_of_several_tables_the_budget_names_one(tmp_path: Path) -> None:
     file = tmp_path / "latency.json"
     write_record(file, LatencyFile(tables=(a_table(), a_table(batch=8))))
     call = [*SEARCH, "-o", tmp_path / "out", "--budget"]
-    refused(*call, f"50%@onnxruntime:{file}", says="several tables that fit")
+    refused(*call, f"50%@onnxruntime:{file}", error="several tables that fit")
     good(*call, f"50%@onnxruntime,batch=8:{file}")
     budget = load_plan(tmp_path / "out").budget
     assert budget is not None
@@ -266,7 +266,7 @@ def test_a_search_goes_on_counting_in_the_times_it_began_with(
     call = [*SEARCH, "--budget", f"50%@onnxruntime:{file}", "--checkpoint-every", 4, "-o"]
     good(*call, tmp_path / "whole")
     cut_in_step(7)
-    refused(*call, tmp_path / "cut", code=1, says="checkpoint of step 4 is kept")
+    refused(*call, tmp_path / "cut", code=1, error="checkpoint of step 4 is kept")
     file.unlink()
     good(*call, tmp_path / "cut", "--resume")
     for name in ("gates.json", "supernet.safetensors", "latency.json", "log.jsonl"):
@@ -299,7 +299,7 @@ def test_a_recipe_takes_latency_budgets(tmp_path: Path) -> None:
     recipe = load_recipe(file)
     assert recipe.search.budget == f"15ms@onnxruntime:{tmp_path / 'times.json'}"
     check_recipe(recipe)
-    for budget, says in (
+    for budget, error in (
         ("1ms@onnxruntime:times.json", "below the smallest"),
         ("5ms@onnxruntime:times.json", "this one takes 8 ms to 30 ms"),
         ("9ms@openvino:times.json", "has no latencies of openvino"),
@@ -308,7 +308,7 @@ def test_a_recipe_takes_latency_budgets(tmp_path: Path) -> None:
     ):
         content["search"]["budget"] = budget
         file.write_text(yaml.safe_dump(content))
-        refused("run", file, says=says)
+        refused("run", file, error=error)
 
 
 @pytest.mark.slow
@@ -327,12 +327,12 @@ def test_a_search_measures_what_it_is_to_meet(tmp_path: Path) -> None:
 
 def test_profile_refuses_wrong_calls(tmp_path: Path, dense_folder: Path) -> None:
     out = ["-o", tmp_path / "latency.json"]
-    refused("profile", dense_folder, "--runtime", "abacus", *out, says="Unknown runtime")
-    refused("profile", dense_folder, "--precision", "bf16", *out, says="is written in")
-    refused("profile", "no_such_model", *out, says="has no model")
-    refused("profile", "--merge", tmp_path / "none.json", *out, says="No such file")
+    refused("profile", dense_folder, "--runtime", "abacus", *out, error="Unknown runtime")
+    refused("profile", dense_folder, "--precision", "bf16", *out, error="is written in")
+    refused("profile", "no_such_model", *out, error="has no model")
+    refused("profile", "--merge", tmp_path / "none.json", *out, error="No such file")
     (tmp_path / "latency.json").write_text("mine")
-    refused("profile", dense_folder, *out, says="exists")
+    refused("profile", dense_folder, *out, error="exists")
 
 
 def test_tables_of_an_unsteady_host_are_remarked_on(capsys: pytest.CaptureFixture[str]) -> None:

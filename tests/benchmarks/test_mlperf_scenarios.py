@@ -118,7 +118,7 @@ def test_a_server_s_rate_holds_its_limit(engine: Path, tmp_path: Path) -> None:
     assert f"{row.load.rate:,.1f} queries/s with 99% of the responses within 100 ms" in out
 
 
-def test_a_limit_below_a_single_answer_is_held_by_no_rate(engine: Path, tmp_path: Path) -> None:
+def test_no_rate_meets_a_limit_below_a_single_latency(engine: Path, tmp_path: Path) -> None:
     good("benchmark", engine, "--runtime", "onnxruntime", "--scenario", "server", "--latency-slo",
          "1us", "--duration", "0.4", "--quick", "-o", tmp_path / "r.json")  # fmt: skip
     (row,) = load_results(tmp_path / "r.json").results
@@ -127,7 +127,7 @@ def test_a_limit_below_a_single_answer_is_held_by_no_rate(engine: Path, tmp_path
     assert not row.load.valid
 
 
-def test_a_rate_that_held_for_few_queries_is_told_and_is_not_valid(engine: Path) -> None:
+def test_a_rate_with_too_few_queries_is_reported_as_not_valid(engine: Path) -> None:
     load = Workload(scenario="server", slo=10, duration=0.2)
     driven = Driven([open_session(engine, "onnxruntime")], load)
     driven.rate = 40.0
@@ -146,7 +146,7 @@ def test_callers_overlap(engine: Path) -> None:
     assert sum(one.calls for one in row.rounds) == len(row.samples)
 
 
-def test_preprocessing_is_part_of_a_time_where_it_is_asked_for(engine: Path) -> None:
+def test_preprocessing_is_timed_where_requested(engine: Path) -> None:
     loads = [Workload(duration=0.3), Workload(duration=0.3, boundary="preprocessing")]
     bare, whole = run_benchmark([engine], ["onnxruntime"], loads).results
     assert whole.p50 > bare.p50 + 1e-4
@@ -179,19 +179,19 @@ def test_python_collects_nothing_meanwhile() -> None:
 
 def test_wrong_workloads_are_refused(engine: Path, tmp_path: Path) -> None:
     out = tmp_path / "r.json"
-    refused("benchmark", engine, "--scenario", "server", "-o", out, says="needs a limit")
-    refused("benchmark", engine, "--latency-slo", "5ms", "-o", out, says="--scenario server")
+    refused("benchmark", engine, "--scenario", "server", "-o", out, error="needs a limit")
+    refused("benchmark", engine, "--latency-slo", "5ms", "-o", out, error="--scenario server")
     for text in ("5", "fast", "0ms", "-1ms"):
         refused("benchmark", engine, "--scenario", "server", "--latency-slo", text, "-o", out)
     refused("benchmark", engine, "--scenario", "offline", "--boundary", "preprocessing", "-o", out,
-            says="images that are prepared")  # fmt: skip
+            error="images that are prepared")  # fmt: skip
     refused("benchmark", engine, "--scenario", "single-stream", "--concurrency", "2", "-o", out,
-            says="one query at a time")  # fmt: skip
+            error="one query at a time")  # fmt: skip
     assert not out.exists()
     assert call("benchmark", engine, "--scenario", "burst", "-o", out).exit_code == 2
 
 
-def test_without_loadgen_a_scenario_says_what_to_install(
+def test_without_loadgen_a_scenario_names_the_package(
     engine: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from spvit_deploy.benchmarks.mlperf import loadgen

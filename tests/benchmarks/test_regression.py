@@ -61,7 +61,7 @@ def test_slower_ones_fail_in_ci_and_noise_does_not(tmp_path: Path) -> None:
     assert "no difference seen" in printed
     assert "slower" in printed
     assert "faster" in printed
-    refused("compare", before, after, "--fail-if-slower", "5%", code=1, says="slow in onnxruntime")
+    refused("compare", before, after, "--fail-if-slower", "5%", code=1, error="slow in onnxruntime")
     good("compare", before, after, "--fail-if-slower", "50%")
     good("compare", after, before, "--fail-if-slower", "1.5")
     found = json.loads(good("compare", before, after, "--json").stdout)
@@ -91,15 +91,15 @@ def test_only_what_is_alike_is_compared(tmp_path: Path) -> None:
 def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
     before = written(tmp_path / "a.json", measured())
     other = written(tmp_path / "host.json", measured(), cpu="another")
-    refused("compare", before, other, says="another host: cpu another")
+    refused("compare", before, other, error="another host: cpu another")
     good("compare", before, other, "--allow-host")
-    refused("compare", before, written(tmp_path / "x.json", measured("x")), says="in common")
-    refused("compare", before, written(tmp_path / "e.json"), says="in common")
+    refused("compare", before, written(tmp_path / "x.json", measured("x")), error="in common")
+    refused("compare", before, written(tmp_path / "e.json"), error="in common")
     twice = written(tmp_path / "twice.json", measured(), measured())
-    refused("compare", before, twice, says="twice")
-    refused("compare", before, tmp_path / "nowhere.json", says="nowhere.json")
+    refused("compare", before, twice, error="twice")
+    refused("compare", before, tmp_path / "nowhere.json", error="nowhere.json")
     newer = json.loads(before.read_text()) | {"schema_version": 9}
     (tmp_path / "newer.json").write_text(json.dumps(newer))
     refused("compare", before, tmp_path / "newer.json")
     for share in ("much", "-5%", "nan"):
-        refused("compare", before, before, "--fail-if-slower", share, says="expected a fraction")
+        refused("compare", before, before, "--fail-if-slower", share, error="expected a fraction")

@@ -35,7 +35,7 @@ def rows() -> list[BenchmarkResult]:
     return [dense, lean, wrong]
 
 
-def test_the_answer_is_the_fastest_that_is_right_against_dense_pytorch() -> None:
+def test_the_headline_is_the_fastest_accurate_artifact_against_dense_pytorch() -> None:
     found = headline_of(rows())
     assert found is not None
     assert found.best.title == "net int8"
@@ -46,7 +46,7 @@ def test_the_answer_is_the_fastest_that_is_right_against_dense_pytorch() -> None
     assert str(found).endswith("points, 11 MB")
 
 
-def test_an_answer_says_when_nothing_differs_or_there_is_nothing_else() -> None:
+def test_the_headline_without_a_difference_or_a_second_artifact() -> None:
     same = [measured("a", kind="dense"), measured("b", seed=1)]
     assert "no difference seen" in str(headline_of(same))
     alone = str(headline_of([measured("a")]))
@@ -88,16 +88,16 @@ def test_names_are_text_and_no_html(tmp_path: Path) -> None:
 
 def test_wrong_reports_are_refused(tmp_path: Path) -> None:
     file = written(tmp_path / "r.json", *rows())
-    refused("report", file, "--png", "-o", tmp_path / "r.md", says="--png is for HTML")
-    refused("report", written(tmp_path / "e.json"), "-o", tmp_path / "e.html", says="no results")
+    refused("report", file, "--png", "-o", tmp_path / "r.md", error="--png is for HTML")
+    refused("report", written(tmp_path / "e.json"), "-o", tmp_path / "e.html", error="no results")
     write_record(tmp_path / "recommend.json", {"kind": "recommendation"})
     refused("report", tmp_path / "recommend.json", "-o", tmp_path / "n.html",
-            says="expected 'results'. Give results.json files of")  # fmt: skip
+            error="expected 'results'. Give results.json files of")  # fmt: skip
     newer = json.loads(file.read_text()) | {"schema_version": 3}
     newer.pop("digest", None)
     write_record(tmp_path / "newer.json", newer)
-    refused("report", tmp_path / "newer.json", "-o", tmp_path / "n.html", says="schema version 3")
-    refused("compare", file, tmp_path / "newer.json", says="schema version 3")
+    refused("report", tmp_path / "newer.json", "-o", tmp_path / "n.html", error="schema version 3")
+    refused("compare", file, tmp_path / "newer.json", error="schema version 3")
 
 
 def test_results_of_the_first_version_are_read(tmp_path: Path) -> None:
@@ -135,7 +135,7 @@ def test_the_schema_that_is_published_is_the_one_of_the_files(tmp_path: Path) ->
         jsonschema.validate(content, published)
 
 
-def test_a_result_says_what_it_was_taken_on(results_file: Path) -> None:
+def test_a_result_records_its_conditions(results_file: Path) -> None:
     file = load_results(results_file)
     assert file.data is not None
     assert file.data.spec == "digits"

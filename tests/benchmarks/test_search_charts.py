@@ -43,9 +43,9 @@ def test_a_search_is_drawn(search_folder: Path, tmp_path: Path) -> None:
 def test_what_is_no_log_of_a_search(log: Path, tmp_path: Path) -> None:
     out = tmp_path / "page.html"
     assert call("report", "-o", out).exit_code == 2
-    refused("report", "--search", tmp_path / "none", "-o", out, says="has no log.jsonl")
+    refused("report", "--search", tmp_path / "none", "-o", out, error="has no log.jsonl")
     log.write_text(log.read_text() + '{"step": 30, "los')
-    refused("report", "--search", tmp_path, "-o", out, says="is damaged, or of no search")
+    refused("report", "--search", tmp_path, "-o", out, error="is damaged, or of no search")
     log.write_text('{"step": 1, "loss": 1.0, "epoch": 1}\n')
-    refused("report", "--search", tmp_path, "-o", out, says="'cost'")
+    refused("report", "--search", tmp_path, "-o", out, error="'cost'")
     assert not out.exists()

@@ -33,11 +33,11 @@ def test_benchmark_report_and_inspect(work: Path, tmp_path: Path) -> None:
     refused("inspect", tmp_path)
 
 
-def test_a_fixed_batch_is_measured_where_it_is_asked_for(work: Path, tmp_path: Path) -> None:
+def test_a_fixed_batch_is_measured_where_it_is_requested(work: Path, tmp_path: Path) -> None:
     good("export", work / "tuned", "--batch", 3, "-o", tmp_path / "three")
     bench = ["benchmark", work / "onnx", tmp_path / "three", "--duration", "0.05", "--quick",
              "-o", tmp_path / "r.json"]  # fmt: skip
-    refused(*bench, "--batch", 1, "--batch", 2, says="Add --batch 3")
+    refused(*bench, "--batch", 1, "--batch", 2, error="Add --batch 3")
     good(*bench, "--batch", 1, "--batch", 3)
     rows = json.loads((tmp_path / "r.json").read_text())["results"]
     found = sorted((row["path"], row["workload"]["batch"]) for row in rows)
@@ -47,9 +47,9 @@ def test_a_fixed_batch_is_measured_where_it_is_asked_for(work: Path, tmp_path: P
 
 def test_runtimes_and_devices_that_are_not_here(work: Path, tmp_path: Path) -> None:
     bench = ["benchmark", work / "tuned", "-o", tmp_path / "r.json"]
-    refused(*bench, "--runtime", "abacus", says="Unknown runtime")
-    refused(*bench, "--runtime", "onnxruntime", says="takes it")
-    refused(*bench, "--device", "abacus", says="--device abacus: expected auto")
+    refused(*bench, "--runtime", "abacus", error="Unknown runtime")
+    refused(*bench, "--runtime", "onnxruntime", error="takes it")
+    refused(*bench, "--device", "abacus", error="--device abacus: expected auto")
     onnx_bench = ["benchmark", work / "onnx", "-o", tmp_path / "r.json"]
     trained = ["--data", "digits", "-o", tmp_path / "out"]
     for device in ("cuda:x", "cuda:", "cpu:x", ":0"):
@@ -58,9 +58,9 @@ def test_runtimes_and_devices_that_are_not_here(work: Path, tmp_path: Path) -> N
             ["search", "--model", work / "dense", "--budget", "50%", *trained],
             ["finetune", work / "dense", *trained],
         ):  # fmt: skip
-            refused(*command, "--device", device, says=f"--device {device}: ")
+            refused(*command, "--device", device, error=f"--device {device}: ")
     for command in ("evaluate", "benchmark"):
         assert "mps|tensorrt|openvino" in good(command, "--help").stdout
     if not torch.cuda.is_available():
-        refused(*bench, "--device", "cuda", says="0 CUDA devices")
-        refused(*onnx_bench, "--device", "cuda", says="this onnxruntime has cpu")
+        refused(*bench, "--device", "cuda", error="0 CUDA devices")
+        refused(*onnx_bench, "--device", "cuda", error="this onnxruntime has cpu")

@@ -13,7 +13,7 @@ from PIL import Image
 from tests.helpers.calls import good
 
 
-def test_evaluate_says_the_same_in_torch_and_onnxruntime(work: Path) -> None:
+def test_evaluate_matches_in_torch_and_onnxruntime(work: Path) -> None:
     tuned = json.loads(good("evaluate", work / "tuned", "--data", "digits", "--json").stdout)
     engine = json.loads(good("evaluate", work / "onnx", "--data", "digits", "--json").stdout)
     assert (tuned["runtime"], engine["runtime"]) == ("torch", "onnxruntime")
@@ -23,7 +23,7 @@ def test_evaluate_says_the_same_in_torch_and_onnxruntime(work: Path) -> None:
     assert tuned["top5"] >= tuned["top1"] > 20
 
 
-def test_a_bare_onnx_file_says_how_it_is_used(work: Path) -> None:
+def test_a_bare_onnx_file_has_its_metadata(work: Path) -> None:
     folder, file = (
         json.loads(good("evaluate", path, "--data", "digits", "--json").stdout)
         for path in (work / "onnx", work / "onnx" / "model.onnx")

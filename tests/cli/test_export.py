@@ -50,10 +50,10 @@ def test_weights_beside_the_graph_when_one_file_is_too_small(
     assert (tmp_path / "two" / "model.onnx").stat().st_size < 200_000
     good("evaluate", tmp_path / "two", "--data", "digits")
     (tmp_path / "two" / "model.onnx.data").write_bytes(b"")
-    refused("evaluate", tmp_path / "two", "--data", "digits", says="hash mismatch")
+    refused("evaluate", tmp_path / "two", "--data", "digits", error="hash mismatch")
 
 
-def test_export_of_a_search_proves_both_links(work: Path, tmp_path: Path) -> None:
+def test_export_of_a_search_verifies_both_steps(work: Path, tmp_path: Path) -> None:
     done = good("export", work / "search", "-o", tmp_path / "out")
     assert "hard gates → lean: equal" in done.stdout
     assert "lean → onnx: equal" in done.stdout
@@ -76,10 +76,10 @@ def test_export_of_timm_models_with_batch_and_opset(batch: str, tmp_path: Path) 
 def test_the_least_opset_of_a_model_is_named(tmp_path: Path) -> None:
     """A ViT needs that of LayerNormalization, a Swin that of the padding of its windows."""
     args = ["-o", tmp_path / "out", "--opset"]
-    refused("export", NAME, *TINY_ARGS, *args, 13, says="at least 17. Choose --opset 17.")
+    refused("export", NAME, *TINY_ARGS, *args, 13, error="at least 17. Choose --opset 17.")
     good("export", NAME, *TINY_ARGS, *args, 17)
     swin = ["swin_tiny_patch4_window7_224", *SMALL_SWIN, "--force", *args]
-    refused("export", *swin, 16, says="at least 18. Choose --opset 18.")
+    refused("export", *swin, 16, error="at least 18. Choose --opset 18.")
     good("export", *swin, 18)
 
 
@@ -100,7 +100,9 @@ def test_a_broken_link_is_named_and_leaves_nothing(
         return proto
 
     monkeypatch.setattr(export_model, "optimize", wrong)
-    refused("export", work / "tuned", "-o", tmp_path / "out", code=1, says="lean → onnx: DIFFERENT")
+    refused(
+        "export", work / "tuned", "-o", tmp_path / "out", code=1, error="lean → onnx: DIFFERENT"
+    )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -118,7 +120,7 @@ def test_outputs_under_other_names_fail_parity(
         return proto
 
     monkeypatch.setattr(export_model, "optimize", wrong)
-    refused("export", work / "tuned", "-o", tmp_path / "out", code=1, says="outputs are scores")
+    refused("export", work / "tuned", "-o", tmp_path / "out", code=1, error="outputs are scores")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -137,9 +139,9 @@ class Evil:
 
 
 def test_checkpoints_that_do_not_fit_or_bite(work: Path, tmp_path: Path) -> None:
-    def export(file: Path, says: str) -> None:
+    def export(file: Path, error: str) -> None:
         args = ["--checkpoint", file, "-o", tmp_path / "out"]
-        refused("export", NAME, *TINY_ARGS, *args, says=says)
+        refused("export", NAME, *TINY_ARGS, *args, error=error)
 
     from spvit_deploy.families.checkpoints import read_state_dict
 
@@ -178,9 +180,9 @@ def test_damaged_folders(harm: str, work: Path, tmp_path: Path) -> None:
         config.write_text(config.read_text().replace("bicubic", "bilinear"))
     else:
         weights.unlink()
-    says = "missing" if harm == "gone" else "hash mismatch"
-    refused("export", folder, "-o", tmp_path / "out", says=says)
-    refused("evaluate", folder, "--data", "digits", says=says)
+    error = "missing" if harm == "gone" else "hash mismatch"
+    refused("export", folder, "-o", tmp_path / "out", error=error)
+    refused("evaluate", folder, "--data", "digits", error=error)
     assert not (tmp_path / "out").exists()
 
 
@@ -191,7 +193,7 @@ def test_weights_that_are_not_numbers(work: Path, tmp_path: Path) -> None:
     state["blocks.1.mlp.fc1.weight"][3, 4] = float("nan")
     torch.save(state, tmp_path / "nan.pth")
     args = [*TINY_ARGS, "--checkpoint", tmp_path / "nan.pth", "-o", tmp_path / "out"]
-    says = "holds NaN or infinity: blocks.1.mlp.fc1.weight"
-    refused("export", NAME, *args, says=says)
-    refused("search", "--model", NAME, *args, "--data", "digits", "--budget", "50%", says=says)
-    refused("finetune", NAME, *args, "--data", "digits", "--epochs", "0", says=says)
+    error = "holds NaN or infinity: blocks.1.mlp.fc1.weight"
+    refused("export", NAME, *args, error=error)
+    refused("search", "--model", NAME, *args, "--data", "digits", "--budget", "50%", error=error)
+    refused("finetune", NAME, *args, "--data", "digits", "--epochs", "0", error=error)

@@ -17,14 +17,14 @@ from tests.helpers.images import image_folder
 def test_data_that_cannot_be_used(work: Path, tmp_path: Path) -> None:
     tune = ["finetune", work / "lean", "--epochs", "1", "-o", tmp_path / "out", "--data"]
     (tmp_path / "empty").mkdir()
-    refused(*tune, "folder", "--data-dir", tmp_path / "empty", says="empty")
+    refused(*tune, "folder", "--data-dir", tmp_path / "empty", error="empty")
     one = image_folder(tmp_path / "one", ["cat"], 3)
-    refused(*tune, f"folder/{one}", says="only one class (cat)")
+    refused(*tune, f"folder/{one}", error="only one class (cat)")
     three = image_folder(tmp_path / "three", ["a", "b", "c"], 3)
-    refused(*tune, f"folder/{three}", says="3 classes, the model 10")
-    refused(*tune, "no-such-data", says="unknown")
-    refused(*tune, "torch/fashion_mnist", "--data-dir", tmp_path, says="fashion_mnist")
-    refused(*tune, "folder/nowhere", says="not a folder")
+    refused(*tune, f"folder/{three}", error="3 classes, the model 10")
+    refused(*tune, "no-such-data", error="unknown")
+    refused(*tune, "torch/fashion_mnist", "--data-dir", tmp_path, error="fashion_mnist")
+    refused(*tune, "folder/nowhere", error="not a folder")
     good("finetune", NAME, *TINY_ARGS, "--model-arg", "num_classes=3", "--epochs", "1",
          "--data", f"folder/{three}", "-o", tmp_path / "out")  # fmt: skip
     # An unreadable image is passed over in training, and would make an evaluation wrong.
@@ -40,21 +40,21 @@ def test_data_that_cannot_be_used(work: Path, tmp_path: Path) -> None:
     val = image_folder(tmp_path / "split" / "val", ["train", "b"], 3)
     (val / "train" / "1.png").write_bytes(b"no image")
     refused("evaluate", tmp_path / "two", "--data", f"folder/{tmp_path / 'split'}",
-            says="1.png cannot be read")  # fmt: skip
+            error="1.png cannot be read")  # fmt: skip
     refused("finetune", NAME, "--data", "torch/fashion_mnist", "-o", tmp_path / "x",
-            says="Name it with --data-dir")  # fmt: skip
+            error="Name it with --data-dir")  # fmt: skip
     for spec, package in (("hfds/x/y", "datasets"),):
         if importlib.util.find_spec(package) is None:
             refused("finetune", NAME, "--data", spec, "-o", tmp_path / "x",
-                    says=f"pip install {package}")  # fmt: skip
+                    error=f"pip install {package}")  # fmt: skip
 
 
 def test_folders_that_are_neither_split_nor_class(tmp_path: Path) -> None:
     """timm would call images after the folder that they lie in, or leave whole classes out."""
 
-    def refuse(root: Path, says: str) -> None:
+    def refuse(root: Path, error: str) -> None:
         refused("finetune", NAME, *TINY_ARGS, "--data", f"folder/{root}", "-o", tmp_path / "out",
-                says=says)  # fmt: skip
+                error=error)  # fmt: skip
 
     one = image_folder(image_folder(tmp_path / "one" / "train", ["x", "y"], 2).parent, ["cat"], 2)
     refuse(one, f"beside it lies cat, as classes do. Name {one / 'train'} if that is the split")
@@ -69,13 +69,16 @@ def test_folders_that_are_neither_split_nor_class(tmp_path: Path) -> None:
 
 def test_a_teacher_is_looked_at_first(work: Path, tmp_path: Path) -> None:
     tune = ["finetune", work / "lean", "--data", "digits", "-o", tmp_path / "out", "--teacher"]
-    for teacher, says in (("vit_tinny", "no model 'vit_tinny'"), (tmp_path, "neither a dense nor")):
-        refused(*tune, teacher, says=says)
+    for teacher, error in (
+        ("vit_tinny", "no model 'vit_tinny'"),
+        (tmp_path, "neither a dense nor"),
+    ):
+        refused(*tune, teacher, error=error)
         assert len(call(*tune, teacher).stderr.splitlines()) == 1
     good("finetune", NAME, *TINY_ARGS, "--model-arg", "img_size=32", "--data", "digits",
          "--epochs", 0, "-o", tmp_path / "larger")  # fmt: skip
-    refused(*tune, tmp_path / "larger", says="The teacher takes images of (1, 32, 32)")
-    refused(*tune[:3], "folder/nowhere", *tune[4:], tmp_path / "larger", says="not a folder")
+    refused(*tune, tmp_path / "larger", error="The teacher takes images of (1, 32, 32)")
+    refused(*tune[:3], "folder/nowhere", *tune[4:], tmp_path / "larger", error="not a folder")
 
 
 def test_numbers_that_are_none(work: Path, tmp_path: Path) -> None:
@@ -84,7 +87,9 @@ def test_numbers_that_are_none(work: Path, tmp_path: Path) -> None:
         for value in ("nan", "inf"):
             assert call(*tune, option, value).exit_code == 2
     assert call(*tune, "--label-smoothing", "1").exit_code == 2
-    refused("evaluate", tmp_path / "nope", "--data", "digits", says="not a dense, lean or exported")
+    refused(
+        "evaluate", tmp_path / "nope", "--data", "digits", error="not a dense, lean or exported"
+    )
 
 
 def test_an_interrupt_leaves_the_old_output(work: Path, tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ def test_marked_lines_of_native_code_are_dropped(
     assert speak().count("chatter") == 2
 
 
-def test_executorch_says_nothing_of_its_own(
+def test_executorch_prints_nothing_of_its_own(
     make_lean: Callable[..., tuple[SavedModel, Path]], tmp_path: Path
 ) -> None:
     pytest.importorskip("executorch")
@@ -49,7 +49,7 @@ def test_executorch_says_nothing_of_its_own(
     assert done.stderr == "benchmark …\n"
 
 
-def test_where_nothing_can_be_drawn_long_work_says_how_far_it_is(
+def test_without_a_terminal_long_work_logs_its_progress(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(progress, "_SECONDS", -1.0)
@@ -58,9 +58,9 @@ def test_where_nothing_can_be_drawn_long_work_says_how_far_it_is(
         bar.advance(2)
     with progress.progress_bar("read") as bar:
         bar.advance()
-    said = ["search …", "search: 1/4 (25%), epoch 1", "search: 3/4 (75%), epoch 1",
+    printed = ["search …", "search: 1/4 (25%), epoch 1", "search: 3/4 (75%), epoch 1",
             "read …", "read: 1"]  # fmt: skip
-    assert capsys.readouterr().err.splitlines() == said
+    assert capsys.readouterr().err.splitlines() == printed
     monkeypatch.setattr(progress, "_SECONDS", 30.0)
     with progress.progress_bar("search", 4) as bar:
         bar.advance()

@@ -36,12 +36,12 @@ def test_debug_shows_the_traceback(tmp_path: Path) -> None:
 def test_what_is_read_is_not_replaced(work: Path, tmp_path: Path) -> None:
     lean = tmp_path / "lean"
     shutil.copytree(work / "lean", lean)
-    refused("export", lean, "-o", lean, "--force", says="is an input")
-    refused("finetune", lean, "--data", "digits", "-o", lean, "--force", says="is an input")
-    refused("materialize", lean, "-o", tmp_path / "out", says="is a model already")
-    refused("evaluate", lean / "gates.json", "--data", "digits", says="not a dense, lean")
+    refused("export", lean, "-o", lean, "--force", error="is an input")
+    refused("finetune", lean, "--data", "digits", "-o", lean, "--force", error="is an input")
+    refused("materialize", lean, "-o", tmp_path / "out", error="is a model already")
+    refused("evaluate", lean / "gates.json", "--data", "digits", error="not a dense, lean")
     refused("export", NAME, *TINY_ARGS, "--checkpoint", work / "search", "-o", tmp_path / "out",
-            says="not a file of weights")  # fmt: skip
+            error="not a file of weights")  # fmt: skip
 
 
 @pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="no folder that takes no file")
@@ -54,9 +54,9 @@ def test_outputs_that_cannot_be_written_are_wrong_calls(work: Path, tmp_path: Pa
         ["export", lean, "--all"], ["benchmark", lean], ["report", "--plan", lean, work / "r.json"],
         ["profile", NAME, *TINY_ARGS], ["demo"],
     ):  # fmt: skip
-        refused(*call_, "-o", "/proc/x", says=no_file)
+        refused(*call_, "-o", "/proc/x", error=no_file)
     (tmp_path / "recipe.yaml").write_text(
         "output: /proc/x\nmodel: {name: vit_tiny_patch16_224}\ndata: {spec: digits}\n"
     )
-    refused("run", tmp_path / "recipe.yaml", says="/proc/x/state.json cannot be written: ")
-    refused("materialize", work / "search", "-o", tmp_path / ("x" * 300), says="too long")
+    refused("run", tmp_path / "recipe.yaml", error="/proc/x/state.json cannot be written: ")
+    refused("materialize", work / "search", "-o", tmp_path / ("x" * 300), error="too long")

@@ -13,7 +13,7 @@ from tests.helpers.calls import good, refused
 from tests.helpers.commands import start_command
 
 
-def test_a_lean_folder_loads_alone_with_the_same_bits(work: Path, tmp_path: Path) -> None:
+def test_a_lean_folder_loads_on_its_own_with_the_same_bits(work: Path, tmp_path: Path) -> None:
     import spvit_deploy
 
     shutil.copytree(work / "tuned", tmp_path / "alone")
@@ -29,24 +29,25 @@ def test_gates_of_another_model_and_out_of_range(work: Path, tmp_path: Path) -> 
     shutil.copytree(work / "search", folder)
     plan = read_record(folder / "gates.json")
     write_record(folder / "gates.json", {**plan, "blocks": plan["blocks"][:2]})
-    refused("materialize", folder, "-o", tmp_path / "out", says="for 2 blocks")
+    refused("materialize", folder, "-o", tmp_path / "out", error="for 2 blocks")
     plan["blocks"][0]["mlp_keep"] = [0, 4096]
     write_record(folder / "gates.json", plan)
-    refused("materialize", folder, "-o", tmp_path / "out", says="hidden unit 4096")
+    refused("materialize", folder, "-o", tmp_path / "out", error="hidden unit 4096")
     plan["blocks"][0]["mlp_keep"] = [4, 4]
     write_record(folder / "gates.json", plan)
-    refused("materialize", folder, "-o", tmp_path / "out", says="ascend")
+    refused("materialize", folder, "-o", tmp_path / "out", error="ascend")
     write_record(folder / "gates.json", {**plan, "schema_version": 99})
-    refused("materialize", folder, "-o", tmp_path / "out", says="schema version 99")
+    refused("materialize", folder, "-o", tmp_path / "out", error="schema version 99")
     (folder / "gates.json").write_text("{not json")
-    refused("materialize", folder, "-o", tmp_path / "out", says="not JSON")
+    refused("materialize", folder, "-o", tmp_path / "out", error="not JSON")
 
 
 def test_gates_fit_the_blocks_that_they_were_searched_for(work: Path, tmp_path: Path) -> None:
     good("finetune", NAME, *TINY_ARGS, "--model-arg", "embed_dim=48", "--data", "digits",
          "--epochs", 0, "-o", tmp_path / "wider")  # fmt: skip
     refused("materialize", work / "search" / "gates.json", "--checkpoint", tmp_path / "wider",
-            "-o", tmp_path / "out", says="(channels, heads, hidden units) (24, 3, 96)")  # fmt: skip
+            "-o", tmp_path / "out",
+            error="(channels, heads, hidden units) (24, 3, 96)")  # fmt: skip
     good("materialize", work / "search" / "gates.json", "--checkpoint", work / "dense",
          "-o", tmp_path / "out")  # fmt: skip
 
@@ -55,7 +56,7 @@ def test_outputs_that_exist_stay(work: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     good("materialize", work / "search", "-o", out)
     before = (out / "config.json").read_bytes()
-    refused("materialize", work / "search", "-o", out, "--align", 8, says="--force")
+    refused("materialize", work / "search", "-o", out, "--align", 8, error="--force")
     assert (out / "config.json").read_bytes() == before
     good("materialize", work / "search", "-o", out, "--align", 8, "--force")
     plan = read_record(out / "gates.json")

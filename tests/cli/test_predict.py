@@ -33,7 +33,7 @@ def lean(make_lean: Make) -> Path:
     return make_lean(KINDS, WIDTHS)[1]
 
 
-def said(result: Result) -> dict[str, list[dict[str, object]]]:
+def parsed(result: Result) -> dict[str, list[dict[str, object]]]:
     rows = [json.loads(line) for line in result.stdout.splitlines()]
     return {row["image"]: row.get("classes") or row["error"] for row in rows}
 
@@ -70,7 +70,7 @@ def test_classes_are_those_of_the_model_with_timms_transform(
         export_model(str(lean), artefact)
     for seed in range(5):
         photo(seed, (40 + seed, 30)).save(tmp_path / f"{seed}.png")
-    found = said(predicted(artefact, tmp_path, "--json", "--top", 3, "--batch", 2))
+    found = parsed(predicted(artefact, tmp_path, "--json", "--top", 3, "--batch", 2))
     assert list(found) == [str(tmp_path / f"{seed}.png") for seed in range(5)]
     for seed, guesses in enumerate(found.values()):
         wanted = expected(lean, photo(seed, (40 + seed, 30)))
@@ -88,11 +88,11 @@ def test_images_come_from_files_folders_and_pipes(lean: Path, tmp_path: Path) ->
         photo(seed).save(name)
     (below / "notes.txt").write_text("no image")
     (below / ".hidden.png").write_bytes(names[0].read_bytes())
-    found = said(predicted(lean, names[0], tmp_path / "photos", "--json"))
+    found = parsed(predicted(lean, names[0], tmp_path / "photos", "--json"))
     assert list(found) == [str(names[0]), str(names[1]), str(names[2])]
     listed = "\n".join(map(str, names)).encode()
-    assert said(predicted(lean, "-", "--json", stdin=listed + b"\n")) == found
-    ((name, piped),) = said(predicted(lean, "-", "--json", stdin=names[0].read_bytes())).items()
+    assert parsed(predicted(lean, "-", "--json", stdin=listed + b"\n")) == found
+    ((name, piped),) = parsed(predicted(lean, "-", "--json", stdin=names[0].read_bytes())).items()
     assert name == "standard input"
     for one, other in zip(piped, found[str(names[0])], strict=True):
         assert one == pytest.approx(other, abs=1e-5)
@@ -110,10 +110,10 @@ def test_any_kind_of_image_is_taken(lean: Path, tmp_path: Path, mode: str) -> No
     else:
         image = image.convert(mode)
     image.save(tmp_path / "image.tiff")
-    ((_, guesses),) = said(predicted(lean, tmp_path / "image.tiff", "--json")).items()
+    ((_, guesses),) = parsed(predicted(lean, tmp_path / "image.tiff", "--json")).items()
     assert sum(float(guess["score"]) for guess in guesses) <= 1 + 1e-6  # type: ignore[arg-type]
     if mode == "I;16":
-        (wanted,) = said(
+        (wanted,) = parsed(
             predicted(lean, _saved(photo(0).convert("L"), tmp_path), "--json")
         ).values()
         assert guesses[0]["score"] == pytest.approx(wanted[0]["score"], abs=1e-4)
@@ -125,19 +125,19 @@ def _saved(image: Image.Image, folder: Path, **options: object) -> Path:
     return path
 
 
-def test_photographs_are_turned_upright_and_of_animations_the_first_picture_counts(
+def test_photographs_are_rotated_upright_and_animations_give_their_first_frame(
     lean: Path, tmp_path: Path
 ) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by a quarter
     turned = _saved(photo(1).transpose(Image.Transpose.ROTATE_90), tmp_path, exif=exif)
-    (upright,) = said(predicted(lean, _saved(photo(1), tmp_path), "--json")).values()
-    assert list(said(predicted(lean, turned, "--json")).values()) == [upright]
+    (upright,) = parsed(predicted(lean, _saved(photo(1), tmp_path), "--json")).values()
+    assert list(parsed(predicted(lean, turned, "--json")).values()) == [upright]
     moving = tmp_path / "moving.gif"
     photo(1).save(moving, save_all=True, append_images=[photo(2)])
     still = _saved(Image.open(io.BytesIO(moving.read_bytes())).convert("RGB"), tmp_path)
-    assert list(said(predicted(lean, moving, "--json")).values()) == list(
-        said(predicted(lean, still, "--json")).values()
+    assert list(parsed(predicted(lean, moving, "--json")).values()) == list(
+        parsed(predicted(lean, still, "--json")).values()
     )
 
 
@@ -149,7 +149,7 @@ def test_unreadable_images_are_reported_and_the_others_classified(
     cut.write_bytes(good.read_bytes()[:900])
     text.write_text("no image")
     result = predicted(lean, cut, good, text, "--json", code=1)
-    found = said(result)
+    found = parsed(result)
     assert "cut.png cannot be read" in str(found[str(cut)])
     assert "not an image" in str(found[str(text)])
     assert len(found[str(good)]) > 1
@@ -163,18 +163,18 @@ def test_unreadable_images_are_reported_and_the_others_classified(
 
 def test_wrong_calls(lean: Path, tmp_path: Path, make_lean: Make) -> None:
     (tmp_path / "empty").mkdir()
-    refused("predict", lean, tmp_path / "nowhere.png", says="no such file or folder")
-    refused("predict", lean, tmp_path / "empty", says="holds no images")
+    refused("predict", lean, tmp_path / "nowhere.png", error="no such file or folder")
+    refused("predict", lean, tmp_path / "empty", error="holds no images")
     empty = CliRunner().invoke(main, ["predict", str(lean), "-"], input=b"")
     assert empty.exit_code == 2
     assert "Standard input holds no image" in empty.stderr
     good = _saved(photo(0), tmp_path)
-    refused("predict", tmp_path / "empty", good, says="empty")
+    refused("predict", tmp_path / "empty", good, error="empty")
     called = CliRunner().invoke(
         main, ["export", str(lean), "--output", "features", "-o", str(tmp_path / "features")]
     )
     assert called.exit_code == 0, called.output
-    refused("predict", tmp_path / "features", good, says="no class scores")
+    refused("predict", tmp_path / "features", good, error="no class scores")
 
 
 def test_python_takes_paths(lean: Path, tmp_path: Path) -> None:

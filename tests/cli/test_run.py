@@ -20,7 +20,7 @@ def test_a_recipe_runs_and_skips_what_is_unchanged(tmp_path: Path) -> None:
 
     file = tmp_path / "recipe.yaml"
     good("run", "--init", file)
-    refused("run", "--init", file, says="exists")
+    refused("run", "--init", file, error="exists")
     content = yaml.safe_load(file.read_text())
     content["model"]["args"] = {k: v for k, v in TINY.items()}
     for stage in ("train", "search", "finetune"):
@@ -34,9 +34,9 @@ def test_a_recipe_runs_and_skips_what_is_unchanged(tmp_path: Path) -> None:
     assert pipeline.run_file(file).ran == ["finetune", "export lean", "benchmark", "report"]
     content["colour"] = "blue"
     file.write_text(yaml.safe_dump(content))
-    refused("run", file, says="colour")
+    refused("run", file, error="colour")
     file.write_text("{")
-    refused("run", file, says="not YAML")
+    refused("run", file, error="not YAML")
 
 
 def test_a_recipe_is_refused_before_its_first_stage(tmp_path: Path) -> None:
@@ -45,7 +45,7 @@ def test_a_recipe_is_refused_before_its_first_stage(tmp_path: Path) -> None:
     file = tmp_path / "recipe.yaml"
     good("run", "--init", file)
     whole = yaml.safe_load(file.read_text())
-    for section, key, value, says in (
+    for section, key, value, error in (
         ("search", "budget", "half", "not understood"),
         ("search", "budget", "900%", "above the dense model"),
         ("export", "format", "tiff", "Unknown format"),
@@ -60,12 +60,12 @@ def test_a_recipe_is_refused_before_its_first_stage(tmp_path: Path) -> None:
         args = {} if value == "resnet18" else whole["model"]["args"]
         changed = {**whole, "model": {**whole["model"], "args": args}}
         file.write_text(yaml.safe_dump({**changed, section: {**changed[section], key: value}}))
-        refused("run", file, says=says)
+        refused("run", file, error=error)
     assert [path.name for path in tmp_path.iterdir()] == ["recipe.yaml"]
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "error"),
     [
         ({"serach": {}}, "the recipe has no entry 'serach'; there are version, output, device, "),
         ({"serach": {}}, " benchmark. Did you mean search?"),
@@ -88,17 +88,17 @@ def test_a_recipe_is_refused_before_its_first_stage(tmp_path: Path) -> None:
         ({"checkpoint_every": "soon"}, "recipe.yaml: checkpoint_every: 'soon': expected 500"),
     ],
 )
-def test_a_recipe_that_is_none_is_told_in_its_own_words(
-    change: dict[str, Any], says: str, tmp_path: Path
+def test_errors_of_a_recipe_name_its_entries(
+    change: dict[str, Any], error: str, tmp_path: Path
 ) -> None:
     import yaml
 
     file = tmp_path / "recipe.yaml"
     whole = {"model": {"name": NAME}, "data": {"spec": "digits"}}
     file.write_text(yaml.safe_dump({**whole, **change}))
-    refused("run", file, says=says)
+    refused("run", file, error=error)
     file.write_text("")
-    refused("run", file, says="the recipe: empty: input should be a valid dictionary")
+    refused("run", file, error="the recipe: empty: input should be a valid dictionary")
 
 
 def test_a_run_notices_images_that_changed_and_outlives_a_damaged_state(
@@ -141,14 +141,14 @@ def test_a_demo_replaces_nothing_but_a_demo(tmp_path: Path) -> None:
     good("run", "--init", tmp_path / "recipe.yaml")
     (tmp_path / "notes.txt").write_text("mine")
     for force in ([], ["--force"]):
-        refused("demo", "-o", tmp_path, *force, says="is not a demo")
+        refused("demo", "-o", tmp_path, *force, error="is not a demo")
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
-def test_two_runs_of_one_recipe_are_told_of_each_other(tmp_path: Path) -> None:
+def test_two_runs_of_one_recipe_exclude_each_other(tmp_path: Path) -> None:
     from spvit_deploy.core.output_folders import lock_folder
 
     good("run", "--init", tmp_path / "recipe.yaml")
     (tmp_path / "run").mkdir()
     with lock_folder(tmp_path / "run"):
-        refused("run", tmp_path / "recipe.yaml", says="is in use by another run")
+        refused("run", tmp_path / "recipe.yaml", error="is in use by another run")

@@ -22,36 +22,36 @@ def test_the_budget_is_met_and_the_lean_model_has_no_gates(work: Path) -> None:
     assert not [key for key in keys if "gate" in key or "logits" in key or "spvit" in key]
 
 
-def test_a_search_that_diverges_says_so(tmp_path: Path) -> None:
+def test_a_search_that_diverges_is_reported(tmp_path: Path) -> None:
     data = ["--data", "digits", "--epochs", 2, "--budget", "50%", "-o", tmp_path / "out"]
     refused("search", "--model", NAME, *TINY_ARGS, *data, "--lr", "1e10", code=1,
-            says="Try a smaller --lr")  # fmt: skip
+            error="Try a smaller --lr")  # fmt: skip
     assert list(tmp_path.iterdir()) == []
 
 
 def test_unknown_and_unsupported_models(tmp_path: Path) -> None:
     budget = ["--data", "digits", "--budget", "50%", "-o", tmp_path / "out"]
-    refused("search", "--model", "vit_tiny_patch16_225", *budget, says="vit_tiny_patch16_224")
-    refused("search", "--model", "resnet18", *budget, says="no family takes a ResNet")
+    refused("search", "--model", "vit_tiny_patch16_225", *budget, error="vit_tiny_patch16_224")
+    refused("search", "--model", "resnet18", *budget, error="no family takes a ResNet")
     odd = ["--model-arg", "depth=minus"]
-    refused("search", "--model", NAME, *odd, *budget, says="timm cannot build")
+    refused("search", "--model", NAME, *odd, *budget, error="timm cannot build")
     for typo, name in (("depht=6", "depth"), ("img_szie=32", "img_size")):
         refused("search", "--model", NAME, "--model-arg", typo, *budget,
-                says=f"'{typo.partition('=')[0]}'. Did you mean {name}?")  # fmt: skip
-    refused("search", "--model", NAME, "--model-arg", "q=1", *budget, says="Check the --model-arg")
+                error=f"'{typo.partition('=')[0]}'. Did you mean {name}?")  # fmt: skip
+    refused("search", "--model", NAME, "--model-arg", "q=1", *budget, error="Check the --model-arg")
     bad_heads = ["--model-arg", "num_heads=5"]
-    refused("search", "--model", NAME, *bad_heads, *budget, says="timm cannot build")
-    refused("export", "no/such/folder", "-o", tmp_path / "out", says="no such folder")
+    refused("search", "--model", NAME, *bad_heads, *budget, error="timm cannot build")
+    refused("export", "no/such/folder", "-o", tmp_path / "out", error="no such folder")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_budgets_that_cannot_be(tmp_path: Path) -> None:
     args = ["search", "--model", NAME, *TINY_ARGS, "--data", "digits", "-o", tmp_path / "out"]
-    refused(*args, "--budget", "200%", says="above the dense model")
-    refused(*args, "--budget", "lots", says="not understood")
+    refused(*args, "--budget", "200%", error="above the dense model")
+    refused(*args, "--budget", "lots", error="not understood")
     refused(
         *args,
         "--budget",
         "0.1%",
-        says="below the smallest model",
+        error="below the smallest model",
     )

@@ -52,11 +52,11 @@ def test_what_others_wrote_is_inspected_measured_and_evaluated(kind: int, tmp_pa
 def test_what_takes_no_images_of_one_size_is_refused(tmp_path: Path) -> None:
     file = classifier(tmp_path / "any.onnx", ["n", 3, "h", "w"])
     refused("benchmark", file, "--runtime", "onnxruntime", "-o", tmp_path / "r.json",
-            says="takes x tensor")  # fmt: skip
+            error="takes x tensor")  # fmt: skip
 
 
 def test_a_missing_provider_is_named(tmp_path: Path) -> None:
     file = classifier(tmp_path / "theirs.onnx", ["n", 3, 8, 8])
     bench = ["benchmark", file, "--runtime", "onnxruntime", "-o", tmp_path / "r.json"]
-    refused(*bench, "--device", "tensorrt", says="Install onnxruntime-gpu")
-    refused(*bench, "--device", "openvino", says="Install onnxruntime-openvino")
+    refused(*bench, "--device", "tensorrt", error="Install onnxruntime-gpu")
+    refused(*bench, "--device", "openvino", error="Install onnxruntime-openvino")

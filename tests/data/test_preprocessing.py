@@ -124,13 +124,13 @@ def test_pixels_are_timms_within_one_grey_level(
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
 @pytest.mark.parametrize("size", [(427, 640), (1200, 300), (224, 224), (249, 248), (1, 30)])
-def test_large_pictures_and_thin_ones(runtime: str, size: tuple[int, int]) -> None:
+def test_large_and_thin_images(runtime: str, size: tuple[int, int]) -> None:
     prep = prep_of((224, 224))
     for kind in ("photo", "noise"):
         assert levels_apart(runtime, content(kind, size, 3, 0), prep) <= 1 + 1e-3
 
 
-def test_tall_pictures_are_resized_in_the_order_of_the_pillow_that_is_here(
+def test_tall_images_are_resized_in_the_order_of_the_installed_pillow(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """From version 13 on it takes the rows first where they are many."""
@@ -145,7 +145,7 @@ def test_tall_pictures_are_resized_in_the_order_of_the_pillow_that_is_here(
     assert levels_apart("onnxruntime", tall, other) > 2
 
 
-def test_images_in_the_middle_of_pictures_come_out_as_they_were() -> None:
+def test_centre_crops_of_images_are_unchanged() -> None:
     for mode in ("center", "squash", "border"):
         prep = prep_of((32, 24), crop_pct=0.8, crop_mode=mode)
         images = np.random.default_rng(0).normal(0, 0.5, (2, 3, 32, 24)).astype(np.float32)
@@ -166,7 +166,7 @@ def lean_of(make_lean: Make) -> Path:
     ("form", "precision"),
     [("onnx", "fp32"), ("onnx", "fp16"), ("openvino", "fp32"), ("openvino", "bf16")],
 )
-def test_an_artefact_takes_pictures_as_they_are(
+def test_an_artifact_takes_raw_images(
     form: str, precision: str, make_lean: Make, tmp_path: Path
 ) -> None:
     lean, engine = lean_of(make_lean), tmp_path / "engine"
@@ -223,26 +223,26 @@ def test_other_runtimes_and_batches_take_the_same_file(make_lean: Make, tmp_path
 def test_bytes_of_the_models_own_size_are_taken_too() -> None:
     """OpenVINO models were exported so before they took pictures."""
     prep, file = prep_of((16, 24), channels=1), Path("model.xml")
-    said = prep.model_dump_json()
-    taken = read_input([None, 16, 24, 1], True, said, file, "bytes")
+    record = prep.model_dump_json()
+    taken = read_input([None, 16, 24, 1], True, record, file, "bytes")
     assert (taken.size, taken.batch, taken.any_size) == ((1, 16, 24), None, False)
     images = np.zeros((2, 1, 16, 24), np.float32)
     assert taken.from_normalized(images).shape == (2, 16, 24, 1)
     assert taken.from_normalized(images).dtype == np.uint8
     assert read_input([3, 1, 16, 24], False, None, file, "images").batch == 3
-    for shape, taking_bytes, says in (
+    for shape, taking_bytes, error in (
         ([None, None, 24, 1], True, "takes bytes of some size"),
         ([None, 1, None, None], False, "takes bytes of some size"),
         ([None, 16], False, "takes bytes of some size"),
     ):
-        with pytest.raises(InputError, match=says):
-            read_input(shape, taking_bytes, said, file, "bytes of some size")
+        with pytest.raises(InputError, match=error):
+            read_input(shape, taking_bytes, record, file, "bytes of some size")
     with pytest.raises(InputError, match="records no preprocessing"):
         read_input([None, None, None, 1], True, None, file, "bytes")
 
 
 @pytest.mark.parametrize("form", ["onnx", "openvino"])
-def test_evaluation_hands_over_whole_pictures(
+def test_evaluation_passes_raw_images(
     form: str, make_lean: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from spvit_deploy.benchmarks.evaluate import Classifier
@@ -288,16 +288,16 @@ def test_what_cannot_be_put_into_a_graph_is_refused(make_lean: Make, tmp_path: P
     out = tmp_path / "out"
     for form in ("torch", "executorch"):
         refused("export", lean, "--format", form, "--with-preprocessing", "-o", out,
-                says=f"Format '{form}' takes images of one size")  # fmt: skip
-    for more, says in (
+                error=f"Format '{form}' takes images of one size")  # fmt: skip
+    for more, error in (
         ({"interpolation": "lanczos"}, "no interpolation 'lanczos'"),
         ({"crop_mode": "random"}, "no crop mode 'random'"),
         ({"crop_pct": 1.2}, "the model needs 120% of it"),
     ):
         changed = saved.preprocessing.model_copy(update=more)
-        folder = tmp_path / says.split()[-1].strip("'%")
+        folder = tmp_path / error.split()[-1].strip("'%")
         save_model(SavedModel(saved.module, saved.spec, changed, plan=saved.plan), folder)
-        refused("export", folder, "--with-preprocessing", "-o", out, says=says)
+        refused("export", folder, "--with-preprocessing", "-o", out, error=error)
     check_preprocessing(prep_of((8, 8), interpolation="nearest"), find_format("onnx"))
     with pytest.raises(InputError, match="format 'openvino' has no float64"):
         check_preprocessing(prep_of((8, 8), interpolation="nearest"), find_format("openvino"))

@@ -190,7 +190,7 @@ def test_parts_are_shuffled_near_each_other(parts: list[int], seed: int, window:
 
 
 @pytest.mark.parametrize(
-    ("harm", "says"),
+    ("harm", "error"),
     [
         ("missing", "train-001.tar is missing; 1 of 3 shards are"),
         ("not a tar", "train-001.tar cannot be read: not an uncompressed tar file"),
@@ -203,7 +203,7 @@ def test_parts_are_shuffled_near_each_other(parts: list[int], seed: int, window:
     ],
 )
 def test_shards_that_are_wrong_are_refused_at_the_start(
-    harm: str, says: str, tmp_path: Path
+    harm: str, error: str, tmp_path: Path
 ) -> None:
     shard = write_shards(tmp_path / "wds") / "train-001.tar"
     content = shard.read_bytes()
@@ -224,7 +224,7 @@ def test_shards_that_are_wrong_are_refused_at_the_start(
     for spec in (f"wds/{tmp_path / 'wds'}/train-{{000..002}}.tar", f"wds/{tmp_path / 'wds'}"):
         if spec.endswith(".tar") or harm != "missing":
             refused("finetune", NAME, *TINY_ARGS, "--model-arg", "num_classes=2", "--data", spec,
-                    "-o", tmp_path / "out", says=says)  # fmt: skip
+                    "-o", tmp_path / "out", error=error)  # fmt: skip
     assert not list(tmp_path.glob("out*"))
 
 
@@ -257,7 +257,7 @@ def test_a_damaged_image_ends_a_training_that_resumes_when_it_is_fixed(
     broken = [(n, b"no image" if n == f"{late}.png" else c) for n, c in members(range(17, 34))]
     write_shard(shard, broken)
     refused(*tune, "--workers", 2, "-o", tmp_path / "out", code=1,
-            says=f"{shard}: sample {late} cannot be read: not an image.")  # fmt: skip
+            error=f"{shard}: sample {late} cannot be read: not an image.")  # fmt: skip
     assert list((tmp_path / "out.checkpoints").glob("step-*"))
     shard.write_bytes(content)
     good(*tune, "--workers", 0, "-o", tmp_path / "out", "--resume")
@@ -314,12 +314,12 @@ def test_rows_that_are_wrong(data: Path, tmp_path: Path) -> None:
     tune = ["finetune", NAME, *TINY_ARGS, "-o", tmp_path / "out", "--data"]
     for kind in ("hfds", "hfids"):
         rows = f"{kind}/{data / 'rows'}"
-        refused(*tune, rows, "--train-split", "nope", says="vailable splits" if "ids" in kind else
+        refused(*tune, rows, "--train-split", "nope", error="vailable splits" if "ids" in kind else
                 "Should be one of")  # fmt: skip
-    refused(*tune, "wds/https://there/{0..3}.tar", says="Copy or mount them")
-    refused(*tune, f"wds/{data / 'rows'}", says="no shards (*.tar)")
+    refused(*tune, "wds/https://there/{0..3}.tar", error="Copy or mount them")
+    refused(*tune, f"wds/{data / 'rows'}", error="no shards (*.tar)")
     (data / "rows" / "train-00001-of-00002.parquet").write_bytes(b"no parquet")
-    refused(*tune, f"hfids/{data / 'rows'}", says="--data hfids/")
+    refused(*tune, f"hfids/{data / 'rows'}", error="--data hfids/")
 
 
 @pytest.mark.parametrize("kind", ["hfds", "hfids"])
@@ -328,15 +328,15 @@ def test_files_of_rows_that_are_wrong_are_named_in_one_line(
     harm: str, kind: str, data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     file = data / "rows" / "train-00001-of-00002.parquet"
-    says = f"{file} is truncated or damaged. Download or create it again"
+    error = f"{file} is truncated or damaged. Download or create it again"
     if harm == "missing":
         file.unlink()
-        says = f"{file} is missing; 1 of 2 files are. Download what is missing"
+        error = f"{file} is missing; 1 of 2 files are. Download what is missing"
     else:
         file.write_bytes(file.read_bytes()[:-100])
     refused("finetune", NAME, *TINY_ARGS, "--model-arg", "num_classes=2",
             "--data", f"{kind}/{data / 'rows'}", "-o", tmp_path / "out",
-            says=says)  # fmt: skip
+            error=error)  # fmt: skip
     assert "Failed to read" not in caplog.text
     # What the other split lacks is no matter where rows are read as they are needed.
     if harm == "missing" and kind == "hfids":
@@ -358,13 +358,13 @@ def test_splits_that_data_do_not_have_are_refused(data: Path, tmp_path: Path) ->
         ("torch/mnist", "train, test"),
     ):  # fmt: skip
         refused(*tune, spec, "--val-split", "nope",
-                says=f"--data {spec} --data-dir {data} has no split 'nope' for --val-split; there "
+                error=f"--data {spec} --data-dir {data} has no split 'nope' for --val-split; there "
                 f"are {there}. Name one of these, or leave --val-split out.")  # fmt: skip
         if not spec.startswith("hf"):
-            refused(*tune, spec, "--train-split", "nope", says="'nope' for --train-split; there")
+            refused(*tune, spec, "--train-split", "nope", error="'nope' for --train-split; there")
     for label in "ab":
         (data / "classes" / label).mkdir(parents=True)
-    refused(*tune, "folder/classes", "--val-split", "test", says="Leave --val-split out.")
+    refused(*tune, "folder/classes", "--val-split", "test", error="Leave --val-split out.")
     # What is there is taken, by its own name, and not the one that is usual.
     for spec in ("digits", f"wds/{data / 'wds'}", f"folder/{data / 'images'}"):
         settings = DataSettings(spec=spec, val_split="train")

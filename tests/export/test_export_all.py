@@ -42,8 +42,8 @@ def test_every_format_of_a_cpu_is_written_and_timed(trained_folder: Path, tmp_pa
         assert bare["images"] == 355
         assert bare["macs"] > 0
         file.with_suffix(".bin").write_bytes(b"")
-        refused("evaluate", file, "--data", "digits", says="model.bin")
-    refused("export", trained_folder, "--all", "-o", tmp_path / "all", says="exists")
+        refused("evaluate", file, "--data", "digits", error="model.bin")
+    refused("export", trained_folder, "--all", "-o", tmp_path / "all", error="exists")
 
 
 def _installed(form: str) -> bool:
@@ -79,7 +79,7 @@ def test_gpus_are_checked_first_and_each_precision_takes_those_that_have_it(
     pytest.importorskip("tensorrt_rtx")
     offer(monkeypatch, "onnx", "tensorrt", "tensorrt-rtx")
     every = ["export", trained_folder, "--all", "--precision", "fp32", "-o", tmp_path / "all"]
-    refused(*every, "--gpu", "sm99", says="--gpu sm99: unknown to tensorrt_rtx")
+    refused(*every, "--gpu", "sm99", error="--gpu sm99: unknown to tensorrt_rtx")
     # A flag of plain TensorRT alone is no failure of the other.
     done = good(*every, "--gpu", "sm75", "--gpu", "sm86", "--timing-cache", tmp_path / "cache")
     assert "tensorrt-rtx fp32: no engine for sm75: it has no fp32 GEMM there" in done.stdout
@@ -89,11 +89,11 @@ def test_gpus_are_checked_first_and_each_precision_takes_those_that_have_it(
     left_out = [row["left_out"] for row in rows if row["format"] == "tensorrt-rtx"]
     assert left_out == [["sm75: it has no fp32 GEMM there"]]
     refused("export", trained_folder, "--gpu", "sm86", "-o", tmp_path / "o",
-            says="--gpu is for --format tensorrt-rtx or tensorrt")  # fmt: skip
+            error="--gpu is for --format tensorrt-rtx or tensorrt")  # fmt: skip
 
 
 @pytest.mark.slow
-def test_a_model_is_loaded_once_and_spoken_of_once(
+def test_a_model_is_loaded_once_and_its_remarks_printed_once(
     make_lean: Callable[..., tuple[SavedModel, Path]], tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
@@ -117,11 +117,11 @@ def test_a_model_is_loaded_once_and_spoken_of_once(
 def test_what_has_no_place_beside_all_is_refused_first(tmp_path: Path) -> None:
     out = tmp_path / "out"
     every = ["export", NAME, *TINY_ARGS, "--all", "-o", out]
-    refused(*every, "--format", "onnx", says="--format chooses one. Leave one out.")
-    refused(*every, "--batch", "many", says="--batch many: expected 'dynamic'")
-    refused(*every, "--feature-layers", "1", says="Add --output features")
-    refused(*every, "--data", "folder/nowhere", says="not a folder")
-    refused("export", "vit_tinny", "--all", "-o", out, says="has no model 'vit_tinny'")
+    refused(*every, "--format", "onnx", error="--format chooses one. Leave one out.")
+    refused(*every, "--batch", "many", error="--batch many: expected 'dynamic'")
+    refused(*every, "--feature-layers", "1", error="Add --output features")
+    refused(*every, "--data", "folder/nowhere", error="not a folder")
+    refused("export", "vit_tinny", "--all", "-o", out, error="has no model 'vit_tinny'")
     assert not out.exists()
 
 
@@ -130,5 +130,5 @@ def test_accuracy_at_chance_is_warned_of(tmp_path: Path) -> None:
     wide = [*TINY_ARGS, "--model-arg", "num_classes=1000"]
     pytest.importorskip("openvino")
     torch.manual_seed(0)  # Some random models are right on a few by luck.
-    said = good("export", NAME, *wide, *args, "-o", tmp_path / "o").stderr
-    assert "hardly more than chance" in said
+    printed = good("export", NAME, *wide, *args, "-o", tmp_path / "o").stderr
+    assert "hardly more than chance" in printed

@@ -271,7 +271,7 @@ def test_a_training_step_reaches_every_gate(case: Case) -> None:
 
 
 @TAKEN
-def test_what_is_taken_is_what_the_table_says(case: Case) -> None:
+def test_what_is_searched_matches_the_table(case: Case) -> None:
     sites = find_sites(create_empty(spec_of(case)), case.name)
     assert what_it_takes(sites) == case.takes
 

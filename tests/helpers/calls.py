@@ -17,11 +17,11 @@ def good(*args: object) -> Result:
     return result
 
 
-def refused(*args: object, code: int = 2, says: str = "") -> None:
+def refused(*args: object, code: int = 2, error: str = "") -> None:
     """One line on standard error, the right exit code, no traceback."""
     result = call(*args)
     assert result.exit_code == code, result.output + str(result.exception or "")
     lines = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
     assert len(lines) == 1, result.stderr
-    assert says in lines[0], lines[0]
+    assert error in lines[0], lines[0]
     assert "Traceback" not in result.output

@@ -40,7 +40,7 @@ def test_the_most_probable_attention_stays(probabilities: list[float], share: fl
     assert 0.99 * target <= projection.cost <= target
 
 
-def test_a_budget_below_one_attention_says_what_would_do() -> None:
+def test_a_budget_below_one_attention_names_the_least() -> None:
     with pytest.raises(BudgetError, match="this model with one attention"):
         project([closed(0.9)] * 4, TABLE, 9000, attend=(0, 1, 2, 3))
 
@@ -72,8 +72,8 @@ def test_a_search_never_ends_blind_and_edited_gates_are_warned_of(tmp_path: Path
     for block in plan["blocks"]:
         block["attention"] = "skip"
     write_record(tmp_path / "search" / "gates.json", plan)
-    said = good("materialize", tmp_path / "search", "-o", tmp_path / "lean").stderr
-    assert "output does not depend on the image" in " ".join(said.split())
+    printed = good("materialize", tmp_path / "search", "-o", tmp_path / "lean").stderr
+    assert "output does not depend on the image" in " ".join(printed.split())
     assert not depends_on_input(_module(tmp_path / "lean"), (1, 16, 16))
 
 

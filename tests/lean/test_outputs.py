@@ -88,7 +88,7 @@ def test_a_model_without_head_gives_an_embedding(tmp_path: Path) -> None:
     good("export", NAME, *args, "-o", tmp_path / "out")
     found = answers(tmp_path / "out", torch.randn(2, 1, 16, 16))
     assert {name: value.shape for name, value in found.items()} == {"embedding": (2, 24)}
-    refused("evaluate", tmp_path / "out", "--data", "digits", says="no class scores")
+    refused("evaluate", tmp_path / "out", "--data", "digits", error="no class scores")
 
 
 def test_a_model_whose_forward_gives_features(tmp_path: Path) -> None:
@@ -105,12 +105,12 @@ def test_a_model_whose_forward_gives_features(tmp_path: Path) -> None:
 
 
 def test_wrong_outputs_are_refused(tmp_path: Path) -> None:
-    def export(*options: object, says: str) -> None:
-        refused("export", NAME, *TINY_ARGS, *options, "-o", tmp_path / "out", says=says)
+    def export(*options: object, error: str) -> None:
+        refused("export", NAME, *TINY_ARGS, *options, "-o", tmp_path / "out", error=error)
 
-    export("--output", "maps", says="")
-    export("--feature-layers", "1", says="Add --output features or all")
-    export("--output", "features", "--feature-layers", "7", says="It has 3 (0 to 2)")
+    export("--output", "maps", error="")
+    export("--feature-layers", "1", error="Add --output features or all")
+    export("--output", "features", "--feature-layers", "7", error="It has 3 (0 to 2)")
     refused("export", NAME, *TINY_ARGS, "--output", "features", "--feature-layers", "a",
-            "-o", tmp_path / "out", says="expected a list of layers")  # fmt: skip
+            "-o", tmp_path / "out", error="expected a list of layers")  # fmt: skip
     assert not (tmp_path / "out").exists()

@@ -127,12 +127,12 @@ def test_two_merges_and_a_head_that_pools(pool: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "error"),
     [("0.7", "at '0.7'"), ("0.4@1", "at '0.4@1'"), ("0.7@1,", "at ''"), ("1.1@1", "at '1.1@1'"),
      ("0.7@-1", "at '0.7@-1'"), ("0.7@1,0.8@1", "names a block twice")],
 )  # fmt: skip
-def test_what_is_no_merge_is_refused(text: str, says: str) -> None:
-    with pytest.raises(InputError, match=says):
+def test_what_is_no_merge_is_refused(text: str, error: str) -> None:
+    with pytest.raises(InputError, match=error):
         parse_token_keep(text)
 
 
@@ -173,8 +173,8 @@ def test_from_a_search_folder_to_an_engine(tmp_path: Path) -> None:
     with torch.no_grad():
         again = load_search(tmp_path / "search").supernet()(images)
         assert torch.equal(again, net(images))
-    said = good("materialize", tmp_path / "search", "--align", 4, "-o", tmp_path / "lean").stdout
-    assert "70% of the tokens kept" in said
+    printed = good("materialize", tmp_path / "search", "--align", 4, "-o", tmp_path / "lean").stdout
+    assert "70% of the tokens kept" in printed
     lean = load_saved(tmp_path / "lean")
     with torch.no_grad():
         torch.testing.assert_close(lean.module(images), again, atol=1e-5, rtol=1e-4)
@@ -183,7 +183,7 @@ def test_from_a_search_folder_to_an_engine(tmp_path: Path) -> None:
     assert facts["macs"] == count_cost(lean.module, input_size(net.model)).macs
     good("export", tmp_path / "lean", "-o", tmp_path / "engine")  # with parity as part of it
     refused("export", tmp_path / "lean", "--output", "features", "-o", tmp_path / "maps",
-            says="merges tokens, so it has no feature maps")  # fmt: skip
+            error="merges tokens, so it has no feature maps")  # fmt: skip
 
 
 def test_a_search_that_merges_tokens(
@@ -202,6 +202,6 @@ def test_a_search_that_merges_tokens(
     good("materialize", tmp_path / "whole", "-o", tmp_path / "lean")
     good("finetune", tmp_path / "lean", "--data", "digits", "--epochs", 1, "--batch-size", 256,
          "--grad-checkpointing", "-o", tmp_path / "tuned")  # fmt: skip
-    refused(*call, "--budget", "100%", "-o", tmp_path / "no", says="merges its tokens so")
-    refused(*call, "--budget", "50%@torch", "-o", tmp_path / "no", says="in MACs or parameters")
-    refused(*call, "--budget", "50%", "--token-keep", "0.7", "-o", tmp_path / "no", says="0.7@3")
+    refused(*call, "--budget", "100%", "-o", tmp_path / "no", error="merges its tokens so")
+    refused(*call, "--budget", "50%@torch", "-o", tmp_path / "no", error="in MACs or parameters")
+    refused(*call, "--budget", "50%", "--token-keep", "0.7", "-o", tmp_path / "no", error="0.7@3")

@@ -25,9 +25,9 @@ def main(dense: Path, scratch: Path) -> None:
     shown = good("export", dense, "--format", "numpy", "-o", engine).stdout
     assert "→ numpy: equal" in shown
     refused("export", dense, "--format", "numpy", "--profile", "1,2,3", "-o", scratch / "o",
-            says="'numpy' was requested")  # fmt: skip
+            error="'numpy' was requested")  # fmt: skip
     refused("export", dense, "--format", "numpy", "--precision", "fp16", "-o", scratch / "o",
-            says="Format 'numpy' is written in fp32")  # fmt: skip
+            error="Format 'numpy' is written in fp32")  # fmt: skip
 
     facts = json.loads(good("inspect", engine, "--json").stdout)
     assert facts["format"] == "numpy"

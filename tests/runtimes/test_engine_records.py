@@ -74,8 +74,8 @@ def engine(folder: Path, name: str = "model.sm86.engine", **other: Any) -> Path:
 def test_what_does_not_fit_is_named(other: dict[str, Any], place: Place, wrong: list[str]) -> None:
     found = misfits(record(**other), place)
     assert len(found) == len(wrong)
-    for said, word in zip(found, wrong, strict=True):
-        assert word in said
+    for line, word in zip(found, wrong, strict=True):
+        assert word in line
 
 
 def test_the_engine_that_fits_is_chosen(tmp_path: Path) -> None:
@@ -105,27 +105,27 @@ def test_damaged_and_foreign_engines_are_refused(tmp_path: Path) -> None:
         file.write_bytes(damaged)
         with pytest.raises(CorruptFileError, match="truncated or changed"):
             find_engines(file)
-        refused("benchmark", file, "-o", tmp_path / "r.json", says="truncated or changed")
-        refused("inspect", file, says="truncated or changed")
+        refused("benchmark", file, "-o", tmp_path / "r.json", error="truncated or changed")
+        refused("inspect", file, error="truncated or changed")
     file.write_bytes(whole)
     text = sidecar(file).read_text()
     sidecar(file).write_text(text.replace("sm86", "sm120"))
-    refused("benchmark", file, "-o", tmp_path / "r.json", says="hash mismatch")
+    refused("benchmark", file, "-o", tmp_path / "r.json", error="hash mismatch")
     unsigned = {key: value for key, value in json.loads(text).items() if key != "digest"}
     for change in ({"compute_capability": "here"}, {"batches": [1, 2]}, {"library": "other"}):
         sidecar(file).write_text(json.dumps({**unsigned, **change}))
-        refused("inspect", file, says=next(iter(change)))
+        refused("inspect", file, error=next(iter(change)))
     sidecar(file).unlink()
     for command in (("benchmark", file, "-o", tmp_path / "r.json"), ("inspect", file)):
-        refused(*command, says="no model.sm86.engine.json beside it")
+        refused(*command, error="no model.sm86.engine.json beside it")
     with pytest.raises(InputError, match="contains no engine"):
         find_engines(tmp_path / "nowhere")
 
 
 @pytest.mark.skipif(find_driver() is not None, reason="a CUDA driver is here")
 def test_without_a_driver_a_bare_engine_is_untouched(tmp_path: Path) -> None:
-    says = "No CUDA driver found; the engine was built for sm86 and is untouched."
-    refused("benchmark", engine(tmp_path), "-o", tmp_path / "r.json", code=1, says=says)
+    error = "No CUDA driver found; the engine was built for sm86 and is untouched."
+    refused("benchmark", engine(tmp_path), "-o", tmp_path / "r.json", code=1, error=error)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason="no tensorrt-rtx here")
@@ -136,9 +136,9 @@ def test_an_engine_of_another_version_is_refused_before_it_is_opened(
     here = Driver("13.0", (Gpu(0, "GPU", "sm120"),))
     monkeypatch.setattr("spvit_deploy.core.devices.find_driver", lambda: here)
     file = engine(tmp_path, library="tensorrt_rtx", library_version="1.2.0.54")
-    says = "was built by tensorrt_rtx 1.2.0.54 (here is tensorrt_rtx "
-    refused("benchmark", file, "-o", tmp_path / "r.json", says=says)
-    refused("benchmark", file, "-o", tmp_path / "r.json", says="is for sm86 (this GPU is sm120).")
+    error = "was built by tensorrt_rtx 1.2.0.54 (here is tensorrt_rtx "
+    refused("benchmark", file, "-o", tmp_path / "r.json", error=error)
+    refused("benchmark", file, "-o", tmp_path / "r.json", error="is for sm86 (this GPU is sm120).")
 
 
 def test_buffers_follow_the_record() -> None:
@@ -160,12 +160,12 @@ def test_buffers_follow_the_record() -> None:
 def test_devices_of_engines() -> None:
     names = ("auto", "cpu", "cuda", "cuda:3", "openvino:1")
     assert [parse_device(name)[1] for name in names] == [0, 0, 0, 3, 1]
-    for name, says in (
+    for name, error in (
         ("mps", "TensorRT runs on cuda"),
         ("cuda:x", "expected auto, cpu, cuda, cuda:N"),
         ("cpu:1", "expected auto, cpu, cuda, cuda:N"),
     ):
-        with pytest.raises(RuntimeMissingError, match=says):
+        with pytest.raises(RuntimeMissingError, match=error):
             require_gpu("an engine needs one", "", name)
 
 
@@ -181,12 +181,12 @@ def test_flags_of_other_formats_are_refused(dense_folder: Path, tmp_path: Path) 
         check_options(find_format("tensorrt"), given)
         having = "tensorrt-rtx or tensorrt" if name == "refittable" else "tensorrt"
         refused("export", dense_folder, *args, "-o", tmp_path / "o",
-                says=f"{args[0]} is for --format {having}; 'onnx' was requested")  # fmt: skip
+                error=f"{args[0]} is for --format {having}; 'onnx' was requested")  # fmt: skip
         if name != "refittable":
             with pytest.raises(InputError, match=f"Format 'tensorrt-rtx' has no {args[0]}: "):
                 check_options(find_format("tensorrt-rtx"), given)
     refused("export", dense_folder, "--format", "tensorrt", "--timing-cache", tmp_path,
-            "-o", tmp_path / "o", says="a timing cache is a file")  # fmt: skip
+            "-o", tmp_path / "o", error="a timing cache is a file")  # fmt: skip
     check_file(tmp_path / "new" / "cache")
 
 
@@ -220,18 +220,18 @@ def test_a_damaged_timing_cache_is_ignored_and_replaced(tmp_path: Path) -> None:
     """TensorRT for RTX has the objects of timing caches, though it puts nothing into them."""
     import tensorrt_rtx as trt
 
-    file, said, logger = tmp_path / "cache", list[str](), make_logger(trt)
+    file, warnings, logger = tmp_path / "cache", list[str](), make_logger(trt)
     config = trt.Builder(logger).create_builder_config()
-    cache = TimingCache(file, logger, said.append)
+    cache = TimingCache(file, logger, warnings.append)
     cache.attach(config)
     cache.save(config)
-    assert said == []
+    assert warnings == []
     fresh = file.read_bytes()
     assert len(fresh) > 100
     file.write_bytes(b"rubbish" * 100)
     cache.attach(config)
-    assert len(said) == 1
-    assert "damaged or of another version of TensorRT" in said[0]
+    assert len(warnings) == 1
+    assert "damaged or of another version of TensorRT" in warnings[0]
     cache.save(config)
     assert file.read_bytes() == fresh
 

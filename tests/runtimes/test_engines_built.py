@@ -71,9 +71,9 @@ def test_values_beyond_fp16_fail_parity(lean: Path, tmp_path: Path) -> None:
     save_model(saved, tmp_path / "outlier")
     good("export", tmp_path / "outlier", "-o", tmp_path / "fp32")
     refused("export", tmp_path / "outlier", "--precision", "fp16", "-o", tmp_path / "fp16", code=1,
-            says="every fp16 tensor rounded")  # fmt: skip
+            error="every fp16 tensor rounded")  # fmt: skip
     refused("export", tmp_path / "outlier", "--precision", "fp16", "-o", tmp_path / "fp16", code=1,
-            says="Choose bf16 or fp32")  # fmt: skip
+            error="Choose bf16 or fp32")  # fmt: skip
     assert not (tmp_path / "fp16").exists()
 
 
@@ -96,18 +96,18 @@ def test_every_precision_builds_or_is_refused(precision: str, lean: Path, tmp_pa
             assert set(record["products"]) == {"INT8", "HALF"}
         assert record["batches"] == [1, 8, 32]
     for gpu in set(GPUS) - set(taken):
-        refused("export", lean, *args, "--gpu", gpu, "-o", tmp_path / gpu, says=f"for {gpu}: ")
+        refused("export", lean, *args, "--gpu", gpu, "-o", tmp_path / gpu, error=f"for {gpu}: ")
 
 
 @needs_rtx
 def test_wrong_gpus_and_profiles(lean: Path, tmp_path: Path) -> None:
-    def export(*options: object, says: str) -> None:
+    def export(*options: object, error: str) -> None:
         refused("export", lean, "--format", "tensorrt-rtx", *options, "-o", tmp_path / "o",
-                says=says)  # fmt: skip
+                error=error)  # fmt: skip
 
-    export(says="Add --gpu: ")
-    export("--gpu", "sm77", says="unknown to tensorrt_rtx")
-    export("--gpu", "sm86", "--profile", "8,4,1", says="smallest, the usual and the largest")
+    export(error="Add --gpu: ")
+    export("--gpu", "sm77", error="unknown to tensorrt_rtx")
+    export("--gpu", "sm86", "--profile", "8,4,1", error="smallest, the usual and the largest")
     assert not (tmp_path / "o").exists()
     good("export", lean, "--format", "tensorrt-rtx", "--gpu", "sm86", "--batch", 4,
          "-o", tmp_path / "four")  # fmt: skip
@@ -144,19 +144,19 @@ def test_engines_are_refused_without_a_driver(lean: Path, tmp_path: Path) -> Non
         return tmp_path / output
 
     one, two = export("one", "--gpu", "sm86"), export("two", "--gpu", "sm120", "--gpu", "sm86")
-    says = "No CUDA driver found; the engine was built for sm86 and is untouched."
+    error = "No CUDA driver found; the engine was built for sm86 and is untouched."
     for path in (one, one / "model.sm86.engine"):
-        refused("evaluate", path, "--data", "digits", code=1, says=says)
-        refused("benchmark", path, "-o", tmp_path / "r.json", code=1, says=says)
-    refused("evaluate", two, "--data", "digits", code=1, says="built for sm86, sm120 and are unt")
+        refused("evaluate", path, "--data", "digits", code=1, error=error)
+        refused("benchmark", path, "-o", tmp_path / "r.json", code=1, error=error)
+    refused("evaluate", two, "--data", "digits", code=1, error="built for sm86, sm120 and are unt")
     refused("evaluate", one, "--data", "digits", "--runtime", "tensorrt",
-            says="opens tensorrt.")  # fmt: skip
-    refused("evaluate", one, "--data", "digits", "--runtime", "onnxruntime", says="opens onnx.")
+            error="opens tensorrt.")  # fmt: skip
+    refused("evaluate", one, "--data", "digits", "--runtime", "onnxruntime", error="opens onnx.")
     with (one / "model.sm86.engine").open("ab") as stream:
         stream.truncate(1000)
-    refused("evaluate", one, "--data", "digits", says="truncated")
+    refused("evaluate", one, "--data", "digits", error="truncated")
     refused("export", lean, "--format", "tensorrt-rtx", "--gpu", "sm86", "--refittable",
-            "-o", tmp_path / "o", code=1, says="builds refittable engines only on")  # fmt: skip
+            "-o", tmp_path / "o", code=1, error="builds refittable engines only on")  # fmt: skip
 
 
 @needs_no_driver

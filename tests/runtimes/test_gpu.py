@@ -32,7 +32,7 @@ Make = Callable[..., tuple[SavedModel, Path]]
 KINDS, WIDTHS = ["skip", "conv1x1", "conv3x3"], [0, 40, 96]
 
 
-def test_a_lean_model_answers_the_same_on_the_device(make_lean: Make) -> None:
+def test_a_lean_model_matches_on_the_device(make_lean: Make) -> None:
     saved, folder = make_lean(KINDS, WIDTHS)
     images = np.random.default_rng(0).standard_normal((5, *saved.preprocessing.input_size))
     answers = [open_session(folder, "torch", device).run(images) for device in ("cpu", "cuda")]
@@ -94,7 +94,7 @@ def rtx_engine(folder: Path, output: Path, **options: Any) -> tuple[Path, dict[s
 
 
 @pytest.mark.parametrize(("precision", "near"), [("fp32", 1e-3), ("fp16", 2e-2)])
-def test_an_engine_answers_as_the_model_does(
+def test_an_engine_matches_the_model(
     make_lean: Make, tmp_path: Path, precision: str, near: float
 ) -> None:
     saved, folder = make_lean(KINDS, WIDTHS)
@@ -137,7 +137,7 @@ def test_the_three_times_of_an_engine_are_kept(make_lean: Make, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
-def test_the_precision_asked_for_is_the_engines(
+def test_the_requested_precision_is_the_engines(
     make_lean: Make, tmp_path: Path, precision: str
 ) -> None:
     _, record = rtx_engine(make_lean(KINDS, WIDTHS)[1], tmp_path / "rtx", precision=precision)

@@ -61,12 +61,12 @@ def test_recorded_data_that_are_gone(dense: Path, tmp_path: Path) -> None:
 
     save_model(replace(load_saved(dense), data="folder/gone"), tmp_path / "moved")
     export = ["export", tmp_path / "moved", "--precision", "int8", "-o", tmp_path / "out"]
-    refused(*export, says=f"{tmp_path / 'moved'} records the data folder/gone, which do not open")
+    refused(*export, error=f"{tmp_path / 'moved'} records the data folder/gone, which do not open")
     done = good(*export, "--data", "digits", "--calibration", 16)
     assert "recorded in" not in done.stderr
 
 
-def test_linear_layers_alone_are_quantized(dense: Path, tmp_path: Path) -> None:
+def test_only_linear_layers_are_quantized(dense: Path, tmp_path: Path) -> None:
     good("export", dense, "--precision", "int8", "-o", tmp_path / "int8")
     graph = onnx.load(tmp_path / "int8" / "model.onnx").graph
     made_by = {name: node for node in graph.node for name in node.output}
@@ -211,9 +211,9 @@ def test_normalization_inside_openvino(precision: str, dense: Path, tmp_path: Pa
 
 def test_what_a_format_is_not_written_in(dense: Path, tmp_path: Path) -> None:
     refused("export", dense, "--precision", "bf16", "-o", tmp_path / "o",
-            says="openvino, tensorrt-rtx")  # fmt: skip
+            error="openvino, tensorrt-rtx")  # fmt: skip
     refused("export", NAME, *TINY_ARGS, "--precision", "int8", "-o", tmp_path / "o",
-            says="Give --data")  # fmt: skip
+            error="Give --data")  # fmt: skip
     assert not (tmp_path / "o").exists()
 
 
@@ -228,7 +228,7 @@ def test_unreadable_images_are_not_calibrated_on(dense: Path, tmp_path: Path) ->
               "--max-drop", 100, "-o", tmp_path / "out"]  # fmt: skip
     assert "all there are (requested: 300)" in good(*export).stderr
     (tmp_path / "images" / "3" / "3.png").write_text("no image")
-    refused(*export, "--force", says="3.png cannot be read")
+    refused(*export, "--force", error="3.png cannot be read")
 
 
 def test_calibration_images_with_nan_are_refused() -> None:

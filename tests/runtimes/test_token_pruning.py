@@ -54,14 +54,14 @@ def dense(**args: Any) -> torch.nn.Module:
     return create_model(ModelSpec(name=args.pop("name", NAME), args={**TINY, **args}))
 
 
-def test_the_last_block_answers_for_the_class_token() -> None:
+def test_the_last_block_computes_only_the_class_token() -> None:
     found = rows(exported(dense(qk_norm=True, init_values=0.1)))
     assert found["blocks.2.attn.qkv"] == [17]
     assert found["blocks.2.attn.proj"] == found["blocks.2.mlp.fc1"] == [1]
     assert found["blocks.1.mlp.fc2"] == [17]
 
 
-def test_operations_on_the_map_alone_are_left_out(
+def test_operations_only_on_the_map_are_left_out(
     make_lean: Callable[..., tuple[SavedModel, Any]],
 ) -> None:
     """A class token passes convolutions by: what they compute after the last attention is lost."""

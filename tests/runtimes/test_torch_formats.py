@@ -54,7 +54,7 @@ def answers(folder: Path, images: np.ndarray) -> np.ndarray:
     return scores
 
 
-def test_a_program_needs_torch_alone(lean: Path, tmp_path: Path) -> None:
+def test_a_program_needs_only_torch(lean: Path, tmp_path: Path) -> None:
     good("export", lean, "--format", "torch", "-o", tmp_path / "out")
     images = sample(8)
     np.save(tmp_path / "images.npy", images)
@@ -87,7 +87,7 @@ def test_an_onnx_graph_is_not_traced_for_it(
     good("export", lean, "--format", "torch", "-o", tmp_path / "out")
     assert json.loads((tmp_path / "out" / "export.json").read_text())["opset"] is None
     refused("export", lean, "--format", "torch", "--opset", 18, "-o", tmp_path / "o",
-            says="no ONNX operator set")  # fmt: skip
+            error="no ONNX operator set")  # fmt: skip
 
 
 def test_bf16_is_computed_in_bf16(lean: Path, tmp_path: Path) -> None:
@@ -122,12 +122,12 @@ def test_damaged_files_are_refused(form: str, lean: Path, tmp_path: Path) -> Non
     middle = len(whole) // 2
     for content in (whole[:middle], whole[:-1], b"", b"text"):
         file.write_bytes(content)
-        refused("evaluate", file.parent, "--data", "digits", says="hash mismatch")
-        refused("inspect", file.parent, says="hash mismatch")
-        refused("inspect", file, says=str(file))
-        refused("benchmark", file, "-o", tmp_path / "r.json", says=str(file))
+        refused("evaluate", file.parent, "--data", "digits", error="hash mismatch")
+        refused("inspect", file.parent, error="hash mismatch")
+        refused("inspect", file, error=str(file))
+        refused("benchmark", file, "-o", tmp_path / "r.json", error=str(file))
     file.unlink()
-    refused("evaluate", file.parent, "--data", "digits", says="missing")
+    refused("evaluate", file.parent, "--data", "digits", error="missing")
 
 
 def test_changed_weights_are_refused(lean: Path, tmp_path: Path) -> None:
@@ -137,8 +137,8 @@ def test_changed_weights_are_refused(lean: Path, tmp_path: Path) -> None:
     middle = len(content) // 3
     content[middle : middle + 64] = bytes(64)
     file.write_bytes(content)
-    refused("benchmark", file, "-o", tmp_path / "r.json", says="is damaged")
-    refused("benchmark", file.parent, "-o", tmp_path / "r.json", says="hash mismatch")
+    refused("benchmark", file, "-o", tmp_path / "r.json", error="is damaged")
+    refused("benchmark", file.parent, "-o", tmp_path / "r.json", error="hash mismatch")
 
 
 class Touch:
@@ -182,15 +182,15 @@ def test_a_file_that_would_run_code_is_refused(trick: str, lean: Path, tmp_path:
     with zipfile.ZipFile(tmp_path / "out" / "model.pt2") as old, zipfile.ZipFile(bad, "w") as new:
         for name in old.namelist():
             new.writestr(name, change(name, old.read(name)))
-    refused("benchmark", bad, "-o", tmp_path / "r.json", says="could run code")
+    refused("benchmark", bad, "-o", tmp_path / "r.json", error="could run code")
     assert not mark.exists()
 
 
 def test_precisions_that_they_lack(lean: Path, tmp_path: Path) -> None:
     refused("export", lean, "--format", "torch", "--precision", "fp16", "-o", tmp_path / "o",
-            says="'torch' is written in fp32, bf16")  # fmt: skip
+            error="'torch' is written in fp32, bf16")  # fmt: skip
     refused("export", lean, "--format", "executorch", "--precision", "bf16", "-o", tmp_path / "o",
-            says="'executorch' is written in fp32")  # fmt: skip
+            error="'executorch' is written in fp32")  # fmt: skip
     assert not (tmp_path / "o").exists()
 
 
@@ -203,10 +203,10 @@ def test_a_missing_extra_is_named(
         importlib.util, "find_spec", lambda name: None if name == "executorch" else there(name)
     )
     line = "pip install 'spvit-deploy[executorch]'"
-    refused("export", lean, "--format", "executorch", "-o", tmp_path / "o", says=line)
+    refused("export", lean, "--format", "executorch", "-o", tmp_path / "o", error=line)
     (tmp_path / "model.pte").write_bytes(b"any")
-    refused("inspect", tmp_path / "model.pte", says=line)
-    refused("benchmark", lean, "--runtime", "executorch", "-o", tmp_path / "r.json", says=line)
+    refused("inspect", tmp_path / "model.pte", error=line)
+    refused("benchmark", lean, "--runtime", "executorch", "-o", tmp_path / "r.json", error=line)
 
 
 @pytest.mark.slow
@@ -229,7 +229,7 @@ def test_compiling_without_a_compiler(
 
     monkeypatch.setattr("torch._inductor.cpp_builder.get_cpp_compiler", none)
     refused("benchmark", lean, "--runtime", "torch-compile", "-o", tmp_path / "r.json",
-            says="needs a C++ compiler")  # fmt: skip
+            error="needs a C++ compiler")  # fmt: skip
 
 
 @needs_executorch
@@ -240,9 +240,9 @@ def test_more_images_than_memory_was_planned_for(lean: Path, tmp_path: Path) -> 
     session = open_session(tmp_path / "out", "executorch")
     np.testing.assert_allclose(session.run(sample(9)), answers(lean, sample(9)), atol=1e-4)
     refused("benchmark", tmp_path / "out", "--batch", 5, "-o", tmp_path / "r.json",
-            says="for 4 at most")  # fmt: skip
+            error="for 4 at most")  # fmt: skip
     refused("benchmark", tmp_path / "out", "--device", "cuda", "-o", tmp_path / "r.json",
-            says="computes on cpu")  # fmt: skip
+            error="computes on cpu")  # fmt: skip
 
 
 class Theirs(torch.nn.Module):
@@ -277,17 +277,17 @@ def test_programs_of_others(tmp_path: Path) -> None:
     found = json.loads(good("evaluate", file, "--data", "digits", "--json").stdout)
     assert found["images"] == 355
     good("benchmark", file, "--batch", 8, "--duration", 0.05, "-o", results)
-    refused("benchmark", file, "--batch", 9, "-o", tmp_path / "o", says="takes batches of 1 to 8;")
+    refused("benchmark", file, "--batch", 9, "-o", tmp_path / "o", error="takes batches of 1 to 8;")
     half = program_of(Theirs().half(), images.half())
     height = program_of(Theirs(), images, dynamic_shapes=({2: torch.export.Dim("h", min=8)},))
     pair, flat = program_of(Pair(), images, images), program_of(torch.nn.ReLU(), images[0, 0])
-    for program, says in (
+    for program, error in (
         (half, "takes float16 [2, 1, 16, 16]. What is measured takes float32 images"),
         (height, "of one size"), (flat, "takes float32 [16, 16]."),
         (pair, "takes float32 [2, 1, 16, 16]; float32 [2, 1, 16, 16]."),
     ):  # fmt: skip
         torch.export.save(program, file)
-        refused("benchmark", file, "-o", tmp_path / "o", says=says)
+        refused("benchmark", file, "-o", tmp_path / "o", error=error)
 
 
 @needs_executorch
@@ -295,10 +295,10 @@ def test_executorch_programs_of_others(tmp_path: Path) -> None:
     from executorch.exir import to_edge
 
     images = torch.zeros(2, 1, 16, 16)
-    for module, inputs, says in (
+    for module, inputs, error in (
         (Pair(), (images, images), "takes [2, 1, 16, 16]; [2, 1, 16, 16]."),
         (torch.nn.ReLU(), (images.half(),), "What is measured takes float32 images"),
     ):
         file = tmp_path / "theirs.pte"
         file.write_bytes(to_edge(program_of(module, *inputs)).to_executorch().buffer)
-        refused("benchmark", file, "-o", tmp_path / "o", says=says)
+        refused("benchmark", file, "-o", tmp_path / "o", error=error)

@@ -120,12 +120,12 @@ def test_wrong_budgets_are_refused(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "error"),
     [("110%", "above the dense"), ("0%", "below the smallest"), ("1%", "100 MACs to 9.1 KMACs"),
      ("20K", "above the dense"), ("9101", "is 9.101 KMACs, above the dense model")],
 )  # fmt: skip
-def test_budgets_out_of_range_say_the_range(text: str, says: str) -> None:
-    with pytest.raises(BudgetError, match=says):
+def test_budgets_out_of_range_say_the_range(text: str, error: str) -> None:
+    with pytest.raises(BudgetError, match=error):
         parse_budget(text).target(PLAIN)
 
 

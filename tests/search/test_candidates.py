@@ -186,7 +186,7 @@ def test_latency_tables_cover_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("plugin")
-def test_gates_alone_onto_dense_weights(dense_folder: Path) -> None:
+def test_gates_without_weights_onto_dense_weights(dense_folder: Path) -> None:
     plan = plan_for(tiny_spec(), ["depthwise3x3", "msa", "skip"], [40, 8, 16])
     lean = materialize_plan(plan, load_saved(dense_folder), "of what they are")
     assert lean.plan is not None
@@ -203,14 +203,14 @@ def test_what_is_not_installed_is_named(site_packages: Path, tmp_path: Path) -> 
         k for k in CHAIN if k != "depthwise3x3"
     ]
     refused("materialize", tmp_path / "search", "-o", tmp_path / "lean",
-            says="blocks.0: unknown operation 'depthwise3x3'")  # fmt: skip
-    refused(*SEARCH, "--budget", "50%", "-o", tmp_path / "no", says="'depthwise3x3'")
+            error="blocks.0: unknown operation 'depthwise3x3'")  # fmt: skip
+    refused(*SEARCH, "--budget", "50%", "-o", tmp_path / "no", error="'depthwise3x3'")
     with pytest.raises(PlanError, match="unknown operation"):
         Supernet(create_model(tiny_spec()), tiny_spec()).fix(plan)
 
 
 @pytest.mark.usefixtures("plugin")
-def test_installed_but_not_asked_for_it_changes_nothing() -> None:
+def test_installed_but_not_requested_it_changes_nothing() -> None:
     assert [kind.value for kind in find_candidates().kinds] == [
         k for k in CHAIN if "depth" not in k
     ]

@@ -135,7 +135,7 @@ def test_from_a_search_folder_to_an_engine(tmp_path: Path) -> None:
     good("export", tmp_path / "lean", "-o", tmp_path / "engine")  # with parity as part of it
 
 
-def test_gates_alone_onto_dense_weights(dense_folder: Path, tmp_path: Path) -> None:
+def test_gates_without_weights_onto_dense_weights(dense_folder: Path, tmp_path: Path) -> None:
     from spvit_deploy.core.plan import save_plan
 
     plan = with_dilations(plan_for(tiny_spec(), ["conv3x3", "msa", "skip"], [40, 8, 16]), [2])
@@ -160,7 +160,7 @@ def test_a_search_moves_dilations_and_goes_on_where_it_was_cut(
         far = bool(extras[f"spvit.{block.path}.dilation_logit"] > 0)
         assert block.dilation == (2 if far and block.attention is CONV3X3 else 1)
     cut_in_step(7)
-    refused(*call, "-o", tmp_path / "cut", code=1, says="checkpoint of step 6")
+    refused(*call, "-o", tmp_path / "cut", code=1, error="checkpoint of step 6")
     good(*call, "-o", tmp_path / "cut", "--resume")
     for name in ("gates.json", "supernet.safetensors", "log.jsonl"):
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()

@@ -140,8 +140,8 @@ def test_an_annealed_search_ends_near_its_budget() -> None:
         result = run_search(net, batches, SearchSettings(epochs=4, lr=2e-3, sharpness=final))
         budget = result.plan.budget
         assert budget is not None
-        said = result.projection.cost_before / budget.dense_macs
-        off.append(abs(said - 0.5))
+        fraction = result.projection.cost_before / budget.dense_macs
+        off.append(abs(fraction - 0.5))
     assert off[1] < 0.05 < off[0]
 
 

@@ -175,9 +175,9 @@ def test_attention_that_cannot_be_read_leaves_the_map_at_random(
     pairs = zip(net.attentions, before, strict=True)
     same = [i for i, (now, old) in enumerate(pairs) if torch.equal(now.head_logits, old)]
     assert same == unread
-    said = capsys.readouterr().err
-    assert all(net.sites[index].path in said for index in unread)
-    assert bool(unread) == ("cannot be read: head maps start at random" in said)
+    printed = capsys.readouterr().err
+    assert all(net.sites[index].path in printed for index in unread)
+    assert bool(unread) == ("cannot be read: head maps start at random" in printed)
 
 
 def test_a_search_starts_from_matched_heads_and_goes_on_from_its_own(
@@ -189,7 +189,7 @@ def test_a_search_starts_from_matched_heads_and_goes_on_from_its_own(
     call += ["--head-map", "matched"]
     good(*call, "-o", tmp_path / "whole")
     cut_in_step(7)
-    refused(*call, "-o", tmp_path / "cut", code=1, says="checkpoint of step 6")
+    refused(*call, "-o", tmp_path / "cut", code=1, error="checkpoint of step 6")
     result = good(*call, "-o", tmp_path / "cut", "--resume")
     assert "match heads" not in result.stderr
     weights = {

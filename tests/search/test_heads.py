@@ -167,9 +167,13 @@ def test_plans_with_all_heads_are_written_as_they_were() -> None:
     record = json.loads(json.dumps(plan.model_dump(mode="json")))
     assert PrunePlan.model_validate(record) == plan
     assert [block.operation for block in plan.blocks] == ["msa, 1 head", "msa, 2 heads", "skip"]
-    for keep, says in (([], "at least 1"), ([1, 0], "must ascend"), ([0, 9], "head 9 of blocks.1")):
+    for keep, error in (
+        ([], "at least 1"),
+        ([1, 0], "must ascend"),
+        ([0, 9], "head 9 of blocks.1"),
+    ):
         record["blocks"][1]["heads_keep"] = keep
-        with pytest.raises((ValidationError, PlanError), match=says):
+        with pytest.raises((ValidationError, PlanError), match=error):
             gated_net(tiny_spec()).fix(PrunePlan.model_validate(record))
     record["blocks"][2]["heads_keep"] = [0]
     with pytest.raises(ValidationError, match="only attention"):
@@ -208,7 +212,7 @@ def test_a_search_moves_heads_and_goes_on_where_it_was_cut(
     last = json.loads((tmp_path / "whole" / "log.jsonl").read_text().splitlines()[-1])
     assert all(last[f"gates/blocks.{block}/heads"] < 0.8 for block in range(3))  # from 0.818
     cut_in_step(7)
-    refused(*call, "-o", tmp_path / "cut", code=1, says="checkpoint of step 6")
+    refused(*call, "-o", tmp_path / "cut", code=1, error="checkpoint of step 6")
     good(*call, "-o", tmp_path / "cut", "--resume")
     for name in ("gates.json", "supernet.safetensors", "log.jsonl"):
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()

@@ -60,7 +60,7 @@ def onnx_logits(file: Path, images: torch.Tensor) -> np.ndarray[Any, Any]:
 
 
 @ALL
-def test_a_fine_tuned_checkpoint_answers_as_the_reference(sizes: Sizes, tmp_path: Path) -> None:
+def test_a_fine_tuned_checkpoint_matches_the_reference(sizes: Sizes, tmp_path: Path) -> None:
     torch.manual_seed(1)
     config, checkpoint, state = write_files(sizes, tmp_path / "files")
     images = images_for(sizes)
@@ -74,7 +74,7 @@ def test_a_fine_tuned_checkpoint_answers_as_the_reference(sizes: Sizes, tmp_path
 
 
 @ALL
-def test_an_optimized_checkpoint_answers_the_same(sizes: Sizes, tmp_path: Path) -> None:
+def test_an_optimized_checkpoint_matches(sizes: Sizes, tmp_path: Path) -> None:
     torch.manual_seed(2)
     config, _, state = write_files(sizes, tmp_path)
     torch.save(optimized(state, sizes), tmp_path / "optimized.pth")
@@ -110,7 +110,7 @@ def test_the_reference_minds_order_and_shift(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("sizes", [DEIT, SWIN, WIDE_SWIN], ids=["deit", "swin", "swin-3-stages"])
-def test_gates_alone_prune_a_dense_checkpoint(sizes: Sizes, tmp_path: Path) -> None:
+def test_gates_without_weights_prune_a_dense_checkpoint(sizes: Sizes, tmp_path: Path) -> None:
     config, _, _ = write_files(sizes, tmp_path)
     named = json.loads if config.suffix == ".json" else yaml.safe_load
     content = named(config.read_text())
@@ -169,39 +169,39 @@ def test_wrong_files_are_refused_in_one_line(tmp_path: Path) -> None:
     to = ("-o", tmp_path / "out")
     whole = ("import", "--config", config, "--checkpoint", checkpoint)
 
-    refused("import", "--config", tmp_path / "none.json", *to, says="No such file")
+    refused("import", "--config", tmp_path / "none.json", *to, error="No such file")
     (tmp_path / "broken.json").write_text("{")
-    refused("import", "--config", tmp_path / "broken.json", *to, says="neither JSON nor YAML")
+    refused("import", "--config", tmp_path / "broken.json", *to, error="neither JSON nor YAML")
     search_config = json.loads(config.read_text())
     del search_config["assigned_indicators"]
     (tmp_path / "search.json").write_text(json.dumps(search_config))
-    refused("import", "--config", tmp_path / "search.json", *to, says="assigned_indicators")
+    refused("import", "--config", tmp_path / "search.json", *to, error="assigned_indicators")
 
     short = json.loads(config.read_text())
     short["assigned_indicators"] = short["assigned_indicators"][:2]
     (tmp_path / "short.json").write_text(json.dumps(short))
     refused("import", "--config", tmp_path / "short.json", "--checkpoint", checkpoint, *to,
-            says="depth")  # fmt: skip
+            error="depth")  # fmt: skip
 
     config_without = write_config(DEIT, tmp_path / "elsewhere.json", "gone/away.pth")
-    refused("import", "--config", config_without, "--checkpoint", checkpoint, *to, says="--gates")
+    refused("import", "--config", config_without, "--checkpoint", checkpoint, *to, error="--gates")
 
     with (tmp_path / "evil.pth").open("wb") as stream:
         pickle.dump(_Runs(), stream)
-    refused(*whole[:3], "--checkpoint", tmp_path / "evil.pth", *to, says="run code")
-    refused(*whole, "--gates", tmp_path / "evil.pth", *to, says="run code")
+    refused(*whole[:3], "--checkpoint", tmp_path / "evil.pth", *to, error="run code")
+    refused(*whole, "--gates", tmp_path / "evil.pth", *to, error="run code")
     torch.save({"model": state, "args": _Runs()}, tmp_path / "args.pth")
-    refused(*whole[:3], "--checkpoint", tmp_path / "args.pth", *to, says="run code")
+    refused(*whole[:3], "--checkpoint", tmp_path / "args.pth", *to, error="run code")
 
     (tmp_path / "cut.pth").write_bytes(checkpoint.read_bytes()[:3000])
-    refused(*whole[:3], "--checkpoint", tmp_path / "cut.pth", *to, says="damaged")
-    refused(*whole, "--gates", checkpoint, *to, says="no FFN indicators")
+    refused(*whole[:3], "--checkpoint", tmp_path / "cut.pth", *to, error="damaged")
+    refused(*whole, "--gates", checkpoint, *to, error="no FFN indicators")
 
     other_state, other_units = make_state(replace(DEIT, stages=(DEIT.stages[0][:3],)))
     torch.save(other_units, tmp_path / "other.pth")
-    refused(*whole, "--gates", tmp_path / "other.pth", *to, says="FFN gates of 3 blocks")
+    refused(*whole, "--gates", tmp_path / "other.pth", *to, error="FFN gates of 3 blocks")
     torch.save(other_state, tmp_path / "other-state.pth")
-    refused(*whole[:3], "--checkpoint", tmp_path / "other-state.pth", *to, says="depth")
+    refused(*whole[:3], "--checkpoint", tmp_path / "other-state.pth", *to, error="depth")
 
     kinds = replace(DEIT, stages=(tuple(reversed(DEIT.stages[0])),))
     write_config(kinds, tmp_path / "kinds.json")
@@ -209,7 +209,7 @@ def test_wrong_files_are_refused_in_one_line(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
     good(*whole, *to)
-    refused(*whole, *to, says="--force")
+    refused(*whole, *to, error="--force")
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
@@ -230,10 +230,10 @@ def test_files_that_disagree_are_refused(tmp_path: Path) -> None:
     to = ("-o", tmp_path / "out")
     content = json.loads(config.read_text())
 
-    def gates(rows: list[Any], says: str) -> None:
+    def gates(rows: list[Any], error: str) -> None:
         (tmp_path / "odd.json").write_text(json.dumps({**content, "assigned_indicators": rows}))
         refused("import", "--config", tmp_path / "odd.json", "--checkpoint", checkpoint, *to,
-                says=says)  # fmt: skip
+                error=error)  # fmt: skip
 
     rows = content["assigned_indicators"]
     gates([*rows[:2], [0.0, 0.0, 0.0], rows[3]], "has an attention there")
@@ -245,7 +245,7 @@ def test_files_that_disagree_are_refused(tmp_path: Path) -> None:
     units["blocks.0.mlp.assigned_indicator_index"].zero_()
     torch.save(units, tmp_path / "none.pth")
     whole = ("import", "--config", config, "--checkpoint")
-    refused(*whole, checkpoint, "--gates", tmp_path / "none.pth", *to, says="11 hidden units")
+    refused(*whole, checkpoint, "--gates", tmp_path / "none.pth", *to, error="11 hidden units")
 
     for odd in ({1: torch.ones(2)}, {**state, "blocks.x.foo": torch.ones(1)},
                 {**state, "patch_embed.proj.weight": torch.ones(3)},
@@ -256,11 +256,11 @@ def test_files_that_disagree_are_refused(tmp_path: Path) -> None:
     middle = len(data) // 2
     data[middle : middle + 500] = bytes(500)
     (tmp_path / "flipped.pth").write_bytes(data)
-    refused(*whole, tmp_path / "flipped.pth", *to, says="damaged")
+    refused(*whole, tmp_path / "flipped.pth", *to, error="damaged")
     swin, weights, swin_state = write_files(SWIN, tmp_path / "swin")
     mask = {"layers.0.blocks.1.attn_mask": torch.zeros(9, 16, 16)}
     torch.save({**swin_state, **mask}, weights)
-    refused("import", "--config", swin, "--checkpoint", weights, *to, says="windows")
+    refused("import", "--config", swin, "--checkpoint", weights, *to, error="windows")
     assert not (tmp_path / "out").exists()
 
 
@@ -272,10 +272,10 @@ def test_swin_configs_that_timm_cannot_build(tmp_path: Path) -> None:
         changed["MODEL"]["SWIN"][name] = value
         config.write_text(yaml.safe_dump(changed))
         refused("import", "--config", config, "--checkpoint", checkpoint, "-o", tmp_path / "o",
-                says=name)  # fmt: skip
+                error=name)  # fmt: skip
     content["MODEL"]["SWIN"]["DEPTHS"] = [2, 2]
     config.write_text(yaml.safe_dump(content))
-    refused("import", "--config", config, "-o", tmp_path / "o", says="DEPTHS")
+    refused("import", "--config", config, "-o", tmp_path / "o", error="DEPTHS")
 
 
 needs_reference = pytest.mark.skipif(
@@ -292,7 +292,7 @@ needs_reference = pytest.mark.skipif(
         ("swin", "config.yaml", "checkpoint.pth"),
     ],
 )
-def test_the_authors_own_answers(family: str, config: str, checkpoint: str, tmp_path: Path) -> None:
+def test_the_authors_own_outputs(family: str, config: str, checkpoint: str, tmp_path: Path) -> None:
     golden = REFERENCE / "golden" / family
     expected = np.load(golden / "expected.npz")
     arrays = {name: expected[name] for name in expected.files}

@@ -142,7 +142,7 @@ def expected(saved: SavedModel, picture: Array) -> Array:
     return logits
 
 
-def test_the_browser_answers_as_the_model_does(
+def test_the_browser_matches_the_model(
     site: tuple[Path, str], engine: SavedModel, tmp_path: Path
 ) -> None:
     folder, address = site
@@ -178,7 +178,7 @@ def test_the_page_shows_scores_and_milliseconds(
     assert dom.count('aria-label="A scanned ') == 10
 
 
-def test_what_is_drawn_is_asked_about(
+def test_what_is_drawn_is_classified(
     site: tuple[Path, str], engine: SavedModel, tmp_path: Path
 ) -> None:
     (site[0] / "drawn.html").write_text((PAGE / "index.html").read_text() + STROKE)
@@ -190,7 +190,7 @@ def test_what_is_drawn_is_asked_about(
     assert text_of(dom, "said").startswith(f"Looks like {int(logits.argmax())} ")
 
 
-def test_a_page_without_a_model_says_so(site: tuple[Path, str], tmp_path: Path) -> None:
+def test_a_page_without_a_model_reports_it(site: tuple[Path, str], tmp_path: Path) -> None:
     command = [
         str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
         f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=30000", "--dump-dom",

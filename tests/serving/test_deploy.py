@@ -71,7 +71,7 @@ def photo(size: tuple[int, int]) -> Image.Image:
 
 
 @pytest.mark.parametrize("form", ["onnx", pytest.param("openvino", marks=pytest.mark.slow)])
-def test_the_server_answers_as_predict_does(form: str, make_lean: Make, tmp_path: Path) -> None:
+def test_the_server_matches_predict(form: str, make_lean: Make, tmp_path: Path) -> None:
     lean = make_lean(KINDS, WIDTHS, in_chans=3, img_size=32)[1]
     engine = tmp_path / "engine"
     good("export", lean, "--format", form, "--with-preprocessing", "-o", engine)
@@ -108,7 +108,7 @@ def test_the_server_needs_no_torch(make_lean: Make, tmp_path: Path) -> None:
     assert done.stdout.decode().strip() == "[]", done.stderr.decode()
 
 
-def test_the_edge_program_answers_as_predict_does(make_lean: Make, tmp_path: Path) -> None:
+def test_the_edge_program_matches_predict(make_lean: Make, tmp_path: Path) -> None:
     lean = make_lean(KINDS, WIDTHS, in_chans=3, img_size=32)[1]
     good("export", lean, "--format", "executorch", "--batch", 1, "-o", tmp_path / "phone")
     image = tmp_path / "photo.png"

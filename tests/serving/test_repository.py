@@ -157,8 +157,8 @@ def test_versions_are_added_beside_each_other(
     (folder / "config.pbtxt").write_text(config)
     before = contents(repository)
     again = ("export", dense, *TRITON, "-o", repository)
-    refused(*again, says="with versions 1. Add one with --model-version next")
-    refused(*again, "--model-version", 1, says="digits/1 exists. Add a version with")
+    refused(*again, error="with versions 1. Add one with --model-version next")
+    refused(*again, "--model-version", 1, error="digits/1 exists. Add a version with")
     assert contents(repository) == before
     good(*again, "--model-version", "next")
     good(*again, "--model-version", 7)
@@ -196,19 +196,19 @@ def test_what_is_no_version_of_the_model_is_refused(
 ) -> None:
     before = contents(tmp_path)
     again = ("export", dense, *TRITON, "-o", repository, "--model-version", "next")
-    refused(*again, "--max-batch", 16, says="config.pbtxt has 8. Omit --max-batch")
-    refused(*again, "--backend", "onnxruntime", says="config.pbtxt has python. Omit --backend")
-    refused(*again, "--batch", 3, says="cannot batch requests for a model of the fixed batch 3")
-    refused(*again, "--output", "features", says="its outputs are features_0")
+    refused(*again, "--max-batch", 16, error="config.pbtxt has 8. Omit --max-batch")
+    refused(*again, "--backend", "onnxruntime", error="config.pbtxt has python. Omit --backend")
+    refused(*again, "--batch", 3, error="cannot batch requests for a model of the fixed batch 3")
+    refused(*again, "--output", "features", error="its outputs are features_0")
     (repository / NAME / "labels.txt").write_text("cat\ndog\n")
-    refused(*again, says="its classes are not those of")
+    refused(*again, error="its classes are not those of")
     (repository / NAME / "labels.txt").write_bytes(before[f"repo/{NAME}/labels.txt"])
     fewer = save_dense(tmp_path / "fewer", seed=0, classes=4)
-    refused("export", fewer, *again[2:], says="its outputs are logits [4], not logits [10]")
+    refused("export", fewer, *again[2:], error="its outputs are logits [4], not logits [10]")
     (repository / NAME / "config.pbtxt").write_text('name: "digits" backend: "pytorch"')
-    refused(*again, says="has the backend 'pytorch', which is not one of onnxruntime,")
+    refused(*again, error="has the backend 'pytorch', which is not one of onnxruntime,")
     (repository / NAME / "config.pbtxt").write_text("input { nonsense: 1 }")
-    refused(*again, says="is not a valid Triton configuration: 1:9")
+    refused(*again, error="is not a valid Triton configuration: 1:9")
 
 
 def test_failed_parity_leaves_the_repository_whole(
@@ -228,8 +228,8 @@ def test_failed_parity_leaves_the_repository_whole(
 
     monkeypatch.setattr(export_model, "optimize", wrong)
     added = ("export", dense, *TRITON, "--model-version", "next", "-o")
-    refused(*added, repository, code=1, says="DIFFERENT")
-    refused(*added, tmp_path / "new", code=1, says="DIFFERENT")
+    refused(*added, repository, code=1, error="DIFFERENT")
+    refused(*added, tmp_path / "new", code=1, error="DIFFERENT")
     assert contents(tmp_path) == before
     assert [path.name for path in tmp_path.iterdir()] == ["repo"]
 
@@ -237,7 +237,7 @@ def test_failed_parity_leaves_the_repository_whole(
 @pytest.mark.parametrize("name", ["", "a/b", "..", ".hidden", "a b", "ä", "a:1", "x" * 129])
 def test_names_that_triton_does_not_take(name: str, dense: Path, tmp_path: Path) -> None:
     refused("export", dense, "--format", "triton", "--model-name", name, "-o", tmp_path / "repo",
-            says="cannot be a model's name in Triton")  # fmt: skip
+            error="cannot be a model's name in Triton")  # fmt: skip
     assert not (tmp_path / "repo").exists()
 
 
@@ -249,19 +249,21 @@ def test_every_model_has_a_name_in_triton(model: str) -> None:
 
 def test_wrong_calls(dense: Path, tmp_path: Path, repository: Path) -> None:
     out = ("-o", tmp_path / "out")
-    refused("export", dense, "--max-batch", 4, *out, says="--max-batch is for --format triton.")
-    refused("export", dense, "--all", "--model-version", 2, *out, says="--model-version is for")
+    refused("export", dense, "--max-batch", 4, *out, error="--max-batch is for --format triton.")
+    refused("export", dense, "--all", "--model-version", 2, *out, error="--model-version is for")
     for version in ("0", "01", "-1", "latest", str(2**63)):
-        refused("export", dense, *TRITON, "--model-version", version, *out, says="from 1 on, or")
+        refused("export", dense, *TRITON, "--model-version", version, *out, error="from 1 on, or")
     refused(
-        "export", dense, *TRITON, "--batch", 2, "--max-batch", 4, *out, says="the fixed batch 2"
+        "export", dense, *TRITON, "--batch", 2, "--max-batch", 4, *out, error="the fixed batch 2"
     )
-    refused("export", dense, *TRITON, "-o", repository / NAME, says=f"Choose {repository} instead.")
-    refused("export", dense, *TRITON, "-o", dense, says="is not a Triton repository")
+    refused(
+        "export", dense, *TRITON, "-o", repository / NAME, error=f"Choose {repository} instead."
+    )
+    refused("export", dense, *TRITON, "-o", dense, error="is not a Triton repository")
     (tmp_path / "other" / "folder").mkdir(parents=True)
-    refused("export", dense, *TRITON, "-o", tmp_path / "other", says="folder has no config.pbtxt")
+    refused("export", dense, *TRITON, "-o", tmp_path / "other", error="folder has no config.pbtxt")
     (tmp_path / "file").touch()
-    refused("export", dense, *TRITON, "-o", tmp_path / "file", says="is a file")
+    refused("export", dense, *TRITON, "-o", tmp_path / "file", error="is a file")
 
 
 def test_a_fixed_batch_is_a_size_like_others(dense: Path, tmp_path: Path) -> None:
@@ -271,8 +273,8 @@ def test_a_fixed_batch_is_a_size_like_others(dense: Path, tmp_path: Path) -> Non
     assert list(config.input[0].dims) == [3, 1, 16, 16]
     assert not config.HasField("dynamic_batching")
     again = ("export", dense, *TRITON, "-o", tmp_path / "repo", "--model-version", "next")
-    refused(*again, says="The other versions have a fixed batch.")
-    refused(*again, "--batch", 4, says="its inputs are images [4, 1, 16, 16], not images [3, 1")
+    refused(*again, error="The other versions have a fixed batch.")
+    refused(*again, "--batch", 4, error="its inputs are images [4, 1, 16, 16], not images [3, 1")
     good(*again, "--batch", 3)
 
 
@@ -282,9 +284,9 @@ def test_a_missing_extra_is_named(
     for name in [name for name in sys.modules if name.startswith("tritonclient")]:
         monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.setitem(sys.modules, "tritonclient", None)
-    says = "which is not installed. pip install 'spvit-deploy[triton]'"
-    refused("export", dense, *TRITON, "-o", tmp_path / "repo", says=says)
-    refused("load", "grpc://127.0.0.1:1", "--model", NAME, says=says)
+    error = "which is not installed. pip install 'spvit-deploy[triton]'"
+    refused("export", dense, *TRITON, "-o", tmp_path / "repo", error=error)
+    refused("load", "grpc://127.0.0.1:1", "--model", NAME, error=error)
     assert not (tmp_path / "repo").exists()
 
 
@@ -292,10 +294,14 @@ def test_servers_that_are_not_here(
     repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    refused("serve", repository, says=f"docker run --rm -p 8000:8000 -p 8001:8001 -v {repository}:")
+    refused(
+        "serve", repository, error=f"docker run --rm -p 8000:8000 -p 8001:8001 -v {repository}:"
+    )
     missing = "repo: not a Python environment with nvidia-pytriton."
-    refused("serve", repository, "--server", tmp_path / "repo", says=missing)
-    refused("serve", repository, "--server", repository / NAME / "labels.txt", says="not a program")
+    refused("serve", repository, "--server", tmp_path / "repo", error=missing)
+    refused(
+        "serve", repository, "--server", repository / NAME / "labels.txt", error="not a program"
+    )
     http, grpc = free_ports(2)
     ports = ("--http-port", http, "--grpc-port", grpc)
     refused(
@@ -304,14 +310,16 @@ def test_servers_that_are_not_here(
         *ports,
         "--server",
         "/bin/false",
-        says="no models there",
+        error="no models there",
     )
-    refused("serve", repository, "--server", "/bin/false", "--http-port", 8001, says="are the same")
+    refused(
+        "serve", repository, "--server", "/bin/false", "--http-port", 8001, error="are the same"
+    )
     refused("serve", repository, *ports, "--server", "/bin/false", code=1,
-            says="Triton ended during its start: its log is empty")  # fmt: skip
-    refused("load", f"grpc://127.0.0.1:{grpc}", "--model", NAME, says="No Triton server responds")
-    refused("load", f"http://127.0.0.1:{http}", "--model", NAME, says="No Triton server responds")
-    refused("load", "127.0.0.1", "--model", NAME, says="not an address")
+            error="Triton ended during its start: its log is empty")  # fmt: skip
+    refused("load", f"grpc://127.0.0.1:{grpc}", "--model", NAME, error="No Triton server responds")
+    refused("load", f"http://127.0.0.1:{http}", "--model", NAME, error="No Triton server responds")
+    refused("load", "127.0.0.1", "--model", NAME, error="not an address")
     refused(
         "load",
         "grpc://x",
@@ -319,5 +327,5 @@ def test_servers_that_are_not_here(
         NAME,
         "--slo",
         "fast",
-        says="expected a time such as 250us, 4ms",
+        error="expected a time such as 250us, 4ms",
     )

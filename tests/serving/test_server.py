@@ -110,7 +110,7 @@ def logits(model: Path, given: Array) -> Array:
 
 
 @pytest.mark.parametrize("scheme", ["http", "grpc"])
-def test_the_server_answers_as_the_model_does(
+def test_the_server_matches_the_model(
     server: RunningServer, models: list[Path], scheme: str
 ) -> None:
     with TritonClient(getattr(server, scheme), NAME) as client:
@@ -129,7 +129,7 @@ def test_the_server_answers_as_the_model_does(
 
 
 @pytest.mark.parametrize("scheme", ["http", "grpc"])
-def test_the_servers_answers_carry_our_labels(server: RunningServer, scheme: str) -> None:
+def test_responses_carry_our_labels(server: RunningServer, scheme: str) -> None:
     client = importlib.import_module(f"tritonclient.{scheme}")
     given = client.InferInput("images", [1, 1, 16, 16], "FP32")
     given.set_data_from_numpy(images(1))
@@ -142,7 +142,7 @@ def test_the_servers_answers_carry_our_labels(server: RunningServer, scheme: str
         assert label == f"digit {index}"
 
 
-def test_requests_are_batched_and_each_gets_its_own_answer(
+def test_requests_are_batched_and_each_gets_its_own_response(
     server: RunningServer, models: list[Path]
 ) -> None:
     given = [images(1, seed) for seed in range(64)]
@@ -162,16 +162,16 @@ def test_requests_are_batched_and_each_gets_its_own_answer(
 
 
 @pytest.mark.slow
-def test_a_load_keeps_its_times_and_says_what_it_saw(server: RunningServer) -> None:
+def test_a_load_test_keeps_its_times_and_reports(server: RunningServer) -> None:
     for url in (server.grpc, server.http):
-        said = good("load", url, "--model", NAME, "--rate", 50, "--duration", 2, "--slo", "5s")
+        printed = good("load", url, "--model", NAME, "--rate", 50, "--duration", 2, "--slo", "5s")
         sent = 100
-        assert f"sent {sent}, answered {sent}, refused 0, lost 0\np50 " in said.stdout
-        assert said.stdout.endswith("99% are answered within 5000 ms\n")
+        assert f"sent {sent}, answered {sent}, refused 0, lost 0\np50 " in printed.stdout
+        assert printed.stdout.endswith("99% are answered within 5000 ms\n")
     late = ("load", server.grpc, "--model", NAME, "--duration", 1, "--slo", "1us")
-    refused(*late, code=1, says="above --slo 0.001ms")
-    refused("load", server.grpc, "--model", "other", says="'other' is not found")
-    refused("load", server.grpc, "--model", NAME, "--version", 9, says="Check --model")
+    refused(*late, code=1, error="above --slo 0.001ms")
+    refused("load", server.grpc, "--model", "other", error="'other' is not found")
+    refused("load", server.grpc, "--model", NAME, "--version", 9, error="Check --model")
 
 
 @pytest.mark.slow
@@ -182,7 +182,7 @@ def test_the_highest_rate_that_holds_a_limit_is_found(server: RunningServer) -> 
     assert found["p99"] <= 0.3
     assert found["queries"] > 0.5 * 3 * found["rate"]
     assert any(held for _, held in found["tried"])
-    refused(*asked, "--slo", "1us", "--duration", 1, code=1, says="a single request takes")
+    refused(*asked, "--slo", "1us", "--duration", 1, code=1, error="a single request takes")
     assert call(*asked).exit_code == 2
 
 
@@ -213,7 +213,7 @@ def test_lost_requests_are_counted_when_the_server_dies(fresh: tuple[RunningServ
     unsent = 200 * 60 - sent
     assert "the server died after " in error
     assert f" s, {unsent} were not sent: " in error
-    refused("load", server.http, "--model", NAME, says="No Triton server responds")
+    refused("load", server.http, "--model", NAME, error="No Triton server responds")
 
 
 @pytest.mark.slow
@@ -259,7 +259,7 @@ def test_serve_finds_new_versions_itself_and_ends_with_an_interrupt(
             assert process.stdout.readline() == f"{NAME}, version 1: ready\n"
             assert process.stdout.readline() == f"HTTP http://127.0.0.1:{here.http}\n"
             url = process.stdout.readline().split()[1]
-            refused("serve", repository, *options, says=f"Port {here.http} of 127.0.0.1 cannot be")
+            refused("serve", repository, *options, error=f"Port {here.http} of 127.0.0.1 cannot be")
             how = {"name": NAME, "version": "next"}
             renewal = threading.Thread(None, export_triton, None, (str(models[1]), repository), how)
             with TritonClient(url, NAME) as client:
@@ -278,7 +278,7 @@ def test_serve_finds_new_versions_itself_and_ends_with_an_interrupt(
 
 
 @pytest.mark.slow
-def test_serve_says_that_its_server_was_killed(repository: Path) -> None:
+def test_serve_reports_that_its_server_was_killed(repository: Path) -> None:
     here = settings()
     ports = ["--http-port", here.http, "--grpc-port", here.grpc]
     command = [sys.executable, "-m", "spvit_deploy", "serve", repository, "--server", SERVER,
@@ -298,9 +298,9 @@ def test_serve_says_that_its_server_was_killed(repository: Path) -> None:
 @pytest.mark.slow
 def test_what_the_server_does_not_have_is_refused(models: list[Path], tmp_path: Path) -> None:
     export_triton(str(models[0]), tmp_path / "repo", name=NAME)
-    refused("serve", tmp_path / "repo", "--server", SERVER, says="the backend 'onnxruntime': nv")
+    refused("serve", tmp_path / "repo", "--server", SERVER, error="the backend 'onnxruntime': nv")
     bare = find_server(str(find_server(str(SERVER), tmp_path).binary), tmp_path)
     assert bare.environment is None
     here = settings()
     refused("serve", tmp_path / "repo", "--server", bare.binary, "--http-port", here.http,
-            "--grpc-port", here.grpc, code=1, says="onnxruntime")  # fmt: skip
+            "--grpc-port", here.grpc, code=1, error="onnxruntime")  # fmt: skip

@@ -59,8 +59,8 @@ def test_a_resumed_search_has_the_dense_model_for_its_teacher(
 ) -> None:
     cut_in_step(7)
     call = ["search", "--model", dense_folder, *COMMON, "-o", tmp_path / "out"]
-    refused(*call, "--distill-weight", 0.5, code=1, says="checkpoint of step 6 is kept")
-    refused(*call, "--resume", says="distill-weight 0.5, now 0.0")
+    refused(*call, "--distill-weight", 0.5, code=1, error="checkpoint of step 6 is kept")
+    refused(*call, "--resume", error="distill-weight 0.5, now 0.0")
     good(*call, "--distill-weight", 0.5, "--resume")
     assert written(tmp_path / "out") == written(searched / "taught")
 
@@ -69,8 +69,8 @@ def test_a_teacher_of_other_images_or_random_weights(dense_folder: Path, tmp_pat
     other = [a.replace("img_size=16", "img_size=8") for a in TINY_ARGS]
     name = ["--model", "vit_tiny_patch16_224", *other, *DATA, "--budget", "60%"]
     taught = [*name, "--distill-weight", 1, "-o", tmp_path / "out"]
-    refused("search", *taught, "--teacher", dense_folder, says="The teacher takes images of")
-    refused("search", *taught, "--teacher", "none/here", says="There is no folder none/here")
+    refused("search", *taught, "--teacher", dense_folder, error="The teacher takes images of")
+    refused("search", *taught, "--teacher", "none/here", error="There is no folder none/here")
     assert not (tmp_path / "out").exists()
     result = good("search", *taught, "--epochs", 1, "--amp")
     assert "its weights are random" in result.stderr

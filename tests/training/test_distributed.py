@@ -135,7 +135,7 @@ def cut_short(command: list[object], monkeypatch: pytest.MonkeyPatch) -> None:
 
     with monkeypatch.context() as patch:
         patch.setattr(_Loop, "_advance", until)
-        refused(*command, code=1, says="checkpoint of step 15 is kept")
+        refused(*command, code=1, error="checkpoint of step 15 is kept")
 
 
 def children_of(pid: int) -> list[int]:
@@ -176,7 +176,7 @@ def test_a_process_that_dies_ends_the_job_and_leaves_its_checkpoint(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dies", [0, 1])
-def test_the_process_that_is_left_ends_by_itself_and_says_so(dies: int, tmp_path: Path) -> None:
+def test_the_remaining_process_ends_by_itself_and_reports_it(dies: int, tmp_path: Path) -> None:
     processes = without_launcher("-m", "spvit_deploy", *LONG, "-o", tmp_path / "out")
     try:
         until_checkpoint(processes[0], tmp_path)
@@ -195,7 +195,7 @@ def test_the_process_that_is_left_ends_by_itself_and_says_so(dies: int, tmp_path
     assert list((tmp_path / "out.checkpoints").glob("step-*/checkpoint.json"))
 
 
-def test_wrong_calls_are_refused_by_the_first_process_alone(
+def test_wrong_calls_are_refused_by_the_first_process_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
@@ -203,9 +203,9 @@ def test_wrong_calls_are_refused_by_the_first_process_alone(
     materialize = ["materialize", tmp_path, "-o", tmp_path / "out"]
     search = ["search", "--model", NAME, "--data", "digits", "--budget", "50%",
               "-o", tmp_path / "out"]  # fmt: skip
-    refused(*materialize, says="materialize is for one process; 2 were launched")
-    refused(*search, "--resume", says="holds no checkpoint")
-    refused(*search, "--device", "mps", says="mps")
+    refused(*materialize, error="materialize is for one process; 2 were launched")
+    refused(*search, "--resume", error="holds no checkpoint")
+    refused(*search, "--device", "mps", error="mps")
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setattr("spvit_deploy.cli.main._TO_SPEAK", 0)
     result = call(*search, "--resume")

@@ -117,7 +117,7 @@ def shaken(model: nn.Module) -> None:
 
 
 @pytest.mark.parametrize("kinds", [["msa", "msa", "msa"], ["conv3x3", "conv1x1", "msa"]])
-def test_merged_adapters_answer_as_they_did(kinds: list[str], make_lean: Lean) -> None:
+def test_merged_adapters_match(kinds: list[str], make_lean: Lean) -> None:
     model = make_lean(kinds, [40, 96, 16])[0].module.eval()
     names, images = list(model.state_dict()), torch.randn(4, *SIZE)
     plain = model(images)
@@ -172,13 +172,13 @@ def test_going_on_comes_to_the_same(
     good(*into("whole"))
     with monkeypatch.context() as patch:
         patch.setattr(_Loop, "_advance", until_seven)
-        refused(*into("cut"), code=1, says="checkpoint of step 6 is kept")
+        refused(*into("cut"), code=1, error="checkpoint of step 6 is kept")
     file = tmp_path / "cut.checkpoints" / "step-00000006" / "state.pt"
     state = torch.load(file, weights_only=True)
     moments = {m["exp_avg"].numel() for m in state["optimizer"]["state"].values()}
     assert max(moments) < 24 * 24  # of adapters, classifier and norms alone
     assert any("lora_A" in name for name in state["model"])
-    refused(*into("cut", "--resume", "--adapters", "lora:r=3"), says="of another run: adapters")
+    refused(*into("cut", "--resume", "--adapters", "lora:r=3"), error="of another run: adapters")
     good(*into("cut", "--resume", "--adapters", "lora:r=2,alpha=4"))
     for name in (WEIGHTS, "log.jsonl", "config.json"):
         same = (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
@@ -237,9 +237,9 @@ def test_text_that_is_none(text: str) -> None:
 
 
 def test_wrong_calls(dense_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def wrong(text: str, says: str) -> None:
+    def wrong(text: str, error: str) -> None:
         call = ["finetune", dense_folder, *QUICK, "-o", tmp_path / "out", "--adapters", text]
-        refused(*call, says=says)
+        refused(*call, error=error)
 
     wrong("lora:8", "Adapters 'lora:8' are not understood. Write lora:r=8 or")
     wrong("lora:r=25", "no layer of this model has more than rank 24. Choose a smaller r.")
@@ -269,6 +269,6 @@ def test_recipes_take_the_same_text(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert str(recipe.finetune.adapters) == "lora:r=8,alpha=16"
     check_recipe(recipe)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    refused("run", file, says="pip install 'spvit-deploy[adapters]'")
+    refused("run", file, error="pip install 'spvit-deploy[adapters]'")
     file.write_text(TEMPLATE.replace("# adapters: lora:r=8 ", "adapters: lora:r ="))
-    refused("run", file, says="finetune.adapters")
+    refused("run", file, error="finetune.adapters")

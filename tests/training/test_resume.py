@@ -108,7 +108,7 @@ def cut_once(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Path
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_Loop, "_advance", until_seven)
-        refused("search", *QUICK, "-o", root / "out", code=1, says="checkpoint of step 6 is kept")
+        refused("search", *QUICK, "-o", root / "out", code=1, error="checkpoint of step 6 is kept")
     return root / "out.checkpoints"
 
 
@@ -124,7 +124,7 @@ def test_a_search_cut_after_its_last_step_logs_the_same_end(
         end(self, *args)
 
     monkeypatch.setattr(_Loop, "_end_epoch", not_the_last)
-    refused("search", *QUICK, "-o", tmp_path / "out", code=1, says="checkpoint of step 10 is kept")
+    refused("search", *QUICK, "-o", tmp_path / "out", code=1, error="checkpoint of step 10 is kept")
     monkeypatch.undo()
     good("search", *QUICK, "-o", tmp_path / "out", "--resume")
     names = ("gates.json", "supernet.safetensors", "log.jsonl")
@@ -165,7 +165,7 @@ def kept(output: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
 
 
-def test_a_damaged_checkpoint_is_passed_over_and_said(cut_run: Path, tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_skipped_with_a_warning(cut_run: Path, tmp_path: Path) -> None:
     good("search", *QUICK, "-o", tmp_path / "whole")
     assert kept(cut_run) == ["log.jsonl", "step-00000004", "step-00000006"]
     newest = cut_run.with_name("out.checkpoints") / "step-00000006"
@@ -193,7 +193,7 @@ def test_checkpoints_that_are_all_damaged_are_refused(harm: str, cut_run: Path) 
             (folder / "checkpoint.json").unlink()
         else:
             (folder / "checkpoint.json").write_text('{"kind": "checkpoint", "step": "x"}')
-    refused("search", *QUICK, "-o", cut_run, "--resume", says="is intact")
+    refused("search", *QUICK, "-o", cut_run, "--resume", error="is intact")
     assert not cut_run.exists()
 
 
@@ -201,29 +201,29 @@ def test_a_run_that_was_cut_short_is_neither_lost_nor_mixed_with_another(
     cut_run: Path, tmp_path: Path
 ) -> None:
     here = ["-o", cut_run]
-    refused("search", *QUICK, *here, says="cut short after step 6. Go on with --resume")
+    refused("search", *QUICK, *here, error="cut short after step 6. Go on with --resume")
     resume = [*here, "--resume"]
-    refused("search", *QUICK, "--lr", 1e-3, *resume, says="another run: lr 0.0005, now 0.001")
-    refused("search", *QUICK, "--seed", 1, "--align", 4, *resume, says="seed 0, now 1")
-    refused("search", *QUICK, "--batch-size", 128, *resume, says="batch-size 256, now 128")
-    refused("search", *QUICK, "--budget", "60%", *resume, says="budget 50%, now 60%")
-    refused("search", *QUICK, "--model-arg", "depth=2", *resume, says="another model")
+    refused("search", *QUICK, "--lr", 1e-3, *resume, error="another run: lr 0.0005, now 0.001")
+    refused("search", *QUICK, "--seed", 1, "--align", 4, *resume, error="seed 0, now 1")
+    refused("search", *QUICK, "--batch-size", 128, *resume, error="batch-size 256, now 128")
+    refused("search", *QUICK, "--budget", "60%", *resume, error="budget 50%, now 60%")
+    refused("search", *QUICK, "--model-arg", "depth=2", *resume, error="another model")
     for index, label in itertools.product(range(2), "0123456789"):
         (tmp_path / "images" / label).mkdir(parents=True, exist_ok=True)
         Image.new("L", (8, 8)).save(tmp_path / "images" / label / f"{index}.png")
     images = ["--data", f"folder/{tmp_path / 'images'}"]
-    refused("search", *QUICK, *images, *resume, says="images")
+    refused("search", *QUICK, *images, *resume, error="images")
     finetuning = [part for part in QUICK if part not in ("--model", "--budget", "50%")]
-    refused("finetune", *finetuning, *resume, says="stage search, now finetune")
+    refused("finetune", *finetuning, *resume, error="stage search, now finetune")
     assert kept(cut_run) == ["log.jsonl", "step-00000004", "step-00000006"]
     good("search", *QUICK, "--lr", 1e-3, *here, "--force")
     assert kept(cut_run) == []
-    refused("search", *QUICK, *resume, says="nothing left to go on with")
+    refused("search", *QUICK, *resume, error="nothing left to go on with")
 
 
 def test_nothing_to_go_on_from(tmp_path: Path) -> None:
-    refused("search", *QUICK, "-o", tmp_path / "out", "--resume", says="holds no checkpoint")
-    refused("search", *QUICK, "--checkpoint-every", "soon", "-o", tmp_path / "out", says="")
+    refused("search", *QUICK, "-o", tmp_path / "out", "--resume", error="holds no checkpoint")
+    refused("search", *QUICK, "--checkpoint-every", "soon", "-o", tmp_path / "out", error="")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -238,7 +238,7 @@ def test_a_loss_that_is_no_number_keeps_the_last_good_checkpoint(
     monkeypatch.setattr(_Loop, "_advance", poisoned)
     refused("finetune", dense_folder, "--data", "digits", "--batch-size", 256, "--epochs", 3,
             "--checkpoint-every", 1, "-o", tmp_path / "out", code=1,
-            says="The loss became NaN in step 7, epoch 2. Try a smaller --lr. The checkpoint of "
+            error="The loss became NaN in step 7, epoch 2. Try a smaller --lr. The checkpoint of "
             "step 6 is kept in")  # fmt: skip
     assert kept(tmp_path / "out") == ["log.jsonl", "step-00000005", "step-00000006"]
 
@@ -254,9 +254,9 @@ def test_a_training_that_diverged_goes_on_at_a_lower_rate(
     monkeypatch.setattr(_Loop, "_advance", poisoned)
     asked = ["finetune", dense_folder, "--data", "digits", "--batch-size", 256, "--epochs", 3,
              "--checkpoint-every", 1, "-o", tmp_path / "out"]  # fmt: skip
-    refused(*asked, code=1, says="Go on from it with --resume and that --lr.")
-    refused(*asked, "--resume", "--lr", 1e-3, says="another run: lr 0.0005, now 0.001")
-    refused(*asked, "--resume", "--lr", 1e-4, "--seed", 1, says="another run: seed 0, now 1")
+    refused(*asked, code=1, error="Go on from it with --resume and that --lr.")
+    refused(*asked, "--resume", "--lr", 1e-3, error="another run: lr 0.0005, now 0.001")
+    refused(*asked, "--resume", "--lr", 1e-4, "--seed", 1, error="another run: seed 0, now 1")
     result = good(*asked, "--resume", "--lr", 1e-4)
     assert "Warning: after step 6 --lr is 0.0001; it was 0.0005." in result.stderr
     lines = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
@@ -303,7 +303,7 @@ def test_the_log_tells_of_loss_cost_and_gates(cut_run: Path, tmp_path: Path) -> 
 def test_tensorboard_that_is_not_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     refused("search", *QUICK, "-o", tmp_path / "out", "--tensorboard", tmp_path / "events",
-            says="pip install 'spvit-deploy[tensorboard]'")  # fmt: skip
+            error="pip install 'spvit-deploy[tensorboard]'")  # fmt: skip
 
 
 GREY = Preprocessing(input_size=(1, 8, 8), mean=(0.5,), std=(0.5,))
@@ -403,7 +403,7 @@ def test_a_recipe_goes_on_in_the_middle_of_a_stage(
     assert "going on" not in capsys.readouterr().err
 
 
-def test_a_log_that_lost_lines_is_said(cut_run: Path) -> None:
+def test_a_log_that_lost_lines_is_warned_of(cut_run: Path) -> None:
     log = cut_run.with_name("out.checkpoints") / "log.jsonl"
     lines = log.read_bytes()
     log.write_bytes(lines[:-20])

@@ -80,7 +80,7 @@ def test_batch_norm_counts_a_batch_that_is_computed_twice_once(
 def test_models_without_gradient_checkpointing(tmp_path: Path) -> None:
     convit = ["--model-arg", "depth=1", "--model-arg", "img_size=32"]
     refused("finetune", "convit_tiny", *convit, *DATA, "--grad-checkpointing", "-o",
-            tmp_path / "out", says="timm has no gradient checkpointing for a ConVit")  # fmt: skip
+            tmp_path / "out", error="timm has no gradient checkpointing for a ConVit")  # fmt: skip
     assert list(tmp_path.iterdir()) == []
 
 

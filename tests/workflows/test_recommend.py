@@ -115,9 +115,7 @@ def check_evidence(found: Recommendation, folder: Path, target: Target) -> None:
 
 
 @pytest.mark.usefixtures("few_candidates")
-def test_the_answer_is_there_with_evidence_and_reasons(
-    trained_folder: Path, tmp_path: Path
-) -> None:
+def test_the_recommendation_has_evidence_and_reasons(trained_folder: Path, tmp_path: Path) -> None:
     result = good("recommend", trained_folder, "--data", "digits", "--workers", "0", "--target",
                   "p90<10s", *ENOUGH, "-o", tmp_path / "out")  # fmt: skip
     found = recommended(tmp_path / "out")
@@ -156,7 +154,7 @@ def test_a_target_that_nothing_meets_fails_and_keeps_the_best(
 
 def test_without_time_nothing_is_written(dense_folder: Path, tmp_path: Path) -> None:
     refused("recommend", dense_folder, "--data", "digits", "--workers", "0", "--time", "1us",
-            "-o", tmp_path / "out", code=1, says="no time left")  # fmt: skip
+            "-o", tmp_path / "out", code=1, error="no time left")  # fmt: skip
     assert not (tmp_path / "out").exists()
 
 
@@ -188,6 +186,6 @@ def test_wrong_calls_are_refused(dense_folder: Path, tmp_path: Path) -> None:
     for option, text in (("--target", "fast"), ("--time", "soon"), ("--max-drop", "-1")):
         assert call(*start, option, text).exit_code == 2
     refused("recommend", tmp_path / "no", "--data", "digits", "-o", out)
-    refused(*start, "--sweep", tmp_path, says="sweep")
+    refused(*start, "--sweep", tmp_path, error="sweep")
     refused("recommend", dense_folder, "--data", "folder/none", "-o", out)
     assert not out.exists()

@@ -78,7 +78,7 @@ def test_budgets_of_which_plans_would_be_the_same_are_refused(dense_folder: Path
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "error"),
     [
         ("", "'' is not understood"),
         ("30%,much", "'MUCH' is not understood"),
@@ -90,8 +90,8 @@ def test_budgets_of_which_plans_would_be_the_same_are_refused(dense_folder: Path
         ("30%,30%,...,60%", "no equal steps"),
     ],
 )
-def test_other_budgets_are_refused(text: str, says: str) -> None:
-    with pytest.raises(BudgetError, match=says):
+def test_other_budgets_are_refused(text: str, error: str) -> None:
+    with pytest.raises(BudgetError, match=error):
         parse_budgets(text)
 
 
@@ -118,7 +118,7 @@ def test_a_point_is_beaten_by_more_than_times_spread() -> None:
                           unsteady=unsteady)  # fmt: skip
 
     best = point("best", 80, 10, 10.5)
-    for other, says in (
+    for other, error in (
         (point("near", 80, 10.4, 10.6), "within the spread"),  # of the faster one
         (point("noisy", 79, 11, 12.5), "within the spread"),  # of its own
         (point("far", 80, 10.6, 10.7), "beaten"),
@@ -126,7 +126,7 @@ def test_a_point_is_beaten_by_more_than_times_spread() -> None:
         (point("same", 70, 10, 10.5), "within the spread"),
         (point("better", 81, 12, 12), "on the frontier"),
     ):
-        assert standing(other, (best, other)) == says, other.name
+        assert standing(other, (best, other)) == error, other.name
         assert standing(best, (best, other)) == "on the frontier"
     shaken = point("shaken", 80, 10.2, 10.2, unsteady=True)
     assert standing(shaken, (point("best", 80, 10, 10), shaken)) == "within the spread"
@@ -201,14 +201,14 @@ def test_pick_names_the_trial_or_what_comes_nearest(tmp_path: Path) -> None:
     assert "the dense model is within the limits too, and has 90.00%" in done.stderr
     picking = ["sweep", "pick", tmp_path]
     refused(*picking, "--max-latency", "1ms",
-            says="within 1 ms. The fastest there is, 1%, takes 2.000 ms at 50.00%")  # fmt: skip
-    refused(*picking, "--min-accuracy", "95", says="The most accurate there is, 2%")
-    refused(*picking, "--max-latency", "3ms", "--min-accuracy", "60", says="in that time, 1%")
-    refused(*picking, says="--max-latency 4ms, --min-accuracy 95 or both")
-    refused("sweep", "pick", tmp_path / "no", "--max-latency", "4ms", says="no such folder")
-    refused("sweep", "pick", tmp_path / "trials", "--max-latency", "4ms", says="not a sweep")
+            error="within 1 ms. The fastest there is, 1%, takes 2.000 ms at 50.00%")  # fmt: skip
+    refused(*picking, "--min-accuracy", "95", error="The most accurate there is, 2%")
+    refused(*picking, "--max-latency", "3ms", "--min-accuracy", "60", error="in that time, 1%")
+    refused(*picking, error="--max-latency 4ms, --min-accuracy 95 or both")
+    refused("sweep", "pick", tmp_path / "no", "--max-latency", "4ms", error="no such folder")
+    refused("sweep", "pick", tmp_path / "trials", "--max-latency", "4ms", error="not a sweep")
     (tmp_path / record.trials[0].engine).rmdir()
-    refused(*picking, "--max-latency", "3ms", says="of trial 1% is missing")
+    refused(*picking, "--max-latency", "3ms", error="of trial 1% is missing")
 
 
 @pytest.mark.parametrize(
@@ -262,7 +262,7 @@ def test_without_ray_there_is_help_and_one_line(
     monkeypatch.setattr(ray_cluster.importlib.util, "find_spec", lambda name: None)
     out = tmp_path / "out"
     refused("sweep", "--model", NAME, "--data", "digits", "--budgets", "50%", "-o", out,
-            says="pip install 'spvit-deploy[sweep]'")  # fmt: skip
+            error="pip install 'spvit-deploy[sweep]'")  # fmt: skip
     assert not out.exists()
 
 
@@ -272,23 +272,25 @@ def test_wrong_calls_are_refused_before_anything_is_written(
     pytest.importorskip("ray")
     out = tmp_path / "out"
     named = ["sweep", "--model", dense_folder, "--data", "digits", "-o", out]
-    refused(*named, "--budgets", "50%,120%", says="Budget 120% is 481 KMACs, above the dense model")
-    refused(*named, "--budgets", "1%,50%", says="below the smallest model")
-    refused(*named, "--budgets", "0%", says="below the smallest model")
-    refused(*named, "--budgets", "50%,50.0%", says="Budgets: 50% is 50.0%")
-    refused(*named, "--budgets", "50", "--runtime", "abacus", says="abacus")
+    refused(
+        *named, "--budgets", "50%,120%", error="Budget 120% is 481 KMACs, above the dense model"
+    )
+    refused(*named, "--budgets", "1%,50%", error="below the smallest model")
+    refused(*named, "--budgets", "0%", error="below the smallest model")
+    refused(*named, "--budgets", "50%,50.0%", error="Budgets: 50% is 50.0%")
+    refused(*named, "--budgets", "50", "--runtime", "abacus", error="abacus")
     half = [*named, "--budgets", "50%"]
-    refused(*half, "--device", "cuda:0", says="each trial of a sweep takes one of its own")
-    refused(*half, "--address", "ray://head:10001", says="runs on a node of the cluster")
-    refused(*half, "--address", "127.0.0.1:1", says="No Ray cluster answers at '127.0.0.1:1'")
-    refused(*half, "--model-arg", "depth=2", says="do not apply")
-    refused("sweep", "--model", NAME, "--budgets", "50%", "-o", out, says="--model and --data")
+    refused(*half, "--device", "cuda:0", error="each trial of a sweep takes one of its own")
+    refused(*half, "--address", "ray://head:10001", error="runs on a node of the cluster")
+    refused(*half, "--address", "127.0.0.1:1", error="No Ray cluster answers at '127.0.0.1:1'")
+    refused(*half, "--model-arg", "depth=2", error="do not apply")
+    refused("sweep", "--model", NAME, "--budgets", "50%", "-o", out, error="--model and --data")
     good("run", "--init", tmp_path / "recipe.yaml")
     refused("sweep", "--recipe", tmp_path / "recipe.yaml", "--budgets", "50%", "--lr", 1, "-o", out,
-            says="--lr is part of --recipe")  # fmt: skip
+            error="--lr is part of --recipe")  # fmt: skip
     assert "No such command 'pik'" in call("sweep", "pik", out).output
     assert not out.exists()
-    refused(*named[:-1], tmp_path, "--budgets", "50%", says="exists and is not a sweep")
+    refused(*named[:-1], tmp_path, "--budgets", "50%", error="exists and is not a sweep")
 
 
 def quick(dense: Path, output: Path, budgets: str, *more: str) -> subprocess.Popen[str]:
@@ -399,9 +401,9 @@ def test_a_sweep_outlives_kills_and_a_failing_trial(
 
     named = ["sweep", "--model", dense_folder, "--data", "digits", "--batch-size", 256]
     refused(*named, "--budgets", "50%", "-o", out,
-            says="is another sweep: search epochs 4, now 10; finetune ")  # fmt: skip
+            error="is another sweep: search epochs 4, now 10; finetune ")  # fmt: skip
     (out / "mine.txt").write_text("")
-    refused(*named, "--budgets", "50%", "-o", out, "--force", says="holds 'mine.txt'")
+    refused(*named, "--budgets", "50%", "-o", out, "--force", error="holds 'mine.txt'")
 
 
 @pytest.mark.gpu
