@@ -51,7 +51,7 @@ def parse_device(device: str) -> tuple[str, int]:
     Raises:
         RuntimeMissingError: It is not the name of a device.
     """
-    kind, colon, number = device.partition(":")
+    kind, colon, number = str(device).partition(":")
     numbered = kind not in ("auto", "cpu", "mps") and number.isdecimal()
     if not kind or (colon and not numbered):
         raise RuntimeMissingError(

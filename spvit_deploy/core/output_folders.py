@@ -71,7 +71,7 @@ def lock_folder(folder: Path, wait: float = 0.0) -> Iterator[bool]:
         lock.acquire()
     except Timeout:
         raise InputError(
-            f"{folder} is in use by another run.", "Wait for it to end, or choose another -o."
+            f"{folder} is in use by another run.", "Wait for it to end, or choose another output."
         ) from None
     except (OSError, NotImplementedError):
         yield False

@@ -59,7 +59,8 @@ def read_record(path: Path, kind: str | None = None) -> dict[str, Any]:
             "Create it again, or delete its 'digest' entry if the change was intended.",
         )
     if kind is not None and record.get("kind") != kind:
-        raise InputError(f"{path}: a {record.get('kind')!r} record; expected '{kind}'.")
+        found = record.get("kind") or "unknown"
+        raise InputError(f"{path}: a record of kind '{found}'; expected '{kind}'.")
     return record
 
 

@@ -45,8 +45,12 @@ class DataSettings(StrictModel):
 
     @staticmethod
     def of(data: DataSettings | str) -> DataSettings:
-        """Return settings, or those of a spec."""
-        return data if isinstance(data, DataSettings) else DataSettings(spec=data)
+        """Return settings, or those of a spec. Raises DataError for another type."""
+        if isinstance(data, DataSettings):
+            return data
+        if not isinstance(data, str):
+            raise DataError(f"data: expected a spec such as 'digits', not {data!r}.")
+        return DataSettings(spec=data)
 
     @property
     def options(self) -> str:

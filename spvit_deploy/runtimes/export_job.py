@@ -8,6 +8,8 @@ from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass as validated
 
 from spvit_deploy.core.arrays import Array
 from spvit_deploy.core.errors import InputError
@@ -27,7 +29,7 @@ DEFAULT_OPSET = 20
 Note = Callable[[str], None]
 
 
-@dataclass(frozen=True)
+@validated(frozen=True, config=ConfigDict(extra="forbid"))
 class ExportSettings:
     """What to write.
 
@@ -47,14 +49,14 @@ class ExportSettings:
 
     format: str = "onnx"
     precision: str = "fp32"
-    batch: int | None = None
-    opset: int | None = None
+    batch: int | None = Field(default=None, ge=1)
+    opset: int | None = Field(default=None, ge=13, le=25)
     outputs: str | None = None
     feature_layers: tuple[int, ...] | None = None
     with_preprocessing: bool = False
-    calibration: int = 300
-    max_drop: float | None = 1.0
-    validation: int = 1000
+    calibration: int = Field(default=300, ge=1)
+    max_drop: float | None = Field(default=1.0, ge=0)
+    validation: int = Field(default=1000, ge=1)
     options: Any = field(default_factory=dict)
 
     @property

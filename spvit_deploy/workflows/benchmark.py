@@ -90,6 +90,8 @@ def benchmark(
         InputError: A runtime is not installed, or opens none of the artifacts; or an option is
             wrong.
     """
+    if not artifacts:
+        raise InputError("There are no artifacts to measure.")
     chosen = [replace_fields(workload, options) for workload in workloads or [Workload()]]
     return run_benchmark([Path(path) for path in artifacts], runtimes, chosen, device)
 

@@ -7,18 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
+from pydantic import ValidationError
 from sklearn.datasets import load_sample_images
 from typing_extensions import Unpack
 
 from spvit_deploy.core.arrays import Array
-from spvit_deploy.core.errors import DataError, InputError, SpvitError
+from spvit_deploy.core.errors import DataError, InputError, SpvitError, did_you_mean, first_line
 from spvit_deploy.core.output_folders import ensure_free
 from spvit_deploy.core.progress import stderr_console, warn
 from spvit_deploy.data.batches import Batches, open_batches, open_in_order
@@ -32,8 +33,10 @@ from spvit_deploy.lean.outputs import CONSTANT_OUTPUT, NamedOutputs, depends_on_
 from spvit_deploy.lean.width_advice import advice
 from spvit_deploy.runtimes.calibration import Calibration
 from spvit_deploy.runtimes.export_job import ExportJob, ExportSettings, parse_batch
+from spvit_deploy.runtimes.info import distinct_options
+from spvit_deploy.runtimes.registry import formats
 from spvit_deploy.search.search_folder import is_search_folder, load_search, materialize_search
-from spvit_deploy.workflows.keywords import ModelOptions, Pathish, request_of
+from spvit_deploy.workflows.keywords import ModelOptions, Pathish, request_of, require_type
 
 
 class ExportOptions(ModelOptions, total=False):
@@ -98,15 +101,22 @@ def with_options(settings: ExportSettings, given: dict[str, Any]) -> ExportSetti
     """Replace fields of settings, and options of formats, by those that are given.
 
     Raises:
-        InputError: A batch that is neither ``dynamic`` nor a positive integer.
+        InputError: An unknown name, or a value that is not valid.
     """
+    require_type("settings", settings, ExportSettings)
+    known, options = [f.name for f in fields(ExportSettings)], distinct_options(formats().values())
+    for name in given:
+        if name not in (*known, *options):
+            meant = did_you_mean(name, (*known, *options), f"There are {', '.join(known)}.")
+            raise InputError(f"Unknown keyword argument '{name}'.", meant)
     if "batch" in given:
         given["batch"] = parse_batch(given["batch"])
-    if given.get("feature_layers") is not None:
-        given["feature_layers"] = tuple(given["feature_layers"])
-    fields = {name: given.pop(name) for name in list(given) if hasattr(settings, name)}
+    own = {name: given.pop(name) for name in list(given) if name in known}
     used = {name: value for name, value in given.items() if value not in (None, False, ())}
-    return replace(settings, **fields, options={**settings.options, **used})
+    try:
+        return replace(settings, **own, options={**settings.options, **used})
+    except ValidationError as error:
+        raise InputError(f"{first_line(error)}.") from None
 
 
 def open_export(

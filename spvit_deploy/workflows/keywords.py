@@ -43,11 +43,28 @@ class TrainOptions(ModelOptions, total=False):
     distill_temperature: float
 
 
+def require_type(name: str, value: object, *types: type) -> None:
+    """Require an argument to be of one of these types.
+
+    Raises:
+        InputError: It is not.
+    """
+    if not isinstance(value, types):
+        names = " or ".join(one.__name__ for one in types)
+        raise InputError(f"{name}: expected {names}, not {value!r}.")
+
+
 def request_of(
     model: Pathish | ModelRequest, options: dict[str, Any] | None = None
 ) -> ModelRequest:
-    """Return the model that a user names; take its arguments and weights out of ``options``."""
+    """Return the model that a user names; take its arguments and weights out of ``options``.
+
+    Raises:
+        InputError: An argument of another type.
+    """
     given = {} if options is None else options
+    require_type("the model", model, str, Path, ModelRequest)
+    require_type("model_args", given.get("model_args") or {}, Mapping)
     rest = [given.pop(name, None) for name in ("model_args", "checkpoint", "pretrained")]
     return model if isinstance(model, ModelRequest) else ModelRequest.of(str(model), *rest)
 
@@ -58,6 +75,7 @@ def replace_fields(settings: _Settings, keywords: Mapping[str, Any]) -> _Setting
     Raises:
         InputError: A keyword is not a field, or its value is not valid.
     """
+    require_type("settings", settings, BaseModel)
     known = type(settings).model_fields
     for name in keywords:
         if name not in known:

@@ -49,6 +49,8 @@ def materialize(
         InputError: The input is neither, or damaged, or the gates do not fit the model.
         JobError: The disk is full.
     """
+    if not isinstance(align, int) or align < 1:
+        raise InputError(f"align {align!r}: expected a positive integer.")
     ensure_free(Path(output), force, reads=(search, checkpoint))
     source, weights = Path(search), None if checkpoint is None else Path(checkpoint)
     if not is_search_folder(source):

@@ -47,7 +47,7 @@ class Prediction:
 
 def predict(
     artifact: Pathish,
-    images: Sequence[Pathish],
+    images: Pathish | Sequence[Pathish],
     top: int = 5,
     runtime: str | None = None,
     device: str = "auto",
@@ -57,7 +57,9 @@ def predict(
     Raises:
         InputError: A file or folder does not exist, or the artifact has no class scores.
     """
-    names = [str(image) for image in images]
+    if not isinstance(top, int) or top < 1:
+        raise InputError(f"top {top!r}: expected a positive integer.")
+    names = [str(image) for image in ([images] if isinstance(images, (str, Path)) else images)]
     return list(predict_images(Path(artifact), names, top, runtime=runtime, device=device))
 
 
@@ -168,7 +170,7 @@ def _prepared(
         upright = ImageOps.exif_transpose(encoded.decode())
         return name, prepare(upright).numpy()
     except DataError as error:
-        return name, error.message
+        return name, error.message if name in error.message else f"{name}: {error.message}"
     except OSError as error:
         return name, f"{name} cannot be read: {error.strerror or error}."
 

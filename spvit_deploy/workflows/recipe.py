@@ -114,8 +114,8 @@ finetune:
   distillation: soft     # from the dense model
   # adapters: lora:r=8   # train a small part of a large model
 export:
-  format: onnx                 # or openvino
-  precision: fp32              # bf16 with openvino
+  format: onnx                 # as `export --format` takes it
+  precision: fp32
   batch: dynamic
 benchmark:
   batches: [1]

@@ -184,3 +184,10 @@ def test_python_takes_paths(lean: Path, tmp_path: Path) -> None:
     assert [guess.score for guess in found.guesses] == sorted(
         (guess.score for guess in found.guesses), reverse=True
     )
+
+
+def test_an_image_that_cannot_be_converted_is_named(lean: Path, tmp_path: Path) -> None:
+    file = tmp_path / "float.tiff"
+    Image.fromarray(np.zeros((8, 8), np.float32)).save(file)
+    result = predicted(lean, file, code=1)
+    assert f"{file}: An image has floating-point pixels" in result.stderr

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from pydantic import BaseModel
 
 import spvit_deploy
+import spvit_deploy as sp
 from spvit_deploy.benchmarks.results import Workload
 from spvit_deploy.core.errors import InputError
 from spvit_deploy.search.search import SearchSettings
@@ -61,4 +63,34 @@ def test_wrong_keywords_are_named_with_the_nearest(tmp_path: Path) -> None:
         spvit_deploy.benchmark([out], durration=5)  # type: ignore[call-arg]
     with pytest.raises(InputError, match=r"epochs: Input should be greater than or equal to 0."):
         spvit_deploy.finetune(NAME, "digits", out, epochs=-1)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("call", "error"),
+    [
+        (lambda model, out: sp.export_model(model, out, precison="fp16"), "mean precision"),
+        (lambda model, out: sp.export_model(model, out, opset=99), "opset: .* less than or equal"),
+        (lambda model, out: sp.export_model(model, out, calibration=0), "calibration: .* greater"),
+        (lambda model, out: sp.export_model(model, out, max_drop="x"), "max_drop: .* valid number"),
+        (lambda model, out: sp.export_model(model, out, batch=0), "'dynamic' or a positive"),
+        (lambda model, out: sp.export_model(model, out, data=5), "data: expected a spec"),
+        (lambda model, out: sp.export_model(model, out, {"opset": 18}), "settings: expected Exp"),
+        (lambda _, out: sp.export_model(None, out), "the model: expected str"),
+        (lambda model, out: sp.finetune(model, 5, out), "data: expected a spec"),
+        (lambda model, out: sp.finetune(model, "digits", out, {"lr": 1}), "settings: expected"),
+        (lambda _, out: sp.finetune(NAME, "digits", out, model_args=[1]), "model_args: expected"),
+        (lambda model, out: sp.finetune(model, "digits", out, device=5), "--device 5: expected"),
+        (lambda model, _: sp.evaluate(model, None), "data: expected a spec"),
+        (lambda model, out: sp.materialize(model, out, align=-1), "align -1: expected a positive"),
+        (lambda model, _: sp.predict(model, "nowhere.png"), "nowhere.png: no such file"),
+        (lambda model, _: sp.predict(model, [], top=0), "top 0: expected a positive"),
+        (lambda _model, _out: sp.benchmark([]), "no artifacts"),
+    ],
+)  # fmt: skip
+def test_wrong_values_of_the_python_api_are_input_errors(
+    call: Callable[[Path, Path], object], error: str, dense_folder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=error):
+        call(dense_folder, tmp_path / "out")
     assert not list(tmp_path.iterdir())
