@@ -8,17 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from spvit_deploy.core.records import StrictModel
 from spvit_deploy.lean.block_costs import BlockCost
 from spvit_deploy.runtimes.base import LayerTime
 
-Kind = Literal[
-    "msa", "conv3x3", "conv1x1", "skip", "mlp", "norms and additions", "stem and head", "reformats"
-]
-# A part of a block, and what it is.
-Place = tuple[str, Kind]
+# What is no operation in the place of attention.
+BESIDE = ("mlp", "norms and additions", "stem and head", "reformats")
+# A part of a block, and what it is: an operation as plans name it, or one of those.
+Place = tuple[str, str]
 _REST: Place = ("", "stem and head")
 _BETWEEN: Place = ("", "reformats")
 # Names that runtimes give to what they put between layers.
@@ -30,13 +28,15 @@ class BlockTime(StrictModel):
 
     Attributes:
         block: ``blocks.3.attn``, ``blocks.3.mlp``, ``blocks.3``; empty for what is in no block.
+        kind: an operation in the place of attention, as plans name it (those of other packages
+            included), ``mlp``, ``norms and additions``, ``stem and head``, or ``reformats``.
         seconds: mean of an inference, taken with the runtime's profiler on, which slows it.
         macs: of one image; 0 where unknown or none.
         layers: how many of the runtime's layers it is.
     """
 
     block: str
-    kind: Kind
+    kind: str
     seconds: float
     macs: int = 0
     layers: int = 1
@@ -46,7 +46,7 @@ def by_block(layers: Sequence[LayerTime], blocks: Sequence[BlockCost]) -> tuple[
     """Sum layers, which are in the order in which they run, by the part of the block that they
     belong to; all are stem and head of a model without known blocks.
     """
-    places: dict[str, Kind] = {}
+    places: dict[str, str] = {}
     macs: dict[str, int] = {}
     for block in blocks:
         places[block.attention_path] = block.kind.value
@@ -66,7 +66,7 @@ def by_block(layers: Sequence[LayerTime], blocks: Sequence[BlockCost]) -> tuple[
     )
 
 
-def _place(layer: LayerTime, places: dict[str, Kind]) -> Place | None:
+def _place(layer: LayerTime, places: dict[str, str]) -> Place | None:
     """Find the longest path of a block's part that the layer's name begins with; None for a name
     that is not a path, as of what a runtime has fused.
     """
@@ -80,7 +80,7 @@ def _place(layer: LayerTime, places: dict[str, Kind]) -> Place | None:
     return _REST if "." in name or not layer.op else None
 
 
-def _adopted(found: Sequence[Place | None], places: dict[str, Kind]) -> list[Place]:
+def _adopted(found: Sequence[Place | None], places: dict[str, str]) -> list[Place]:
     """Assign nameless layers by their neighbours: within a part to it, between two parts to the
     block that begins.
     """
@@ -94,7 +94,7 @@ def _adopted(found: Sequence[Place | None], places: dict[str, Kind]) -> list[Pla
     return own
 
 
-def _whole(path: str, places: dict[str, Kind]) -> Place:
+def _whole(path: str, places: dict[str, str]) -> Place:
     whole = path if places.get(path) == "norms and additions" else path.rpartition(".")[0]
     return (whole, "norms and additions") if whole in places else _REST
 

@@ -9,7 +9,7 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from spvit_deploy.benchmarks.block_times import BlockTime
+from spvit_deploy.benchmarks.block_times import BESIDE, BlockTime
 from spvit_deploy.benchmarks.reporting.pareto import pareto_front
 from spvit_deploy.benchmarks.results import BenchmarkResult
 from spvit_deploy.benchmarks.speedups import Pair
@@ -125,16 +125,14 @@ def block_bars(pair: Pair) -> Any:
         rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.12,
         subplot_titles=("attention, or the operation in its place", "MLP"),
     )  # fmt: skip
-    looks = {kind.value: look for kind, look in KINDS.items()}
-    for row, wanted in ((1, looks.keys()), (2, {"mlp"})):
+    for row in (1, 2):
         dense, lean = (
-            {block.block: block for block in side.blocks if block.kind in wanted}
+            {block.block: block for block in side.blocks if _row_of(block) == row}
             for side in (pair.dense, pair.lean)
         )
         names = dict.fromkeys([*dense, *lean])
         labels = [name.rpartition(".")[0] for name in names]
-        own = [looks.get(lean[n].kind, ("MLP", LEAN)) if n in lean else ("removed", LEAN)
-               for n in names]  # fmt: skip
+        own = [_look_of_part(lean.get(name)) for name in names]
         more = {"x": labels, "row": row, "col": 1, "showlegend": row == 1}
         figure.add_bar(name="dense", y=_ms(dense, names), marker_color=DENSE, **more)
         figure.add_bar(
@@ -144,6 +142,17 @@ def block_bars(pair: Pair) -> Any:
     figure = style(figure, 460, barmode="group", yaxis_title="ms", yaxis2_title="ms")
     # Above the title of the first row.
     return figure.update_layout(legend_y=1.2, margin_t=40)
+
+
+def _row_of(block: BlockTime) -> int:
+    """Return 1 for attention or an operation in its place, 2 for an MLP, else 0."""
+    return 2 if block.kind == "mlp" else int(block.kind not in BESIDE)
+
+
+def _look_of_part(block: BlockTime | None) -> tuple[str, str]:
+    if block is None:
+        return "removed", LEAN
+    return ("MLP", LEAN) if block.kind == "mlp" else look_of(AttentionKind(block.kind))
 
 
 def _ms(blocks: dict[str, BlockTime], names: Iterable[str]) -> list[float]:

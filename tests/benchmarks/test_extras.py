@@ -16,7 +16,10 @@ from spvit_deploy.benchmarks.cold_start import measure_cold_start
 from spvit_deploy.benchmarks.extras import measure_joules
 from spvit_deploy.benchmarks.host import Peak, measure_peak
 from spvit_deploy.benchmarks.host_noise import HostMonitor, Round, pinned, with_noise
+from spvit_deploy.benchmarks.reporting.charts import block_bars
 from spvit_deploy.benchmarks.results import Workload
+from spvit_deploy.benchmarks.speedups import Pair
+from spvit_deploy.benchmarks.statistics import Ratio
 from spvit_deploy.core.errors import JobError
 from spvit_deploy.core.plan import AttentionKind
 from spvit_deploy.lean.block_costs import BlockCost, costs_of
@@ -99,6 +102,16 @@ def test_nameless_layers_are_their_neighbours() -> None:
     assert parts["stem and head"].layers == 2
     assert parts["reformats"].layers == 1
     assert (parts["blocks.0.attn"].macs, parts["blocks.0.mlp"].macs) == (5, 7)
+
+
+def test_operations_of_other_packages_have_times_and_bars() -> None:
+    block = BlockCost("blocks.0", "blocks.0.attn", "blocks.0.mlp", AttentionKind("pooling"), 5, 7)
+    lean = by_block([LayerTime("blocks.0.attn.pool/AveragePool_1", "op", 0.001)], [block])
+    assert [part.kind for part in lean] == ["pooling"]
+    dense = (BlockTime(block="blocks.0.attn", kind="msa", seconds=0.002, macs=9),)
+    pair = Pair(measured(blocks=dense), measured(blocks=lean), Ratio(2.0, 2.0, 2.0))
+    bar = block_bars(pair).data[1]
+    assert (bar.name, bar.y, bar.hovertext) == ("lean", (1.0,), ("pooling",))
 
 
 def test_a_part_that_is_gone_is_a_gain() -> None:
