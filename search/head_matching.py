@@ -93,7 +93,9 @@ def _adder(total: Tensor, grid: tuple[int, int], prefix: int) -> Callable[..., N
         # Reduced keys and unknown groups have another size.
         if given.ndim < 3 or given.shape[-2:] != (tokens, tokens):
             return
-        paid = given.reshape(-1, heads, tokens, tokens).sum(0)[:, prefix:, prefix:]
+        # Heads come before the groups of tokens, where groups have a dimension of their own.
+        by_head = given.movedim(1, -3) if given.ndim > 3 else given
+        paid = by_head.reshape(-1, heads, tokens, tokens).sum(0)[:, prefix:, prefix:]
         # Every head has the same pairs, so their number does not change its fraction.
         total.add_(torch.stack([paid[:, q, k].sum(1) for q, k in pairs], 1))
 

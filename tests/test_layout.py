@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import configparser
 import re
+import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -124,7 +125,24 @@ def test_the_wheel_has_every_package() -> None:
         for path in sources()
         if path.endswith("/__init__.py")
     }
-    assert listed == found
+    assert listed == found, "the list `packages` of setup.cfg"
+
+
+def test_every_runtime_is_in_the_contract_and_declares_without_heavy_imports() -> None:
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    listed = set(setup["importlinter:contract:runtimes"]["modules"].split())
+    infos = {path: tree for path, tree in sources().items() if path.endswith("/info.py")}
+    infos.pop("spvit_deploy/runtimes/info.py")
+    found = {path.removesuffix("/info.py").replace("/", ".") for path in infos}
+    assert listed == found, "the list `modules` of importlinter:contract:runtimes in setup.cfg"
+    for path, tree in infos.items():
+        modules = {n.module or "" for n in tree.body if isinstance(n, ast.ImportFrom)}
+        modules |= {a.name for n in tree.body if isinstance(n, ast.Import) for a in n.names}
+        ours = {name for name in modules if name.startswith(f"{PACKAGE}.")}
+        rest = {name.partition(".")[0] for name in modules - ours}
+        assert not {n for n in ours if re.fullmatch(rf"{PACKAGE}\.runtimes\.\w+\.\w+", n)}, path
+        assert rest <= set(sys.stdlib_module_names) | {"click"}, path
 
 
 def test_no_function_has_many_parameters() -> None:

@@ -20,7 +20,10 @@ Values = Callable[[Any], tuple[Tensor, Tensor | None]]
 
 
 class Regroup(Protocol):
-    """Conversion between windows of tokens, as an attention takes them, and the whole image."""
+    """Conversion between windows of tokens, as an attention takes them, and the whole image.
+
+    With a ``window`` (rows, columns of tokens in row-major order) head maps can be matched.
+    """
 
     def merge(self, groups: Tensor) -> Tensor:
         """Convert windows, in the shape that attention takes, to tokens [batch, H·W, C]."""

@@ -214,10 +214,10 @@ def versions_of(*others: str) -> dict[str, str | None]:
 
 
 def owner_of(kind: str) -> RuntimeInfo:
-    """Return the runtime whose own format, or kind of model folder, this is."""
+    """Return the runtime that writes this format, or opens this kind of model folder first."""
     return min(
         (info for info in runtimes().values() if kind in info.kinds),
-        key=lambda info: info.kinds.index(kind),
+        key=lambda info: (all(kind != f.name for f in info.formats), info.kinds.index(kind)),
     )
 
 

@@ -44,11 +44,7 @@ class TrainOptions(ModelOptions, total=False):
 
 
 def require_type(name: str, value: object, *types: type) -> None:
-    """Require an argument to be of one of these types.
-
-    Raises:
-        InputError: It is not.
-    """
+    """Raises InputError where an argument is of none of these types."""
     if not isinstance(value, types):
         names = " or ".join(one.__name__ for one in types)
         raise InputError(f"{name}: expected {names}, not {value!r}.")
@@ -57,11 +53,7 @@ def require_type(name: str, value: object, *types: type) -> None:
 def request_of(
     model: Pathish | ModelRequest, options: dict[str, Any] | None = None
 ) -> ModelRequest:
-    """Return the model that a user names; take its arguments and weights out of ``options``.
-
-    Raises:
-        InputError: An argument of another type.
-    """
+    """Return the model that a user names, by ``options`` that it takes out. Raises InputError."""
     given = {} if options is None else options
     require_type("the model", model, str, Path, ModelRequest)
     require_type("model_args", given.get("model_args") or {}, Mapping)

@@ -47,6 +47,7 @@ def test_models_compute_what_they_computed(name: str, runtime: str) -> None:
 
 def test_a_search_folder_gives_the_same_lean_model(tmp_path: Path) -> None:
     good("materialize", OLD / "search", "-o", tmp_path / "lean")
+    good("export", OLD / "search", "-o", tmp_path / "onnx")
     assert load_plan(tmp_path / "lean").digest == load_plan(OLD / "lean").digest
     images, logits = np.load(OLD / "images.npy"), np.load(OLD / "logits.npy")
     with torch.inference_mode():

@@ -347,7 +347,7 @@ def table() -> str:
 
 @pytest.mark.slow
 def test_the_documented_table_is_this_one() -> None:
-    assert table() in DOCS.read_text()
+    assert table() in DOCS.read_text(), "python -m tests.families.test_family_contract"
 
 
 if __name__ == "__main__":

@@ -66,5 +66,6 @@ def test_a_broken_runtime_is_named(value: str, tmp_path: Path) -> None:
 
 def test_the_tables_of_the_docs_are_those_of_the_declarations() -> None:
     page = (ROOT / "docs" / "runtimes.md").read_text(encoding="utf-8")
-    assert page == replace_tables(page, runtimes())
+    command = "python -m tests.helpers.runtime_tables docs/runtimes.md"
+    assert page == replace_tables(page, runtimes()), command
     assert "| `onnxruntime`: ONNX Runtime |" in page

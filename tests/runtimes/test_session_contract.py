@@ -16,15 +16,18 @@ from spvit_deploy.core.errors import InputError
 from spvit_deploy.lean.model_folder import load_saved
 from spvit_deploy.runtimes.base import Session
 from spvit_deploy.runtimes.info import RuntimeInfo
-from spvit_deploy.runtimes.registry import open_session, runtimes
+from spvit_deploy.runtimes.registry import formats, open_session, runtimes
 from spvit_deploy.workflows.export import export_model
 
 
 def artifact_for(info: RuntimeInfo, dense: Path, scratch: Path) -> Path:
-    """The dense folder where the runtime opens it, else an export of it in the runtime's format."""
+    """The dense folder where the runtime opens it, else an export of it in the first format, its
+    own or another's, that it opens.
+    """
     if "dense" in info.kinds:
         return dense
-    form = info.formats[0]
+    written = formats()
+    form = next(written[kind] for kind in info.kinds if kind in written)
     options: dict[str, Any] = {}
     if form.for_named_gpus:
         options["gpus"] = [require_gpu("the suite opens an engine", "").capability]
