@@ -22,7 +22,7 @@ from spvit_deploy.cli.options import (
 @click.argument("model", metavar="LEAN_OR_MODEL")
 @model_options
 @train_options
-@distill_options("Dense folder or timm name to distil from.", weight=0.5)
+@distill_options("Dense or lean folder, or timm name, to distil from.", weight=0.5)
 @click.option(
     "--adapters",
     metavar="lora:r=N",
