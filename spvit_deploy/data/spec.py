@@ -46,11 +46,9 @@ class DataSettings(StrictModel):
     @staticmethod
     def of(data: DataSettings | str) -> DataSettings:
         """Return settings, or those of a spec. Raises DataError for another type."""
-        if isinstance(data, DataSettings):
-            return data
-        if not isinstance(data, str):
+        if not isinstance(data, (DataSettings, str)):
             raise DataError(f"data: expected a spec such as 'digits', not {data!r}.")
-        return DataSettings(spec=data)
+        return data if isinstance(data, DataSettings) else DataSettings(spec=data)
 
     @property
     def options(self) -> str:

@@ -2,7 +2,8 @@
 
 One MAC is one multiply-add of a matrix product or convolution, per image; papers on ViT, SPViT's
 included, call this a FLOP. Zero padding counts like data. Not counted, as in the papers:
-:data:`OMITTED`.
+softmax, norms (BatchNorm is folded at export), activations, additions, LayerScale, position
+embeddings, pooling.
 
 torch's FlopCounterMode counts two operations per multiply-add, and none for a fused
 scaled_dot_product_attention on a CPU. So models are counted on a copy without data (device
@@ -23,11 +24,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from spvit_deploy.core.errors import ModelError, first_line
 from spvit_deploy.core.plan import AttentionKind, PrunePlan
 from spvit_deploy.families.timm_models import disable_fused_attention
-
-OMITTED = (
-    "softmax", "LayerNorm", "BatchNorm (folded at export)", "activations", "bias and residual "
-    "additions", "LayerScale", "position embeddings", "pooling",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -30,8 +30,7 @@ PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 
 @cache
 def runtimes(plugins: bool = True) -> Mapping[str, RuntimeInfo]:
-    """Return all runtimes by name, built-in ones first, and without those of other packages where
-    ``plugins`` is False.
+    """Return all runtimes by name, built-in ones first; only these where ``plugins`` is False.
 
     Raises:
         InputError: a plug-in cannot be loaded.
@@ -45,9 +44,7 @@ def runtimes(plugins: bool = True) -> Mapping[str, RuntimeInfo]:
 
 
 def shown_runtimes() -> Mapping[str, RuntimeInfo]:
-    """Return the runtimes for ``--help``: without plug-ins where one cannot be loaded, which
-    commands report.
-    """
+    """Return the runtimes for ``--help``: the built-in ones where a plug-in cannot be loaded."""
     try:
         return runtimes()
     except InputError:
@@ -61,9 +58,7 @@ def formats(among: Mapping[str, RuntimeInfo] | None = None) -> Mapping[str, Form
 
 
 def triton_backends(among: Mapping[str, RuntimeInfo]) -> dict[str, RuntimeInfo]:
-    """Return the runtime whose first format each backend of Triton opens; Python's runs ONNX
-    Runtime.
-    """
+    """Return the runtime behind each backend of Triton; ``python`` runs ONNX Runtime."""
     found = {info.triton_backend: info for info in among.values() if info.triton_backend}
     return {**found, "python": among["onnxruntime"]}
 

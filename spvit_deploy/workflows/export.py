@@ -14,12 +14,11 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from pydantic import ValidationError
 from sklearn.datasets import load_sample_images
 from typing_extensions import Unpack
 
 from spvit_deploy.core.arrays import Array
-from spvit_deploy.core.errors import DataError, InputError, SpvitError, did_you_mean, first_line
+from spvit_deploy.core.errors import DataError, InputError, SpvitError
 from spvit_deploy.core.output_folders import ensure_free
 from spvit_deploy.core.progress import stderr_console, warn
 from spvit_deploy.data.batches import Batches, open_batches, open_in_order
@@ -36,7 +35,13 @@ from spvit_deploy.runtimes.export_job import ExportJob, ExportSettings, parse_ba
 from spvit_deploy.runtimes.info import distinct_options
 from spvit_deploy.runtimes.registry import formats
 from spvit_deploy.search.search_folder import is_search_folder, load_search, materialize_search
-from spvit_deploy.workflows.keywords import ModelOptions, Pathish, request_of, require_type
+from spvit_deploy.workflows.keywords import (
+    ModelOptions,
+    Pathish,
+    checked_keywords,
+    request_of,
+    require_type,
+)
 
 
 class ExportOptions(ModelOptions, total=False):
@@ -105,18 +110,12 @@ def with_options(settings: ExportSettings, given: dict[str, Any]) -> ExportSetti
     """
     require_type("settings", settings, ExportSettings)
     known, options = [f.name for f in fields(ExportSettings)], distinct_options(formats().values())
-    for name in given:
-        if name not in (*known, *options):
-            meant = did_you_mean(name, (*known, *options), f"There are {', '.join(known)}.")
-            raise InputError(f"Unknown keyword argument '{name}'.", meant)
-    if "batch" in given:
-        given["batch"] = parse_batch(given["batch"])
-    own = {name: given.pop(name) for name in list(given) if name in known}
-    used = {name: value for name, value in given.items() if value not in (None, False, ())}
-    try:
+    with checked_keywords(given, known, options):
+        if "batch" in given:
+            given["batch"] = parse_batch(given["batch"])
+        own = {name: given.pop(name) for name in list(given) if name in known}
+        used = {name: value for name, value in given.items() if value not in (None, False, ())}
         return replace(settings, **own, options={**settings.options, **used})
-    except ValidationError as error:
-        raise InputError(f"{first_line(error)}.") from None
 
 
 def open_export(

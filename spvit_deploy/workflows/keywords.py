@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypedDict, TypeVar
 
@@ -44,10 +45,32 @@ class TrainOptions(ModelOptions, total=False):
 
 
 def require_type(name: str, value: object, *types: type) -> None:
-    """Raises InputError where an argument is of none of these types."""
+    """Require an argument to be of one of these types. Raises InputError."""
     if not isinstance(value, types):
         names = " or ".join(one.__name__ for one in types)
         raise InputError(f"{name}: expected {names}, not {value!r}.")
+
+
+def require_positive(name: str, value: object) -> None:
+    """Require an argument to be a positive integer. Raises InputError."""
+    if not isinstance(value, int) or value < 1:
+        raise InputError(f"{name} {value!r}: expected a positive integer.")
+
+
+@contextmanager
+def checked_keywords(
+    given: Iterable[str], fields: Sequence[str], others: Iterable[str] = ()
+) -> Iterator[None]:
+    """Refuse unknown keywords, and values that a block finds invalid. Raises InputError."""
+    known = (*fields, *others)
+    for name in given:
+        if name not in known:
+            hint = did_you_mean(name, (*known, *_OTHERS), f"There are {', '.join(fields)}.")
+            raise InputError(f"Unknown keyword argument '{name}'.", hint)
+    try:
+        yield
+    except ValidationError as error:
+        raise InputError(f"{first_line(error)}.") from None
 
 
 def request_of(
@@ -68,12 +91,5 @@ def replace_fields(settings: _Settings, keywords: Mapping[str, Any]) -> _Setting
         InputError: A keyword is not a field, or its value is not valid.
     """
     require_type("settings", settings, BaseModel)
-    known = type(settings).model_fields
-    for name in keywords:
-        if name not in known:
-            hint = did_you_mean(name, (*known, *_OTHERS), f"There are {', '.join(known)}.")
-            raise InputError(f"Unknown keyword argument '{name}'.", hint)
-    try:
+    with checked_keywords(keywords, list(type(settings).model_fields)):
         return type(settings).model_validate({**dict(settings), **keywords})
-    except ValidationError as error:
-        raise InputError(f"{first_line(error)}.") from None

@@ -25,7 +25,7 @@ from spvit_deploy.search.search_folder import (
     materialize_search,
 )
 from spvit_deploy.workflows.export import warn_if_constant
-from spvit_deploy.workflows.keywords import Pathish
+from spvit_deploy.workflows.keywords import Pathish, require_positive
 
 
 def materialize(
@@ -49,8 +49,7 @@ def materialize(
         InputError: The input is neither, or damaged, or the gates do not fit the model.
         JobError: The disk is full.
     """
-    if not isinstance(align, int) or align < 1:
-        raise InputError(f"align {align!r}: expected a positive integer.")
+    require_positive("align", align)
     ensure_free(Path(output), force, reads=(search, checkpoint))
     source, weights = Path(search), None if checkpoint is None else Path(checkpoint)
     if not is_search_folder(source):

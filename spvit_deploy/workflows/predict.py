@@ -21,7 +21,7 @@ from spvit_deploy.core.errors import DataError, InputError
 from spvit_deploy.data.pixels import from_pixels
 from spvit_deploy.data.spec import EncodedImage
 from spvit_deploy.data.transforms import ImageTransform, RawImageTransform
-from spvit_deploy.workflows.keywords import Pathish
+from spvit_deploy.workflows.keywords import Pathish, require_positive
 
 # Name that stands for standard input.
 PIPE = "-"
@@ -57,8 +57,7 @@ def predict(
     Raises:
         InputError: A file or folder does not exist, or the artifact has no class scores.
     """
-    if not isinstance(top, int) or top < 1:
-        raise InputError(f"top {top!r}: expected a positive integer.")
+    require_positive("top", top)
     names = [str(image) for image in ([images] if isinstance(images, (str, Path)) else images)]
     return list(predict_images(Path(artifact), names, top, runtime=runtime, device=device))
 
